@@ -1,0 +1,75 @@
+"""The base of every settings class, and the one exception that a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound=BaseModel)
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what came, what is allowed and what to do."""
+
+
+class Config(BaseModel):
+    """Frozen settings of one part, declared beside the class that reads them. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, ser_json_inf_nan="constants")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """``did you mean 'x'? `` for the allowed name that resembles ``name`` most, else an empty string."""
+    match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'? " if match else ""
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """``table[name]``, or a :class:`UserError` that names the nearest key and all keys."""
+    if name not in table:
+        raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}allowed: {', '.join(sorted(table))}")
+    return table[name]
+
+
+def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[str]:
+    """One line per problem of a pydantic error: the path, what came and what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join([root, *map(str, problem["loc"])]) if root else ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            fields = _fields_at(cls, problem["loc"][:-1])
+            lines.append(
+                f"{path}: unknown key; {nearest(str(problem['loc'][-1]), fields)}allowed: {', '.join(sorted(fields))}"
+            )
+        elif problem["type"] == "missing":
+            lines.append(f"{path}: is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message}, got {problem['input']!r}")
+    return lines
+
+
+def parse(cls: type[C], values: object, root: str = "") -> C:
+    """Validate ``values`` as ``cls``; a :class:`UserError` lists all problems at once."""
+    if not isinstance(values, dict):
+        raise UserError(f"{root or cls.__name__}: expected settings (key: value), got {values!r}")
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(describe(error, root, cls))) from None
+
+
+def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the settings class at ``location`` below ``cls``."""
+    current: type[BaseModel] = cls
+    for step in location:
+        field = current.model_fields.get(str(step))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return list(current.model_fields)
+        current = field.annotation
+    return list(current.model_fields)

@@ -1,0 +1,60 @@
+"""Small pure functions that every layer may use: seeds, token maps, masks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from segdistill.types import Mask
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and their order, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by :func:`derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Patch tokens as a channels-first map."""
+    b, n, c = tokens.shape
+    assert n == grid[0] * grid[1], (n, grid)
+    return tokens.transpose(1, 2).reshape(b, c, *grid)
+
+
+def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+    """A channels-first map as patch tokens."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Tokens on ``grid`` bilinearly resampled to the grid ``to`` (no change where they agree)."""
+    if grid == to:
+        return tokens
+    resized = F.interpolate(tokens_to_map(tokens, grid), size=to, mode="bilinear", align_corners=False)
+    return map_to_tokens(resized)
+
+
+def random_mask(
+    batch: int, tokens: int, *, probability: float, ratio: float, rng: torch.Generator, first: bool = True
+) -> Mask:
+    """Hide ``int(tokens * ratio)`` uniformly chosen tokens in each of ``int(batch * probability)`` samples.
+
+    Spec A.5: with ``first`` the masked samples are the first ones of the (already shuffled) batch, as the authors'
+    ``--mask_first_n``; else they are drawn at random.
+    """
+    count = int(batch * probability)
+    samples = torch.arange(count) if first else torch.randperm(batch, generator=rng)[:count].sort().values
+    hidden = int(tokens * ratio)
+    order = torch.rand(count, tokens, generator=rng).argsort(dim=1)
+    mask = torch.zeros(count, tokens, dtype=torch.bool)
+    mask.scatter_(1, order[:, :hidden], True)
+    return Mask(samples=samples, tokens=mask)

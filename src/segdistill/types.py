@@ -1,0 +1,62 @@
+"""What the parts hand to each other. Legend: B batch, N tokens, C channels, K classes, H W pixels, h w grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+LossTerms = dict[str, Tensor]
+"""Named scalar terms, already weighted; their sum is what is optimised."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says about a batch: patch tokens of the requested taps, in their order.
+
+    The tap ``-1`` is the output of the last block *after* the final norm; any other tap is a raw block output.
+    """
+
+    tokens: tuple[Float[Tensor, "b n _c"], ...]
+    cls: Float[Tensor, "b _c"] | None
+    grid: tuple[int, int]  # (h, w), n = h * w
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Widths of an encoder's taps (one per requested tap) and of its CLS token (None: it has none)."""
+
+    channels: tuple[int, ...]
+    cls_channels: int | None
+    depth: int  # number of blocks: taps are 0-based block indices below it
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method wants to be given; the stage supplies it."""
+
+    taps: tuple[int, ...] = (-1,)
+    masked: bool = False  # a second student view in which some patch tokens are replaced by the mask token
+    logits: bool = False  # per-pixel class scores of both networks
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which student tokens are hidden. Samples that are not listed stay whole and are not run a second time."""
+
+    samples: Tensor  # (M,) int64 indices into the batch of the masked samples
+    tokens: Tensor  # (M, N) bool, True = hidden
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a method gets for one network.
+
+    ``masked`` holds only the M masked samples (``mask.samples`` of the batch); the plain tokens serve the others.
+    """
+
+    plain: Features
+    masked: Features | None = None
+    mask: Mask | None = None
+    logits: Float[Tensor, "b k _h _w"] | None = None
