@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_serializer
 
 
 T = TypeVar("T")
@@ -73,3 +73,31 @@ def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[st
             return list(current.model_fields)
         current = field.annotation
     return list(current.model_fields)
+
+
+class Part(BaseModel):
+    """One choice from a table and its settings, written flat in YAML: ``{type: gkd, patch_weight: 1.0}``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+    settings: SerializeAsAny[Config]
+
+    @model_serializer
+    def _flat(self) -> dict[str, object]:
+        return {"type": self.type, **self.settings.model_dump(mode="json")}
+
+
+def part_of(kind: str, table: Mapping[str, type]) -> object:
+    """The annotation of a :class:`Part` field whose ``type`` is a key of ``table`` (classes with a ``Config``)."""
+
+    def read(value: object) -> object:
+        if isinstance(value, Part):
+            return value
+        if not isinstance(value, dict) or "type" not in value:
+            raise ValueError(f"expected {{type: ..., settings}} with a type of {', '.join(sorted(table))}")
+        settings = {key: item for key, item in value.items() if key != "type"}
+        config = choose(kind, value["type"], table).Config
+        return Part(type=value["type"], settings=parse(config, settings, kind))
+
+    return Annotated[Part, BeforeValidator(read)]

@@ -1,0 +1,1 @@
+"""Images and labels: the procedural world, data sets, transforms, batches. Knows no models."""

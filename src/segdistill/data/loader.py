@@ -1,0 +1,75 @@
+"""Batches as a pure function of (seed, stage, step): the same for any number of processes and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from segdistill.config import UserError
+from segdistill.data.dataset import Dataset, Sample
+from segdistill.ops import derive_seed, generator
+
+Batch = dict[str, Tensor]
+
+
+class StepBatches(TorchDataset[Batch]):
+    """Item ``step`` is that step's batch of this process.
+
+    Slot ``s = step * batch + position`` reads image ``permutation(epoch)[(s mod N) // repeats]`` of epoch ``s // N``;
+    ``repeats`` = 3 is the authors' repeated augmentation (spec A.7): an epoch has N samples of N / 3 images.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable[[Sample], Batch],
+        *,
+        batch: int,
+        seed: tuple[int | str, ...],
+        repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(dataset) == 0:
+            raise UserError("the data selection has no images; choose at least one")
+        if batch % world_size:
+            raise UserError(f"batch {batch} cannot be divided among {world_size} processes; choose a multiple")
+        self.dataset, self.transform, self.batch, self.seed, self.repeats = dataset, transform, batch, seed, repeats
+        share = batch // world_size
+        self.positions = range(rank * share, (rank + 1) * share)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def indices(self, step: int) -> list[int]:
+        """The data-set indices of this process's samples of ``step``."""
+        n = len(self.dataset)
+        slots = [step * self.batch + position for position in self.positions]
+        return [self._order(slot // n)[(slot % n) // self.repeats] for slot in slots]
+
+    def __getitem__(self, step: int) -> Batch:
+        samples = []
+        for position, index in zip(self.positions, self.indices(step), strict=True):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
+                samples.append(self.transform(self.dataset[index]))
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _permutation(self, epoch: int) -> list[int]:
+        return torch.randperm(len(self.dataset), generator=generator(*self.seed, "epoch", epoch)).tolist()
+
+
+def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
+    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one)."""
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)

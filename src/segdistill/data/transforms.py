@@ -1,0 +1,149 @@
+"""Augmentation of one sample, drawn from torch's global generator, which the loader seeds per (stage, step, slot)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from segdistill.config import Config
+from segdistill.data.dataset import Sample
+
+IGNORE = 255
+
+
+class DistillAugment(Config):
+    """What both networks see in a distillation stage (spec A.7: timm's ``create_transform``, the same crop for both).
+
+    Random erasing happens on [0, 1] pixels here and after normalisation there: the noise differs in scale only.
+    """
+
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop")
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    keep_aspect: bool = Field(False, description="ours: multiply crop_ratio by the image's own width / height")
+    flip: float = 0.5
+    rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
+    erase: float = 0.25
+
+
+class TaskAugment(Config):
+    """What the decoder learns from (spec A.10)."""
+
+    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the short side relative to the crop's")
+    max_share: float = Field(0.75, description="a crop in which one class has more than this is drawn again")
+    tries: int = 10
+    flip: float = 0.5
+    photometric: bool = True
+
+
+class DistillTransform:
+    """Image -> (3, H, W) uint8 crop of the wanted size; the label is dropped."""
+
+    def __init__(self, config: DistillAugment, size: tuple[int, int]) -> None:
+        aspect = size[1] / size[0] if config.keep_aspect else 1.0
+        low, high = config.crop_ratio
+        self.crop = v2.RandomResizedCrop(
+            size,
+            scale=config.crop_scale,
+            ratio=(low * aspect, high * aspect),
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        self.flip = v2.RandomHorizontalFlip(config.flip)
+        self.erase = v2.RandomErasing(p=config.erase, value="random") if config.erase else None  # type: ignore[arg-type]
+        self.rand_augment: Any = None
+        if config.rand_augment:
+            from timm.data.auto_augment import rand_augment_transform
+
+            fill = {"translate_const": int(size[0] * 0.45), "img_mean": (124, 116, 104)}
+            self.rand_augment = rand_augment_transform(config.rand_augment, fill)
+
+    def __call__(self, sample: Sample) -> dict[str, Tensor]:
+        image = self.flip(self.crop(_tensor(sample.image)))
+        if self.rand_augment is not None:
+            image = self._augment(image)
+        if self.erase is not None:
+            noisy = self.erase(image.float() / 255.0)
+            image = (noisy * 255.0).round().clamp(0, 255).to(torch.uint8)
+        return {"image": image}
+
+    def _augment(self, image: Tensor) -> Tensor:
+        """timm's RandAugment draws from Python's and NumPy's generators: seed them from torch's, then restore."""
+        state, numpy_state = random.getstate(), np.random.get_state()
+        seed = int(torch.randint(2**31, ()).item())
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            picture = self.rand_augment(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+class TaskTransform:
+    """Image and label -> a random crop of both: (3, H, W) uint8 and (H, W) int64 with 255 where nothing is known."""
+
+    def __init__(self, config: TaskAugment, size: tuple[int, int]) -> None:
+        self.config, self.size = config, size
+        self.flip = v2.RandomHorizontalFlip(config.flip)
+        self.photometric = (
+            v2.RandomPhotometricDistort(
+                brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.5
+            )
+            if config.photometric
+            else None
+        )
+
+    def __call__(self, sample: Sample) -> dict[str, Tensor]:
+        assert sample.label is not None, "the task stage checks that its domains are labelled"
+        image = tv_tensors.Image(_tensor(sample.image))
+        label = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(sample.label))[None])
+        image, label = self._scale(image, label)
+        image, label = self._crop(image, label)
+        image, label = self.flip(image, label)
+        if self.photometric is not None:
+            image = self.photometric(image)
+        return {"image": image.as_subclass(Tensor), "label": label.as_subclass(Tensor)[0].long()}
+
+    def _scale(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.config.scale
+        factor = low + (high - low) * torch.rand(()).item()
+        short, crop_short = min(image.shape[-2:]), min(self.size)
+        ratio = factor * crop_short / short
+        h, w = (max(1, round(side * ratio)) for side in image.shape[-2:])
+        resized = v2.functional.resize(image, [h, w], interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+        return resized, v2.functional.resize(label, [h, w], interpolation=v2.InterpolationMode.NEAREST)
+
+    def _crop(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        h, w = image.shape[-2:]
+        pad_h, pad_w = max(0, self.size[0] - h), max(0, self.size[1] - w)
+        top = left = 0
+        for _ in range(self.config.tries):
+            top = int(torch.randint(max(1, h - self.size[0] + 1), ()).item())
+            left = int(torch.randint(max(1, w - self.size[1] + 1), ()).item())
+            if _balanced(label[..., top : top + self.size[0], left : left + self.size[1]], self.config.max_share):
+                break
+        box = slice(top, top + self.size[0]), slice(left, left + self.size[1])
+        padding = [0, 0, pad_w, pad_h]
+        image = tv_tensors.Image(v2.functional.pad(image[..., *box], padding, fill=[0.0]))
+        label = tv_tensors.Mask(v2.functional.pad(label[..., *box], padding, fill=[float(IGNORE)]))
+        return image, label
+
+
+def _balanced(label: Tensor, max_share: float) -> bool:
+    """More than one class, none of them above ``max_share`` of the labelled pixels."""
+    counts = torch.bincount(label.flatten().long(), minlength=IGNORE + 1)[:IGNORE]
+    return int((counts > 0).sum()) > 1 and counts.max().item() < max_share * max(1, int(counts.sum()))
+
+
+def _tensor(image: Any) -> Tensor:
+    """(H, W, 3) array -> (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

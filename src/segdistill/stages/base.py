@@ -1,0 +1,113 @@
+"""What every stage is given, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+from pydantic import Field
+
+from segdistill.config import Config, Part, UserError, part_of
+from segdistill.data.dataset import Dataset, DataSelection, DataSource, Progress, open_dataset
+from segdistill.decoders import DECODERS
+from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.ops import derive_seed
+from segdistill.train.loop import Log, LoopSettings
+
+
+class ModelConfig(Config):
+    """One network: an encoder, where its weights come from, and (for tasks) a decoder."""
+
+    encoder: EncoderConfig
+    title: str = ""
+    decoder: part_of("decoder", DECODERS) | None = None  # type: ignore[valid-type]
+
+
+class StageConfig(Config):
+    """What all stages have."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="lower-case name, unique in the recipe")
+    data: DataSelection
+    steps: int = Field(ge=1)
+    batch: int = Field(16, ge=1, description="images per step over all processes")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given. ``student_weights``: the encoder file that an earlier stage left, if any."""
+
+    fabric: Fabric
+    source: DataSource
+    seed: int
+    folder: Path
+    label: str  # "01-domain_agnostic": the folder's name and the name in the log
+    student: ModelConfig | None
+    teacher: ModelConfig | None
+    student_weights: Path | None
+    log: Log
+    progress: Progress
+    log_every: int
+    checkpoint_every: int
+    workers: int
+
+    def loop_settings(self, config: StageConfig, clip: float | None) -> LoopSettings:
+        """The loop's settings for this stage."""
+        return LoopSettings(
+            stage=self.label,
+            steps=config.steps,
+            seed=(self.seed, config.name),
+            clip=clip,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+        )
+
+    def open(self, selection: DataSelection) -> Dataset:
+        """The images that ``selection`` names; the first process prepares them, the others wait."""
+        if self.fabric.is_global_zero:
+            open_dataset(self.source, selection, self.progress)
+        self.fabric.barrier()
+        return open_dataset(self.source, selection, None)
+
+    def build_student(self) -> Encoder:
+        """The student's encoder with the weights of the last stage, or with its first ones."""
+        model = need(self.student, "student", self.label)
+        config = model.encoder
+        if self.student_weights is not None:
+            config = config.model_copy(update={"weights": str(self.student_weights)})
+        return build_encoder(config, seed=derive_seed(self.seed, "student"))
+
+    def build_teacher(self) -> Encoder:
+        """The frozen teacher's encoder: evaluation mode, no gradients."""
+        model = need(self.teacher, "teacher", self.label)
+        encoder = build_encoder(model.encoder, seed=derive_seed(self.seed, "teacher"))
+        return encoder.eval().requires_grad_(False)
+
+
+@dataclass
+class StageResult:
+    """What goes into the stage's manifest; the files are already in its folder."""
+
+    seconds: float
+    parameters: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:
+    """``model``, or one line that says that the recipe lacks it."""
+    if model is None:
+        raise UserError(f"stage {stage} needs a {role}, and the recipe has none; add '{role}: {{encoder: ...}}'")
+    return model
+
+
+def need_decoder(model: ModelConfig, role: str, stage: str) -> Part:
+    """The model's decoder, or one line that says that the recipe lacks it."""
+    if model.decoder is None:
+        raise UserError(f"stage {stage} needs a decoder for the {role}; add 'decoder: {{type: semfpn}}' to it")
+    return model.decoder
+
+
+def count(module: Any) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,125 @@
+"""Feature distillation without labels: the task-agnostic stage on proxy images and the domain-agnostic stage on
+source images are this one function with other data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
+
+Only the student's encoder is handed over; the method's heads are dropped and start anew in the next stage.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdistill.config import Part, part_of
+from segdistill.data.loader import StepBatches, batches
+from segdistill.data.transforms import DistillAugment, DistillTransform
+from segdistill.encoders import Encoder
+from segdistill.methods import METHODS
+from segdistill.ops import derive_seed, generator, random_mask
+from segdistill.stages.base import StageConfig, StageContext, StageResult, count
+from segdistill.stages.views import student_views, teacher_views
+from segdistill.train.loop import Objective, train
+from segdistill.train.optim import CosineConfig, parameter_groups
+from segdistill.types import LossTerms, Mask, Needs, Views
+from segdistill.weights import save_encoder
+
+
+class DistillConfig(StageConfig):
+    """Settings of a distillation stage; the defaults are the authors'."""
+
+    type: Literal["distill"] = "distill"
+    method: part_of("method", METHODS)  # type: ignore[valid-type]
+    augment: DistillAugment = DistillAugment()
+    optimizer: CosineConfig = CosineConfig()
+    repeats: int = Field(3, ge=1, description="repeated augmentation: an epoch sees 1 / repeats of the images")
+
+
+class Distillation(nn.Module):
+    """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD."""
+
+    def __init__(self, student: Encoder, teacher: Encoder, part: Part, seed: tuple[int | str, ...]) -> None:
+        super().__init__()
+        self.teacher, self.seed, self.patch = teacher, seed, student.patch
+        taps = METHODS[part.type].needs.taps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(*seed, "method"))
+            self.method = METHODS[part.type](part.settings, student.spec(taps), teacher.spec(taps))
+        self.needs: Needs = self.method.needs
+
+    def train(self, mode: bool = True) -> Distillation:
+        """Everything but the teacher, which stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def mask(self, images: Tensor, step: int) -> Mask | None:
+        """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
+        if not self.needs.masked:
+            return None
+        h, w = (side // self.patch for side in images.shape[-2:])
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        rng = generator(*self.seed, "mask", step, rank)
+        mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())
+        return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
+
+    def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:
+        """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1]."""
+        if hasattr(self.method, "set_progress"):
+            self.method.set_progress(step / steps)
+        return self.method(student, teacher_views(self.teacher, images, self.needs.taps))
+
+
+class DistillObjective(Objective):
+    """The student's encoder and what pulls it towards the teacher."""
+
+    def __init__(self, student: Encoder, distillation: Distillation) -> None:
+        super().__init__()
+        self.student, self.distillation = student, distillation
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The student and the method's own parameters."""
+        return {"student": self.student, "method": self.distillation.method}
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
+        """The method's terms on the batch's images (B, 3, H, W) uint8."""
+        images = batch["image"].float() / 255.0
+        mask = self.distillation.mask(images, step)
+        views = student_views(self.student, images, self.distillation.needs.taps, mask)
+        return self.distillation(views, images, step, steps)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the method measured at the last step."""
+        values = getattr(self.distillation.method, "diagnostics", {})
+        return {name: value.item() for name, value in values.items()}
+
+
+def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
+    """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
+    student, seed = context.build_student(), (context.seed, config.name)
+    distillation = Distillation(student, context.build_teacher(), config.method, seed)
+    method = distillation.method
+    data = StepBatches(
+        context.open(config.data),
+        DistillTransform(config.augment, context.source.size),
+        batch=config.batch,
+        seed=seed,
+        repeats=config.repeats,
+        rank=context.fabric.global_rank,
+        world_size=context.fabric.world_size,
+    )
+    seconds = train(
+        context.fabric,
+        DistillObjective(student, distillation),
+        parameter_groups([(student, 1.0), (method, 1.0)], config.optimizer.weight_decay),
+        lambda order: batches(data, order, context.workers),
+        schedule=config.optimizer.schedule(config.batch),
+        betas=config.optimizer.betas,
+        settings=context.loop_settings(config, config.optimizer.clip),
+        folder=context.folder / "checkpoint",
+        log=context.log,
+    )
+    if context.fabric.is_global_zero:
+        save_encoder(student, context.folder / "encoder.safetensors")
+    return StageResult(seconds, parameters={"encoder": count(student), "method": count(method)})

@@ -1,0 +1,1 @@
+"""The one loop, the optimiser's groups and schedules, checkpoints."""

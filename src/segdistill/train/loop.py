@@ -1,0 +1,182 @@
+"""The one training loop, read from top to bottom. It knows nothing of distillation: objective in, named terms out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from segdistill.config import UserError
+from segdistill.ops import derive_seed
+from segdistill.train import checkpoint
+from segdistill.train.optim import Schedule
+from segdistill.types import LossTerms
+
+
+class Objective(nn.Module):
+    """What a stage optimises: ``forward(batch, step, steps)`` returns the weighted terms of the loss.
+
+    ``trained`` names the modules that are trained and saved; everything else (a frozen teacher) is neither.
+    """
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Name -> module whose state belongs into a checkpoint."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
+        """The weighted terms of the loss of one batch."""
+        raise NotImplementedError
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of the last forward worth logging that are no loss."""
+        return {}
+
+
+class Log(Protocol):
+    """Where a stage's metrics go."""
+
+    def metrics(self, entry: dict[str, Any]) -> None:
+        """One record of a logged step."""
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget the stage's records after ``step``: the loop will write them again."""
+
+    def progress(self, stage: str, step: int, steps: int, loss: float | None) -> None:
+        """Called at every step."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs; ``seed`` identifies (run, stage)."""
+
+    stage: str
+    steps: int
+    seed: tuple[int | str, ...]
+    clip: float | None = None
+    log_every: int = 20
+    checkpoint_every: int = 200
+
+
+@dataclass
+class Totals:
+    """Sums since the last logged step, so that the log holds means and the loop does not wait for each value."""
+
+    count: int = 0
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, terms: LossTerms) -> None:
+        """Add one step's detached terms."""
+        self.count += 1
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value.detach()
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term; the sums start again."""
+        means = {name: value.item() / self.count for name, value in self.terms.items()}
+        self.count, self.terms = 0, {}
+        return means
+
+
+def train(
+    fabric: Fabric,
+    objective: Objective,
+    groups: list[dict[str, Any]],
+    batches: Callable[[Sequence[int]], Iterator[dict[str, Tensor]]],
+    *,
+    schedule: Schedule,
+    betas: tuple[float, float],
+    settings: LoopSettings,
+    folder: Path,
+    log: Log,
+) -> float:
+    """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds spent, resumes included.
+
+    A step's samples come from ``batches``, its random numbers from (seed, step, rank), its learning rate from
+    ``schedule``: so a killed run that is started again gives the same weights as an uninterrupted one.
+    """
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=_fused(groups))
+    wrapped, optimizer = fabric.setup(objective, optimizer)
+    start, spent = _restore(fabric, objective, optimizer, folder)
+    log.rewind(settings.stage, start)
+    objective.train()
+    totals, images, last_log_s = Totals(), 0, time.perf_counter()
+    began = last_log_s - spent
+    for step, batch in zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True):
+        batch = fabric.to_device(batch)
+        images += next(iter(batch.values())).shape[0] * fabric.world_size
+        lr = schedule(step, settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        torch.manual_seed(derive_seed(*settings.seed, "model", step, fabric.global_rank))
+        terms = wrapped(batch, step, settings.steps)
+        loss = torch.stack(list(terms.values())).sum()
+        _stop_if_not_finite(loss, terms, settings, step)
+        fabric.backward(loss)
+        if settings.clip:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        totals.add(terms)
+        done = step + 1
+        log.progress(settings.stage, done, settings.steps, None)
+        saves = done % settings.checkpoint_every == 0 and done < settings.steps
+        if done % settings.log_every == 0 or done == settings.steps or saves:
+            means, now = totals.means(), time.perf_counter()
+            entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": sum(means.values())}
+            entry |= {"terms": means, "lr": lr, "images_per_s": images / (now - last_log_s)}
+            log.metrics(entry | {"diagnostics": objective.diagnostics()})
+            log.progress(settings.stage, done, settings.steps, entry["loss"])
+            last_log_s, images = now, 0
+        if saves:
+            _save(fabric, objective, optimizer, folder, done, time.perf_counter() - began)
+    return time.perf_counter() - began
+
+
+def _stop_if_not_finite(loss: Tensor, terms: LossTerms, settings: LoopSettings, step: int) -> None:
+    if math.isfinite(loss.item()):
+        return
+    shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    raise UserError(
+        f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); the last checkpoint is whole: "
+        "lower the learning rate, set a clip, or use precision=32-true, and run again"
+    )
+
+
+def _state(objective: Objective, optimizer: Any) -> dict[str, Any]:
+    return {
+        "modules": {name: module.state_dict() for name, module in objective.trained().items()},
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+def _save(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, step: int, spent: float) -> None:
+    if fabric.is_global_zero:
+        checkpoint.save(folder, step, _state(objective, optimizer) | {"seconds": spent})
+    fabric.barrier()
+
+
+def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path) -> tuple[int, float]:
+    state = checkpoint.load(folder)
+    if state is None:
+        return 0, 0.0
+    try:
+        for name, module in objective.trained().items():
+            module.load_state_dict(state["modules"][name])
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the checkpoint in {folder} belongs to another model ({reason}); choose another --out") from None
+    fabric.barrier()
+    return int(state["step"]), float(state["seconds"])
+
+
+def _fused(groups: list[dict[str, Any]]) -> bool:
+    """One kernel for all parameters where every parameter's device has it (CPU, CUDA)."""
+    return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])

@@ -1,0 +1,81 @@
+"""AdamW's parameter groups and learning rates as a pure function of the step: nothing of it needs to be saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from segdistill.config import Config
+
+Schedule = Callable[[int, int], float]
+"""(step, steps) -> learning rate of the base group."""
+
+
+class CosineConfig(Config):
+    """Optimiser of the distillation stages (spec A.7): AdamW, cosine in epochs, linear learning-rate rule."""
+
+    lr: float = Field(5e-4, gt=0, description="learning rate at the reference batch")
+    lr_reference_batch: int | None = Field(512, description="lr is scaled by batch / this; None: lr as it is")
+    min_lr: float = Field(1e-5, ge=0)
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
+    epochs: int = Field(100, ge=1, description="the learning rate changes this many times in the stage")
+    lag: int = Field(1, ge=0, description="epochs that the schedule lags behind (1: as the authors' code)")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+
+    def schedule(self, batch: int) -> Schedule:
+        """Epochs 0 and 1 run at the base rate, epoch e at the cosine of e - 1 (the authors' lag of one)."""
+        base = self.lr * (batch / self.lr_reference_batch if self.lr_reference_batch else 1.0)
+
+        def lr(step: int, steps: int) -> float:
+            if step < self.warmup * steps:
+                return base * (step + 1) / (self.warmup * steps)
+            epoch = max(0, step * self.epochs // steps - self.lag)
+            floor = min(self.min_lr, base)
+            return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * epoch / self.epochs))
+
+        return lr
+
+
+class PolyConfig(Config):
+    """Optimiser of the task stage (spec A.10): AdamW, polynomial decay, no clipping."""
+
+    lr: float = Field(1e-4, gt=0)
+    encoder_lr_scale: float = Field(0.1, gt=0, description="of the encoder's learning rate where it is trained")
+    power: float = 0.9
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+
+    def schedule(self, batch: int) -> Schedule:
+        """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10)."""
+        del batch
+
+        def lr(step: int, steps: int) -> float:
+            if step < self.warmup * steps:
+                return self.lr * (step + 1) / (self.warmup * steps)
+            return self.lr * (1 - step / max(1, steps - 1)) ** self.power
+
+        return lr
+
+
+def parameter_groups(modules: Iterable[tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters of (module, learning-rate scale) pairs.
+
+    No decay on parameters of one dimension and on biases (timm's ``filter_bias_and_bn``); embeddings do decay (A.7).
+    """
+    groups = []
+    for module, scale in modules:
+        decayed, plain = [], []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+        groups.append({"params": decayed, "weight_decay": weight_decay, "lr_scale": scale})
+        groups.append({"params": plain, "weight_decay": 0.0, "lr_scale": scale})
+    return [group for group in groups if group["params"]]
