@@ -1,0 +1,28 @@
+"""Distillation methods: one paper, one file. A method sees features, never a network.
+
+The contract of an entry of :data:`METHODS`::
+
+    class X(nn.Module):
+        needs = Needs(...)                    # with default settings; an instance's `needs` follows its settings
+        class Config(segdistill.config.Config): ...
+        @staticmethod
+        def needs_for(config) -> Needs        # what a stage asks before it builds the method
+        def __init__(self, config, student: FeatureSpec, teacher: FeatureSpec)
+        def forward(self, student: Views, teacher: Views) -> LossTerms
+
+Optional: ``mask_settings()`` (arguments of :func:`segdistill.ops.random_mask`, where ``needs.masked``),
+``set_progress(fraction)`` (how much of the stage is done, before each step) and ``diagnostics`` (named detached scalars
+of the last forward, to be logged and never optimised). Teacher features are constants to every method.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segdistill.methods.gkd import GKD
+from segdistill.methods.mse import MSE
+
+METHODS: dict[str, type[nn.Module]] = {
+    "gkd": GKD,
+    "mse": MSE,
+}

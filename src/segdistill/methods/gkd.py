@@ -1,0 +1,170 @@
+"""Generalizable Knowledge Distillation: query-based soft distillation of encoder tokens.
+
+Paper: "Generalizable Knowledge Distillation from Vision Foundation Models for Semantic Segmentation", CVPR 2026
+(arXiv 2603.02554); readings checked against the authors' code. For student tokens S (B, N, Ds) and teacher tokens T
+(B, N, Dt), both after the final norm, a head with the projections phi_q and phi_v (LayerNorm, Linear) computes
+
+    A = softmax_j( phi_q(S)_i . T_j )            over the N teacher tokens of the image; no 1/sqrt(d), no temperature
+    R = A phi_v(S)                               the values are the student's, indexed by teacher position
+
+and three heads give the loss (all weights 1):
+
+    token    = MSE( R_cls, T_cls )               one key: softmax = 1, so phi_q of this head gets a zero gradient
+    feature  = MSE( [R_cls, R_plain], [T_cls, T] )
+    patch    = MSE( R_masked, T )                student with hidden tokens; over *all* tokens of *all* samples
+
+Only half of the samples have hidden tokens. The others' masked view equals their plain one, so ``student.masked``
+holds the masked samples alone and the plain tokens serve the rest: the same value and gradient.
+
+Deviations: attention logits, softmax and weighted sum in at least fp32 (the authors' fp16 logits are unscaled and can
+overflow); tokens of another grid are resampled to the teacher's. Settings marked "ours" are off by default.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdistill import config as base
+from segdistill.config import UserError
+from segdistill.ops import map_to_tokens, resize_tokens, tokens_to_map
+from segdistill.types import FeatureSpec, LossTerms, Needs, Views
+
+
+class QSDHead(nn.Module):
+    """One query-based soft distillation head: student tokens re-expressed in the teacher's space."""
+
+    def __init__(self, student: int, teacher: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.proj_q = nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
+        self.proj_v = nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
+        self.scale = scale
+
+    def forward(
+        self, student: Float[Tensor, "b n ds"], teacher: Float[Tensor, "b n dt"], own_bias: float = 0.0
+    ) -> tuple[Float[Tensor, "b n dt"], Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+        """Reconstructed tokens, attention (rows sum to 1 over teacher positions) and logits (without ``own_bias``)."""
+        query, value = self.proj_q(student), self.proj_v(student)
+        precision = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            logits = query.to(precision) @ teacher.to(precision).transpose(1, 2)  # (B, N, N)
+            if self.scale is not None:
+                logits = logits * self.scale
+            biased = logits
+            if own_bias:
+                biased = logits + own_bias * torch.eye(logits.shape[-1], dtype=precision, device=logits.device)
+            attention = biased.softmax(dim=-1)
+            return attention @ value.to(precision), attention, logits
+
+
+class GKD(nn.Module):
+    """The three heads and their loss; see the module's text."""
+
+    needs = Needs(masked=True)
+
+    class Config(base.Config):
+        """Defaults are the authors'."""
+
+        token_weight: float = Field(1.0, ge=0, description="weight of the CLS term (paper: gamma)")
+        feature_weight: float = Field(1.0, ge=0, description="weight of the plain-view term (paper: alpha)")
+        patch_weight: float = Field(1.0, ge=0, description="weight of the masked-view term (paper: beta)")
+        mask_probability: float = Field(0.5, ge=0, le=1, description="share of the samples with hidden tokens")
+        mask_ratio: float = Field(0.5, ge=0, le=1, description="share of the tokens hidden in such a sample")
+        mask_first: bool = Field(True, description="hide in the first samples of the (shuffled) batch, else in random")
+        masked_only: bool = Field(False, description="patch term over hidden tokens alone (as Proteus)")
+        scale: float | None = Field(None, gt=0, description="ours: factor on the attention logits; None: as published")
+        own_position_bias: float = Field(0.0, ge=0, description="ours: logit bonus of a token's own position")
+        own_position_anneal: float = Field(
+            0.6, gt=0, le=1, description="ours: share of the stage in which that bonus falls linearly to zero"
+        )
+
+    def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().__init__()
+        if student.cls_channels is None or teacher.cls_channels is None:
+            raise UserError("gkd distils the CLS token: choose a student and a teacher that have one")
+        self.config = config
+        widths = (student.channels[0], teacher.channels[0])
+        self.patch_head = QSDHead(*widths, scale=config.scale)
+        self.fea_head = QSDHead(*widths, scale=config.scale)
+        self.token_head = QSDHead(student.cls_channels, teacher.cls_channels, scale=config.scale)
+        self.progress = 0.0
+        self.diagnostics: dict[str, Tensor] = {}
+
+    @staticmethod
+    def needs_for(config: Config) -> Needs:
+        """The masked view, whatever the settings; ``mask_probability=0`` makes it empty."""
+        return GKD.needs
+
+    def mask_settings(self) -> dict[str, float | bool]:
+        """Keyword arguments for :func:`segdistill.ops.random_mask`."""
+        config = self.config
+        return {"probability": config.mask_probability, "ratio": config.mask_ratio, "first": config.mask_first}
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell how much of the stage is done, from 0 to 1."""
+        self.progress = float(fraction)
+
+    def forward(self, student: Views, teacher: Views) -> LossTerms:
+        """Weighted ``token``, ``feature`` and ``patch`` terms; sets ``diagnostics``."""
+        config = self.config
+        tokens, cls = teacher.plain.tokens[0].detach(), teacher.plain.cls
+        assert cls is not None
+        assert student.plain.cls is not None
+        cls = cls.detach().unsqueeze(1)  # (B, 1, Dt)
+        to = teacher.plain.grid
+        plain = resize_tokens(student.plain.tokens[0], student.plain.grid, to)
+        bias = config.own_position_bias * max(0.0, 1.0 - self.progress / config.own_position_anneal)
+
+        cls_out, _, _ = self.token_head(student.plain.cls.unsqueeze(1), cls)
+        plain_out, attention, logits = self.fea_head(plain, tokens, bias)
+        self._diagnose(attention, logits)
+        reconstructed = torch.cat([cls_out, plain_out], dim=1)
+        return {
+            "token": config.token_weight * _mse(cls_out, cls),
+            "feature": config.feature_weight * _mse(reconstructed, torch.cat([cls, tokens], dim=1)),
+            "patch": config.patch_weight * self._patch(student, plain, tokens, to, bias),
+        }
+
+    def _patch(
+        self,
+        student: Views,
+        plain: Float[Tensor, "b n ds"],
+        tokens: Float[Tensor, "b n dt"],
+        to: tuple[int, int],
+        bias: float,
+    ) -> Float[Tensor, ""]:
+        """The masked-view term, unweighted."""
+        if student.masked is None or student.mask is None:
+            if self.config.masked_only:
+                return self.patch_head(plain, tokens, bias)[0].sum() * 0.0
+            return _mse(self.patch_head(plain, tokens, bias)[0], tokens)
+        samples = student.mask.samples.to(plain.device)
+        masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)
+        if not self.config.masked_only:
+            view = plain.index_copy(0, samples, masked.to(plain.dtype))
+            return _mse(self.patch_head(view, tokens, bias)[0], tokens)
+        target = tokens[samples]
+        error = (self.patch_head(masked, target, bias)[0] - target).square().mean(dim=-1)  # (M, N)
+        hidden = student.mask.tokens.to(error.device, error.dtype).unsqueeze(-1)
+        if student.masked.grid != to:
+            grid_map = F.interpolate(tokens_to_map(hidden, student.masked.grid), size=to, mode="nearest")
+            hidden = map_to_tokens(grid_map)
+        hidden = hidden.squeeze(-1)
+        return (error * hidden).sum() / hidden.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def _diagnose(self, attention: Float[Tensor, "b n n"], logits: Float[Tensor, "b n n"]) -> None:
+        """How far the plain-view head attends to its own position, and how peaked its logits are."""
+        self.diagnostics = {
+            "own_position_share": attention.detach().diagonal(dim1=1, dim2=2).mean(),
+            "logit_std": logits.detach().std(),
+        }
+
+
+def _mse(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
+    """Mean squared error in at least fp32."""
+    precision = torch.promote_types(output.dtype, torch.float32)
+    return F.mse_loss(output.to(precision), target.to(precision))

@@ -1,0 +1,81 @@
+"""Vanilla knowledge distillation: regress the teacher's tokens.
+
+    L = MSE( adapter(S), T )            mean over all elements; adapter = LayerNorm, Linear(Ds -> Dt)
+
+FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) on encoder tokens, as GKD's comparison uses it: its "vanilla KD" row
+is the same as "MSE, single stage", ``||F_t(x) - F_s(x)||^2`` beside the task loss. Layer, adapter and weight are not
+established there (spec B.1); ours: final-norm patch tokens, weight 1. Tokens of another grid are resampled to the
+teacher's. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdistill import config as base
+from segdistill.config import UserError
+from segdistill.ops import resize_tokens
+from segdistill.types import FeatureSpec, LossTerms, Needs, Views
+
+
+class MSE(nn.Module):
+    """Adapters and their squared error; see the module's text."""
+
+    needs = Needs()
+
+    class Config(base.Config):
+        weight: float = Field(1.0, ge=0, description="weight of the patch-token term")
+        cls_weight: float = Field(0.0, ge=0, description="ours: weight of the CLS term; 0: none")
+        taps: tuple[int, ...] = Field(
+            (-1,), min_length=1, description="blocks compared, the same in both networks; -1: final-norm tokens"
+        )
+
+    def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().__init__()
+        if not len(student.channels) == len(teacher.channels) == len(config.taps):
+            raise UserError(
+                f"mse compares {len(config.taps)} taps: got {len(student.channels)} of the student "
+                f"and {len(teacher.channels)} of the teacher"
+            )
+        self.config = config
+        self.needs = self.needs_for(config)
+        self.adapters = nn.ModuleList(map(_adapter, student.channels, teacher.channels))
+        self.cls_adapter: nn.Module | None = None
+        if config.cls_weight:
+            if student.cls_channels is None or teacher.cls_channels is None:
+                raise UserError("mse.cls_weight needs a student and a teacher with a CLS token: set it to 0")
+            self.cls_adapter = _adapter(student.cls_channels, teacher.cls_channels)
+
+    @staticmethod
+    def needs_for(config: Config) -> Needs:
+        """The configured taps."""
+        return Needs(taps=config.taps)
+
+    def forward(self, student: Views, teacher: Views) -> LossTerms:
+        """Weighted ``feature`` (and ``token``) terms."""
+        pairs = zip(self.adapters, student.plain.tokens, teacher.plain.tokens, strict=True)
+        errors = [
+            _mse(adapter(resize_tokens(tokens, student.plain.grid, teacher.plain.grid)), target.detach())
+            for adapter, tokens, target in pairs
+        ]
+        terms = {"feature": self.config.weight * torch.stack(errors).mean()}
+        if self.cls_adapter is not None:
+            assert student.plain.cls is not None
+            assert teacher.plain.cls is not None
+            error = _mse(self.cls_adapter(student.plain.cls), teacher.plain.cls.detach())
+            terms["token"] = self.config.cls_weight * error
+        return terms
+
+
+def _adapter(student: int, teacher: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
+
+
+def _mse(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
+    """Mean squared error in at least fp32."""
+    precision = torch.promote_types(output.dtype, torch.float32)
+    return F.mse_loss(output.to(precision), target.to(precision))
