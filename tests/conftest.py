@@ -1,0 +1,18 @@
+"""Set before anything imports torch: one thread per test process, no network, no display, shapes checked."""
+
+from __future__ import annotations
+
+import os
+
+import jaxtyping
+
+# xdist runs one process per core: more threads than that only wait for each other, and sums keep one order.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that wants a download fails at once
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["COLUMNS"] = "160"  # rich and typer wrap messages at the terminal's width
+os.environ["NO_COLOR"] = "1"
+
+# Every shape annotation of the package is checked at run time, in tests only.
+jaxtyping.install_import_hook("segdistill", "beartype.beartype")
