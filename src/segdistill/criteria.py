@@ -1,0 +1,49 @@
+"""Losses on pixels and on image-level classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+IGNORE = 255
+"""The label of pixels that no loss and no metric looks at."""
+
+
+def pixel_cross_entropy(logits: Float[Tensor, "b k h w"], labels: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the pixels that are not :data:`IGNORE`, in float32.
+
+    Zero, still joined to the graph, where every pixel is ignored.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def presence_loss(
+    logits: Float[Tensor, "b k"], labels: Int[Tensor, "b h w"], min_share: float = 0.001
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy between image-level ``logits`` and the classes that the labels contain. Ours.
+
+    It gives a CLS token dense supervision's counterpart: class k is present where its pixels are at least
+    ``min_share`` of the image's labelled pixels. An image without a labelled pixel says nothing and does not count;
+    a batch of such images gives zero, still joined to the graph.
+    """
+    target, known = presence(labels, logits.shape[1], min_share)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def presence(
+    labels: Int[Tensor, "b h w"], num_classes: int, min_share: float
+) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"]]:
+    """Which classes each image contains (0 or 1), and whether it has a labelled pixel at all (0 or 1)."""
+    flat = labels.flatten(1).long()
+    index = torch.where(flat == IGNORE, num_classes, flat)  # one bin more for the ignored
+    counts = torch.zeros(len(flat), num_classes + 1, device=labels.device)
+    counts.scatter_add_(1, index, torch.ones_like(index, dtype=counts.dtype))
+    counts = counts[:, :num_classes]
+    total = counts.sum(dim=1, keepdim=True)
+    present = (counts > 0) & (counts >= min_share * total)
+    return present.float(), (total[:, 0] > 0).float()

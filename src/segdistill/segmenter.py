@@ -1,0 +1,139 @@
+"""Encoder and decoder as one model: class scores, class maps, sliding windows."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from segdistill.config import Config, UserError
+from segdistill.criteria import IGNORE
+from segdistill.ops import tokens_to_map
+from segdistill.types import LossTerms
+
+
+class Window(Config):
+    """Sliding-window inference (spec A.11): ``size`` and ``stride`` in pixels (h, w), ``batch`` windows at a time."""
+
+    size: tuple[int, int] = (512, 512)
+    stride: tuple[int, int] = (341, 341)
+    batch: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _covers(self) -> Window:
+        if any(not 1 <= step <= side for side, step in zip(self.size, self.stride, strict=True)):
+            raise ValueError(f"stride {self.stride} must be at least 1 and at most the size {self.size}")
+        return self
+
+
+def positions(length: int, size: int, stride: int) -> list[int]:
+    """Starts of the windows along one side; the last one is shifted back to end with the image."""
+    count = max(length - size + stride - 1, 0) // stride + 1
+    return [min(i * stride, max(length - size, 0)) for i in range(count)]
+
+
+class Segmenter(nn.Module):
+    """A segmentation model of ``num_classes`` classes: the decoder reads the encoder's ``taps``.
+
+    Images are RGB in [0, 1], (B, 3, H, W), of any size: a side that is no multiple of the encoder's ``patch``
+    is padded at the bottom or right by repeating the border, and the result is cropped.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, taps: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.taps, self.num_classes = tuple(taps), num_classes
+        self.patch = int(encoder.patch)
+
+    def freeze_encoder(self) -> None:
+        """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter of the encoder asks for a gradient."""
+        return not any(p.requires_grad for p in self.encoder.parameters())
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
+        """The taps as maps (B, C, h, w), shallow to deep; without gradient where the encoder is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
+            features = self.encoder(images, taps=self.taps)
+        return tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, "b h w"]) -> LossTerms:
+        """The decoder's loss terms; labels are class indices, 255 where there is none."""
+        bottom, right = self._padding(images)
+        if bottom or right:
+            images, labels = _pad(images, bottom, right), F.pad(labels, (0, right, 0, bottom), value=IGNORE)
+        return self.decoder.loss(self.maps(images), labels)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, "b h w"]) -> LossTerms:
+        """:meth:`loss`, as the call that wrappers for several processes see."""
+        return self.loss(images, labels)
+
+    def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Class scores per pixel of the whole image at once; differentiable."""
+        height, width = images.shape[-2:]
+        bottom, right = self._padding(images)
+        padded = _pad(images, bottom, right) if bottom or right else images
+        scores = self.decoder.scores(self.maps(padded), (height + bottom, width + right))
+        return scores[..., :height, :width]
+
+    def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
+        """Scores of overlapping windows, summed and divided by their number per pixel; float32.
+
+        An image smaller than a window is one window of its own size.
+        """
+        batch, _, height, width = images.shape
+        rows = positions(height, window.size[0], window.stride[0])
+        columns = positions(width, window.size[1], window.stride[1])
+        high, wide = min(height, window.size[0]), min(width, window.size[1])
+        places = [(i, y, x) for i in range(batch) for y in rows for x in columns]
+        total = torch.zeros(batch, self.num_classes, height, width, device=images.device)
+        count = torch.zeros(height, width, device=images.device)
+        for y in rows:
+            for x in columns:
+                count[y : y + high, x : x + wide] += 1
+        for start in range(0, len(places), window.batch):
+            chunk = places[start : start + window.batch]
+            scores = self.scores(torch.stack([images[i, :, y : y + high, x : x + wide] for i, y, x in chunk]))
+            for (i, y, x), score in zip(chunk, scores, strict=True):
+                total[i, :, y : y + high, x : x + wide] += score.float()
+        return total / count
+
+    @torch.no_grad()
+    def predict(
+        self, images: Float[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
+    ) -> Int[Tensor, "b _p _q"]:
+        """Class map (int64) of the images' size, or of ``size``: then the *scores* are upsampled before the argmax.
+
+        Scores are enlarged one image at a time, so the memory is that of one image. The model is used in the mode it
+        is in; call ``eval()`` first.
+        """
+        if not images.is_floating_point():
+            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+        scores = self.scores(images) if window is None else self.window_scores(images, window)
+        if size is None or tuple(size) == tuple(images.shape[-2:]):
+            return scores.argmax(dim=1)
+        return torch.cat(
+            [F.interpolate(s[None].float(), size=size, mode="bilinear", align_corners=False).argmax(1) for s in scores]
+        )
+
+    def _padding(self, images: Tensor) -> tuple[int, int]:
+        """Missing pixels at the bottom and at the right."""
+        height, width = images.shape[-2:]
+        return -height % self.patch, -width % self.patch
+
+
+def _pad(images: Tensor, bottom: int, right: int) -> Tensor:
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")
