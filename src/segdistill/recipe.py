@@ -1,0 +1,141 @@
+"""The recipe: one YAML file of settings. Class defaults < recipe < ``key=value`` on the command line, nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from segdistill.config import Config, UserError, nearest, parse
+from segdistill.data.dataset import DataSource
+from segdistill.segmenter import Window
+from segdistill.stages.base import ModelConfig
+from segdistill.stages.distill import DistillConfig
+from segdistill.stages.task import TaskConfig
+
+STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
+
+
+def _read_stage(value: object) -> object:
+    if isinstance(value, Config):
+        return value
+    if not isinstance(value, dict) or value.get("type") not in STAGES:
+        got = value.get("type") if isinstance(value, dict) else value
+        raise ValueError(f"a stage needs a type, one of {', '.join(STAGES)}; {nearest(str(got), STAGES)}")
+    return parse(STAGES[value["type"]], value, f"stage '{value.get('name', '?')}'")
+
+
+Stage = Annotated[DistillConfig | TaskConfig, BeforeValidator(_read_stage)]
+
+
+class EvaluateConfig(Config):
+    """Which images every finished segmenter is scored on."""
+
+    domains: tuple[str, ...] = Field(min_length=1)
+    unseen: tuple[str, ...] = Field((), description="those whose mean is reported; no choice was made on them")
+    validation: tuple[str, ...] = Field((), description="those that choices are made on; never counted as unseen")
+    split: Literal["train", "val", "test", "pretrain"] = "test"
+    images: int = Field(50, ge=1, description="per domain")
+    batch: int = Field(16, ge=1)
+    window: Window | None = Field(None, description="sliding window; None: the whole image at once")
+    pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
+
+    @model_validator(mode="after")
+    def _known(self) -> EvaluateConfig:
+        for field in ("unseen", "validation"):
+            if strange := set(getattr(self, field)) - set(self.domains):
+                raise ValueError(f"{field} names {', '.join(sorted(strange))}, which 'domains' lacks; add them there")
+        if both := set(self.unseen) & set(self.validation):
+            raise ValueError(f"{', '.join(sorted(both))}: validation domains cannot count as unseen")
+        return self
+
+
+class Recipe(Config):
+    """One experiment, from start weights to scores."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    title: str = ""
+    seed: int = Field(0, ge=0)
+    data: DataSource = DataSource()
+    teacher: ModelConfig | None = None
+    student: ModelConfig | None = None
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    evaluate: EvaluateConfig | None = None
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(0, ge=0, description="processes that make batches; 0: the training process itself")
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"stage names must differ; {', '.join(sorted(repeated))} stands twice")
+        return self
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}; `segdistill list recipes` names those that are there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, got {type(values).__name__}")
+    for override in overrides or []:
+        apply(values, override)
+    return parse(Recipe, values)
+
+
+def apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
+
+    A key that does not exist yet is set too: whether it may exist is for the validation to say.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is no valid YAML; quote it") from None
+    *path, last = key.strip().split(".")
+    node: Any = values
+    for step in path:
+        node = _child(node, step, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; loading it gives the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _child(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, step, override)]
+    if step not in node or node[step] is None:
+        node[step] = {}
+    if not isinstance(node[step], dict | list):
+        raise UserError(f"override '{override}': '{step}' is a value, not a group of settings")
+    return node[step]
+
+
+def _position(node: list[Any], step: str, override: str) -> int:
+    names = [item.get("name") for item in node if isinstance(item, dict)]
+    if step in names:
+        return names.index(step)
+    if step.isdigit() and int(step) < len(node):
+        return int(step)
+    allowed = [name for name in names if name] or [str(i) for i in range(len(node))]
+    raise UserError(f"override '{override}': no '{step}' there; {nearest(step, allowed)}allowed: {', '.join(allowed)}")

@@ -1,0 +1,87 @@
+"""Where a run's metrics go: JSON lines always, TensorBoard beside them, and whoever watches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from segdistill.files import write_atomic
+
+
+class Watcher(Protocol):
+    """Somebody who watches a run: the command line's progress bars, a notebook, a test."""
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """A stage begins (``running``) or is taken as it is (``finished``, ``reused``)."""
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """A step of it is done; ``loss`` where it was logged."""
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Other work with an end: rendering, evaluation."""
+
+
+class Quiet:
+    """Watches nothing."""
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """Ignore a stage."""
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """Ignore a step."""
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Ignore other work."""
+
+
+class RunLog:
+    """``metrics.jsonl`` and ``tensorboard/`` of a run folder; only the first process writes."""
+
+    def __init__(self, folder: Path, watcher: Watcher, *, writes: bool) -> None:
+        self.path, self.folder, self.watcher, self.writes = folder / "metrics.jsonl", folder, watcher, writes
+        self._boards: dict[str, Any] = {}
+
+    def metrics(self, entry: dict[str, Any]) -> None:
+        """Append one record to the file and to TensorBoard."""
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        board = self._board(entry["stage"], entry["step"])
+        scalars = {"loss": entry["loss"], "lr": entry["lr"], "images_per_s": entry["images_per_s"]}
+        scalars |= {f"terms/{name}": value for name, value in entry["terms"].items()}
+        scalars |= {f"diagnostics/{name}": value for name, value in entry["diagnostics"].items()}
+        for name, value in scalars.items():
+            board.add_scalar(name, value, entry["step"])
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop the stage's records after ``step``, and a last line that a kill cut short."""
+        if not self.writes or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry["stage"] != stage or entry["step"] <= step:
+                kept.append(line + "\n")
+        write_atomic(self.path, lambda file: file.write("".join(kept).encode()))
+
+    def progress(self, stage: str, step: int, steps: int, loss: float | None) -> None:
+        """Tell the watcher."""
+        self.watcher.step(stage, step, steps, loss)
+
+    def close(self) -> None:
+        """Flush TensorBoard's files."""
+        for board in self._boards.values():
+            board.close()
+        self._boards = {}
+
+    def _board(self, stage: str, step: int) -> Any:
+        if stage not in self._boards:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._boards[stage] = SummaryWriter(str(self.folder / "tensorboard" / stage), purge_step=step)
+        return self._boards[stage]
