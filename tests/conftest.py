@@ -15,4 +15,4 @@ os.environ["COLUMNS"] = "160"  # rich and typer wrap messages at the terminal's 
 os.environ["NO_COLOR"] = "1"
 
 # Every shape annotation of the package is checked at run time, in tests only.
-jaxtyping.install_import_hook("segdistill", "beartype.beartype")
+jaxtyping.install_import_hook("segdistill", "typecheck.check")
