@@ -175,7 +175,7 @@ def test_arrows_point_down() -> None:
     assert "0 broken" in done.stdout
 
 
-TORCHLESS = ("config", "files", "report", "pictures", "cli")
+TORCHLESS = ("config", "files", "environment", "runlog", "report", "pictures", "cli")
 
 
 def test_the_light_modules_load_no_torch() -> None:
