@@ -123,8 +123,8 @@ class GKD(nn.Module):
         self._diagnose(attention, logits)
         reconstructed = torch.cat([cls_out, plain_out], dim=1)
         return {
-            "token": config.token_weight * _mse(cls_out, cls),
-            "feature": config.feature_weight * _mse(reconstructed, torch.cat([cls, tokens], dim=1)),
+            "token": config.token_weight * F.mse_loss(cls_out, cls),
+            "feature": config.feature_weight * F.mse_loss(reconstructed, torch.cat([cls, tokens], dim=1)),
             "patch": config.patch_weight * self._patch(student, plain, tokens, to, bias),
         }
 
@@ -140,12 +140,12 @@ class GKD(nn.Module):
         if student.masked is None or student.mask is None:
             if self.config.masked_only:
                 return self.patch_head(plain, tokens, bias)[0].sum() * 0.0
-            return _mse(self.patch_head(plain, tokens, bias)[0], tokens)
+            return F.mse_loss(self.patch_head(plain, tokens, bias)[0], tokens)
         samples = student.mask.samples.to(plain.device)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)
         if not self.config.masked_only:
             view = plain.index_copy(0, samples, masked.to(plain.dtype))
-            return _mse(self.patch_head(view, tokens, bias)[0], tokens)
+            return F.mse_loss(self.patch_head(view, tokens, bias)[0], tokens)
         target = tokens[samples]
         error = (self.patch_head(masked, target, bias)[0] - target).square().mean(dim=-1)  # (M, N)
         hidden = student.mask.tokens.to(error.device, error.dtype).unsqueeze(-1)
@@ -160,11 +160,5 @@ class GKD(nn.Module):
         """How far the plain-view head attends to its own position, and how peaked its logits are."""
         self.diagnostics = {
             "own_position_share": attention.detach().diagonal(dim1=1, dim2=2).mean(),
-            "logit_std": logits.detach().std(),
+            "logit_std": logits.detach().std(correction=0),
         }
-
-
-def _mse(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
-    """Mean squared error in at least fp32."""
-    precision = torch.promote_types(output.dtype, torch.float32)
-    return F.mse_loss(output.to(precision), target.to(precision))

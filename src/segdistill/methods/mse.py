@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from segdistill import config as base
 from segdistill.config import UserError
@@ -28,6 +27,8 @@ class MSE(nn.Module):
     needs = Needs()
 
     class Config(base.Config):
+        """Ours: the comparison's settings are not published."""
+
         weight: float = Field(1.0, ge=0, description="weight of the patch-token term")
         cls_weight: float = Field(0.0, ge=0, description="ours: weight of the CLS term; 0: none")
         taps: tuple[int, ...] = Field(
@@ -59,23 +60,17 @@ class MSE(nn.Module):
         """Weighted ``feature`` (and ``token``) terms."""
         pairs = zip(self.adapters, student.plain.tokens, teacher.plain.tokens, strict=True)
         errors = [
-            _mse(adapter(resize_tokens(tokens, student.plain.grid, teacher.plain.grid)), target.detach())
+            F.mse_loss(adapter(resize_tokens(tokens, student.plain.grid, teacher.plain.grid)), target.detach())
             for adapter, tokens, target in pairs
         ]
         terms = {"feature": self.config.weight * torch.stack(errors).mean()}
         if self.cls_adapter is not None:
             assert student.plain.cls is not None
             assert teacher.plain.cls is not None
-            error = _mse(self.cls_adapter(student.plain.cls), teacher.plain.cls.detach())
+            error = F.mse_loss(self.cls_adapter(student.plain.cls), teacher.plain.cls.detach())
             terms["token"] = self.config.cls_weight * error
         return terms
 
 
 def _adapter(student: int, teacher: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
-
-
-def _mse(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
-    """Mean squared error in at least fp32."""
-    precision = torch.promote_types(output.dtype, torch.float32)
-    return F.mse_loss(output.to(precision), target.to(precision))

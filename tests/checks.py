@@ -1,0 +1,196 @@
+"""Checks that every entry of a table passes, and the inputs they need. Tests parametrise them over the tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segdistill.methods import METHODS
+from segdistill.ops import generator, random_mask
+from segdistill.types import Features, FeatureSpec, Mask, Needs, Views
+
+GOLDEN = Path(__file__).parent / "golden"
+DEPTH = 6
+
+# Parameters that a method's own formula leaves without a gradient.
+SILENT = {"gkd": "token_head.proj_q."}
+
+# For every setting: companions that let it act, and the value that must change the outcome.
+PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
+    "gkd": {
+        "token_weight": ({}, 0.5),
+        "feature_weight": ({}, 0.5),
+        "patch_weight": ({}, 0.5),
+        "mask_probability": ({}, 0.25),
+        "mask_ratio": ({}, 0.25),
+        "mask_first": ({}, False),
+        "masked_only": ({}, True),
+        "scale": ({}, 0.5),
+        "own_position_bias": ({}, 3.0),
+        "own_position_anneal": ({"own_position_bias": 3.0}, 0.9),
+    },
+    "mse": {
+        "weight": ({}, 0.5),
+        "cls_weight": ({}, 0.5),
+        "taps": ({}, (2,)),
+    },
+}
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The content of ``golden/<name>.json``."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def wave(shape: tuple[int, ...], a: float, b: float = 0.0) -> Tensor:
+    """``sin(a * arange(n) + b)`` in float64: the inputs of the golden values."""
+    return torch.sin(a * torch.arange(torch.Size(shape).numel(), dtype=torch.float64) + b).reshape(shape)
+
+
+def fill(module: nn.Module, a: float) -> None:
+    """Set the i-th named parameter to ``wave(shape, a, 0.1 i)``."""
+    with torch.no_grad():
+        for index, parameter in enumerate(module.parameters()):
+            parameter.copy_(wave(tuple(parameter.shape), a, 0.1 * index))
+
+
+class MethodCase:
+    """A method with random tokens in place of two networks."""
+
+    def __init__(
+        self, name: str, *, batch: int = 4, grid: tuple[int, int] = (2, 3), widths: tuple[int, int] = (5, 7),
+        dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.batch, self.grid, self.widths, self.dtype = name, batch, grid, widths, dtype
+        cls = METHODS[name]
+        config = cls.Config(**settings)
+        self.needs: Needs = cls.needs_for(config)
+        specs = [FeatureSpec((width,) * len(self.needs.taps), width, DEPTH) for width in widths]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.method = cls(config, *specs).to(dtype)
+
+    def _features(self, who: str, width: int, tap_names: tuple[int, ...], *, grad: bool) -> Features:
+        h, w = self.grid
+        tokens = [torch.randn(self.batch, h * w, width, generator=generator(who, tap), dtype=torch.float64)
+                  for tap in tap_names]  # fmt: skip
+        cls = torch.randn(self.batch, width, generator=generator(who, "cls"), dtype=torch.float64)
+        leaves = [x.to(self.dtype).requires_grad_(grad) for x in [*tokens, cls]]
+        return Features(tokens=tuple(leaves[:-1]), cls=leaves[-1], grid=self.grid)
+
+    def views(self, *, grad: bool = False) -> tuple[Views, Views]:
+        """The student's and the teacher's views; every tensor a leaf, with a gradient if ``grad``."""
+        teacher = Views(plain=self._features("teacher", self.widths[1], self.needs.taps, grad=grad))
+        plain = self._features("student", self.widths[0], self.needs.taps, grad=grad)
+        if not self.needs.masked:
+            return Views(plain=plain), teacher
+        count = self.grid[0] * self.grid[1]
+        mask = random_mask(self.batch, count, rng=generator("mask"), **self.method.mask_settings())
+        noise = self._features("hidden", self.widths[0], self.needs.taps, grad=False)
+        hidden = mask.tokens.unsqueeze(-1)
+        rows = mask.samples
+        tokens = [
+            torch.where(hidden, other[rows], own.detach()[rows]).requires_grad_(grad)
+            for own, other in zip(plain.tokens, noise.tokens, strict=True)
+        ]
+        masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
+        return Views(plain=plain, masked=masked, mask=mask), teacher
+
+    def outcome(self) -> dict[str, float]:
+        """The terms at 30 % of a stage, as numbers."""
+        if hasattr(self.method, "set_progress"):
+            self.method.set_progress(0.3)
+        return {name: term.item() for name, term in self.method(*self.views()).items()}
+
+
+def check_terms(name: str) -> None:
+    """Named, finite, non-negative scalars; diagnostics are detached scalars."""
+    case = MethodCase(name)
+    terms = case.method(*case.views(grad=True))
+    assert terms
+    for key, term in terms.items():
+        assert key.isidentifier()
+        assert term.shape == ()
+        assert term.isfinite()
+        assert term.item() > 0
+    for value in getattr(case.method, "diagnostics", {}).values():
+        assert value.shape == ()
+        assert not value.requires_grad
+
+
+def check_gradients(name: str) -> None:
+    """The loss reaches the student's tokens and every parameter but the declared ones, and nothing of the teacher."""
+    case = MethodCase(name)
+    student, teacher = case.views(grad=True)
+    sum(case.method(student, teacher).values()).backward()
+    for key, parameter in case.method.named_parameters():
+        assert parameter.grad is not None, key
+        silent = key.startswith(SILENT.get(name, " "))
+        assert (parameter.grad.abs().max().item() == 0) == silent, key
+    for view in [student.plain] + ([student.masked] if student.masked else []):
+        assert all(tokens.grad is not None and tokens.grad.abs().sum() > 0 for tokens in view.tokens)
+    assert all(tokens.grad is None for tokens in teacher.plain.tokens)
+    assert teacher.plain.cls.grad is None
+
+
+def check_batch_order(name: str) -> None:
+    """Samples do not know their neighbours' order."""
+    case = MethodCase(name)
+    student, teacher = case.views()
+    order = torch.tensor([2, 0, 3, 1])
+
+    def shuffle(features: Features) -> Features:
+        return Features(tuple(tokens[order] for tokens in features.tokens), features.cls[order], features.grid)
+
+    mask = student.mask and Mask(samples=order.argsort()[student.mask.samples], tokens=student.mask.tokens)
+    moved = Views(plain=shuffle(student.plain), masked=student.masked, mask=mask)
+    expected = case.method(student, teacher)
+    for key, term in case.method(moved, Views(plain=shuffle(teacher.plain))).items():
+        torch.testing.assert_close(term, expected[key], rtol=1e-12, atol=0)
+
+
+def check_finite_differences(name: str) -> None:
+    """Analytic gradients of tokens and parameters equal finite differences in float64."""
+    case = MethodCase(name, batch=2, grid=(1, 2), widths=(3, 4))
+    student, teacher = case.views(grad=True)
+    views = [student.plain] + ([student.masked] if student.masked else [])
+    leaves = [tokens for view in views for tokens in view.tokens]
+    parameters = dict(case.method.named_parameters())
+
+    def loss(*_: Tensor) -> Tensor:  # the leaves are perturbed in place
+        return sum(case.method(student, teacher).values())
+
+    assert torch.autograd.gradcheck(loss, (*leaves, *parameters.values()))
+
+
+def check_half_precision(name: str) -> None:
+    """Finite under bfloat16 autocast, near the fp32 value, and in fp32."""
+    case = MethodCase(name, dtype=torch.float32)
+    exact = case.method(*case.views())
+    student, teacher = case.views(grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = case.method(student, teacher)
+    for key, term in terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, exact[key], rtol=0.05, atol=0.05)
+    sum(terms.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in case.method.parameters())
+
+
+def check_state(name: str) -> None:
+    """A fresh method with the state of a trained one gives the same terms."""
+    case, fresh = MethodCase(name, seed=1), MethodCase(name, seed=2)
+    assert fresh.outcome() != case.outcome()
+    fresh.method.load_state_dict(case.method.state_dict())
+    assert fresh.outcome() == case.outcome()
+
+
+def check_setting(name: str, field: str) -> None:
+    """Changing one setting changes the outcome."""
+    companions, value = PERTURBED[name][field]
+    assert METHODS[name].Config(**companions).model_dump()[field] != value
+    assert MethodCase(name, **companions).outcome() != MethodCase(name, **companions, **{field: value}).outcome()
