@@ -1,0 +1,219 @@
+"""Label maps as files and as colours: overlays, error maps, contact sheets. Imports no torch.
+
+Legend: H W pixels. A label map is (H, W) uint8 class ids with 255 = ignored; a picture is (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from segdistill.config import UserError
+from segdistill.files import write_atomic
+
+Colors = Sequence[Sequence[int]]
+Pixels = NDArray[np.uint8]
+
+IGNORE = 255
+WRONG = (213, 94, 0)  # vermilion of the Okabe-Ito palette: told apart from grey by every kind of colour vision
+INK, PAPER = (32, 36, 42), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row: what it shows and where it lies."""
+
+    caption: str
+    kind: Literal["image", "label"]
+    path: Path
+
+
+class PictureSource(Protocol):
+    """What :func:`comparison_picture` needs to know of a comparison (``report.Comparison`` is one)."""
+
+    @property
+    def colors(self) -> Colors: ...
+
+    def picture_indices(self, domain: str) -> tuple[int, ...]:
+        """The scene numbers that were kept for ``domain``."""
+        ...
+
+    def panels(self, domain: str, index: int) -> tuple[Panel, ...]:
+        """Image, truth, teacher and every arm for one scene."""
+        ...
+
+
+def save_label(path: Path, label: NDArray[np.integer], colors: Colors) -> None:
+    """Write ``label`` (H, W) as an indexed PNG whose palette is ``colors`` (255 is black), atomically."""
+    if label.ndim != 2:
+        raise UserError(f"{path}: a label map has the shape (H, W), got {label.shape}")
+    ids = np.unique(label)
+    if any(i != IGNORE and not 0 <= i < len(colors) for i in ids):
+        raise UserError(f"{path}: class ids must be below {len(colors)} or {IGNORE} (ignored), got {ids.tolist()}")
+    image = Image.fromarray(label.astype(np.uint8)).convert("L")
+    image.putpalette(palette(colors).tobytes())
+    write_atomic(path, lambda file: image.save(file, format="PNG"))
+
+
+def load_label(path: Path) -> Pixels:
+    """The class ids (H, W) of an indexed or grey PNG. Raises :class:`UserError` for a missing or damaged file."""
+    with _open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(f"{path}: expected an indexed PNG of class ids, got a picture of mode {image.mode}")
+        return _pixels(image, path)
+
+
+def load_image(path: Path) -> Pixels:
+    """A picture (H, W, 3). Raises :class:`UserError` for a missing or damaged file."""
+    with _open(path) as image:
+        try:
+            return _pixels(image.convert("RGB"), path)
+        except (OSError, SyntaxError, ValueError):
+            raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+
+
+def palette(colors: Colors) -> Pixels:
+    """(256, 3): the class colours, then black."""
+    if len(colors) > IGNORE:
+        raise UserError(f"at most {IGNORE} classes fit a label map, got {len(colors)}")
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(colors)] = np.asarray(colors, dtype=np.uint8).reshape(-1, 3)
+    return table
+
+
+def colorize(label: NDArray[np.integer], colors: Colors) -> Pixels:
+    """``label`` (H, W) in its class colours (H, W, 3); ignored pixels are black."""
+    return palette(colors)[label.astype(np.uint8)]
+
+
+def overlay(image: Pixels, label: NDArray[np.integer], colors: Colors, alpha: float = 0.55) -> Pixels:
+    """Class colours laid over ``image`` with the weight ``alpha``; ignored pixels show the image."""
+    _same_size(image, label)
+    mixed = image.astype(np.float32) * (1 - alpha) + colorize(label, colors).astype(np.float32) * alpha
+    mixed = np.where((label == IGNORE)[..., None], image, np.rint(mixed))
+    return mixed.astype(np.uint8)
+
+
+def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
+    """Wrong pixels in vermilion, right ones as the pale grey ``image`` (or plain grey), ignored ones dark."""
+    _same_size(prediction, truth)
+    if image is None:
+        grey = np.full(truth.shape, 226.0, dtype=np.float32)
+    else:
+        _same_size(image, truth)
+        grey = 120 + image.astype(np.float32).mean(axis=2) * 0.5
+    result = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
+    result[(prediction != truth) & (truth != IGNORE)] = WRONG
+    result[truth == IGNORE] = (60, 60, 60)
+    return result
+
+
+def pixels_right(prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> float | None:
+    """The share of counted pixels with the right class; None where every pixel is ignored."""
+    _same_size(prediction, truth)
+    counted = truth != IGNORE
+    return float((prediction == truth)[counted].mean()) if counted.any() else None
+
+
+def enlarge(picture: Pixels, scale: int, *, smooth: bool = False) -> Pixels:
+    """``picture`` (H, W, 3) magnified ``scale`` times: whole pixels, or bicubic with ``smooth`` (photographs)."""
+    if scale < 1:
+        raise UserError(f"scale must be at least 1, got {scale}")
+    if not smooth:
+        return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    size = (picture.shape[1] * scale, picture.shape[0] * scale)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Pixels | None]], captions: Sequence[str], names: Sequence[str] = (), gap: int = 6
+) -> Pixels:
+    """Rows of equally large pictures as one picture: ``captions`` above the columns, ``names`` left of the rows.
+
+    ``None`` leaves a cell empty. Raises :class:`UserError` where the rows do not fit the captions or each other.
+    """
+    sizes = {picture.shape for row in rows for picture in row if picture is not None}
+    if len(sizes) != 1:
+        raise UserError(f"a contact sheet needs pictures of one size, got {sorted(sizes) or 'none'}")
+    if any(len(row) != len(captions) for row in rows) or (names and len(names) != len(rows)):
+        raise UserError(f"a contact sheet needs {len(captions)} pictures in each row and one name per row or none")
+    height, width, _ = sizes.pop()
+    font = ImageFont.load_default(size=max(11, min(22, width // 15)))
+    line = int(sum(font.getmetrics())) + gap
+    left = max((int(font.getlength(name)) for name in names), default=-gap) + gap
+    left += gap if names else 0
+    size = (left + len(captions) * (width + gap) + gap, line + len(rows) * (height + gap) + gap)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, caption in enumerate(captions):
+        text = _fit(caption, font, width)
+        draw.text((left + gap + column * (width + gap), gap // 2 + 1), text, fill=INK, font=font)
+    for r, row in enumerate(rows):
+        top = line + r * (height + gap)
+        if names:
+            draw.text((gap, top + height // 2), names[r], fill=INK, font=font, anchor="lm")
+        for column, picture in enumerate(row):
+            if picture is not None:
+                sheet.paste(Image.fromarray(picture), (left + gap + column * (width + gap), top))
+    return np.asarray(sheet)
+
+
+def comparison_picture(comparison: PictureSource, domains: Sequence[str], path: Path, scale: int = 2) -> None:
+    """One PNG for a README: per domain a row of image, truth, teacher and every arm (its first kept scene)."""
+    rows = []
+    for domain in domains:
+        indices = comparison.picture_indices(domain)
+        if not indices:
+            raise UserError(f"no pictures were kept for the domain '{domain}'")
+        rows.append({panel.caption: panel for panel in comparison.panels(domain, indices[0])})
+    captions = list(dict.fromkeys(caption for row in rows for caption in row))
+    table = [[_show(row.get(caption), comparison.colors, scale) for caption in captions] for row in rows]
+    sheet = Image.fromarray(contact_sheet(table, captions, names=list(domains)))
+    write_atomic(path, lambda file: sheet.save(file, format="PNG", optimize=True))
+
+
+def _show(panel: Panel | None, colors: Colors, scale: int) -> Pixels | None:
+    """A panel as enlarged RGB."""
+    if panel is None:
+        return None
+    if panel.kind == "image":
+        return enlarge(load_image(panel.path), scale, smooth=True)
+    return enlarge(colorize(load_label(panel.path), colors), scale)
+
+
+def _open(path: Path) -> Image.Image:
+    """The opened file, or one line about why it cannot be opened."""
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture") from None
+    except (UnidentifiedImageError, OSError):
+        raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+
+
+def _pixels(image: Image.Image, path: Path) -> Pixels:
+    """The decoded pixels; a file that breaks off is a :class:`UserError`."""
+    try:
+        return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError):
+        raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+
+
+def _same_size(one: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+    if one.shape[:2] != other.shape[:2]:
+        raise UserError(f"the pictures differ in size: {one.shape[:2]} and {other.shape[:2]} (height, width)")
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """``text``, shortened with an ellipsis until it is at most ``width`` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,286 @@
+"""The page: one HTML file that needs nothing else, with the answer at its top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape as e
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+from segdistill.files import write_atomic
+from segdistill.report import charts
+from segdistill.report.answer import headline, ranking, remarks
+from segdistill.report.compare import Comparison, collect
+from segdistill.report.gallery import class_legend, gallery
+from segdistill.report.runs import Run
+from segdistill.report.table import Cell, Column, millions, percent, table_rows
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+GROUPS = {
+    "source": "source",
+    "unseen": "unseen domains",
+    "mean": "",
+    "validation": "validation, not unseen",
+    "cost": "cost",
+}
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Read the run folders and write the page to ``out``, whole or not at all."""
+    page = render(collect(folders)).encode()
+    write_atomic(out, lambda file: file.write(page))
+
+
+def render(comparison: Comparison) -> str:
+    """The page as text."""
+    sections: list[tuple[str, str, Callable[[Comparison], str]]] = [
+        ("table", "Table", table_section),
+        ("bars", "Unseen domains", bars_section),
+        ("classes", "Classes", class_section),
+        ("curves", "Learning", curve_section),
+        ("pictures", "Pictures", picture_section),
+        ("how", "How it was made", how_section),
+    ]
+    bodies = [(key, title, body) for key, title, make in sections if (body := make(comparison))]
+    nav = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in bodies)
+    main = "".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in bodies)
+    style = resources.files("segdistill.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{e(headline(comparison))}</title>\n<style>\n{style}</style></head>\n<body>"
+        f'<header><a class="brand" href="#top">segdistill</a><nav>{nav}</nav></header>\n'
+        f'<main id="top">{hero(comparison)}\n{main}</main></body></html>\n'
+    )
+
+
+def hero(comparison: Comparison) -> str:
+    """The answer: a sentence, four numbers, and what else must be said."""
+    names = _join_small(comparison.unseen)
+    eyebrow = f"{len(comparison.unseen)} unseen domains: {names}" if comparison.unseen else "no unseen domains"
+    if comparison.source:
+        eyebrow = f"Trained on {_join_small(comparison.source)} · {eyebrow}"
+    notes = "".join(f"<li>{e(line)}</li>" for line in remarks(comparison))
+    return (
+        f'<section class="hero"><p class="eyebrow">{eyebrow}</p><h1>{e(headline(comparison))}</h1>'
+        f"{tiles(comparison)}{f'<ul class=remarks>{notes}</ul>' if notes else ''}</section>"
+    )
+
+
+def tiles(comparison: Comparison) -> str:
+    """The best student's numbers: score, lead, share kept of the teacher, size."""
+    ranked = ranking(comparison)
+    if not ranked:
+        return ""
+    best, teacher = ranked[0], comparison.teacher
+    score, kept = best.mean_unseen, best.retention
+    assert score is not None
+    spread = f"± {percent(score.sd)} over {len(score.values)} seeds" if score.sd is not None else "one seed"
+    parts = [_tile("mean over unseen", percent(score.mean), "mIoU", f"{e(best.title)}, {spread}")]
+    if len(ranked) > 1 and (second := ranked[1].mean_unseen) is not None:
+        lead = f"{100 * (score.mean - second.mean):+.1f}"
+        parts.append(_tile("ahead of the next student", lead, "mIoU", f"{e(ranked[1].title)}, {percent(second.mean)}"))
+    if kept is not None and teacher is not None and teacher.mean_unseen is not None:
+        meter = f'<div class="meter"><i style="width:{min(100 * kept.mean, 100):.1f}%"></i></div>'
+        note = f"teacher: {percent(teacher.mean_unseen.mean)} mIoU"
+        parts.append(_tile("retention", percent(kept.mean), "%", f"{meter}{note}"))
+    if best.size is not None:
+        note = ""
+        if teacher is not None and teacher.size:
+            share = best.size / teacher.size
+            meter = f'<div class="meter"><i style="width:{min(100 * share, 100):.1f}%"></i></div>'
+            note = f"{meter}{100 * share:.0f} % of the teacher's {millions(teacher.size)} M"
+        parts.append(_tile("parameters", millions(best.size), "M", note))
+    return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def _tile(label: str, value: str, unit: str, note: str) -> str:
+    return f'<div class="tile"><h3>{label}</h3><p>{value}<small>{unit}</small></p><div class="note">{note}</div></div>'
+
+
+def table_section(comparison: Comparison) -> str:
+    """The table of ``table_rows``."""
+    table = table_rows(comparison)
+    spans = [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda c: c.group)]
+    groups = "".join(f'<th colspan="{n}" scope="colgroup" class="{g}">{GROUPS[g]}</th>' for g, n in spans)
+    starts = {sum(n for _, n in spans[:i]) for i in range(len(spans))}
+    heads = "".join(
+        f'<th scope="col" class="{_classes(c, j in starts)}">{e(c.title)}</th>' for j, c in enumerate(table.columns)
+    )
+    colors = charts.arm_colors(comparison)
+    rows = []
+    for row in table.rows:
+        cells = "".join(
+            f'<td class="{_classes(column, j in starts)}">{_cell(cell)}</td>'
+            for j, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True))
+        )
+        color = colors["teacher" if row.role == "teacher" else row.name]
+        rows.append(f'<tr class="{row.role}"><th scope="row" class="{color}"><i></i>{e(row.label)}</th>{cells}</tr>')
+    notes = ["mIoU in percent.", "Bold: the best student of a column."]
+    if any(len(row.seeds) > 1 for row in table.rows):
+        notes.append("With several seeds: mean ± standard deviation over the seeds.")
+    if comparison.teacher is not None and comparison.unseen:
+        notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
+    if comparison.validation:
+        notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr class="groups"><td></td>{groups}</tr>'
+        f'<tr><th scope="col">model</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<p class="note">{" ".join(notes)}</p>'
+    )
+
+
+def _classes(column: Column, first: bool) -> str:
+    return f"{column.group}{' first' if first else ''}{' key' if column.key == 'mean_unseen' else ''}"
+
+
+def _cell(cell: Cell) -> str:
+    text, _, spread = cell.text.partition(" ± ")
+    text = f"<strong>{text}</strong>" if cell.best else text
+    return f"{text}<small> ±&nbsp;{spread}</small>" if spread else text
+
+
+def bars_section(comparison: Comparison) -> str:
+    """Mean over unseen domains, then domain by domain."""
+    if not comparison.unseen:
+        return ""
+    several = any(len(arm.seeds) > 1 for arm in comparison.arms)
+    dashed = " The dashed line is the teacher." if comparison.teacher else ""
+    return (
+        f'<p class="lead">Mean mIoU over domains that no training stage saw.{" Each dot is a seed." if several else ""}'
+        f"{dashed}</p>{charts.mean_bars(comparison)}"
+        f"<h3>Domain by domain</h3>{charts.legend(charts.everyone(comparison))}{charts.domain_dots(comparison)}"
+    )
+
+
+def class_section(comparison: Comparison) -> str:
+    """IoU per class over the unseen domains."""
+    if not comparison.unseen:
+        return ""
+    return (
+        '<p class="lead">IoU of each class, mean over the unseen domains.</p>'
+        f"{charts.legend(charts.everyone(comparison))}{charts.class_bars(comparison)}"
+    )
+
+
+def curve_section(comparison: Comparison) -> str:
+    """Loss per stage, then probes and diagnostics."""
+    panels = charts.curve_panels(comparison)
+    if not panels:
+        return ""
+    entries = [(arm, color) for arm, color in charts.everyone(comparison) if arm is not comparison.teacher]
+    figures = "".join(f"<figure><figcaption>{e(title)}</figcaption>{svg}</figure>" for title, svg in panels)
+    return (
+        '<p class="lead">One line per run. Losses of different methods have different units: '
+        "compare shapes, not heights.</p>"
+        f'{charts.legend(entries)}<div class="curves">{figures}</div>'
+    )
+
+
+def picture_section(comparison: Comparison) -> str:
+    """The gallery with its legend and a switch between classes and errors (plain CSS)."""
+    rows = gallery(comparison)
+    if not rows:
+        return ""
+    return (
+        '<p class="lead">The first seed of every model on the same scenes; beside each name the share of pixels '
+        "with the right class.</p>"
+        '<div class="switch" role="radiogroup" aria-label="Show"><label><input type="radio" name="view" checked>'
+        'Classes</label><label><input type="radio" name="view" id="view-errors">Errors</label></div>'
+        f'<div class="keys">{class_legend(comparison)}<p class="key-errors"><i></i>wrong class '
+        f'<i class="right"></i>right <i class="ignored"></i>not counted</p></div>{rows}'
+    )
+
+
+def how_section(comparison: Comparison) -> str:
+    """Where the numbers come from: environment, stages with their times, recipes."""
+    return f"{_environment(comparison.runs)}{_stages(comparison)}{_recipes(comparison)}"
+
+
+def _environment(runs: Sequence[Run]) -> str:
+    """What all runs share once, what differs per run."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.environment))
+    items = []
+    for key in keys:
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            values.setdefault(run.environment.get(key, "unknown"), []).append(f"{run.title}, seed {run.seed}")
+        if len(values) == 1:
+            text = f"<code>{e(next(iter(values)))}</code>"
+        else:
+            lines = (f"<li><code>{e(v)}</code> <small>{e('; '.join(who))}</small></li>" for v, who in values.items())
+            text = f"<ul>{''.join(lines)}</ul>"
+        items.append(f"<dt>{e(key.replace('_', ' '))}</dt><dd>{text}</dd>")
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
+    items.append(f"<dt>seeds</dt><dd><code>{seeds}</code></dd>")
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _stages(comparison: Comparison) -> str:
+    """Run time per stage, the mean over seeds."""
+    rows = []
+    for arm in comparison.arms:
+        runs = comparison.arm_runs(arm)
+        total = sum(stage.seconds or 0 for stage in runs[0].stages)
+        for i, stage in enumerate(runs[0].stages):
+            same = [s.seconds for run in runs for s in run.stages if s.name == stage.name and s.seconds is not None]
+            seconds = duration(fmean(same)) if same else "–"
+            width = 100 * (stage.seconds or 0) / total if total else 0
+            name = f'<th scope="row" rowspan="{len(runs[0].stages)}">{e(arm.title)}</th>' if i == 0 else ""
+            rows.append(
+                f"<tr>{name}<td>{e(charts.stage_title(stage.name))}</td><td>{e(stage.type or '–')}</td>"
+                f"<td class=number>{_count(stage.steps)}</td><td class=number>{_speed(runs, stage.name)}</td>"
+                f'<td class=number>{seconds}</td><td class="time"><i style="width:{width:.1f}%"></i></td></tr>'
+            )
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("model", "stage", "type"))
+    head += "".join(f'<th scope="col" class=number>{name}</th>' for name in ("steps", "images/s", "time"))
+    return (
+        '<h3>Run time per stage</h3><div class="scroll" tabindex="0"><table class="stages">'
+        f'<thead><tr>{head}<th scope="col">share</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _speed(runs: Sequence[Run], stage: str) -> str:
+    """Images per second in the log of a stage."""
+    wanted = charts.stage_title(stage)
+    values = [
+        step.images_per_s
+        for run in runs
+        for step in run.metrics
+        if charts.stage_title(step.stage) == wanted and step.images_per_s is not None
+    ]
+    return f"{fmean(values):.0f}" if values else "–"
+
+
+def _recipes(comparison: Comparison) -> str:
+    """The resolved recipe of every arm's first run."""
+    parts = []
+    for arm in comparison.arms:
+        run = comparison.arm_runs(arm)[0]
+        if run.recipe is not None:
+            parts.append(f"<details><summary>Recipe: {e(arm.title)}</summary><pre>{e(run.recipe)}</pre></details>")
+    return "".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _join_small(names: Sequence[str]) -> str:
+    return e(", ".join(names))
