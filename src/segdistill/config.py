@@ -8,7 +8,6 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_serializer
 
-
 T = TypeVar("T")
 C = TypeVar("C", bound=BaseModel)
 

@@ -47,6 +47,7 @@ class ConvStem(PatchEmbed):
         for width, following in pairwise(widths):
             layers += [nn.Conv2d(width, following, 3, stride=2, padding=1, bias=False), LayerNorm2d(following)]
             layers += [nn.GELU()]
+        # pyrefly: ignore[bad-assignment]  # timm types the one convolution that it builds itself
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
 
 
@@ -55,7 +56,7 @@ class EncoderRecord:
     """What is known about an encoder before it is built."""
 
     timm_name: str | None  # architecture in timm; None for the world's own encoders
-    build: Callable[..., nn.Module]  # (img_size, patch_size, and timm's switches) -> a timm ViT
+    build: Callable[..., Any]  # (img_size, patch_size, and timm's switches) -> a timm ViT
     patch: int  # native patch, pixels
     depth: int  # blocks
     width: int  # channels of every tap
@@ -165,7 +166,7 @@ class Encoder(nn.Module):
         self.patch = config.patch or self.record.patch
         size = config.image_size or self.record.image_size
         # global_pool="token" puts the final norm on all tokens; EVA02's default would move it behind the pooling.
-        self.backbone = self.record.build(
+        self.backbone: Any = self.record.build(
             img_size=size, patch_size=self.patch, num_classes=0, global_pool="token", dynamic_img_size=True
         )
         assert len(self.backbone.blocks) == self.record.depth, config.name

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from pydantic import Field
 
 from segdistill.config import Config, Part, UserError, part_of
-from segdistill.data.dataset import Dataset, DataSelection, DataSource, Progress, open_dataset
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, open_dataset
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.ops import derive_seed

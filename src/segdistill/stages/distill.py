@@ -6,7 +6,7 @@ Only the student's encoder is handed over; the method's heads are dropped and st
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,10 +42,11 @@ class Distillation(nn.Module):
     def __init__(self, student: Encoder, teacher: Encoder, part: Part, seed: tuple[int | str, ...]) -> None:
         super().__init__()
         self.teacher, self.seed, self.patch = teacher, seed, student.patch
-        taps = METHODS[part.type].needs.taps
+        method: Any = METHODS[part.type]
+        taps = method.needs.taps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
-            self.method = METHODS[part.type](part.settings, student.spec(taps), teacher.spec(taps))
+            self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
         self.needs: Needs = self.method.needs
 
     def train(self, mode: bool = True) -> Distillation:

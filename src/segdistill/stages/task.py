@@ -8,7 +8,7 @@ with a distillation term (the single-stage protocol of vanilla KD and its kin).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -131,7 +131,8 @@ def build_segmenter(model: ModelConfig, encoder: Encoder, num_classes: int, *, s
     taps = encoder.record.taps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = DECODERS[part.type](part.settings, encoder.spec(taps).channels, encoder.patch, num_classes)
+        build: Any = DECODERS[part.type]  # its Config is part.settings' class
+        decoder = build(part.settings, encoder.spec(taps).channels, encoder.patch, num_classes)
     return Segmenter(encoder, decoder, taps, num_classes)
 
 

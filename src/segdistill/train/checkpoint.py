@@ -35,7 +35,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     path = files[-1]
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file; each becomes one line
+    except Exception as error:  # noqa: BLE001  torch.load raises many kinds for a damaged file; each becomes one line
         earlier = f"continue from {files[-2].name}" if len(files) > 1 else "start the stage again"
         raise UserError(
             f"damaged checkpoint {path} ({type(error).__name__}); delete it to {earlier}, then run the same command"

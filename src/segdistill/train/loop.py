@@ -96,7 +96,7 @@ def train(
     folder: Path,
     log: Log,
 ) -> float:
-    """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds spent, resumes included.
+    """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds, resumes included.
 
     A step's samples come from ``batches``, its random numbers from (seed, step, rank), its learning rate from
     ``schedule``: so a killed run that is started again gives the same weights as an uninterrupted one.
@@ -129,10 +129,11 @@ def train(
         saves = done % settings.checkpoint_every == 0 and done < settings.steps
         if done % settings.log_every == 0 or done == settings.steps or saves:
             means, now = totals.means(), time.perf_counter()
-            entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": sum(means.values())}
+            mean = sum(means.values())
+            entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": mean}
             entry |= {"terms": means, "lr": lr, "images_per_s": images / (now - last_log_s)}
             log.metrics(entry | {"diagnostics": objective.diagnostics()})
-            log.progress(settings.stage, done, settings.steps, entry["loss"])
+            log.progress(settings.stage, done, settings.steps, mean)
             last_log_s, images = now, 0
         if saves:
             _save(fabric, objective, optimizer, folder, done, time.perf_counter() - began)
@@ -172,7 +173,9 @@ def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path)
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the checkpoint in {folder} belongs to another model ({reason}); choose another --out") from None
+        raise UserError(
+            f"the checkpoint in {folder} belongs to another model ({reason}); choose another --out"
+        ) from None
     fabric.barrier()
     return int(state["step"]), float(state["seconds"])
 
