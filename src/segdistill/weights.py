@@ -73,7 +73,7 @@ def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {_some(broken)}; not saved")
-    header = {"encoder": encoder.name, "grid": "x".join(map(str, encoder.grid))}
+    header = {"encoder": encoder.name, "grid": _text(encoder.grid)}
     data = save(state, metadata=header)
     write_atomic(path, lambda file: file.write(data))
 
@@ -97,7 +97,10 @@ def load_encoder_weights(encoder: HasWeights, source: str, name: str | None = No
             f"'{path}' does not fit {encoder.name} (made for {header.get('encoder', 'an unknown encoder')}): "
             f"missing {_some(missing)}; unexpected {_some(unexpected)}"
         )
-    if state[POSITIONS].shape != wanted[POSITIONS].shape and state[POSITIONS].ndim == 3:
+    same_length = state[POSITIONS].shape[:2] == wanted[POSITIONS].shape[:2]
+    if state[POSITIONS].ndim == 3 and not (
+        same_length and header.get("grid", _text(encoder.grid)) == _text(encoder.grid)
+    ):
         old = _grid(header, state[POSITIONS].shape[1] - 1, path)
         state[POSITIONS] = resample_positions(state[POSITIONS].float(), old, encoder.grid)
     wrong = [
@@ -144,6 +147,10 @@ def _check_digest(path: Path) -> None:
         if isinstance(expected, str) and expected != sha256(path):
             raise UserError(f"'{path}' differs from the sha256 in '{manifest.name}': it is damaged or was replaced")
         return
+
+
+def _text(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
 
 
 def _grid(header: dict[str, str], patches: int, path: Path) -> tuple[int, int]:
