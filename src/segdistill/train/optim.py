@@ -34,7 +34,7 @@ class CosineConfig(Config):
 
         def lr(step: int, steps: int) -> float:
             if step < self.warmup * steps:
-                return base * (step + 1) / (self.warmup * steps)
+                return base * min(1.0, (step + 1) / (self.warmup * steps))
             epoch = max(0, step * self.epochs // steps - self.lag)
             floor = min(self.min_lr, base)
             return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * epoch / self.epochs))
@@ -59,7 +59,7 @@ class PolyConfig(Config):
 
         def lr(step: int, steps: int) -> float:
             if step < self.warmup * steps:
-                return self.lr * (step + 1) / (self.warmup * steps)
+                return self.lr * min(1.0, (step + 1) / (self.warmup * steps))
             return self.lr * (1 - step / max(1, steps - 1)) ** self.power
 
         return lr

@@ -1,0 +1,167 @@
+"""The command line: the only place that parses arguments or prints. torch is imported when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segdistill.config import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at the data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the runs and the page")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of the runs")] = 0,
+    smoke: Annotated[bool, typer.Option(help="two steps of everything: checks that it works, measures nothing")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """No distillation, vanilla KD and GKD on the built-in world: a table and a page. Continues where it stopped."""
+    from segdistill.demo import load_arms, run_demo
+    from segdistill.progress import Bars
+
+    began = time.perf_counter()
+    recipes = load_arms(overrides or [], smoke=smoke, seed=seed)
+    total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
+    with Bars("demo", total) as bars:
+        run_demo(out, recipes, bars)
+    _show([out / recipe.name for recipe in recipes], out / "report.html")
+    typer.echo(f"{time.perf_counter() - began:.0f} s")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a recipe file")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
+    reuse: Annotated[list[Path] | None, typer.Option(help="another run folder to take equal stages from")] = None,
+) -> None:
+    """Run a recipe's stages; finished ones are skipped, an interrupted one continues."""
+    from segdistill import recipe as recipes
+    from segdistill.progress import Bars
+    from segdistill.run import run as run_recipe
+
+    settings = recipes.load(recipe, overrides)
+    folder = out or Path("runs") / settings.name
+    with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
+        results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
+    if "models" in results and results["models"]:
+        _show([folder], folder / "report.html")
+    else:
+        typer.echo(f"finished: {folder}")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="a finished run folder")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="evaluate.* and data.* settings, such as evaluate.images=200")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the scores; default: the run folder")] = None,
+) -> None:
+    """Score the segmenters of a finished run again, on other domains, images or windows."""
+    from segdistill import recipe as recipes
+    from segdistill.progress import Bars
+    from segdistill.run import evaluate_run
+
+    settings = recipes.load(folder / "recipe.yaml")
+    changed = recipes.load(folder / "recipe.yaml", overrides)
+    with Bars(settings.name, 0) as bars:
+        evaluate_run(settings, changed, folder, out or folder, watcher=bars)
+    _show([out or folder], (out or folder) / "report.html")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="run folders; several seeds of one recipe become one row")],
+    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+) -> None:
+    """Compare run folders: a table here and one self-contained HTML page."""
+    _show(folders, out)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="encoders, decoders, methods, domains, recipes or weights")],
+) -> None:
+    """Show what there is to choose from."""
+    from segdistill import listing
+    from segdistill.config import choose
+
+    rows = choose("list", what, listing.LISTS)()
+    _table(rows)
+
+
+@data_app.command()
+def preview(
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("world.png"),
+    domains: Annotated[str, typer.Option(help="comma-separated domains; default: all")] = "",
+    split: Annotated[str, typer.Option(help="train, val, test or pretrain")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=50, help="images per domain")] = 4,
+    height: Annotated[int, typer.Option(min=32, help="pixels; the width is twice that")] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
+) -> None:
+    """Write a contact sheet of the built-in world's domains."""
+    from segdistill.data.world import DOMAINS
+    from segdistill.data.world.preview import contact_sheet
+    from segdistill.files import write_atomic
+
+    names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
+    sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
+    write_atomic(out, lambda file: sheet.save(file, "PNG"))
+    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(names)} domains")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2; an interruption says how to go on."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"segdistill: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("segdistill: interrupted; the same command continues from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+def _show(folders: Sequence[Path], page: Path) -> None:
+    """Print the table of the runs and write their page."""
+    from segdistill import report as reports
+
+    comparison = reports.collect(folders)
+    _table(reports.plain_table(comparison))
+    reports.write_report(folders, page)
+    typer.echo(f"page: {page}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text, the first as header, the first column left-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, title in enumerate(rows[0]):
+        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows[1:]:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)

@@ -1,0 +1,81 @@
+"""The tables of the package as rows of text, for ``segdistill list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Rows = list[list[str]]
+
+
+def encoders() -> Rows:
+    """Name, parameters, patch, blocks, width, decoder taps and the licence of the weights."""
+    from segdistill.encoders import ENCODERS
+
+    rows = [["encoder", "parameters", "patch", "blocks", "width", "taps", "licence of the weights"]]
+    for name, record in ENCODERS.items():
+        shape = [f"{record.parameters / 1e6:.1f} M", str(record.patch), str(record.depth), str(record.width)]
+        rows.append([name, *shape, " ".join(map(str, record.taps)), record.licence])
+    return rows
+
+
+def decoders() -> Rows:
+    """Name and first line of the documentation."""
+    from segdistill.decoders import DECODERS
+
+    return _documented("decoder", DECODERS)
+
+
+def methods() -> Rows:
+    """Name and first line of the documentation."""
+    from segdistill.methods import METHODS
+
+    return _documented("method", METHODS)
+
+
+def domains() -> Rows:
+    """The world's domains and the part they play."""
+    from segdistill.data.world import DOMAINS
+
+    rows = [["domain", "role", "labels"]]
+    rows += [[name, domain.role, "yes" if domain.labelled else "no"] for name, domain in DOMAINS.items()]
+    return rows
+
+
+def recipes() -> Rows:
+    """The shipped recipes and their first line."""
+    from segdistill.demo import recipes_folder
+
+    rows = [["recipe", "what it is"]]
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        rows.append([str(path), path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
+    return rows
+
+
+def weights() -> Rows:
+    """The encoder weights that come with the package."""
+    import json
+
+    from segdistill.weights import ASSETS, shipped_assets
+
+    rows = [["weights", "encoder", "bytes", "made by"]]
+    for name in shipped_assets():
+        path = ASSETS / f"{name}.safetensors"
+        manifest = json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8"))
+        rows.append([f"shipped:{name}", manifest["encoder"], str(path.stat().st_size), manifest["recipe"]])
+    return rows
+
+
+def _documented(kind: str, table: dict[str, type]) -> Rows:
+    return [[kind, "what it is"]] + [
+        [name, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in table.items()
+    ]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "encoders": encoders,
+    "decoders": decoders,
+    "methods": methods,
+    "domains": domains,
+    "recipes": recipes,
+    "weights": weights,
+}
