@@ -1,0 +1,57 @@
+"""Random draws that are a function of stable integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+_POOL = 1024
+
+
+class Dice:
+    """A generator keyed by non-negative integers; scalars come from a pool, which is much faster than NumPy's calls."""
+
+    def __init__(self, *key: int) -> None:
+        self.rng = np.random.default_rng(list(key))
+        self._pool: list[float] = []
+
+    def unit(self) -> float:
+        """Uniform in [0, 1)."""
+        if not self._pool:
+            self._pool = self.rng.random(_POOL).tolist()
+        return self._pool.pop()
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
+        return low + (high - low) * self.unit()
+
+    def between(self, span: tuple[float, float]) -> float:
+        """Uniform within ``span``."""
+        return span[0] + (span[1] - span[0]) * self.unit()
+
+    def integer(self, low: int, high: int) -> int:
+        """Uniform integer, both ends included."""
+        return low + int((high - low + 1) * self.unit())
+
+    def flip(self, probability: float) -> bool:
+        """True with ``probability``."""
+        return self.unit() < probability
+
+    def sign(self) -> int:
+        """-1 or 1."""
+        return 1 if self.unit() < 0.5 else -1
+
+    def count(self, mean: float) -> int:
+        """A small count with the given mean: the integer part, spread by one half either way."""
+        return int(mean * self.uniform(0.4, 1.6) + self.unit())
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of ``options``."""
+        return options[int(len(options) * self.unit())]
+
+    def tint(self) -> tuple[float, float, float]:
+        """Three numbers in [-1, 1): how one object differs from its material's mean colour."""
+        return 2 * self.unit() - 1, 2 * self.unit() - 1, 2 * self.unit() - 1
