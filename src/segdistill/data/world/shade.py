@@ -14,6 +14,7 @@ from segdistill.data.world.style import Style
 
 F = np.float32
 _SIDE = 512  # of the noise table
+_SMOOTH = 160_000  # pixels from which noise is interpolated
 _SKY, _WINDOW, _LAMP = 10, INDEX["window"], INDEX["street lamp"]
 
 
@@ -39,12 +40,20 @@ def _noise_table() -> np.ndarray:
 
 
 def noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Periodic noise at lattice coordinates (u, v); one unit is one cell of the 512-cell table."""
-    iu = u.astype(np.int32) & (_SIDE - 1)
-    iv = v.astype(np.int32) & (_SIDE - 1)
-    iv <<= 9
-    iv += iu
-    return _noise_table().take(iv)
+    """Periodic noise at lattice coordinates (u, v); one unit is one cell of the 512-cell table.
+
+    Small images take the nearest cell, which is fast and looks no different; large ones interpolate.
+    """
+    table = _noise_table()
+    iu, iv = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
+    if u.size < _SMOOTH:
+        return table.take(((iv & (_SIDE - 1)) << 9) + (iu & (_SIDE - 1)))
+    fu, fv = u - iu, v - iv
+    left, right = iu & (_SIDE - 1), (iu + 1) & (_SIDE - 1)
+    top, bottom = (iv & (_SIDE - 1)) << 9, ((iv + 1) & (_SIDE - 1)) << 9
+    upper = table.take(top + left) * (1 - fu) + table.take(top + right) * fu
+    lower = table.take(bottom + left) * (1 - fu) + table.take(bottom + right) * fu
+    return upper * (1 - fv) + lower * fv
 
 
 def _albedo(scene: Scene, style: Style) -> np.ndarray:

@@ -154,7 +154,7 @@ def train(canvas: Canvas, dice: Dice, at: Placement) -> None:
     s = at.scale
     length, height = dice.uniform(16.0, 26.0) * s, dice.uniform(3.3, 3.6) * s
     side, end = _cards(canvas, dice, at, TRAIN, (length / s, 2.5, height / s))
-    taper = 1.2 * s
+    taper = (1.2 if end is None else 0.25) * s  # seen from the end, the end face itself is tapered
     side.poly(((0, 0.12 * s), (0, 0.5 * height), (0.3 * taper, height), (length - taper, height), (length, 0.5 * height), (length, 0.12 * s)), "train")
     side.rect(0.6 * s, 0.45 * height, length - taper, 0.8 * height, "glass", second="train", grid=(2.2 * s, 1.0, 0.14, 1.0))
     side.rect(0, 0.12 * s, length, 0.36 * s, "metal")
