@@ -66,9 +66,7 @@ def weights() -> Rows:
 
 
 def _documented(kind: str, table: dict[str, type]) -> Rows:
-    return [[kind, "what it is"]] + [
-        [name, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in table.items()
-    ]
+    return [[kind, "what it is"]] + [[name, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in table.items()]
 
 
 LISTS: dict[str, Callable[[], Rows]] = {

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset, DataSelection, open_dataset
+from segdistill.data.dataset import DataSelection, Dataset, open_dataset
 from segdistill.encoders import build_encoder
 from segdistill.evaluate import DomainResult, evaluate, evaluating, prepare, retention, summary
 from segdistill.files import write_atomic, write_json
@@ -146,8 +146,7 @@ def _measure(
     watcher: Watcher,
 ) -> dict[str, Any]:
     loaders = {
-        name: Loader(dataset, config.batch, fabric.global_rank, fabric.world_size)
-        for name, dataset in datasets.items()
+        name: Loader(dataset, config.batch, fabric.global_rank, fabric.world_size) for name, dataset in datasets.items()
     }
     results: dict[str, DomainResult] = evaluate(
         segmenter,
@@ -213,5 +212,5 @@ def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
                 if (other / "pictures" / part).is_dir():
                     shutil.copytree(other / "pictures" / part, scored.folder / "pictures" / part, dirs_exist_ok=True)
             text = path.read_bytes()
-            write_atomic(scored.folder / "scores" / path.name, lambda file: file.write(text))
+            write_atomic(scored.folder / "scores" / path.name, lambda file, text=text: file.write(text))
             return

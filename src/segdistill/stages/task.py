@@ -8,7 +8,7 @@ with a distillation term (the single-stage protocol of vanilla KD and its kin).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -66,11 +66,16 @@ class TaskObjective(Objective):
         self.presence_weight = presence_weight
         self.presence: nn.Linear | None = None
         if presence_weight:
-            width = segmenter.encoder.spec((-1,)).cls_channels
+            width = self.encoder.spec((-1,)).cls_channels
             if width is None:
                 raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
             self.presence = nn.Linear(width, segmenter.num_classes)
         segmenter.encoder.requires_grad_(not frozen)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The segmenter's, which takes any module with an encoder's methods."""
+        return cast(Encoder, self.segmenter.encoder)
 
     def trained(self) -> dict[str, nn.Module]:
         """The decoder, the encoder unless it is frozen, and the heads of the extra terms."""
@@ -102,7 +107,7 @@ class TaskObjective(Objective):
         if "proxy" in batch:
             images = torch.cat([images, batch["proxy"].float() / 255.0])
         mask = self.distillation.mask(images, step)
-        views = student_views(self.segmenter.encoder, images, taps + self.distillation.needs.taps, mask)
+        views = student_views(self.encoder, images, taps + self.distillation.needs.taps, mask)
         terms = self._task_terms(_first(views.plain, labelled, len(taps)), labels)
         student = Views(
             plain=_after(views.plain, len(taps)),
