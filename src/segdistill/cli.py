@@ -98,6 +98,18 @@ def report(
     _show(folders, out)
 
 
+@app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="a finished run folder")],
+    out: Annotated[Path, typer.Argument(help="the file to write: NAME.safetensors; NAME.json is written beside it")],
+) -> None:
+    """Write a run's student encoder as half-precision safetensors with a manifest of how it was made."""
+    from segdistill.pack import pack as pack_run
+
+    manifest = pack_run(folder, out)
+    typer.echo(f"{out.with_suffix('.safetensors')}: {manifest['encoder']}, sha256 {manifest['sha256'][:16]}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="encoders, decoders, methods, domains, recipes or weights")],
@@ -148,7 +160,10 @@ def _show(folders: Sequence[Path], page: Path) -> None:
     from segdistill import report as reports
 
     comparison = reports.collect(folders)
-    _table(reports.plain_table(comparison))
+    table = reports.table_rows(comparison)
+    rows = [["", *(column.title for column in table.columns)]]
+    rows += [[row.label, *(cell.text + ("*" if cell.best else "") for cell in row.cells)] for row in table.rows]
+    _table(rows)
     reports.write_report(folders, page)
     typer.echo(f"page: {page}")
 
