@@ -145,7 +145,7 @@ def contact_sheet(
         raise UserError(f"a contact sheet needs {len(captions)} pictures in each row and one name per row or none")
     height, width, _ = sizes.pop()
     font = ImageFont.load_default(size=max(11, min(22, width // 15)))
-    line = int(sum(font.getmetrics())) + gap
+    line = round(font.getbbox("Ag")[3]) + 2 * gap
     left = max((int(font.getlength(name)) for name in names), default=-gap) + gap
     left += gap if names else 0
     size = (left + len(captions) * (width + gap) + gap, line + len(rows) * (height + gap) + gap)

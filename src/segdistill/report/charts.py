@@ -134,15 +134,19 @@ def _class_row(title: str, color: str, value: float | None, best: float | None) 
 def curve_panels(comparison: Comparison) -> list[tuple[str, str]]:
     """(title, SVG) per stage's loss, then the probe and every diagnostic that was logged."""
     colors = arm_colors(comparison)
-    kinds: dict[tuple[int, str, str], list[Curve]] = {}
+    kinds: dict[tuple[bool, str, str], list[Curve]] = {}
+    place: dict[str, str] = {}  # a stage's title -> its latest number in any run
     for run in comparison.runs:
-        series: dict[tuple[int, str, str], list[tuple[float, float]]] = {}
+        series: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for step in run.metrics:
+            title = stage_title(step.stage)
+            place[title] = max(place.get(title, ""), step.stage)
             for kind, value in _values(step):
-                series.setdefault((kind != "loss", stage_title(step.stage), kind), []).append((step.step, value))
-        for key, points in series.items():
+                series.setdefault((step.stage, kind), []).append((float(step.step), value))
+        for (stage, kind), points in series.items():
+            key = (kind != "loss", stage_title(stage), kind)
             kinds.setdefault(key, []).append(Curve(run.title, colors[run.name], _thin(points)))
-    ordered = sorted(kinds, key=lambda key: key[0])  # losses first, else as they came
+    ordered = sorted(kinds, key=lambda key: (key[0], place[key[1]]))  # losses first, then as the stages follow
     return [(f"{stage}: {kind}", curve_svg(kinds[late, stage, kind], kind)) for late, stage, kind in ordered]
 
 
@@ -203,7 +207,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], .
 def _nice(span: float, count: int) -> float:
     """The step of 1, 2, 2.5 or 5 times a power of ten that cuts ``span`` into about ``count``."""
     raw = max(span, 1e-9) / count
-    power = 10 ** math.floor(math.log10(raw))
+    power = 10.0 ** math.floor(math.log10(raw))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
 
 
@@ -223,7 +227,7 @@ def _ticks(highest: float) -> tuple[float, float]:
     return step, min(math.ceil(highest / step - 1e-9) * step, 1.0) or 1.0
 
 
-def _at(value: float, top: float) -> str:
+def _at(value: float | int, top: float | int) -> str:
     return f"{100 * value / top:.2f}%"
 
 

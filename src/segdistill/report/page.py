@@ -66,7 +66,7 @@ def hero(comparison: Comparison) -> str:
         eyebrow = f"Trained on {_join_small(comparison.source)} · {eyebrow}"
     notes = "".join(f"<li>{e(line)}</li>" for line in remarks(comparison))
     return (
-        f'<section class="hero"><p class="eyebrow">{eyebrow}</p><h1>{e(headline(comparison))}</h1>'
+        f'<section class="hero"><p class="eyebrow">{eyebrow}</p><h1>{_unbroken(e(headline(comparison)))}</h1>'
         f"{tiles(comparison)}{f'<ul class=remarks>{notes}</ul>' if notes else ''}</section>"
     )
 
@@ -105,9 +105,12 @@ def _tile(label: str, value: str, unit: str, note: str) -> str:
 def table_section(comparison: Comparison) -> str:
     """The table of ``table_rows``."""
     table = table_rows(comparison)
-    spans = [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda c: c.group)]
-    groups = "".join(f'<th colspan="{n}" scope="colgroup" class="{g}">{GROUPS[g]}</th>' for g, n in spans)
-    starts = {sum(n for _, n in spans[:i]) for i in range(len(spans))}
+    spans = [tuple(columns) for _, columns in groupby(table.columns, key=lambda column: column.group)]
+    groups = "".join(
+        f'<th colspan="{len(span)}" scope="colgroup" class="{_classes(span[0], True)}">{GROUPS[span[0].group]}</th>'
+        for span in spans
+    )
+    starts = {sum(map(len, spans[:i])) for i in range(len(spans))}
     heads = "".join(
         f'<th scope="col" class="{_classes(c, j in starts)}">{e(c.title)}</th>' for j, c in enumerate(table.columns)
     )
@@ -206,13 +209,13 @@ def _environment(runs: Sequence[Run]) -> str:
     keys = list(dict.fromkeys(key for run in runs for key in run.environment))
     items = []
     for key in keys:
-        values: dict[str, list[str]] = {}
+        values: dict[str, list[Run]] = {}
         for run in runs:
-            values.setdefault(run.environment.get(key, "unknown"), []).append(f"{run.title}, seed {run.seed}")
+            values.setdefault(run.environment.get(key, "unknown"), []).append(run)
         if len(values) == 1:
             text = f"<code>{e(next(iter(values)))}</code>"
         else:
-            lines = (f"<li><code>{e(v)}</code> <small>{e('; '.join(who))}</small></li>" for v, who in values.items())
+            lines = (f"<li><code>{e(v)}</code> <small>{e(_whose(who))}</small></li>" for v, who in values.items())
             text = f"<ul>{''.join(lines)}</ul>"
         items.append(f"<dt>{e(key.replace('_', ' '))}</dt><dd>{text}</dd>")
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
@@ -220,30 +223,42 @@ def _environment(runs: Sequence[Run]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
+def _whose(runs: Sequence[Run]) -> str:
+    """``GKD, seeds 0 1; Vanilla KD, seed 0``."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.title, []).append(str(run.seed))
+    return "; ".join(f"{title}, seed{'s' * (len(own) > 1)} {' '.join(own)}" for title, own in seeds.items())
+
+
 def _stages(comparison: Comparison) -> str:
-    """Run time per stage, the mean over seeds."""
-    rows = []
-    for arm in comparison.arms:
-        runs = comparison.arm_runs(arm)
-        total = sum(stage.seconds or 0 for stage in runs[0].stages)
-        for i, stage in enumerate(runs[0].stages):
-            same = [s.seconds for run in runs for s in run.stages if s.name == stage.name and s.seconds is not None]
-            seconds = duration(fmean(same)) if same else "–"
-            width = 100 * (stage.seconds or 0) / total if total else 0
-            name = f'<th scope="row" rowspan="{len(runs[0].stages)}">{e(arm.title)}</th>' if i == 0 else ""
-            rows.append(
-                f"<tr>{name}<td>{e(charts.stage_title(stage.name))}</td><td>{e(stage.type or '–')}</td>"
-                f"<td class=number>{_count(stage.steps)}</td><td class=number>{_speed(runs, stage.name)}</td>"
-                f'<td class=number>{seconds}</td><td class="time"><i style="width:{width:.1f}%"></i></td></tr>'
-            )
-    if not rows:
+    """Run time per stage, the mean over seeds; the bars compare all stages."""
+    longest = max((stage.seconds or 0.0 for run in comparison.runs for stage in run.stages), default=0.0) or 1.0
+    bodies = [_arm_stages(arm.title, comparison.arm_runs(arm), longest) for arm in comparison.arms]
+    if not any(bodies):
         return ""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("model", "stage", "type"))
-    head += "".join(f'<th scope="col" class=number>{name}</th>' for name in ("steps", "images/s", "time"))
+    head += "".join(f'<th scope="col" class="number">{name}</th>' for name in ("steps", "images/s", "time"))
     return (
         '<h3>Run time per stage</h3><div class="scroll" tabindex="0"><table class="stages">'
-        f'<thead><tr>{head}<th scope="col">share</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"<thead><tr>{head}<td></td></tr></thead>{''.join(bodies)}</table></div>"
     )
+
+
+def _arm_stages(title: str, runs: Sequence[Run], longest: float) -> str:
+    """The rows of one arm; empty where its first run left no manifests."""
+    rows = []
+    for i, stage in enumerate(runs[0].stages):
+        same = [s.seconds for run in runs for s in run.stages if s.name == stage.name and s.seconds is not None]
+        time = fmean(same) if same else None
+        numbers = (_count(stage.steps), _speed(runs, stage.name), "–" if time is None else duration(time))
+        name = f'<th scope="row" rowspan="{len(runs[0].stages)}">{e(title)}</th>' if i == 0 else ""
+        rows.append(
+            f"<tr>{name}<td>{e(charts.stage_title(stage.name))}</td><td>{e(stage.type or '–')}</td>"
+            + "".join(f'<td class="number">{number}</td>' for number in numbers)
+            + f'<td class="time"><i style="width:{100 * (time or 0) / longest:.1f}%"></i></td></tr>'
+        )
+    return f"<tbody>{''.join(rows)}</tbody>" if rows else ""
 
 
 def _speed(runs: Sequence[Run], stage: str) -> str:
@@ -268,7 +283,7 @@ def _recipes(comparison: Comparison) -> str:
     return "".join(parts)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
     whole = round(seconds)
     if whole < 60:
@@ -280,6 +295,13 @@ def duration(seconds: float) -> str:
 
 def _count(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
+
+
+def _unbroken(text: str) -> str:
+    """``text`` whose numbers keep their units on the same line."""
+    for unit in ("mIoU", "%", "M"):
+        text = text.replace(f" {unit}", f"&nbsp;{unit}")
+    return text
 
 
 def _join_small(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from segdistill.report.compare import Arm, Comparison, Stat
 
 Kind = Literal["miou", "parameters", "seconds", "retention"]
+Role = Literal["teacher", "student"]
 Group = Literal["source", "unseen", "mean", "validation", "cost"]
 
 
@@ -28,7 +29,7 @@ class Column:
 class Cell:
     """One number: a share in [0, 1] (miou), a count, seconds, or a ratio (retention); None where not measured."""
 
-    value: float | None
+    value: float | int | None
     kind: Kind
     sd: float | None = None
     best: bool = False
@@ -48,7 +49,7 @@ class Row:
 
     name: str
     label: str
-    role: Literal["teacher", "student"]
+    role: Role
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
 
@@ -61,17 +62,17 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def percent(value: float) -> str:
+def percent(value: float | int) -> str:
     """A share as percent with one decimal."""
     return f"{100 * value:.1f}"
 
 
-def millions(value: float) -> str:
+def millions(value: float | int) -> str:
     """A count in millions, two significant decimals below ten."""
     return f"{value / 1e6:.2f}" if value < 1e7 else f"{value / 1e6:.1f}"
 
 
-_FORMATS: dict[Kind, Callable[[float], str]] = {
+_FORMATS: dict[Kind, Callable[[float | int], str]] = {
     "miou": percent,
     "retention": percent,
     "parameters": millions,
@@ -94,8 +95,8 @@ def table_rows(comparison: Comparison) -> Table:
         Column("seconds", "seconds", "cost", "seconds"),
         *([Column("retention", "retention (%)", "mean", "retention")] if comparison.teacher else []),
     ]
-    arms = ([(comparison.teacher, "teacher")] if comparison.teacher else []) + [(a, "student") for a in comparison.arms]
-    rows = [Row(a.name, a.title, role, a.seeds, tuple(_cell(a, c) for c in columns)) for a, role in arms]
+    arms = ([comparison.teacher] if comparison.teacher else []) + list(comparison.arms)
+    rows = [_row(arm, columns, "teacher" if arm is comparison.teacher else "student") for arm in arms]
     return Table(tuple(columns), tuple(_mark_best(rows, columns)))
 
 
@@ -127,6 +128,11 @@ def to_csv(comparison: Comparison) -> str:
         seeds = " ".join(map(str, row.seeds))
         writer.writerow([row.name, row.label, row.role, seeds, *("" if n is None else repr(n) for n in numbers)])
     return text.getvalue()
+
+
+def _row(arm: Arm, columns: list[Column], role: Role) -> Row:
+    """The numbers of ``arm``, none of them marked yet."""
+    return Row(arm.name, arm.title, role, arm.seeds, tuple(_cell(arm, column) for column in columns))
 
 
 def _cell(arm: Arm, column: Column) -> Cell:

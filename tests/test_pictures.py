@@ -1,0 +1,162 @@
+"""Label maps as files and colours."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdistill.config import UserError
+from segdistill.pictures import (
+    Panel,
+    colorize,
+    comparison_picture,
+    contact_sheet,
+    enlarge,
+    error_map,
+    load_image,
+    load_label,
+    overlay,
+    pixels_right,
+    save_label,
+)
+
+COLORS = [(10, 20, 30), (200, 0, 0), (0, 0, 250)]
+LABEL = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint8)
+
+
+def test_a_label_comes_back_from_its_file_and_shows_its_colours(tmp_path):
+    path = tmp_path / "deep" / "label.png"
+    save_label(path, LABEL, COLORS)
+    assert (load_label(path) == LABEL).all()
+    shown = load_image(path)
+    assert (shown == colorize(LABEL, COLORS)).all()
+    assert shown[0, 1].tolist() == [200, 0, 0]
+    assert shown[1, 1].tolist() == [0, 0, 0]
+    assert [p.name for p in path.parent.iterdir()] == ["label.png"]
+
+
+def test_every_class_number_survives(tmp_path):
+    label = np.arange(256, dtype=np.int64).reshape(16, 16)
+    save_label(tmp_path / "all.png", label, [(i, 0, 255 - i) for i in range(255)])
+    assert (load_label(tmp_path / "all.png") == label).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.full((2, 2), 3), "below 3 or 255"),
+        (np.full((2, 2), -1), "below 3"),
+        (np.zeros((1, 2, 2), int), r"shape \(H, W\)"),
+    ],
+)
+def test_a_label_that_does_not_fit_its_classes_is_refused(tmp_path, label, message):
+    with pytest.raises(UserError, match=message):
+        save_label(tmp_path / "label.png", label, COLORS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_missing_and_damaged_files_are_one_line(tmp_path):
+    path = tmp_path / "x.png"
+    for load in (load_label, load_image):
+        with pytest.raises(UserError, match=r"x\.png: no such picture"):
+            load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="damaged"):
+        load_image(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(path)
+    with pytest.raises(UserError, match="expected an indexed PNG of class ids, got a picture of mode RGB"):
+        load_label(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match="damaged"):
+        load_image(path)
+    save_label(path, np.random.default_rng(0).integers(0, 3, (64, 64)), COLORS)
+    path.write_bytes(path.read_bytes()[:1200])
+    with pytest.raises(UserError, match="damaged"):
+        load_label(path)
+
+
+def test_overlay_mixes_by_alpha_and_leaves_ignored_pixels():
+    image = np.full((2, 3, 3), 100, dtype=np.uint8)
+    mixed = overlay(image, LABEL, COLORS, alpha=0.25)
+    assert mixed[0, 1].tolist() == [125, 75, 75]  # 100 * 3/4 + (200, 0, 0) / 4
+    assert mixed[1, 1].tolist() == [100, 100, 100]
+    assert (overlay(image, LABEL, COLORS, alpha=0.0) == image).all()
+
+
+def test_error_map_marks_wrong_pixels_only():
+    prediction = np.array([[0, 2, 2], [2, 1, 1]], dtype=np.uint8)
+    shown = error_map(prediction, LABEL)
+    wrong = (shown == (213, 94, 0)).all(axis=2)
+    assert wrong.tolist() == [[False, True, False], [False, False, True]]
+    assert shown[1, 1].tolist() == [60, 60, 60]
+    image = np.full((2, 3, 3), 40, dtype=np.uint8)
+    assert error_map(prediction, LABEL, image)[0, 0].tolist() == [140, 140, 140]
+    assert pixels_right(prediction, LABEL) == pytest.approx(3 / 5)
+    assert pixels_right(prediction, np.full_like(LABEL, 255)) is None
+
+
+def test_sizes_that_differ_are_refused():
+    with pytest.raises(UserError, match="differ in size"):
+        error_map(LABEL, LABEL[:, :2])
+
+
+def test_enlarged_labels_keep_whole_pixels():
+    big = enlarge(colorize(LABEL, COLORS), 3)
+    assert big.shape == (6, 9, 3)
+    assert (big[::3, ::3] == colorize(LABEL, COLORS)).all()
+    assert len(np.unique(big.reshape(-1, 3), axis=0)) == 4
+    assert enlarge(np.zeros((2, 3, 3), dtype=np.uint8), 4, smooth=True).shape == (8, 12, 3)
+    with pytest.raises(UserError, match="at least 1"):
+        enlarge(big, 0)
+
+
+def test_a_contact_sheet_holds_every_picture_in_its_place():
+    red, blue = (np.full((20, 40, 3), c, dtype=np.uint8) for c in ((250, 0, 0), (0, 0, 250)))
+    sheet = contact_sheet([[red, blue], [None, red]], ["one", "a caption that is far too long"], names=["x", "y"])
+    reds, blues = ((sheet == c).all(axis=2) for c in ((250, 0, 0), (0, 0, 250)))
+    assert (reds.sum(), blues.sum()) == (2 * 800, 800)
+    y, x = np.argwhere(reds)[0]
+    assert blues[y, x + 46]
+    assert reds[y + 26, x + 46]
+    assert sheet[:y].min() < 128  # the captions are written above
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [([], []), ([[np.zeros((2, 2, 3), np.uint8)] * 3], []), ([[np.zeros((2, 2, 3), np.uint8)] * 2], ["a", "b"]),
+     ([[np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)]], [])],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_refused(rows, names):
+    with pytest.raises(UserError, match="contact sheet"):
+        contact_sheet(rows, ["a", "b"], names=names)
+
+
+class Source:
+    """Two domains; the second lacks the student's answer."""
+
+    colors = COLORS
+
+    def __init__(self, folder):
+        self.folder = folder
+        Image.fromarray(np.full((8, 16, 3), 77, dtype=np.uint8)).save(folder / "image.png")
+        save_label(folder / "truth.png", np.full((8, 16), 1), COLORS)
+        save_label(folder / "student.png", np.full((8, 16), 2), COLORS)
+
+    def picture_indices(self, domain):
+        return () if domain == "moon" else (4, 5)
+
+    def panels(self, domain, index):
+        assert index == 4
+        image = Panel("Image", "image", self.folder / "image.png")
+        labels = [Panel(name.title(), "label", self.folder / f"{name}.png") for name in ("truth", "student")]
+        return (image, *labels) if domain == "fog" else (image, labels[0])
+
+
+def test_comparison_picture_has_a_row_per_domain(tmp_path):
+    path = tmp_path / "readme.png"
+    comparison_picture(Source(tmp_path), ["fog", "rain"], path, scale=3)
+    sheet = load_image(path)
+    area = 8 * 16 * 9
+    for color, count in (((77, 77, 77), 2), ((200, 0, 0), 2), ((0, 0, 250), 1)):
+        assert (sheet == color).all(axis=2).sum() == pytest.approx(count * area, abs=9)  # text may hold such a pixel
+    with pytest.raises(UserError, match="no pictures were kept for the domain 'moon'"):
+        comparison_picture(Source(tmp_path), ["moon"], path)

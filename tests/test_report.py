@@ -1,0 +1,374 @@
+"""The comparison, its table and its page, on run folders made as the runner leaves them."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from fake_runs import CLASSES, COLORS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
+from segdistill.config import UserError
+from segdistill.pictures import load_label
+from segdistill.report import collect, headline, load_run, remarks, table_rows, to_csv, to_markdown, write_report
+from segdistill.report.page import duration
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Three arms; GKD and vanilla with three seeds."""
+    root = tmp_path_factory.mktemp("runs")
+    results = {}
+    for seed in range(3):
+        for name, title, strength in (
+            ("none", "No distillation", 0.15),
+            ("vanilla", "Vanilla KD", 0.2),
+            ("gkd", "GKD", 0.31),
+        ):
+            results[root / f"{name}-{seed}"] = make_run(root / f"{name}-{seed}", name, title, seed, strength)
+    return results
+
+
+class Page(HTMLParser):
+    """What a reader sees: the cells of the first table, all text, and every address."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.bold, self.words, self.addresses, self.open, self.tables = [], [], [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tables += tag == "table"
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+        if tag == "tr" and self.tables == 1:
+            self.rows.append([])
+            self.bold.append([])
+        if tag in ("td", "th") and self.tables == 1:
+            self.rows[-1].append("")
+            self.bold[-1].append(False)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if self.tables == 1 and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data.replace("\xa0", " ")
+            self.bold[-1][-1] |= "strong" in self.open
+
+
+def page_of(folders, tmp_path):
+    write_report(list(folders), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def miou(results, seeds, name, domain):
+    return [r["models"]["student"]["domains"][domain]["miou"] for r in results.values() if r["name"] == name][:seeds]
+
+
+def test_the_page_shows_the_numbers_of_the_results(tmp_path):
+    results = make_run(tmp_path / "run", seed=3)
+    page, _ = page_of([tmp_path / "run"], tmp_path)
+    teacher, student = page.rows[2:]
+    domains = (*SOURCE, *UNSEEN)
+    for row, role in ((teacher, "teacher"), (student, "student")):
+        model = results["models"][role]
+        shown = [f"{100 * model['domains'][d]['miou']:.1f}" for d in domains] + [f"{100 * model['mean_unseen']:.1f}"]
+        assert row[1:8] == shown
+        assert row[8:10] == [f"{100 * model['domains'][d]['miou']:.1f}" for d in VALIDATION]
+    assert teacher[0] == "Teacher"
+    assert teacher[10:] == ["5.35", "61.2", "–"]
+    assert student[10:] == ["1.20", "124", f"{100 * results['retention']:.1f}"]
+    assert "validation, not unseen" in page.rows[0]
+    iou = fmean(results["models"]["student"]["domains"][d]["iou"][0] for d in UNSEEN)  # road, over the unseen domains
+    assert f"{100 * iou:.1f}" in page.words
+
+
+def test_several_seeds_become_mean_and_sample_deviation(demo):
+    comparison = collect(list(demo))
+    table = table_rows(comparison)
+    assert [row.label for row in table.rows] == ["Teacher", "No distillation", "Vanilla KD", "GKD"]
+    fog = [column.key for column in table.columns].index("fog")
+    values = miou(demo, 3, "vanilla", "fog")
+    cell = table.rows[2].cells[fog]
+    assert cell.value == pytest.approx(sum(values) / 3)
+    assert cell.sd == pytest.approx((sum((v - sum(values) / 3) ** 2 for v in values) / 2) ** 0.5)
+    assert table.rows[0].cells[fog].sd is None  # one teacher for all seeds, counted once
+    assert table.rows[3].seeds == (0, 1, 2)
+    assert comparison.arms[2].mean_unseen.values == tuple(
+        r["models"]["student"]["mean_unseen"] for r in demo.values() if r["name"] == "gkd"
+    )
+
+
+def test_retention_is_student_by_teacher_on_unseen_domains_per_seed(tmp_path):
+    a = flat(tmp_path / "a", 0.40, seed=0, teacher=0.5)
+    b = flat(tmp_path / "b", 0.30, seed=1, teacher=0.4)
+    comparison = collect([b, a])
+    (arm,) = comparison.arms
+    assert arm.retention.values == pytest.approx((0.8, 0.75))
+    assert comparison.teacher.mean_unseen.values == (0.5, 0.4)
+    cell = table_rows(comparison).rows[1].cells[-1]
+    assert (cell.kind, cell.text) == ("retention", "77.5 ± 3.5")
+
+
+def test_a_run_without_a_teacher_is_held_against_the_others_teacher(tmp_path):
+    a, b = flat(tmp_path / "a", 0.4), flat(tmp_path / "b", 0.2, "none")
+    student = json.loads((b / "results.json").read_text())["models"]["student"]
+    rewrite(b, models={"student": student}, retention=None)
+    assert load_run(b).teacher is None
+    assert [arm.retention.mean for arm in collect([b, a]).arms] == pytest.approx([0.4, 0.8])
+    alone = collect([b])
+    assert alone.arms[0].retention is None
+    assert "retention" not in [column.key for column in table_rows(alone).columns]
+    page, _ = page_of([b], tmp_path)
+    assert page.rows[2][0] == "none"
+
+
+def test_the_best_student_is_marked_everywhere(demo, tmp_path):
+    comparison = collect(list(demo))
+    keys = [column.key for column in table_rows(comparison).columns]
+    teacher, none, vanilla, gkd = table_rows(comparison).rows
+    mean = keys.index("mean_unseen")
+    assert [row.cells[mean].best for row in (teacher, none, vanilla, gkd)] == [False, False, False, True]
+    assert not any(row.cells[keys.index(d)].best for row in (none, vanilla, gkd) for d in VALIDATION)
+    assert f"**{gkd.cells[mean].text}**" in to_markdown(comparison)
+    page, _ = page_of(demo, tmp_path)
+    assert [page.bold[i][1 + mean] for i in range(2, 6)] == [False, False, False, True]
+
+
+def test_equal_shown_scores_are_all_best_and_called_level(tmp_path):
+    comparison = collect([flat(tmp_path / "a", 0.30001, "a"), flat(tmp_path / "b", 0.29999, "b")])
+    rows = table_rows(comparison).rows[1:]
+    assert [row.cells[6].best for row in rows] == [True, True]
+    assert headline(comparison) == "a and b are level on unseen domains, at 30.0 mIoU."
+
+
+def test_one_student_alone_is_not_called_best(tmp_path):
+    comparison = collect([flat(tmp_path / "a", 0.4, title="GKD")])
+    assert not any(cell.best for row in table_rows(comparison).rows for cell in row.cells)
+    assert headline(comparison) == (
+        "GKD reaches 40.0 mIoU on unseen domains, 80.0 % of its teacher's, "
+        "with 1.20 M parameters against the teacher's 5.35 M."
+    )
+
+
+def test_the_headline_is_honest_when_distillation_loses(tmp_path):
+    runs = [flat(tmp_path / "n", 0.4, "none"), flat(tmp_path / "v", 0.3, "vanilla"), flat(tmp_path / "g", 0.2, "gkd")]
+    comparison = collect(runs)
+    assert headline(comparison).startswith("none holds best on unseen domains: 40.0 mIoU, 80.0 %")
+    assert "No distilled student beats the student trained without distillation." in remarks(comparison)
+    comparison = collect([flat(tmp_path / "g2", 0.45, "gkd2"), *runs])
+    assert "vanilla and gkd end below the student trained without distillation." in remarks(comparison)
+
+
+def test_the_remarks_count_the_seeds_and_name_the_source_winner(tmp_path):
+    scores = {("gkd", 0): 0.40, ("gkd", 1): 0.30, ("mse", 0): 0.30, ("mse", 1): 0.32}
+    runs = [flat(tmp_path / f"{n}{s}", score, n, seed=s) for (n, s), score in scores.items()]
+    for run in runs:
+        models = json.loads((run / "results.json").read_text())["models"]
+        models["student"]["domains"]["game"]["miou"] = 0.7 if "mse" in run.name else 0.6
+        rewrite(run, models=models)
+    assert remarks(collect(runs)) == [
+        "gkd: +4.0 over mse; ahead of mse but in 1 of 2 seeds.",
+        "On the source domain (game) mse is 10.0 ahead of gkd.",
+    ]
+    assert remarks(collect([runs[0], runs[2]]))[-1].startswith("One seed each")
+
+
+def test_better_than_the_teacher_is_said_so(tmp_path):
+    assert "10.0 % above its teacher" in headline(collect([flat(tmp_path / "a", 0.55)]))
+
+
+def test_no_unseen_domains_are_legal(tmp_path):
+    results = make_run(tmp_path / "run", unseen=(), retention=None)
+    for model in results["models"].values():
+        model["mean_unseen"] = None
+    rewrite(tmp_path / "run", models=results["models"])
+    comparison = collect([tmp_path / "run"])
+    assert comparison.arms[0].mean_unseen is None
+    assert headline(comparison).startswith("No unseen domain was measured")
+    page, _ = page_of([tmp_path / "run"], tmp_path)
+    assert page.rows[1][:3] == ["model", "game", "dusk"]
+
+
+def test_not_measured_is_a_dash_not_a_number(tmp_path):
+    results = make_run(tmp_path / "run", retention=float("nan"))
+    student = results["models"]["student"]
+    student["domains"]["fog"]["miou"] = float("nan")
+    student["mean_unseen"] = float("nan")
+    rewrite(tmp_path / "run", models=results["models"])
+    row = table_rows(collect([tmp_path / "run"])).rows[1]
+    assert [row.cells[i].text for i in (3, 6)] == ["–", "–"]
+
+
+def test_csv_reads_back_the_unrounded_numbers(demo):
+    rows = list(csv.DictReader(io.StringIO(to_csv(collect(list(demo))))))
+    assert [row["name"] for row in rows] == ["teacher", "none", "vanilla", "gkd"]
+    for name, row in zip(("none", "vanilla", "gkd"), rows[1:], strict=True):
+        values = miou(demo, 3, name, "night")
+        assert float(row["unseen:night"]) == pytest.approx(fmean(values), abs=1e-12)
+        assert float(row["unseen:night_sd"]) == pytest.approx(stdev(values), abs=1e-12)
+        assert row["seeds"] == "0 1 2"
+    assert rows[0]["unseen:night_sd"] == ""
+    assert int(rows[3]["parameters"]) == 1_200_000
+    assert "validation:dusk" in rows[0]
+
+
+def test_markdown_reads_back_with_as_many_cells_as_columns(tmp_path):
+    run = flat(tmp_path / "a", 0.4, title="a|b *c*")
+    head, rule, teacher, student = to_markdown(collect([run])).splitlines()
+    split = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (head, rule, teacher, student)]
+    assert len({len(line) for line in split}) == 1
+    assert split[3][0].strip() == r"a\|b \*c\*"
+    cells = dict(zip((c.strip() for c in split[0]), (c.strip() for c in split[3]), strict=True))
+    assert cells["mean unseen"] == "40.0"
+    assert cells["dusk (validation)"] == "40.0"
+    assert cells["retention (%)"] == "80.0"
+
+
+def test_names_from_files_cannot_become_markup(tmp_path):
+    evil = '<script>alert("x")</script>'
+    results = make_run(tmp_path / "run", title=evil)
+    results["models"]["teacher"]["title"] = evil
+    rewrite(tmp_path / "run", models=results["models"], classes=[evil, *CLASSES[1:]])
+    (tmp_path / "run" / "recipe.yaml").write_text(f"# {evil}")
+    (tmp_path / "run" / "environment.json").write_text(json.dumps({evil: evil}))
+    page, text = page_of([tmp_path / "run"], tmp_path)
+    assert "<script" not in text
+    assert page.rows[3][0] == evil
+    assert page.open == []
+
+
+def test_the_page_needs_nothing_from_outside(demo, tmp_path):
+    page, text = page_of(demo, tmp_path)
+    assert page.addresses
+    assert all(address.startswith(("#", "data:image/")) for address in page.addresses)
+    assert not re.search(r"url\(|@import|https?://|<link|<script", text)
+    assert "default-src 'none'" in text
+    assert page.open == []  # every element was closed
+
+
+def test_the_page_holds_every_picture_and_curve(demo, tmp_path):
+    page, text = page_of(demo, tmp_path)
+    # 9 scenes of image and truth, and class map and errors of the teacher and three arms
+    assert text.count("<img") == 9 * (2 + 2 * 4)
+    assert "domain agnostic: own position share" in page.words
+    assert "task: probe mIoU" in page.words
+    assert text.count('<g class="a0">') == 3 * (1 + 1 + 1 + 1)  # GKD's three seeds: two losses, share, probe
+    truth = load_label(next(iter(demo)) / "pictures" / "truth" / "fog-1.png")
+    answer = load_label(next(iter(demo)) / "pictures" / "student" / "fog-1.png")
+    right = (truth == answer)[truth != 255].mean()
+    assert f"{100 * right:.0f} % right" in page.words
+
+
+def test_commit_hardware_times_and_recipes_are_told(demo, tmp_path):
+    page, _ = page_of(demo, tmp_path)
+    for words in ("1a2b3c4", "2 cores", "segdistill run gkd", "1 min 16 s", "domain agnostic", "Recipe: Vanilla KD"):
+        assert words in page.words, words
+    assert any("student: {encoder: world_student}" in words for words in page.words)
+
+
+def test_an_unfinished_log_line_is_passed_over_and_repeated_steps_count_once(tmp_path):
+    run = flat(tmp_path / "run", 0.4)
+    lines = [{"stage": "01-task", "step": step, "loss": loss} for step, loss in ((1, 5.0), (2, 4.0), (1, 3.0))]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"stage": "01-ta')
+    assert [(step.step, step.loss) for step in load_run(run).metrics] == [(1, 3.0), (2, 4.0)]
+
+
+@pytest.mark.parametrize("name", ["environment.json", "recipe.yaml", "metrics.jsonl", "stages"])
+def test_what_may_be_missing_may_be_missing(tmp_path, name):
+    make_run(tmp_path / "run")
+    target = tmp_path / "run" / name
+    target.rename(tmp_path / "elsewhere")
+    page, _ = page_of([tmp_path / "run"], tmp_path)
+    assert page.rows
+
+
+def spoil(path, content):
+    path.write_text(content) if content is not None else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", None, "results.json is missing; the run is unfinished"),
+        ("results.json", '{"format": 1, "na', "is damaged, not JSON"),
+        ("results.json", "[]", "expected an object"),
+        ("results.json", '{"format": 2}', "format: .*got 2"),
+        ("environment.json", "[1]", "expected an object, got list"),
+        ("environment.json", "{", "is damaged"),
+        ("metrics.jsonl", '{"stage": "a"\n{"stage": "a", "step": 1}\n', "line 1 is not JSON"),
+        ("metrics.jsonl", '{"stage": "a"}\n', "step: is missing"),
+        ("stages/01-domain_agnostic/manifest.json", "", "is damaged"),
+        ("pictures/truth/fog-1.png", None, "pictures/truth/fog-1.png is missing"),
+        ("pictures/student/fog-1.png", "no picture", "the picture is damaged"),
+    ],
+)
+def test_missing_and_damaged_files_are_one_line_that_names_them(tmp_path, name, content, message):
+    make_run(tmp_path / "run")
+    spoil(tmp_path / "run" / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        write_report([tmp_path / "run"], tmp_path / "page.html")
+    assert str(tmp_path / "run") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colors": COLORS[:-1]}, "8 classes but 7 colours"),
+        ({"unseen": ["moon"]}, "no scores for the domain 'moon'"),
+        ({"classes": CLASSES[:-1], "colors": COLORS[:-1]}, "one IoU per class on 'game'"),
+        ({"retention": 0.2}, "retention 0.2 is not student / teacher"),
+        ({"unseen": UNSEEN[:2]}, "mean_unseen .* is not the mean of its domains"),
+        ({"models": {}}, "models.student: is missing"),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused(tmp_path, changes, message):
+    make_run(tmp_path / "run")
+    rewrite(tmp_path / "run", **changes)
+    with pytest.raises(UserError, match=message):
+        load_run(tmp_path / "run")
+
+
+def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path):
+    a = flat(tmp_path / "a", 0.4)
+    with pytest.raises(UserError, match="no run folder was given"):
+        collect([])
+    with pytest.raises(UserError, match="no such run folder"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="another run 'gkd' with seed 0"):
+        collect([a, flat(tmp_path / "b", 0.3)])
+    with pytest.raises(UserError, match="its teacher is not the one of"):
+        collect([a, flat(tmp_path / "c", 0.3, "mse", teacher=0.6)])
+    other = flat(tmp_path / "d", 0.3, "mse")
+    rewrite(other, classes=["street", *CLASSES[1:]])
+    with pytest.raises(UserError, match=r"d: classes differ from .*a: street"):
+        collect([a, other])
+    rewrite(other, classes=CLASSES, unseen=UNSEEN[::-1])
+    with pytest.raises(UserError, match="unseen differ"):
+        collect([a, other])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.26, "4.3 s"), (42, "42 s"), (185, "3 min 05 s"), (59.7, "1 min 00 s"), (7620, "2 h 07 min")],
+)
+def test_durations_are_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_report_and_pictures_load_no_torch():
+    code = "import sys, segdistill.report, segdistill.pictures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
