@@ -15,6 +15,7 @@ COLORS = (
 )  # fmt: skip
 SOURCE, UNSEEN, VALIDATION = ("game",), ("clear", "night", "fog", "snow", "rain"), ("dusk", "haze")
 EASE = {"game": 1.0, "clear": 0.8, "night": 0.35, "fog": 0.55, "snow": 0.5, "rain": 0.6, "dusk": 0.7, "haze": 0.6}
+ALL_PICTURES = {"domains": {domain: [0, 1] if domain == "fog" else [0] for domain in EASE}}
 SIZE = (128, 64)  # width, height
 
 
@@ -77,7 +78,7 @@ def make_run(folder, name="gkd", title="GKD", seed=0, strength=0.3, **changes):
         "format": 1, "name": name, "title": title, "seed": seed, "classes": CLASSES, "colors": COLORS,
         "source": SOURCE, "unseen": UNSEEN, "validation": VALIDATION, "models": models,
         "retention": models["student"]["mean_unseen"] / models["teacher"]["mean_unseen"],
-        "pictures": {"domains": {domain: [0, 1] if domain == "fog" else [0] for domain in domains}},
+        "pictures": {"domains": {"fog": [1]}},
     }  # fmt: skip
     results |= changes
     for domain, indices in results["pictures"]["domains"].items():
@@ -108,7 +109,7 @@ def write_log(folder, stages, rng):
         kind = "task" if stage.endswith("task") else "distill"
         record = {"name": stage.split("-")[1], "type": kind, "steps": 600, "seconds": 75.5}
         path.write_text(json.dumps(record | {"finished": "2026-11-20T10:00:00"}))
-        for step in range(10, 601, 10):
+        for step in range(20, 601, 20):
             loss = 2.2 * np.exp(-step / 150) + 0.4 + rng.normal(0, 0.03)
             line = {"stage": stage, "step": step, "steps": 600, "loss": loss, "lr": 1e-3, "images_per_s": 55.0}
             if kind == "distill":

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from fake_runs import CLASSES, COLORS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
+from fake_runs import ALL_PICTURES, CLASSES, COLORS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
 from segdistill.config import UserError
 from segdistill.pictures import load_label
 from segdistill.report import collect, headline, load_run, remarks, table_rows, to_csv, to_markdown, write_report
@@ -30,7 +30,8 @@ def demo(tmp_path_factory):
             ("vanilla", "Vanilla KD", 0.2),
             ("gkd", "GKD", 0.31),
         ):
-            results[root / f"{name}-{seed}"] = make_run(root / f"{name}-{seed}", name, title, seed, strength)
+            folder = root / f"{name}-{seed}"
+            results[folder] = make_run(folder, name, title, seed, strength, pictures=ALL_PICTURES)
     return results
 
 
@@ -119,6 +120,14 @@ def test_retention_is_student_by_teacher_on_unseen_domains_per_seed(tmp_path):
     assert comparison.teacher.mean_unseen.values == (0.5, 0.4)
     cell = table_rows(comparison).rows[1].cells[-1]
     assert (cell.kind, cell.text) == ("retention", "77.5 ± 3.5")
+
+
+def test_a_teacher_measured_anew_has_a_spread_and_is_told(tmp_path):
+    runs = [flat(tmp_path / "a", 0.40, "a", teacher=0.5), flat(tmp_path / "b", 0.40, "b", teacher=0.4)]
+    comparison = collect(runs)
+    assert table_rows(comparison).rows[0].cells[6].text == "45.0 ± 7.1"
+    assert [arm.retention.mean for arm in comparison.arms] == pytest.approx([0.8, 1.0])
+    assert any(line.startswith("The teacher was measured anew") for line in remarks(comparison))
 
 
 def test_a_run_without_a_teacher_is_held_against_the_others_teacher(tmp_path):
@@ -350,8 +359,12 @@ def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path):
         collect([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="another run 'gkd' with seed 0"):
         collect([a, flat(tmp_path / "b", 0.3)])
-    with pytest.raises(UserError, match="its teacher is not the one of"):
-        collect([a, flat(tmp_path / "c", 0.3, "mse", teacher=0.6)])
+    stranger = flat(tmp_path / "c", 0.3, "mse")
+    models = json.loads((stranger / "results.json").read_text())["models"]
+    models["teacher"]["parameters"]["encoder"] = 86_000_000
+    rewrite(stranger, models=models)
+    with pytest.raises(UserError, match=r"c: its teacher .* is not the one of"):
+        collect([a, stranger])
     other = flat(tmp_path / "d", 0.3, "mse")
     rewrite(other, classes=["street", *CLASSES[1:]])
     with pytest.raises(UserError, match=r"d: classes differ from .*a: street"):

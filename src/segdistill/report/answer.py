@@ -48,6 +48,9 @@ def remarks(comparison: Comparison) -> list[str]:
         lines += _source_winner(comparison, ranked[0])
     if ranked and all(len(arm.seeds) == 1 for arm in ranked):
         lines.append("One seed each: differences of a point or two may be chance.")
+    teacher = comparison.teacher
+    if teacher is not None and len(teacher.seeds) > len(set(teacher.seeds)):
+        lines.append("The teacher was measured anew in runs of one seed; retention is against each run's own.")
     missing = [arm.title for arm in comparison.arms if arm not in ranked]
     if missing and ranked:
         lines.append(f"Without a mean over unseen domains: {_join(missing)}.")

@@ -152,36 +152,37 @@ def collect(folders: Sequence[Path]) -> Comparison:
     )
 
 
-def _teachers(runs: Sequence[Run]) -> dict[int, ModelResult]:
-    """The teacher by seed; runs of one seed must share it."""
-    seen: dict[int, Run] = {}
-    for run in runs:
+def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
+    """(seed, teacher) of every teacher whose scores differ; one row cannot hold two kinds of teacher."""
+    distinct: list[tuple[int, ModelResult]] = []
+    first: Run | None = None
+    for run in sorted(runs, key=lambda run: run.seed):
         if run.teacher is None:
             continue
-        other = seen.setdefault(run.seed, run)
-        assert other.teacher is not None
-        ours, theirs = ({d: s.miou for d, s in t.domains.items()} for t in (run.teacher, other.teacher))
-        if run.teacher.title != other.teacher.title or ours != theirs:
+        first = first or run
+        assert first.teacher is not None
+        if (run.teacher.title, run.teacher.parameters) != (first.teacher.title, first.teacher.parameters):
             raise UserError(
-                f"{run.folder}: its teacher is not the one of {other.folder} (title or scores differ); "
-                "report runs with different teachers separately"
+                f"{run.folder}: its teacher ({run.teacher.title}) is not the one of {first.folder} "
+                f"({first.teacher.title}, other title or size); report runs with different teachers separately"
             )
-    return {seed: run.teacher for seed, run in sorted(seen.items()) if run.teacher is not None}
+        if all(run.teacher.domains != teacher.domains for _, teacher in distinct):
+            distinct.append((run.seed, run.teacher))
+    return distinct
 
 
-def _teacher_arm(teachers: dict[int, ModelResult]) -> Arm | None:
-    """The teacher's row: one value where all seeds share the same teacher, else one per seed."""
+def _teacher_arm(teachers: Sequence[tuple[int, ModelResult]]) -> Arm | None:
+    """The teacher's row: one value where all runs share its scores, else mean and spread of the distinct ones."""
     if not teachers:
         return None
-    models = list(teachers.values())
-    if all(model.domains == models[0].domains for model in models):
-        teachers = {next(iter(teachers)): models[0]}
-    return Arm("teacher", models[0].title, tuple(teachers), tuple(teachers.values()))
+    seeds, models = zip(*teachers, strict=True)
+    return Arm("teacher", models[0].title, seeds, models)
 
 
-def _retention(run: Run, teachers: dict[int, ModelResult]) -> float | None:
-    """Student / teacher on unseen domains; a run without its own teacher is held against its seed's or the first."""
-    teacher = run.teacher or teachers.get(run.seed) or next(iter(teachers.values()), None)
+def _retention(run: Run, teachers: Sequence[tuple[int, ModelResult]]) -> float | None:
+    """Student / teacher on unseen domains; a run without its own teacher is held against its seed's, else the first."""
+    others = [teacher for seed, teacher in teachers if seed == run.seed] + [teacher for _, teacher in teachers]
+    teacher = run.teacher or (others[0] if others else None)
     if teacher is None or not teacher.mean_unseen or run.student.mean_unseen is None:
         return None
     return run.student.mean_unseen / teacher.mean_unseen

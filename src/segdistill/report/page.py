@@ -128,6 +128,7 @@ def table_section(comparison: Comparison) -> str:
         notes.append("With several seeds: mean ± standard deviation over the seeds.")
     if comparison.teacher is not None and comparison.unseen:
         notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
+    notes.append("Seconds: training time.")
     if comparison.validation:
         notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
     return (
