@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,10 @@ from segdistill.files import write_atomic
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being made, done, total)."""
+
+
+RENDERER = 1
+"""Part of the image cache's key: raise it whenever the world's pinned hashes change."""
 
 
 class DataSource(Config):
@@ -96,18 +99,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SEGDISTILL_CACHE") or Path.home() / ".cache" / "segdistill")
 
 
-@lru_cache(maxsize=1)
-def _renderer() -> str:
-    """A digest of the renderer's source: images of another version of it are never taken from the cache."""
-    files = sorted(Path(world.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 def _load_or_render(
     source: DataSource, selection: DataSelection, domain: str, progress: Progress | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain; rendered first where they are missing."""
-    key = (_renderer(), source.size, source.seed, source.redraw, domain, selection.split, selection.first)
+    key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
     stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
     paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in ("images", "labels")]
     if not all(path.exists() for path in paths):
