@@ -53,9 +53,7 @@ class Rendered:
     depth: np.ndarray  # (H, W) float32 metres, at most 1000 (the sky)
 
 
-def render(
-    domain: str, split: str, index: int, *, size: tuple[int, int], seed: int = 0, redraw: int = 0
-) -> Rendered:
+def render(domain: str, split: str, index: int, *, size: tuple[int, int], seed: int = 0, redraw: int = 0) -> Rendered:
     """Image ``index`` of a domain's split at ``size`` (height, width).
 
     The scene is the same at every size. ``seed`` re-draws the scenes, a non-zero ``redraw`` the domain's parameters

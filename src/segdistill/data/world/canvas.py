@@ -9,8 +9,11 @@ from itertools import chain
 
 import numpy as np
 
+from segdistill.data.world.dice import Number
 from segdistill.data.world.materials import INDEX
 
+Point = tuple[Number, Number]
+Ends = tuple[Point, Point]
 NEAR = 1.0  # nothing is built nearer than this, in metres
 FAR = 1000.0  # the depth of the sky, in metres
 PLAIN = (1.0, 1.0, 0.0, 0.0)  # the grid of a surface without a pattern: u period, v period, u duty, v duty
@@ -22,11 +25,11 @@ _CIRCLES = {n: [(math.cos(2 * math.pi * i / n), math.sin(2 * math.pi * i / n)) f
 class Camera:
     """A pinhole: ``focal`` in image widths, principal point as fractions of the image, ``height`` m, ``roll`` rad."""
 
-    height: float = 1.4
-    focal: float = 0.8
-    centre: float = 0.5
-    horizon: float = 0.45
-    roll: float = 0.0
+    height: Number = 1.4
+    focal: Number = 0.8
+    centre: Number = 0.5
+    horizon: Number = 0.45
+    roll: Number = 0.0
 
 
 class Canvas:
@@ -34,20 +37,20 @@ class Canvas:
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
-        self.cards: list[tuple[float, ...]] = []
-        self.frames: list[tuple[float, ...]] = []
-        self.rows: list[tuple[float, ...]] = []
-        self.points: list[tuple[float, float]] = []
+        self.cards: list[tuple[Number, ...]] = []
+        self.frames: list[tuple[Number, ...]] = []
+        self.rows: list[tuple[Number, ...]] = []
+        self.points: list[Point] = []
         self.starts: list[int] = [0]
         self.keys: list[tuple[int, float]] = []
-        self.casters: list[tuple[float, float, float, float, float]] = []
-        self.blobs: list[tuple[float, float, float, float]] = []
-        self.contacts: list[tuple[float, float, float, float]] = []
-        self.lamps: list[tuple[float, float, float]] = []
+        self.casters: list[tuple[Number, Number, Number, Number, Number]] = []
+        self.blobs: list[tuple[Number, Number, Number, Number]] = []
+        self.contacts: list[tuple[Number, Number, Number, Number]] = []
+        self.lamps: list[tuple[Number, Number, Number]] = []
         self.instances = 0
         self._key = (0, 0.0)
 
-    def layer(self, level: int, depth: float = 0.0) -> None:
+    def layer(self, level: int, depth: Number = 0.0) -> None:
         """The next polygons belong to ``level``; within it, farther ones (larger ``depth``) are painted first."""
         self._key = (level, -depth)
 
@@ -56,15 +59,15 @@ class Canvas:
         self.instances += 1
         return self.instances
 
-    def cast(self, ax: float, az: float, bx: float, bz: float, height: float) -> None:
+    def cast(self, ax: Number, az: Number, bx: Number, bz: Number, height: Number) -> None:
         """A vertical rectangle from (ax, az) to (bx, bz) that throws a shadow."""
         self.casters.append((ax, az, bx, bz, height))
 
-    def contact(self, x0: float, x1: float, z0: float, z1: float) -> None:
+    def contact(self, x0: Number, x1: Number, z0: Number, z1: Number) -> None:
         """The dark patch under an object that stands on the ground."""
         self.contacts.append((x0, x1, max(z0, NEAR), max(z1, NEAR)))
 
-    def add(self, points: Sequence[tuple[float, float]], row: tuple[float, ...]) -> None:
+    def add(self, points: Sequence[Point], row: tuple[Number, ...]) -> None:
         """One polygon in its card's coordinates, and its row (card, class, instance, two materials, grid of four)."""
         self.points.extend(points)
         self.starts.append(len(self.points))
@@ -80,13 +83,13 @@ class Card:
     """
 
     canvas: Canvas
-    x: float
-    z: float
+    x: Number
+    z: Number
     cls: int
     inst: int = 0
-    tint: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, float] = (1.0, 0.0)
-    mirror: float = 1.0
+    tint: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
+    direction: Point = (1.0, 0.0)
+    mirror: Number = 1.0
     index: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,23 +108,23 @@ class Card:
 
     def poly(
         self,
-        points: Sequence[tuple[float, float]],
+        points: Sequence[Point],
         material: str,
         *,
         cls: int = -1,
         second: str = "",
-        grid: tuple[float, float, float, float] = PLAIN,
+        grid: tuple[Number, Number, Number, Number] = PLAIN,
     ) -> None:
         """A polygon of (along, up) points; ``second`` and ``grid`` paint a regular pattern such as windows."""
         mat = INDEX[material]
         owner = self.cls if cls < 0 else cls
         self.canvas.add(points, (self.index, owner, self.inst, mat, INDEX[second] if second else mat, *grid))
 
-    def rect(self, x0: float, y0: float, x1: float, y1: float, material: str, **kwargs: object) -> None:
+    def rect(self, x0: Number, y0: Number, x1: Number, y1: Number, material: str, **kwargs: object) -> None:
         """An upright rectangle."""
         self.poly(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), material, **kwargs)  # type: ignore[arg-type]
 
-    def disc(self, at: tuple[float, float], rx: float, ry: float, material: str, *, n: int = 10, cls: int = -1) -> None:
+    def disc(self, at: Point, rx: Number, ry: Number, material: str, *, n: int = 10, cls: int = -1) -> None:
         """An ellipse around ``at`` as an n-gon."""
         self.poly([(at[0] + rx * c, at[1] + ry * s) for c, s in _CIRCLES[n]], material, cls=cls)
 
@@ -129,7 +132,7 @@ class Card:
 class Ground:
     """The horizontal plane at height ``y``; its polygons are given by (x, z) points."""
 
-    def __init__(self, canvas: Canvas, tint: tuple[float, float, float] = (0.0, 0.0, 0.0), y: float = 0.0) -> None:
+    def __init__(self, canvas: Canvas, tint: tuple[Number, Number, Number] = (0.0, 0.0, 0.0), y: Number = 0.0) -> None:
         self.canvas = canvas
         self.index = len(canvas.cards)
         below = canvas.camera.height - y
@@ -138,12 +141,12 @@ class Ground:
 
     def poly(
         self,
-        points: Sequence[tuple[float, float]],
+        points: Sequence[Point],
         cls: int,
         material: str,
         *,
         second: str = "",
-        grid: tuple[float, float, float, float] = PLAIN,
+        grid: tuple[Number, Number, Number, Number] = PLAIN,
     ) -> None:
         """A polygon of (x, z) points on the plane."""
         mat = INDEX[material]
@@ -152,7 +155,7 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A resolution-independent scene: polygons, the order to paint them in, the cards, and what casts shade or light."""
+    """A resolution-independent scene: polygons, the order to paint them in, cards, and what casts shade or light."""
 
     camera: Camera
     points: np.ndarray  # (P, 3) float64, metres: x right, y up, z ahead
@@ -167,7 +170,7 @@ class Scene:
 
 
 def freeze(canvas: Canvas) -> Scene:
-    """The finished scene: paint order found, points moved from their cards into the world and kept before the camera."""
+    """The finished scene: paint order found, points moved from their cards into the world, all before the camera."""
     rows = _table(canvas.rows, 9, np.float32)
     starts = np.array(canvas.starts)
     flat = _table(canvas.points, 2, np.float64)
@@ -193,6 +196,6 @@ def freeze(canvas: Canvas) -> Scene:
     )
 
 
-def _table(rows: Sequence[tuple[float, ...]], width: int, dtype: type) -> np.ndarray:
+def _table(rows: Sequence[tuple[Number, ...]], width: int, dtype: type) -> np.ndarray:
     """(n, width) array of equally long tuples; twice as fast as np.array on them."""
     return np.fromiter(chain.from_iterable(rows), dtype, len(rows) * width).reshape(-1, width)

@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
+Number = float | int  # beartype, which checks the annotations in tests, does not take an int for a float
+Span = tuple[Number, Number]
 _POOL = 1024
 
 
@@ -24,11 +26,11 @@ class Dice:
             self._pool = self.rng.random(_POOL).tolist()
         return self._pool.pop()
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: Number, high: Number) -> float:
         """Uniform in [low, high)."""
         return low + (high - low) * self.unit()
 
-    def between(self, span: tuple[float, float]) -> float:
+    def between(self, span: Span) -> float:
         """Uniform within ``span``."""
         return span[0] + (span[1] - span[0]) * self.unit()
 
@@ -36,7 +38,7 @@ class Dice:
         """Uniform integer, both ends included."""
         return low + int((high - low + 1) * self.unit())
 
-    def flip(self, probability: float) -> bool:
+    def flip(self, probability: Number) -> bool:
         """True with ``probability``."""
         return self.unit() < probability
 
@@ -44,7 +46,7 @@ class Dice:
         """-1 or 1."""
         return 1 if self.unit() < 0.5 else -1
 
-    def count(self, mean: float) -> int:
+    def count(self, mean: Number) -> int:
         """A small count with the given mean: the integer part, spread by one half either way."""
         return int(mean * self.uniform(0.4, 1.6) + self.unit())
 
@@ -52,6 +54,6 @@ class Dice:
         """One of ``options``."""
         return options[int(len(options) * self.unit())]
 
-    def tint(self) -> tuple[float, float, float]:
+    def tint(self) -> tuple[Number, Number, Number]:
         """Three numbers in [-1, 1): how one object differs from its material's mean colour."""
         return 2 * self.unit() - 1, 2 * self.unit() - 1, 2 * self.unit() - 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from segdistill.data.world import palettes, scene, style
+from segdistill.data.world import city, palettes, style
+from segdistill.data.world.city import City
 from segdistill.data.world.dice import Dice
-from segdistill.data.world.scene import City
 from segdistill.data.world.style import SPANS, Look, Style
 
 Role = Literal["source", "unseen", "validation", "proxy", "broad"]
@@ -61,7 +61,9 @@ ANY_CITY = City(
     roll=(-0.05, 0.05), kinds=("broad", "conifer", "palm", "broad"), crossing=0.2,
 )  # fmt: skip
 
-_COAST = Look(palettes.COAST, sun=(0.55, 0.7), ambient=(0.5, 0.6), texture=(0.05, 0.12), saturation=(1.05, 1.2), noise=(0.0, 0.0))
+_COAST = Look(
+    palettes.COAST, sun=(0.55, 0.7), ambient=(0.5, 0.6), texture=(0.05, 0.12), saturation=(1.05, 1.2), noise=(0.0, 0.0),
+)  # fmt: skip
 _CLEAR = Look(
     palettes.INLAND, jitter=(0.02, 0.05), texture=(0.25, 0.5), grain=(0.5, 2.0), sun=(0.05, 0.45), elevation=(0.3, 0.9),
     ambient=(0.75, 1.05), warmth=(-0.05, 0.05), clouds=(0.3, 0.9), gamma=(0.9, 1.25), contrast=(0.85, 1.0),
@@ -76,24 +78,26 @@ _NIGHT = Look(
 _FOG = Look(
     palettes.ALPINE, jitter=(0.02, 0.05), texture=(0.25, 0.5), grain=(0.5, 2.0), sun=(0.0, 0.1), ambient=(0.75, 1.0),
     warmth=(-0.06, 0.06), clouds=(0.6, 1.0), fog=(0.024, 0.06), fog_light=(0.6, 0.85), gamma=(0.9, 1.15),
-    contrast=(0.75, 0.95), saturation=(0.5, 0.85), cast=(0.0, 0.06), vignette=(0.1, 0.3), blur=(0.5, 3.0), noise=(0.01, 0.025),
+    contrast=(0.75, 0.95), saturation=(0.5, 0.85), cast=(0.0, 0.06), vignette=(0.1, 0.3), blur=(0.5, 3.0),
+    noise=(0.01, 0.025),
 )  # fmt: skip
 _SNOW = Look(
     palettes.ALPINE, jitter=(0.02, 0.05), texture=(0.25, 0.5), grain=(0.5, 2.0), sun=(0.0, 0.2), ambient=(0.8, 1.05),
-    warmth=(-0.1, 0.0), clouds=(0.6, 1.0), fog=(0.001, 0.008), fog_light=(0.75, 0.9), snow=(0.6, 0.95), flakes=(0.3, 1.5),
-    gamma=(0.9, 1.2), contrast=(0.8, 1.0), saturation=(0.5, 0.85), cast=(0.0, 0.06), vignette=(0.05, 0.3),
-    blur=(0.5, 2.5), noise=(0.01, 0.025),
+    warmth=(-0.1, 0.0), clouds=(0.6, 1.0), fog=(0.001, 0.008), fog_light=(0.75, 0.9), snow=(0.6, 0.95),
+    flakes=(0.3, 1.5), gamma=(0.9, 1.2), contrast=(0.8, 1.0), saturation=(0.5, 0.85), cast=(0.0, 0.06),
+    vignette=(0.05, 0.3), blur=(0.5, 2.5), noise=(0.01, 0.025),
 )  # fmt: skip
 _RAIN = Look(
     palettes.ALPINE, jitter=(0.02, 0.05), texture=(0.25, 0.5), grain=(0.5, 2.0), sun=(0.0, 0.05), ambient=(0.62, 0.88),
-    warmth=(-0.12, 0.0), clouds=(0.7, 1.0), fog=(0.002, 0.012), fog_light=(0.45, 0.62), streaks=(0.5, 1.5), wet=(0.5, 0.95),
-    lamps=(0.0, 0.3), lit=(0.0, 0.15), gamma=(0.9, 1.2), contrast=(0.72, 0.92), saturation=(0.5, 0.85), cast=(0.0, 0.08),
-    vignette=(0.1, 0.35), blur=(1.0, 4.0), noise=(0.01, 0.03),
+    warmth=(-0.12, 0.0), clouds=(0.7, 1.0), fog=(0.002, 0.012), fog_light=(0.45, 0.62), streaks=(0.5, 1.5),
+    wet=(0.5, 0.95), lamps=(0.0, 0.3), lit=(0.0, 0.15), gamma=(0.9, 1.2), contrast=(0.72, 0.92), saturation=(0.5, 0.85),
+    cast=(0.0, 0.08), vignette=(0.1, 0.35), blur=(1.0, 4.0), noise=(0.01, 0.03),
 )  # fmt: skip
 _DUSK = Look(
-    palettes.HARBOUR, jitter=(0.02, 0.05), texture=(0.2, 0.45), grain=(0.5, 2.0), sun=(0.05, 0.25), elevation=(0.12, 0.35),
-    ambient=(0.36, 0.5), warmth=(0.1, 0.3), clouds=(0.1, 0.7), lamps=(0.1, 0.4), lit=(0.02, 0.15), exposure=(1.0, 1.3),
-    saturation=(0.7, 1.05), cast=(0.02, 0.1), vignette=(0.1, 0.3), blur=(0.5, 2.5), noise=(0.01, 0.03),
+    palettes.HARBOUR, jitter=(0.02, 0.05), texture=(0.2, 0.45), grain=(0.5, 2.0), sun=(0.05, 0.25),
+    elevation=(0.12, 0.35), ambient=(0.36, 0.5), warmth=(0.1, 0.3), clouds=(0.1, 0.7), lamps=(0.1, 0.4),
+    lit=(0.02, 0.15), exposure=(1.0, 1.3), saturation=(0.7, 1.05), cast=(0.02, 0.1), vignette=(0.1, 0.3),
+    blur=(0.5, 2.5), noise=(0.01, 0.03),
 )  # fmt: skip
 _HAZE = Look(
     palettes.HARBOUR, jitter=(0.02, 0.05), texture=(0.2, 0.45), grain=(0.5, 2.0), sun=(0.1, 0.3), ambient=(0.75, 0.95),
@@ -102,16 +106,17 @@ _HAZE = Look(
 )  # fmt: skip
 _DRIZZLE = Look(
     palettes.HARBOUR, jitter=(0.02, 0.05), texture=(0.2, 0.45), grain=(0.5, 2.0), sun=(0.0, 0.15), ambient=(0.7, 0.9),
-    warmth=(-0.08, 0.02), clouds=(0.6, 1.0), fog=(0.0, 0.006), fog_light=(0.55, 0.7), streaks=(0.1, 0.4), wet=(0.15, 0.4),
-    contrast=(0.8, 0.98), saturation=(0.6, 0.9), vignette=(0.05, 0.3), blur=(0.5, 2.5), noise=(0.01, 0.025),
+    warmth=(-0.08, 0.02), clouds=(0.6, 1.0), fog=(0.0, 0.006), fog_light=(0.55, 0.7), streaks=(0.1, 0.4),
+    wet=(0.15, 0.4), contrast=(0.8, 0.98), saturation=(0.6, 0.9), vignette=(0.05, 0.3), blur=(0.5, 2.5),
+    noise=(0.01, 0.025),
 )  # fmt: skip
 # Everything except the unseen domains' defining boxes: no snow, rain or headlights, haze well short of fog, darkness
 # well short of night; every palette is random.
 _ANY = Look(
-    None, jitter=(0.0, 0.05), spread=(0.6, 1.4), texture=(0.0, 0.8), grain=(0.3, 3.0), sun=(0.0, 0.8), elevation=(0.2, 1.3),
-    ambient=(0.45, 1.15), warmth=(-0.25, 0.3), clouds=(0.0, 1.0), fog=(0.0, 0.014), fog_light=(0.35, 0.95),
-    lit=(0.0, 0.1), exposure=(0.75, 1.35), gamma=(0.6, 1.5), contrast=(0.6, 1.25), saturation=(0.0, 1.5),
-    cast=(0.0, 0.25), vignette=(0.0, 0.5), blur=(0.0, 4.0), noise=(0.0, 0.05),
+    None, jitter=(0.0, 0.05), spread=(0.6, 1.4), texture=(0.0, 0.8), grain=(0.3, 3.0), sun=(0.0, 0.8),
+    elevation=(0.2, 1.3), ambient=(0.45, 1.15), warmth=(-0.25, 0.3), clouds=(0.0, 1.0), fog=(0.0, 0.014),
+    fog_light=(0.35, 0.95), lit=(0.0, 0.1), exposure=(0.75, 1.35), gamma=(0.6, 1.5), contrast=(0.6, 1.25),
+    saturation=(0.0, 1.5), cast=(0.0, 0.25), vignette=(0.0, 0.5), blur=(0.0, 4.0), noise=(0.0, 0.05),
 )  # fmt: skip
 
 DOMAINS: dict[str, Domain] = {
@@ -137,8 +142,7 @@ def redrawn(domain: Domain, redraw: int) -> Domain:
     if redraw == 0:
         return domain
     dice = Dice(domain.key, 7, redraw)
-    city, look = scene.redrawn(domain.city, dice), style.redrawn(domain.look, dice)
-    return Domain(domain.name, domain.key, domain.role, city, look, domain.labelled, domain.defining)
+    return replace(domain, city=city.redrawn(domain.city, dice), look=style.redrawn(domain.look, dice))
 
 
 def inside(drawn: Style, domain: Domain, *, tolerance: float = 0.12) -> bool:

@@ -74,8 +74,9 @@ COAST = palette(
     vegetation=("#3f8a2c", 0.06), terrain=("#a8a244", 0.04), sky=("#4c96ea", 0.03), person=("#b8387a", 0.1),
     rider=("#e86a1c", 0.06), car=("#2f5fc4", 0.12), truck=("#efefe8", 0.06), bus=("#e8c41c", 0.05),
     train=("#1e9a8a", 0.05), motorcycle=("#8a1a22", 0.06), bicycle=("#30b8c8", 0.06),
-    shop=("#c87a58", 0.06), roof=("#a04a34", 0.04), cab=("#d84a3a", 0.08), stripe=("#f0f0f0", 0.04), trousers=("#3a4a7a", 0.06),
-)
+    shop=("#c87a58", 0.06), roof=("#a04a34", 0.04), cab=("#d84a3a", 0.08), stripe=("#f0f0f0", 0.04),
+    trousers=("#3a4a7a", 0.06),
+)  # fmt: skip
 # An old inland town (unseen): greys, creams and brick; vehicles and clothes in any colour.
 INLAND = palette(
     road=("#6b6763", 0.03), sidewalk=("#7f7b78", 0.05), building=("#9c948a", 0.16), wall=("#84776a", 0.12),
@@ -84,7 +85,7 @@ INLAND = palette(
     rider=("#56565a", 0.28), car=("#6e7074", 0.38), truck=("#8a8a86", 0.34), bus=("#a0604c", 0.32),
     train=("#9a9a92", 0.32), motorcycle=("#3a3a3e", 0.22), bicycle=("#4a4a4c", 0.24),
     roof=("#5a4640", 0.1), shop=("#6a6258", 0.18),
-)
+)  # fmt: skip
 # An alpine town (unseen, adverse weather): pale render, dark wood, blue-white trams.
 ALPINE = palette(
     road=("#5e6062", 0.03), sidewalk=("#74726e", 0.05), building=("#b4aca0", 0.16), wall=("#6e6c6a", 0.12),
@@ -92,7 +93,7 @@ ALPINE = palette(
     vegetation=("#39503c", 0.09), terrain=("#6c7a4e", 0.09), sky=("#bcc6ce", 0.05), person=("#52484a", 0.26),
     rider=("#4a5058", 0.28), car=("#7a7876", 0.38), truck=("#96928a", 0.34), bus=("#6a7a9a", 0.32),
     train=("#8c94a8", 0.3), motorcycle=("#40403c", 0.22), bicycle=("#50504c", 0.24),
-)
+)  # fmt: skip
 # A harbour town (validation): brick red and slate blue.
 HARBOUR = palette(
     road=("#707684", 0.03), sidewalk=("#9a8f88", 0.05), building=("#a8746a", 0.15), wall=("#7a8a90", 0.1),
@@ -100,7 +101,7 @@ HARBOUR = palette(
     vegetation=("#5a6a34", 0.09), terrain=("#8a8450", 0.08), sky=("#a8bcd4", 0.06), person=("#6a5648", 0.24),
     rider=("#4a6a68", 0.26), car=("#86786e", 0.34), truck=("#7e8c94", 0.3), bus=("#5a8a6a", 0.28),
     train=("#a06a4a", 0.28), motorcycle=("#4c4438", 0.2), bicycle=("#5a4a56", 0.22),
-)
+)  # fmt: skip
 # What a class tends to look like anywhere; the broad and proxy images lean on it, sometimes.
 GENERIC = palette(
     road=("#66666a", 0.1), sidewalk=("#8c8a86", 0.1), building=("#98887a", 0.2), wall=("#88827a", 0.15),

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from segdistill.data.world import shapes, vehicles
 from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ground, Scene, freeze
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.scene import OBJECT_LAYER, City, backdrop, barrier, house, street
+from segdistill.data.world.city import City
+from segdistill.data.world.dice import Dice, Number
+from segdistill.data.world.scene import OBJECT_LAYER, backdrop, barrier, house, street
 from segdistill.data.world.vehicles import Placement
 
 # The heights in metres that a close-up must fit into the image.
@@ -53,7 +54,9 @@ def _stage(dice: Dice, camera: Camera) -> Canvas:
         canvas.layer(0)
         wall = Card(canvas, 0.0, FAR, 255, tint=dice.tint())
         grid = (dice.uniform(60, 400), dice.uniform(60, 400), dice.uniform(0.0, 0.5), dice.uniform(0.2, 1.0))
-        wall.rect(-9 * FAR, -9 * FAR, 9 * FAR, 9 * FAR, "backdrop", second=dice.pick(("floor", "wall", "window")), grid=grid)
+        wall.rect(
+            -9 * FAR, -9 * FAR, 9 * FAR, 9 * FAR, "backdrop", second=dice.pick(("floor", "wall", "window")), grid=grid
+        )
     canvas.layer(2)
     cls, material = dice.pick(((9, "terrain"), (0, "road"), (1, "sidewalk"), (255, "floor"), (255, "backdrop")))
     Ground(canvas, dice.tint()).poly([(-900, 1), (-900, 900), (900, 900), (900, 1)], cls, material)
@@ -107,7 +110,7 @@ def _composition(dice: Dice) -> Scene:
     return freeze(canvas)
 
 
-def place(canvas: Canvas, dice: Dice, name: str, x: float, z: float) -> None:
+def place(canvas: Canvas, dice: Dice, name: str, x: Number, z: Number) -> None:
     """One object of a kind in `HEIGHTS` in a random pose."""
     scale = dice.uniform(0.8, 1.25)
     at = Placement(x, z, dice.pick(("away", "toward", "across", "across")), scale)

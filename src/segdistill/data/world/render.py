@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -50,17 +51,17 @@ def _integer_polygons(scene: Scene, size: tuple[int, int]) -> list[list[int]]:
         flat[:, i] = values - np.clip(values - middle, -0.5, 0.5)
     whole = np.clip(np.floor(flat + 0.5), -_REACH, _REACH).astype(np.int64).ravel().tolist()
     ends = (2 * scene.starts).tolist()
-    return [whole[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [whole[a:b] for a, b in pairwise(ends)]
 
 
 def rasterise(scene: Scene, size: tuple[int, int]) -> np.ndarray:
     """(H, W) int32: the index of the polygon in front at each pixel."""
     h, w = size
     image = Image.new("I", (w, h), 0)
-    draw = ImageDraw.Draw(image).draw.draw_polygon
+    pen = ImageDraw.Draw(image)
     polygons = _integer_polygons(scene, size)
     for k in scene.order:
-        draw(polygons[k], k, 1)
+        pen.polygon(polygons[k], fill=k)
     return np.asarray(image, dtype=np.int32)
 
 
@@ -102,7 +103,7 @@ def geometry(scene: Scene, size: tuple[int, int]) -> Buffers:
 
 
 def shadows(scene: Scene, size: tuple[int, int], sun: tuple[float, float, float]) -> np.ndarray:
-    """(H, W) uint8 darkness of the ground. ``sun``: shift (x, z) of a shadow per metre of height, strength in [0, 1]."""
+    """(H, W) uint8 darkness of the ground. ``sun``: a shadow's shift (x, z) per metre of height, strength in [0, 1]."""
     h, w = size
     dx, dz, strength = sun
     image = Image.new("L", (w, h), 0)
@@ -119,9 +120,9 @@ def shadows(scene: Scene, size: tuple[int, int], sun: tuple[float, float, float]
     points = np.stack([corners[:, 0], np.zeros(len(corners)), np.maximum(corners[:, 1], NEAR)], 1)
     u, v = project(scene.camera, points, size)
     flat = np.clip(np.floor(np.stack([u, v], 1) + 0.5), -_REACH, _REACH).astype(np.int64).reshape(-1, 8).tolist()
-    draw = ImageDraw.Draw(image).draw.draw_polygon
+    pen = ImageDraw.Draw(image)
     for vertices, tone in zip(flat, tones, strict=True):
-        draw(vertices, tone, 1)
+        pen.polygon(vertices, fill=tone)
     return np.asarray(image)
 
 

@@ -2,87 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-
-from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ground, Scene, freeze
-from segdistill.data.world.dice import Dice
+from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ends, Ground, Scene, freeze
+from segdistill.data.world.city import City, Street
+from segdistill.data.world.dice import Dice, Number
 from segdistill.data.world.traffic import furniture, traffic
 
-Span = tuple[float, float]
 BUILDING, WALL, FENCE, VEGETATION, TERRAIN, SKY = 2, 3, 4, 8, 9, 10
 SKY_LAYER, FAR_LAYER, GROUND_LAYER, PAINT_LAYER, BUILT_LAYER, EDGE_LAYER, OBJECT_LAYER, HOOD_LAYER = range(8)
-
-
-@dataclass(frozen=True)
-class City:
-    """Layout statistics. Spans are (low, high), drawn per street; the eight thing rates are mean counts per street."""
-
-    lane: Span = (3.0, 3.6)  # metres
-    lanes: Span = (2, 3)  # lanes in both directions together
-    sidewalk: Span = (2.0, 4.0)  # metres
-    verge: Span = (0.0, 0.5)  # metres of grass between kerb and sidewalk; negative values mean none
-    setback: Span = (0.0, 3.0)  # metres between sidewalk and buildings
-    height: Span = (6.0, 18.0)  # of buildings, metres
-    length: Span = (9.0, 24.0)  # of buildings along the street, metres
-    density: Span = (0.6, 0.9)  # share of building plots that are built on
-    gable: float = 0.3  # share of buildings with a pitched roof
-    trees: Span = (2, 6)  # street trees
-    bushes: Span = (0, 3)
-    hills: float = 0.4  # probability of a far line of trees
-    barrier: Span = (0.3, 0.3)  # probabilities of a wall and of a fence along one side
-    poles: Span = (2, 5)
-    lights: Span = (0, 2)
-    signs: Span = (1, 4)
-    things: tuple[float, ...] = (4.0, 0.5, 5.0, 0.5, 0.4, 0.3, 0.5, 0.6)  # person, rider, car, truck, bus, train, ...
-    parked: float = 0.4  # share of cars that are parked
-    crossing: float = 0.12  # probability of a zebra crossing
-    curve: Span = (-0.0015, 0.0015)  # 1 / (2 radius), 1 / metres
-    camera: Span = (1.3, 1.6)  # camera height, metres
-    focal: Span = (0.7, 0.9)  # in image widths
-    horizon: Span = (0.42, 0.5)  # fraction of the image from the top
-    centre: Span = (0.42, 0.58)
-    roll: Span = (-0.01, 0.01)  # radians
-    kinds: tuple[str, ...] = ("broad", "broad", "conifer")  # of trees
-    hood: float = 0.0  # probability that the own bonnet is seen (labelled 255)
-
-
-def redrawn(city: City, dice: Dice) -> City:
-    """``city`` with every span narrowed to a random half of itself, and every rate moved by up to a quarter."""
-    changes: dict[str, object] = {}
-    for f in fields(city):
-        value = getattr(city, f.name)
-        if f.name == "things":
-            changes[f.name] = tuple(v * dice.uniform(0.75, 1.25) for v in value)
-        elif isinstance(value, float):
-            changes[f.name] = value * dice.uniform(0.75, 1.25)
-        elif f.name not in ("kinds", "barrier"):
-            low, high = value
-            start = low + 0.4 * dice.unit() * (high - low)
-            changes[f.name] = (start, start + 0.6 * (high - low))
-    return replace(city, **changes)  # type: ignore[arg-type]
-
-
-@dataclass
-class Street:
-    """The measures of one street: what the builders below need to place things."""
-
-    city: City
-    lane: float
-    half: float  # half the road's width
-    verge: float
-    walk: float  # sidewalk width
-    own: float  # the camera's lateral position on the road
-    curve: float
-    tram: bool
-
-    def x(self, lateral: float, z: float) -> float:
-        """Camera x of a position ``lateral`` metres right of the road's middle, ``z`` ahead."""
-        return lateral - self.own + self.curve * z * z
-
-    @property
-    def edge(self) -> float:
-        """Distance from the road's middle to the outer edge of the sidewalk."""
-        return self.half + self.verge + self.walk
 
 
 def street(city: City, dice: Dice) -> Scene:
@@ -116,7 +42,7 @@ def street(city: City, dice: Dice) -> Scene:
     return freeze(canvas)
 
 
-def backdrop(canvas: Canvas, dice: Dice, hills: float) -> None:
+def backdrop(canvas: Canvas, dice: Dice, hills: Number) -> None:
     """The sky, and sometimes a far line of trees or roofs."""
     canvas.layer(SKY_LAYER)
     sky = Card(canvas, 0.0, FAR, SKY)
@@ -136,7 +62,9 @@ def backdrop(canvas: Canvas, dice: Dice, hills: float) -> None:
         x += width
 
 
-def _ribbon(plan: Street, inner: float, outer: float, near: float = 1.0, far: float = 220.0) -> list[tuple[float, float]]:
+def _ribbon(
+    plan: Street, inner: Number, outer: Number, near: Number = 1.0, far: Number = 220.0
+) -> list[tuple[Number, Number]]:
     """The (x, z) outline of the strip between two lateral positions."""
     steps = (near, 6.0, 12.0, 20.0, 32.0, 50.0, 80.0, 130.0, far)
     stops = [z for z in steps if near <= z <= far]
@@ -165,7 +93,12 @@ def _ground(canvas: Canvas, dice: Dice, plan: Street, lanes: int) -> None:
         z = dice.uniform(1.0, 8.0)
         while z < 70.0:
             far = z + 3.0
-            corners = [(plan.x(lateral - 0.08, z), z), (plan.x(lateral - 0.08, far), far), (plan.x(lateral + 0.08, far), far), (plan.x(lateral + 0.08, z), z)]
+            corners = [
+                (plan.x(lateral - 0.08, z), z),
+                (plan.x(lateral - 0.08, far), far),
+                (plan.x(lateral + 0.08, far), far),
+                (plan.x(lateral + 0.08, z), z),
+            ]
             road.poly(corners, 0, "marking")
             z += 8.0
     if dice.flip(0.6):
@@ -206,7 +139,14 @@ def _buildings(canvas: Canvas, dice: Dice, plan: Street, side: int) -> None:
     block.rect(dice.uniform(-12.0, 2.0), 0, 60, height, "building", second="window", grid=(2.8, 3.1, 0.5, 0.55))
 
 
-def house(canvas: Canvas, dice: Dice, front: tuple[tuple[float, float], tuple[float, float]], height: float, *, gable: float) -> None:
+def house(
+    canvas: Canvas,
+    dice: Dice,
+    front: Ends,
+    height: Number,
+    *,
+    gable: Number,
+) -> None:
     """A building whose street front runs from the near to the far (x, z) end of ``front``; its gable end faces us."""
     (x0, z0), (x1, z1) = front
     length = ((x1 - x0) ** 2 + (z1 - z0) ** 2) ** 0.5
@@ -257,12 +197,14 @@ def _barriers(canvas: Canvas, dice: Dice, plan: Street, side: int) -> None:
         hedge.rect(0, 0, length, dice.uniform(0.8, 2.0), "vegetation")
 
 
-def barrier(canvas: Canvas, dice: Dice, ends: tuple[tuple[float, float], tuple[float, float]], *, solid: bool, low: bool) -> None:
+def barrier(canvas: Canvas, dice: Dice, ends: Ends, *, solid: bool, low: bool) -> None:
     """A wall (``solid``, with a coping) or a fence (bars between posts) between two (x, z) ends."""
     (x0, z0), (x1, z1) = ends
     length = ((x1 - x0) ** 2 + (z1 - z0) ** 2) ** 0.5
     height = dice.uniform(0.7, 1.1) if low else dice.uniform(1.2, 2.6)
-    card = Card(canvas, x0, z0, WALL if solid else FENCE, tint=dice.tint(), direction=((x1 - x0) / length, (z1 - z0) / length))
+    card = Card(
+        canvas, x0, z0, WALL if solid else FENCE, tint=dice.tint(), direction=((x1 - x0) / length, (z1 - z0) / length)
+    )
     canvas.cast(x0, z0, x1, z1, height)
     if solid:
         card.rect(0, 0, length, height, "wall", second="roof", grid=(1.1, 0.42, 0.05, 1.0))
@@ -281,4 +223,7 @@ def hood(canvas: Canvas, dice: Dice) -> None:
     card = Card(canvas, 0.0, z, 255)
     low, top = camera.height - 1.6 * reach, camera.height - reach * dice.uniform(0.86, 0.92)
     half = 0.62 * z / camera.focal
-    card.poly(((-half, low), (-half, top - 0.08), (-0.5 * half, top), (0.5 * half, top), (half, top - 0.08), (half, low)), "hood")
+    card.poly(
+        ((-half, low), (-half, top - 0.08), (-0.5 * half, top), (0.5 * half, top), (half, top - 0.08), (half, low)),
+        "hood",
+    )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 from segdistill.data.world.canvas import Canvas, Card
-from segdistill.data.world.dice import Dice
-
+from segdistill.data.world.dice import Dice, Number
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, RIDER, MOTORCYCLE, BICYCLE = 5, 6, 7, 8, 11, 12, 17, 18
 
 
-def person(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> None:
+def person(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
     """A standing or walking person."""
     card = Card(canvas, x, z, PERSON, canvas.instance(), dice.tint(), mirror=dice.sign())
     h = dice.uniform(1.5, 1.9) * scale * (0.7 if dice.flip(0.12) else 1.0)
@@ -25,14 +24,17 @@ def person(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -
     swing = dice.uniform(0.0, 0.12) * h
     card.poly(((-w, neck), (-w * 1.45 - swing, hip), (-w * 1.0 - swing, hip), (-w * 0.6, neck)), "person")
     card.poly(((w, neck), (w * 1.45 + swing, hip), (w * 1.0 + swing, hip), (w * 0.6, neck)), "person")
-    card.poly(((-w, hip), (w, hip), (w * 1.12, neck * 0.97), (w * 0.5, neck), (-w * 0.5, neck), (-w * 1.12, neck * 0.97)), "person")
+    card.poly(
+        ((-w, hip), (w, hip), (w * 1.12, neck * 0.97), (w * 0.5, neck), (-w * 0.5, neck), (-w * 1.12, neck * 0.97)),
+        "person",
+    )
     if dice.flip(0.25):
         card.rect(w * 0.7, 0.5 * h, w * 1.7, 0.72 * h, "plate")
     card.disc((0, 0.915 * h), 0.062 * h, 0.08 * h, "skin")
     card.poly(((-0.065 * h, 0.93 * h), (-0.05 * h, 0.99 * h), (0.05 * h, 0.99 * h), (0.065 * h, 0.93 * h)), "hair")
 
 
-def rider(canvas: Canvas, dice: Dice, x: float, z: float, *, motor: bool, side: bool) -> None:
+def rider(canvas: Canvas, dice: Dice, x: Number, z: Number, *, motor: bool, side: bool) -> None:
     """A rider together with the bicycle or motorcycle."""
     mirror = dice.sign()
     (motorcycle if motor else bicycle)(canvas, dice, x, z, side=side, mirror=mirror)
@@ -55,7 +57,7 @@ def rider(canvas: Canvas, dice: Dice, x: float, z: float, *, motor: bool, side: 
     card.poly(((-0.13, 1.62), (-0.1, 1.77), (0.1, 1.77), (0.13, 1.62)), head)
 
 
-def bicycle(canvas: Canvas, dice: Dice, x: float, z: float, *, side: bool = True, mirror: float = 1.0) -> None:
+def bicycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool = True, mirror: Number = 1.0) -> None:
     """A bicycle seen from the side or end-on."""
     card = Card(canvas, x, z, BICYCLE, canvas.instance(), dice.tint(), mirror=mirror)
     if not side:
@@ -83,7 +85,7 @@ def bicycle(canvas: Canvas, dice: Dice, x: float, z: float, *, side: bool = True
     card.poly(((0.22, 1.0), (0.22, 1.07), (0.48, 1.07), (0.48, 1.0)), "bicycle")
 
 
-def motorcycle(canvas: Canvas, dice: Dice, x: float, z: float, *, side: bool = True, mirror: float = 1.0) -> None:
+def motorcycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool = True, mirror: Number = 1.0) -> None:
     """A motorcycle or scooter seen from the side or end-on."""
     card = Card(canvas, x, z, MOTORCYCLE, canvas.instance(), dice.tint(), mirror=mirror)
     if not side:
@@ -99,14 +101,16 @@ def motorcycle(canvas: Canvas, dice: Dice, x: float, z: float, *, side: bool = T
         card.disc((wheel, 0.31), 0.31, 0.31, "tyre", n=14)
         card.disc((wheel, 0.31), 0.15, 0.15, "metal", n=8)
     card.poly(((-0.35, 0.25), (0.3, 0.25), (0.42, 0.5), (-0.4, 0.52)), "metal")
-    card.poly(((-0.95, 0.66), (-0.5, 0.5), (0.35, 0.48), (0.5, 0.78), (0.3, 0.92), (-0.1, 0.72), (-0.85, 0.8)), "motorcycle")
+    card.poly(
+        ((-0.95, 0.66), (-0.5, 0.5), (0.35, 0.48), (0.5, 0.78), (0.3, 0.92), (-0.1, 0.72), (-0.85, 0.8)), "motorcycle"
+    )
     card.poly(((-0.85, 0.78), (-0.1, 0.72), (-0.12, 0.82), (-0.8, 0.88)), "tyre")
     card.poly(((0.68, 0.31), (0.78, 0.34), (0.46, 1.02), (0.36, 0.98)), "metal")
     card.rect(0.28, 0.98, 0.52, 1.08, "tyre")
     card.disc((0.56, 0.82), 0.09, 0.1, "lamp white", n=8)
 
 
-def pole(canvas: Canvas, dice: Dice, x: float, z: float, height: float = 5.0, width: float = 0.16) -> Card:
+def pole(canvas: Canvas, dice: Dice, x: Number, z: Number, height: Number = 5.0, width: Number = 0.16) -> Card:
     """A bare pole; returns its card so that something can hang on it."""
     card = Card(canvas, x, z, POLE, 0, dice.tint())
     canvas.contact(x - width, x + width, z - 0.1, z + 0.15)
@@ -115,17 +119,25 @@ def pole(canvas: Canvas, dice: Dice, x: float, z: float, height: float = 5.0, wi
     return card
 
 
-def lamp(canvas: Canvas, dice: Dice, x: float, z: float) -> None:
+def lamp(canvas: Canvas, dice: Dice, x: Number, z: Number) -> None:
     """A street lamp whose arm reaches over the road."""
     height = dice.uniform(5.5, 8.0)
     card = pole(canvas, dice, x, z, height, 0.18)
     reach = -math.copysign(dice.uniform(1.0, 2.0), x)
     card.poly(((0, height - 0.14), (reach, height + 0.1), (reach, height + 0.24), (0, height)), "pole")
-    card.poly(((reach * 0.75, height + 0.02), (reach * 1.25, height + 0.02), (reach * 1.2, height + 0.2), (reach * 0.8, height + 0.2)), "street lamp")
+    card.poly(
+        (
+            (reach * 0.75, height + 0.02),
+            (reach * 1.25, height + 0.02),
+            (reach * 1.2, height + 0.2),
+            (reach * 0.8, height + 0.2),
+        ),
+        "street lamp",
+    )
     canvas.lamps.append((x + reach, height, z))
 
 
-def traffic_light(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> None:
+def traffic_light(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
     """A traffic light on a pole, sometimes with a second head on an arm over the road."""
     base = dice.uniform(2.3, 3.2) * scale
     card = pole(canvas, dice, x, z, base + 1.0 * scale, 0.15 * scale)
@@ -143,7 +155,7 @@ def traffic_light(canvas: Canvas, dice: Dice, x: float, z: float, scale: float =
             card.disc((at, y + (0.2 + 0.33 * i) * scale), 0.14 * scale, 0.14 * scale, lit, n=8, cls=LIGHT)
 
 
-def sign(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> None:
+def sign(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
     """A traffic sign: disc, triangle, octagon, diamond or panel on a pole."""
     y, r = dice.uniform(2.1, 2.7) * scale, dice.uniform(0.36, 0.5) * scale
     card = pole(canvas, dice, x, z, y + r, 0.1 * scale)
@@ -161,7 +173,11 @@ def sign(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> 
         card.poly(((-r, y), (0, y - r), (r, y), (0, y + r)), "sign yellow", cls=SIGN)
     elif kind == 4:
         card.disc((0, y), r, r, "sign blue", n=12, cls=SIGN)
-        card.poly(((-r * 0.5, y - 0.1), (r * 0.1, y - 0.1), (r * 0.1, y - r * 0.5), (r * 0.7, y), (0, y + r * 0.4)), "traffic sign", cls=SIGN)
+        card.poly(
+            ((-r * 0.5, y - 0.1), (r * 0.1, y - 0.1), (r * 0.1, y - r * 0.5), (r * 0.7, y), (0, y + r * 0.4)),
+            "traffic sign",
+            cls=SIGN,
+        )
     else:
         w, h = dice.uniform(0.7, 1.5) * scale, dice.uniform(0.5, 0.9) * scale
         card.rect(-w, y, w, y + h, "sign blue", cls=SIGN)
@@ -169,7 +185,7 @@ def sign(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> 
         card.rect(-w * 0.8, y + 0.2 * h, w * 0.8, y + 0.4 * h, "traffic sign", cls=SIGN)
 
 
-def tree(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0, kind: str = "") -> None:
+def tree(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0, kind: str = "") -> None:
     """A tree: broad crown, conifer or palm."""
     kind = kind or dice.pick(("broad", "broad", "conifer"))
     card = Card(canvas, x, z, VEGETATION, 0, dice.tint(), mirror=dice.sign())
@@ -190,7 +206,15 @@ def tree(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0, kin
         for i in range(7):
             a = math.pi * (i / 6 * 1.3 - 0.15)
             ex, ey = lean + 0.3 * h * math.cos(a), 0.85 * h + 0.22 * h * math.sin(a) - 0.04 * h
-            card.poly(((lean, 0.82 * h), ((lean + ex) / 2, (0.9 * h + ey) / 2 + 0.06 * h), (ex, ey), ((lean + ex) / 2, (0.84 * h + ey) / 2)), "vegetation")
+            card.poly(
+                (
+                    (lean, 0.82 * h),
+                    ((lean + ex) / 2, (0.9 * h + ey) / 2 + 0.06 * h),
+                    (ex, ey),
+                    ((lean + ex) / 2, (0.84 * h + ey) / 2),
+                ),
+                "vegetation",
+            )
         canvas.blobs.append((x, z, h * 0.85, h * 0.2))
         return
     crown, r = 0.66 * h, 0.25 * h
@@ -202,7 +226,7 @@ def tree(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0, kin
     canvas.blobs.append((x, z, crown, r * 1.4))
 
 
-def bush(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> None:
+def bush(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
     """A low bush made of a few lumps."""
     card = Card(canvas, x, z, VEGETATION, 0, dice.tint())
     canvas.contact(x - 0.8 * scale, x + 0.8 * scale, z - 0.2, z + 0.5)
@@ -211,7 +235,7 @@ def bush(canvas: Canvas, dice: Dice, x: float, z: float, scale: float = 1.0) -> 
         _blob(card, dice, (dice.uniform(-0.8, 0.8) * scale, 0.4 * scale), dice.uniform(0.45, 0.8) * scale)
 
 
-def _blob(card: Card, dice: Dice, at: tuple[float, float], radius: float) -> None:
+def _blob(card: Card, dice: Dice, at: tuple[Number, Number], radius: Number) -> None:
     """An irregular lump of leaves, never below the ground."""
     points = []
     for i in range(11):

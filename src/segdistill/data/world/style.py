@@ -7,10 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from segdistill.data.world import palettes
-from segdistill.data.world.dice import Dice
+from segdistill.data.world.dice import Dice, Span
 from segdistill.data.world.palettes import Palette
-
-Span = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from segdistill.data.world import shapes, vehicles
 from segdistill.data.world.canvas import Canvas
-from segdistill.data.world.dice import Dice
+from segdistill.data.world.city import Street
+from segdistill.data.world.dice import Dice, Number
 from segdistill.data.world.vehicles import Placement
 
-if TYPE_CHECKING:
-    from segdistill.data.world.scene import Street
 
-HEAVY = (vehicles.truck, vehicles.bus)
-
-
-def _depth(dice: Dice, low: float, high: float) -> float:
+def _depth(dice: Dice, low: Number, high: Number) -> float:
     """A distance ahead, denser nearby."""
     u = dice.unit()
     return low + (high - low) * u * u
@@ -53,7 +47,7 @@ def furniture(canvas: Canvas, dice: Dice, plan: Street, layer: int) -> None:
 
 def traffic(canvas: Canvas, dice: Dice, plan: Street, layer: int) -> None:
     """People and vehicles."""
-    people, riders, cars, trucks, buses, trains, motorcycles, bicycles = plan.city.things
+    people, riders, cars, trucks, buses, _, motorcycles, bicycles = plan.city.things  # a tram belongs to the street
     _people(canvas, dice, plan, (people, riders, motorcycles, bicycles), layer)
     free = {-1: 6.0, 1: 7.0}  # the next free distance per driving direction
     for _ in range(dice.count(cars * plan.city.parked)):
@@ -87,13 +81,15 @@ def traffic(canvas: Canvas, dice: Dice, plan: Street, layer: int) -> None:
         build(canvas, dice, Placement(plan.x(lateral, z), z, "toward" if side < 0 else "away"))
 
 
-def _people(canvas: Canvas, dice: Dice, plan: Street, rates: tuple[float, ...], layer: int) -> None:
+def _people(canvas: Canvas, dice: Dice, plan: Street, rates: tuple[Number, ...], layer: int) -> None:
     people, riders, motorcycles, bicycles = rates
     outer = plan.half + plan.verge
     for _ in range(dice.count(people)):
         z = _depth(dice, 5.0, 45.0)
         on_road = dice.flip(0.12)
-        lateral = dice.uniform(-plan.half, plan.half) if on_road else dice.sign() * dice.uniform(outer + 0.5, plan.edge - 0.3)
+        lateral = (
+            dice.uniform(-plan.half, plan.half) if on_road else dice.sign() * dice.uniform(outer + 0.5, plan.edge - 0.3)
+        )
         canvas.layer(layer, z)
         shapes.person(canvas, dice, plan.x(lateral, z), z)
         if dice.flip(0.3):

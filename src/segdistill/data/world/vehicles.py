@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segdistill.data.world.canvas import Canvas, Card
-from segdistill.data.world.dice import Dice
+from segdistill.data.world.dice import Dice, Number
 
 CAR, TRUCK, BUS, TRAIN = 13, 14, 15, 16
 
@@ -17,13 +17,15 @@ class Placement:
     ``pose``: "away" (rear seen), "toward" (front seen) or "across" (the side profile faces the camera).
     """
 
-    x: float
-    z: float
+    x: Number
+    z: Number
     pose: str = "away"
-    scale: float = 1.0
+    scale: Number = 1.0
 
 
-def _cards(canvas: Canvas, dice: Dice, at: Placement, cls: int, size: tuple[float, float, float]) -> tuple[Card, Card | None]:
+def _cards(
+    canvas: Canvas, dice: Dice, at: Placement, cls: int, size: tuple[Number, Number, Number]
+) -> tuple[Card, Card | None]:
     """The side card and the end card of a vehicle of ``size`` (length, width, height); shadows included."""
     length, width, height = (s * at.scale for s in size)
     inst, tint = canvas.instance(), dice.tint()
@@ -43,13 +45,13 @@ def _cards(canvas: Canvas, dice: Dice, at: Placement, cls: int, size: tuple[floa
     return side, Card(canvas, at.x, at.z, cls, inst, tint)
 
 
-def _wheels(card: Card, at: tuple[float, ...], radius: float) -> None:
+def _wheels(card: Card, at: tuple[Number, ...], radius: Number) -> None:
     for x in at:
         card.disc((x, radius), radius, radius, "tyre", n=12)
         card.disc((x, radius), radius * 0.5, radius * 0.5, "metal", n=8)
 
 
-def _end_lights(card: Card, half: float, y: float, toward: bool, size: float = 0.17) -> None:
+def _end_lights(card: Card, half: Number, y: Number, toward: bool, size: Number = 0.17) -> None:
     lamp = "lamp white" if toward else "lamp red"
     for s in (-1, 1):
         card.rect(s * half - size * (s > 0) * 2, y, s * half + size * (s < 0) * 2, y + size, lamp)
@@ -65,12 +67,30 @@ def car(canvas: Canvas, dice: Dice, at: Placement) -> None:
     waist, low = 0.58 * height, 0.2 * s
     back = {"saloon": 0.2, "hatch": 0.04, "estate": 0.02, "van": 0.01}[kind] * length
     rise, nose = 0.1 * length, (0.74 if kind != "van" else 0.86) * length
-    side.poly(((0, low), (0.01 * length, waist), (back, waist), (back + rise * 0.6, height), (nose - 1.7 * rise, height),
-               (nose, waist), (0.97 * length, waist * 0.86), (length, low * 1.6), (0.99 * length, low)), "car")
+    side.poly(
+        (
+            (0, low),
+            (0.01 * length, waist),
+            (back, waist),
+            (back + rise * 0.6, height),
+            (nose - 1.7 * rise, height),
+            (nose, waist),
+            (0.97 * length, waist * 0.86),
+            (length, low * 1.6),
+            (0.99 * length, low),
+        ),
+        "car",
+    )
     glass = height - 0.1 * s
     mid = (back + nose) / 2
-    side.poly(((back + rise * 0.5, waist), (back + rise * 0.8, glass), (mid - 0.04 * s, glass), (mid - 0.04 * s, waist)), "glass")
-    side.poly(((mid + 0.04 * s, waist), (mid + 0.04 * s, glass), (nose - 1.7 * rise, glass), (nose - 0.5 * rise, waist)), "glass")
+    side.poly(
+        ((back + rise * 0.5, waist), (back + rise * 0.8, glass), (mid - 0.04 * s, glass), (mid - 0.04 * s, waist)),
+        "glass",
+    )
+    side.poly(
+        ((mid + 0.04 * s, waist), (mid + 0.04 * s, glass), (nose - 1.7 * rise, glass), (nose - 0.5 * rise, waist)),
+        "glass",
+    )
     side.rect(back + rise, height - 0.05 * s, nose - 1.7 * rise, height + 0.03 * s, "top")
     _wheels(side, (0.19 * length, 0.81 * length), 0.32 * s)
     if end is None:
@@ -80,7 +100,10 @@ def car(canvas: Canvas, dice: Dice, at: Placement) -> None:
     w, toward = 0.9 * s, at.pose == "toward"
     end.rect(-w + 0.05 * s, 0, -w + 0.27 * s, 0.4 * s, "tyre")
     end.rect(w - 0.27 * s, 0, w - 0.05 * s, 0.4 * s, "tyre")
-    end.poly(((-w * 0.97, low), (-w, waist * 0.7), (-w * 0.93, waist), (w * 0.93, waist), (w, waist * 0.7), (w * 0.97, low)), "car")
+    end.poly(
+        ((-w * 0.97, low), (-w, waist * 0.7), (-w * 0.93, waist), (w * 0.93, waist), (w, waist * 0.7), (w * 0.97, low)),
+        "car",
+    )
     end.poly(((-w * 0.92, waist), (-w * 0.7, height), (w * 0.7, height), (w * 0.92, waist)), "car")
     end.poly(((-w * 0.8, waist + 0.03), (-w * 0.63, glass), (w * 0.63, glass), (w * 0.8, waist + 0.03)), "glass")
     end.rect(-w * 0.66, height - 0.05 * s, w * 0.66, height + 0.04 * s, "top")
@@ -98,8 +121,25 @@ def truck(canvas: Canvas, dice: Dice, at: Placement) -> None:
     side.rect(0, 0.55 * s, length - 0.2 * s, floor, "metal")
     side.rect(0, floor, cab - 0.25 * s, height, "truck")
     side.rect(0, floor, cab - 0.25 * s, floor + 0.12 * s, "metal")
-    side.poly(((cab, 0.5 * s), (cab, cab_height), (length - 0.5 * s, cab_height), (length, 0.55 * cab_height), (length, 0.5 * s)), "cab")
-    side.poly(((cab + 0.6 * s, 0.6 * cab_height), (cab + 0.6 * s, 0.92 * cab_height), (length - 0.6 * s, 0.92 * cab_height), (length - 0.2 * s, 0.6 * cab_height)), "glass")
+    side.poly(
+        (
+            (cab, 0.5 * s),
+            (cab, cab_height),
+            (length - 0.5 * s, cab_height),
+            (length, 0.55 * cab_height),
+            (length, 0.5 * s),
+        ),
+        "cab",
+    )
+    side.poly(
+        (
+            (cab + 0.6 * s, 0.6 * cab_height),
+            (cab + 0.6 * s, 0.92 * cab_height),
+            (length - 0.6 * s, 0.92 * cab_height),
+            (length - 0.2 * s, 0.6 * cab_height),
+        ),
+        "glass",
+    )
     side.rect(0, height - 0.02 * s, cab - 0.25 * s, height + 0.07 * s, "top")
     _wheels(side, (0.14 * length, 0.27 * length, length - 1.1 * s), 0.5 * s)
     if end is None:
@@ -116,7 +156,15 @@ def truck(canvas: Canvas, dice: Dice, at: Placement) -> None:
         _end_lights(end, w, 0.6 * s, False, 0.2 * s)
         return
     end.rect(-w * 0.96, 0.5 * s, w * 0.96, cab_height, "cab")
-    end.poly(((-w * 0.9, 0.58 * cab_height), (-w * 0.84, 0.93 * cab_height), (w * 0.84, 0.93 * cab_height), (w * 0.9, 0.58 * cab_height)), "glass")
+    end.poly(
+        (
+            (-w * 0.9, 0.58 * cab_height),
+            (-w * 0.84, 0.93 * cab_height),
+            (w * 0.84, 0.93 * cab_height),
+            (w * 0.9, 0.58 * cab_height),
+        ),
+        "glass",
+    )
     end.rect(-w * 0.5, 0.3 * cab_height, w * 0.5, 0.48 * cab_height, "metal")
     _end_lights(end, w * 0.94, 0.7 * s, True, 0.22 * s)
 
@@ -155,8 +203,20 @@ def train(canvas: Canvas, dice: Dice, at: Placement) -> None:
     length, height = dice.uniform(16.0, 26.0) * s, dice.uniform(3.3, 3.6) * s
     side, end = _cards(canvas, dice, at, TRAIN, (length / s, 2.5, height / s))
     taper = (1.2 if end is None else 0.25) * s  # seen from the end, the end face itself is tapered
-    side.poly(((0, 0.12 * s), (0, 0.5 * height), (0.3 * taper, height), (length - taper, height), (length, 0.5 * height), (length, 0.12 * s)), "train")
-    side.rect(0.6 * s, 0.45 * height, length - taper, 0.8 * height, "glass", second="train", grid=(2.2 * s, 1.0, 0.14, 1.0))
+    side.poly(
+        (
+            (0, 0.12 * s),
+            (0, 0.5 * height),
+            (0.3 * taper, height),
+            (length - taper, height),
+            (length, 0.5 * height),
+            (length, 0.12 * s),
+        ),
+        "train",
+    )
+    side.rect(
+        0.6 * s, 0.45 * height, length - taper, 0.8 * height, "glass", second="train", grid=(2.2 * s, 1.0, 0.14, 1.0)
+    )
     side.rect(0, 0.12 * s, length, 0.36 * s, "metal")
     side.rect(0, 0.36 * height, length, 0.42 * height, "stripe")
     for joint in (0.34, 0.67):
@@ -166,8 +226,21 @@ def train(canvas: Canvas, dice: Dice, at: Placement) -> None:
     if end is None:
         return
     w = 1.25 * s
-    end.poly(((-w * 0.9, 0.1 * s), (-w, 0.5 * height), (-w * 0.82, height), (w * 0.82, height), (w, 0.5 * height), (w * 0.9, 0.1 * s)), "train")
-    end.poly(((-w * 0.88, 0.42 * height), (-w * 0.74, 0.82 * height), (w * 0.74, 0.82 * height), (w * 0.88, 0.42 * height)), "glass")
+    end.poly(
+        (
+            (-w * 0.9, 0.1 * s),
+            (-w, 0.5 * height),
+            (-w * 0.82, height),
+            (w * 0.82, height),
+            (w, 0.5 * height),
+            (w * 0.9, 0.1 * s),
+        ),
+        "train",
+    )
+    end.poly(
+        ((-w * 0.88, 0.42 * height), (-w * 0.74, 0.82 * height), (w * 0.74, 0.82 * height), (w * 0.88, 0.42 * height)),
+        "glass",
+    )
     end.rect(-w * 0.5, 0.86 * height, w * 0.5, 0.95 * height, "lens off")
     end.rect(-w * 0.94, 0.36 * height, w * 0.94, 0.41 * height, "stripe")
     end.rect(-w * 0.86, 0.1 * s, w * 0.86, 0.34 * s, "metal")
@@ -176,7 +249,9 @@ def train(canvas: Canvas, dice: Dice, at: Placement) -> None:
     _pantograph(end, 0.0, height, s)
 
 
-def _pantograph(card: Card, x: float, y: float, s: float) -> None:
+def _pantograph(card: Card, x: Number, y: Number, s: Number) -> None:
     t = 0.05 * s
-    card.poly(((x - 0.5 * s, y), (x - 0.5 * s + t, y), (x + 0.35 * s, y + 0.9 * s), (x + 0.35 * s - t, y + 0.9 * s)), "metal")
+    card.poly(
+        ((x - 0.5 * s, y), (x - 0.5 * s + t, y), (x + 0.35 * s, y + 0.9 * s), (x + 0.35 * s - t, y + 0.9 * s)), "metal"
+    )
     card.rect(x - 0.7 * s, y + 0.86 * s, x + 0.8 * s, y + 0.94 * s, "metal")
