@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-
 
 IGNORE = 255
 """The label of pixels that no loss and no metric looks at."""
@@ -47,3 +47,12 @@ def presence(
     total = counts.sum(dim=1, keepdim=True)
     present = (counts > 0) & (counts >= min_share * total)
     return present.float(), (total[:, 0] > 0).float()
+
+
+def mean_over_processes(count: int, device: torch.device) -> Float[Tensor, ""]:
+    """``count`` averaged over the processes of torch.distributed; ``count`` where it is not initialised."""
+    mean = torch.tensor(float(count), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from segdistill.config import UserError, nearest
 from segdistill.metrics import ConfusionMatrix
 from segdistill.segmenter import Segmenter, Window
-
 
 Progress = Callable[[str, int, int | None], None]
 """Called after every batch: the domain, the images done in it, and its images in all (None: not known)."""
@@ -77,8 +76,9 @@ def evaluate(
             total = _count_images(batches)
             for batch in batches:
                 image, label = (_field(batch, key).to(device) for key in ("image", "label"))
+                height, width = label.shape[-2:]
                 with precision():
-                    prediction = segmenter.predict(prepare(image, resize), window, tuple(label.shape[-2:]))
+                    prediction = segmenter.predict(prepare(image, resize), window, (height, width))
                 matrix.add(prediction, label)
                 images += len(image)
                 if progress is not None:
@@ -93,8 +93,9 @@ def prepare(image: Tensor, resize: tuple[int, int] | None = None) -> Tensor:
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if resize is None:
         return image
-    size = fit(tuple(image.shape[-2:]), resize)
-    if size == tuple(image.shape[-2:]):
+    height, width = image.shape[-2:]
+    size = fit((height, width), resize)
+    if size == (height, width):
         return image
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)  # no antialias, as the authors' reader
 
@@ -102,7 +103,8 @@ def prepare(image: Tensor, resize: tuple[int, int] | None = None) -> Tensor:
 def fit(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     """The largest size (h, w) of the same aspect whose longer side fits the box's longer and shorter its shorter."""
     factor = min(max(box) / max(size), min(box) / min(size))
-    return tuple(max(1, int(side * factor + 0.5)) for side in size)
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
 
 
 def summary(results: Mapping[str, DomainResult], unseen: Sequence[str]) -> float | None:
@@ -139,7 +141,7 @@ def _field(batch: Batch | Mapping[str, Tensor], name: str) -> Tensor:
 def _count_images(batches: Iterable) -> int | None:
     """Images of a loader over a sized data set; None for any other iterable."""
     dataset = getattr(batches, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _sum_over_processes(value: int, device: torch.device | str) -> int:

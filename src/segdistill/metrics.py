@@ -7,9 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segdistill.config import UserError
-
-
-IGNORE = 255
+from segdistill.criteria import IGNORE
 
 
 class ConfusionMatrix:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from segdistill.config import Config, UserError
 from segdistill.criteria import IGNORE
+from segdistill.decoders import Decoder
 from segdistill.ops import tokens_to_map
 from segdistill.types import LossTerms
 
@@ -41,11 +42,12 @@ class Segmenter(nn.Module):
     is padded at the bottom or right by repeating the border, and the result is cropped.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, taps: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.taps, self.num_classes = tuple(taps), num_classes
-        self.patch = int(encoder.patch)
+        assert isinstance(encoder.patch, int), encoder.patch  # pixels
+        self.patch = encoder.patch
 
     def freeze_encoder(self) -> None:
         """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
@@ -113,7 +115,7 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Float[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
+        self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
     ) -> Int[Tensor, "b _p _q"]:
         """Class map (int64) of the images' size, or of ``size``: then the *scores* are upsampled before the argmax.
 

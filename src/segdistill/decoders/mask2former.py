@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, UserError
 from segdistill.criteria import IGNORE
-from segdistill.decoders.pyramid import Maps, feature_pyramid, level_channels, resize
+from segdistill.decoders.base import Decoder, Maps
+from segdistill.decoders.pyramid import feature_pyramid, per_level, resize
 from segdistill.types import LossTerms
-
 
 STRIDES = (4, 8, 16, 32)
 _QUERY_CHUNK = 16  # masks upsampled at once: bounds the memory of inference, changes no value
 
 
-class Mask2Former(nn.Module):
+class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
     class Config(Config):
@@ -36,7 +36,7 @@ class Mask2Former(nn.Module):
         """
 
         queries: int = Field(100, ge=1)
-        width: int = Field(256, ge=32, multiple_of=32)  # its group norms have 32 groups
+        width: int = Field(256, ge=64, multiple_of=32)  # its group norms have 32 groups
         encoder_layers: int = Field(6, ge=1)
         decoder_layers: int = Field(9, ge=1)
         heads: int = Field(8, ge=1)
@@ -60,7 +60,7 @@ class Mask2Former(nn.Module):
         from segdistill.decoders import mask2former_parts as parts  # transformers takes seconds to import
 
         self.pixel_decoder, self.transformer, self.criterion = parts.build(
-            config, level_channels(channels, len(STRIDES)), num_classes
+            config, per_level(tuple(channels), len(STRIDES)), num_classes
         )
         self.classifier = nn.Linear(config.width, num_classes + 1)  # the last one: no object
 
@@ -103,10 +103,6 @@ class Mask2Former(nn.Module):
         for weight, mask in zip(weights.split(_QUERY_CHUNK, 1), masks[-1].float().split(_QUERY_CHUNK, 1), strict=True):
             total = total + torch.einsum("bqk,bqhw->bkhw", weight, resize(mask, size).sigmoid())
         return total
-
-    def forward(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """:meth:`scores`."""
-        return self.scores(maps, size)
 
 
 def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:

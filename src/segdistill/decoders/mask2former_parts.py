@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as hf
 
+from segdistill.criteria import mean_over_processes
 from segdistill.decoders.mask2former import STRIDES, Mask2Former
 
 
@@ -20,6 +21,7 @@ def build(
     settings = _settings(config, num_classes)
     pixel_decoder = hf.Mask2FormerPixelDecoder(settings, feature_channels=list(channels))
     transformer = hf.Mask2FormerTransformerModule(config.width, settings)
+    transformer.decoder.layerdrop = 0.0  # transformers also skips whole layers at the rate of the dropout
     _initialise(pixel_decoder, transformer)
     return pixel_decoder, transformer, SetLoss(settings, weight_dict={})
 
@@ -27,18 +29,13 @@ def build(
 class SetLoss(hf.Mask2FormerLoss):
     """transformers' set loss, with the number of masks averaged over the processes of torch.distributed."""
 
-    def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
+    def get_num_masks(self, class_labels: Iterable[Tensor], device: torch.device) -> Tensor:
         """Masks per process, at least 1."""
-        count = torch.tensor(float(sum(len(c) for c in class_labels)), device=device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count = count / dist.get_world_size()
-        return count.clamp(min=1)
+        return mean_over_processes(sum(len(labels) for labels in class_labels), device).clamp(min=1)
 
 
 def _settings(config: Mask2Former.Config, num_classes: int) -> Mask2FormerConfig:
-    return Mask2FormerConfig(
-        num_labels=num_classes,
+    settings = Mask2FormerConfig(
         feature_size=config.width,
         mask_feature_size=config.width,
         hidden_dim=config.width,
@@ -58,9 +55,11 @@ def _settings(config: Mask2Former.Config, num_classes: int) -> Mask2FormerConfig
         dice_weight=config.dice_weight,
         no_object_weight=config.no_object_weight,
     )
+    settings.num_labels = num_classes
+    return settings
 
 
-def _initialise(pixel_decoder: nn.Module, transformer: nn.Module) -> None:
+def _initialise(pixel_decoder: hf.Mask2FormerPixelDecoder, transformer: hf.Mask2FormerTransformerModule) -> None:
     """The authors' initialisation: Xavier in both transformers, sampling offsets on a ring, PyTorch's elsewhere."""
     nn.init.normal_(pixel_decoder.level_embed)
     for layers in (pixel_decoder.encoder.layers, transformer.decoder.layers):
@@ -73,7 +72,7 @@ def _initialise(pixel_decoder: nn.Module, transformer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _initialise_offsets(attention: nn.Module) -> None:
+def _initialise_offsets(attention: hf.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention) -> None:
     """Each head looks in its own direction, its points 1, 2, ... cells away; all points weigh the same."""
     angles = torch.arange(attention.n_heads) * (2 * math.pi / attention.n_heads)
     ring = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (heads, 2)

@@ -1,0 +1,35 @@
+"""The smallest module that keeps the encoders' contract: one linear map per patch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segdistill.ops import map_to_tokens
+from segdistill.types import Features
+
+
+class FakeEncoder(nn.Module):
+    """Patches of 8 pixels -> ``width`` channels; tap t is the same map times (t + 2). Any other side is refused."""
+
+    patch = 8
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, self.patch, self.patch)
+
+    def forward(self, images: Tensor, taps: tuple[int, ...] = (-1,), hidden: Tensor | None = None) -> Features:
+        assert images.shape[-2] % self.patch == images.shape[-1] % self.patch == 0, images.shape
+        assert hidden is None
+        embedded = self.embed(images - 0.5)
+        tokens = map_to_tokens(embedded)
+        return Features(
+            tokens=tuple(tokens * (tap + 2) for tap in taps), cls=tokens.mean(1), grid=tuple(embedded.shape[-2:])
+        )
+
+
+def seeded(make, seed: int = 0):
+    """``make()`` with torch's global generator seeded, and put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()

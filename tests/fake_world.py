@@ -1,0 +1,47 @@
+"""A segmenter and batches for tests of evaluation, in a module that a spawned process can import."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import torch.distributed as dist
+
+from fake_encoder import FakeEncoder, seeded
+from segdistill.criteria import mean_over_processes
+from segdistill.decoders import SemFPN
+from segdistill.evaluate import evaluate
+from segdistill.segmenter import Segmenter
+
+K = 3
+
+
+def make():
+    config = SemFPN.Config(width=8, dropout=0.5)
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(6), SemFPN(config, (6,), 8, K), (-1,), K))
+    with torch.no_grad():
+        weight = segmenter.decoder.classifier.weight  # an untrained one tends to a single class
+        weight -= weight.mean(dim=1, keepdim=True)
+        weight *= 50
+    return segmenter
+
+
+def batches(seed, count=2, size=(24, 32)):
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "image": torch.randint(0, 256, (2, 3, *size), generator=rng, dtype=torch.uint8),
+            "label": torch.randint(0, K, (2, *size), generator=rng),
+        }
+        for _ in range(count)
+    ]
+
+
+def share_of_two(rank, folder):
+    """Process ``rank`` of two: evaluates every second batch and writes what it got."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    data = batches(0, count=3)
+    got = evaluate(make(), {"a": data[rank::2]})["a"]
+    mean = mean_over_processes(rank * 3 + 1, torch.device("cpu")).item()
+    (folder / f"{rank}.json").write_text(json.dumps({"mean": mean, **got.as_dict()}))
+    dist.destroy_process_group()
