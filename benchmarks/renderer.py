@@ -1,6 +1,6 @@
 """Images per second of the procedural world on one core, per domain and size.
 
-    OMP_NUM_THREADS=1 uv run python benchmarks/renderer.py
+OMP_NUM_THREADS=1 uv run python benchmarks/renderer.py
 """
 
 from __future__ import annotations

@@ -112,7 +112,10 @@ def main() -> None:
     rows = [
         ("GKD step, fp32: two full views / ours", *compare(*distillation(options.batch, nullcontext), options.rounds)),
         ("GKD step, bf16: two full views / ours", *compare(*distillation(options.batch, bf16), options.rounds)),
-        ("task step, frozen teacher, fp32: with graph / ours", *compare(*task(options.batch, nullcontext), options.rounds)),
+        (
+            "task step, frozen teacher, fp32: with graph / ours",
+            *compare(*task(options.batch, nullcontext), options.rounds),
+        ),
     ]
     fp32, half = distillation(options.batch, nullcontext)[1], distillation(options.batch, bf16)[1]
     rows.append(("GKD step, ours: fp32 / bf16-mixed", *compare(fp32, half, options.rounds)))

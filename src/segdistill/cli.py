@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from segdistill.config import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -31,7 +29,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=val
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the runs and the page")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="seed of the runs")] = 0,
-    smoke: Annotated[bool, typer.Option(help="two steps of everything: checks that it works, measures nothing")] = False,
+    smoke: Annotated[bool, typer.Option(help="two steps of everything: it works, and measures nothing")] = False,
     overrides: Overrides = None,
 ) -> None:
     """No distillation, vanilla KD and GKD on the built-in world: a table and a page. Continues where it stopped."""
@@ -63,7 +61,7 @@ def run(
     folder = out or Path("runs") / settings.name
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
-    if "models" in results and results["models"]:
+    if results.get("models"):
         _show([folder], folder / "report.html")
     else:
         typer.echo(f"finished: {folder}")
@@ -124,6 +122,7 @@ def list_(
 
 @data_app.command()
 def preview(
+    *,
     out: Annotated[Path, typer.Option(help="the picture")] = Path("world.png"),
     domains: Annotated[str, typer.Option(help="comma-separated domains; default: all")] = "",
     split: Annotated[str, typer.Option(help="train, val, test or pretrain")] = "train",

@@ -39,7 +39,8 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
     for number, stage in enumerate(recipe.stages):
         label = f"{number:02d}-{stage.name}"
         manifest = json.loads((run / "stages" / label / "manifest.json").read_text(encoding="utf-8"))
-        entry = {key: manifest[key] for key in ("name", "type", "steps", "batch", "seconds", "hardware", "commit", "finished")}
+        keys = ("name", "type", "steps", "batch", "seconds", "hardware", "commit", "finished")
+        entry = {key: manifest[key] for key in keys}
         stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(label, {})})
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     models = {
