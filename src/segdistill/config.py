@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_serializer
 
@@ -38,8 +38,12 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[str]:
     """One line per problem of a pydantic error: the path, what came and what is allowed."""
     lines = []
-    for problem in error.errors(include_url=False):
-        path = ".".join([root, *map(str, problem["loc"])]) if root else ".".join(map(str, problem["loc"]))
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        inner = any(other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other is not problem)
+        if problem["type"] == "too_short" and inner:
+            continue  # a list counts its wrong items as missing
+        path = ".".join([*([root] if root else []), *map(str, problem["loc"])])
         if problem["type"] == "extra_forbidden":
             fields = _fields_at(cls, problem["loc"][:-1])
             lines.append(
@@ -49,7 +53,8 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
             lines.append(f"{path}: is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: {message}, got {problem['input']!r}")
+            got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+            lines.append(": ".join([*([path] if path else []), message + got]))
     return lines
 
 
@@ -68,9 +73,11 @@ def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[st
     current: type[BaseModel] = cls
     for step in location:
         field = current.model_fields.get(str(step))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        choices = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not models:
             return list(current.model_fields)
-        current = field.annotation
+        current = models[0]
     return list(current.model_fields)
 
 

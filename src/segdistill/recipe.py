@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from segdistill.config import Config, UserError, nearest, parse
+from segdistill.config import Config, UserError, choose, nearest, parse
+from segdistill.data import world
 from segdistill.data.dataset import DataSource
+from segdistill.encoders import ENCODERS, check_size
 from segdistill.segmenter import Window
-from segdistill.stages.base import ModelConfig
+from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig
-from segdistill.stages.task import TaskConfig
+from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
 
@@ -21,10 +24,9 @@ STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
 def _read_stage(value: object) -> object:
     if isinstance(value, Config):
         return value
-    if not isinstance(value, dict) or value.get("type") not in STAGES:
-        got = value.get("type") if isinstance(value, dict) else value
-        raise ValueError(f"a stage needs a type, one of {', '.join(STAGES)}; {nearest(str(got), STAGES)}")
-    return parse(STAGES[value["type"]], value, f"stage '{value.get('name', '?')}'")
+    if not isinstance(value, dict) or "type" not in value:
+        raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
+    return parse(choose("stage type", value["type"], STAGES), value, f"stage '{value.get('name', '?')}'")
 
 
 Stage = Annotated[DistillConfig | TaskConfig, BeforeValidator(_read_stage)]
@@ -71,10 +73,61 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        """What one setting cannot tell by itself, found before hours are spent; all problems at once."""
         names = [stage.name for stage in self.stages]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"stage names must differ; {', '.join(sorted(repeated))} stands twice")
+        problems = [
+            f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
+        ]
+        problems += [problem for stage in self.stages for problem in _stage_problems(self, stage)]
+        problems += _attempt(lambda: choose("label space", self.data.classes, world.LABEL_SPACES))
+        if self.evaluate is not None:
+            problems += _domain_problems(self.evaluate.domains, "evaluate", labelled=True)
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
+
+
+def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[str]:
+    """What ``stage`` needs of the rest of ``recipe`` and does not find there."""
+    task = stage if isinstance(stage, TaskConfig) else None
+    roles = [task.model] if task else ["student"]
+    if stage.method is not None and "teacher" not in roles:
+        roles.append("teacher")
+    problems: list[str] = []
+    for role in roles:
+        model: ModelConfig | None = getattr(recipe, role)
+        problems += _attempt(lambda role=role, model=model: need(model, role, stage.name))
+        if model is None:
+            continue
+        patch = model.encoder.patch or ENCODERS[model.encoder.name].patch
+        problems += [
+            f"data.size: {line}" for line in _attempt(lambda patch=patch: check_size(*recipe.data.size, patch))
+        ]
+        if task and role == task.model:
+            problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+    if task:
+        problems += _attempt(lambda: check_terms(task))
+        if task.proxy is not None:
+            problems += _domain_problems(task.proxy.data.domains, f"stage {stage.name}: proxy", labelled=False)
+    return problems + _domain_problems(stage.data.domains, f"stage {stage.name}", labelled=task is not None)
+
+
+def _domain_problems(domains: tuple[str, ...], where: str, *, labelled: bool) -> list[str]:
+    problems = []
+    for name in domains:
+        problems += [f"{where}: {line}" for line in _attempt(lambda name=name: choose("domain", name, world.DOMAINS))]
+        if labelled and name in world.DOMAINS and not world.DOMAINS[name].labelled:
+            problems.append(f"{where}: domain '{name}' has no labels; take it out of 'domains'")
+    return problems
+
+
+def _attempt(check: Callable[[], object]) -> list[str]:
+    """The line of the :class:`UserError` that ``check`` raises, if it does."""
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:

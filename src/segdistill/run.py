@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ from segdistill.weights import weights_path
 
 FORMAT = 1
 COSMETIC = ("title", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose stages are finished: what they were, where they stand, and what their manifests say."""
+
+    recipe: Recipe
+    folder: Path
+    manifests: list[dict[str, Any]]
+    prints: list[str]
 
 
 def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Watcher | None = None) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
                 watcher.stage(label, stage.steps, "running")
                 manifest = _execute(stage, context, prints[number])
             manifests.append(manifest)
-        return _results(recipe, folder, folder, fabric, manifests, prints, reuse, watcher)
+        return _results(Finished(recipe, folder, manifests, prints), folder, fabric, reuse, watcher)
     finally:
         log.close()
 
@@ -75,7 +86,9 @@ def evaluate_run(
 
     ``finished`` is the recipe that the run was made with; its stages must be finished. The scores go to ``out``.
     """
-    trained = [key for key in ("teacher", "student", "stages", "seed") if getattr(finished, key) != getattr(changed, key)]
+    trained = [
+        key for key in ("teacher", "student", "stages", "seed") if getattr(finished, key) != getattr(changed, key)
+    ]
     if trained:
         raise UserError(f"evaluate changes no {', '.join(trained)}: only evaluate.* and data.* may be given")
     if changed.evaluate is None:
@@ -88,7 +101,7 @@ def evaluate_run(
         if manifest is None:
             raise UserError(f"stage {path} is not finished; run the recipe to its end first")
         manifests.append(manifest)
-    return _results(changed, folder, out, fabric, manifests, prints, (), watcher or Quiet())
+    return _results(Finished(changed, folder, manifests, prints), out, fabric, (), watcher or Quiet())
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
@@ -253,25 +266,18 @@ def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> boo
     return False
 
 
-def _results(
-    recipe: Recipe,
-    folder: Path,
-    out: Path,
-    fabric: Fabric,
-    manifests: list[dict[str, Any]],
-    prints: list[str],
-    reuse: Sequence[Path],
-    watcher: Watcher,
-) -> dict[str, Any]:
-    """Score the teacher's and the student's last segmenters of ``folder`` and write ``out/results.json``."""
-    results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title, "seed": recipe.seed}
+def _results(finished: Finished, out: Path, fabric: Fabric, reuse: Sequence[Path], watcher: Watcher) -> dict[str, Any]:
+    """Score the teacher's and the student's last segmenters and write ``out/results.json``."""
+    recipe = finished.recipe
+    results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
+    results["seed"] = recipe.seed
     results["stages"] = [
-        {key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in manifests
+        {key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in finished.manifests
     ]
     if recipe.evaluate is not None:
         began = time.perf_counter()
         for role in ("teacher", "student"):
-            scored = _scored(recipe, role, folder, out, prints, manifests)
+            scored = _scored(finished, role, out)
             if scored is not None:
                 results = score(recipe, scored, fabric=fabric, results=results, reuse=reuse, watcher=watcher)
         results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
@@ -282,26 +288,24 @@ def _results(
     return results
 
 
-def _scored(
-    recipe: Recipe, role: str, folder: Path, out: Path, prints: list[str], manifests: list[dict[str, Any]]
-) -> Scored | None:
+def _scored(finished: Finished, role: str, out: Path) -> Scored | None:
     """The last finished segmenter of ``role``: its decoder, its encoder and what it cost."""
-    numbers = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, TaskConfig) and stage.model == role]
+    stages = finished.recipe.stages
+    numbers = [i for i, stage in enumerate(stages) if isinstance(stage, TaskConfig) and stage.model == role]
     if not numbers:
         return None
     last = numbers[-1]
-    label = f"{last:02d}-{recipe.stages[last].name}"
     own = [
         manifest["seconds"]
-        for stage, manifest in zip(recipe.stages[: last + 1], manifests, strict=False)
+        for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
         if (isinstance(stage, TaskConfig) and stage.model == "teacher") == (role == "teacher")
     ]
     return Scored(
         role=role,
         folder=out,
-        decoder=folder / "stages" / label / "decoder.safetensors",
-        encoder=student_weights(recipe, folder, last + 1) if role == "student" else None,
-        fingerprint=prints[last],
-        parameters=manifests[last]["parameters"],
+        decoder=finished.folder / "stages" / f"{last:02d}-{stages[last].name}" / "decoder.safetensors",
+        encoder=student_weights(finished.recipe, finished.folder, last + 1) if role == "student" else None,
+        fingerprint=finished.prints[last],
+        parameters=finished.manifests[last]["parameters"],
         seconds=round(sum(own), 2),
     )

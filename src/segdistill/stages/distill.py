@@ -43,7 +43,7 @@ class Distillation(nn.Module):
         super().__init__()
         self.teacher, self.seed, self.patch = teacher, seed, student.patch
         method: Any = METHODS[part.type]
-        taps = method.needs.taps
+        taps = method.needs_for(part.settings).taps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
             self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))

@@ -147,7 +147,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     model = need(context.teacher if is_teacher else context.student, config.model, context.label)
     encoder = context.build_teacher() if is_teacher else context.build_student()
     frozen = config.freeze_encoder or is_teacher
-    _check(config, frozen)
+    check_terms(config)
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
     segmenter = build_segmenter(
@@ -180,7 +180,9 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     return StageResult(seconds, parameters={"encoder": count(encoder), "decoder": count(segmenter.decoder)})
 
 
-def _check(config: TaskConfig, frozen: bool) -> None:
+def check_terms(config: TaskConfig) -> None:
+    """Raise a :class:`UserError` where the extra terms of a task stage cannot work."""
+    frozen = config.freeze_encoder or config.model == "teacher"
     if config.method is not None and frozen:
         raise UserError(f"stage {config.name}: a distillation term cannot train a frozen encoder; drop one of them")
     if config.proxy is not None and config.method is None:
