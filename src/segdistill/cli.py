@@ -123,7 +123,6 @@ def list_(
 @data_app.command()
 def preview(
     *,
-    *,
     out: Annotated[Path, typer.Option(help="the picture")] = Path("world.png"),
     domains: Annotated[str, typer.Option(help="comma-separated domains; default: all")] = "",
     split: Annotated[str, typer.Option(help="train, val, test or pretrain")] = "train",

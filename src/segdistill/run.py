@@ -235,7 +235,7 @@ def _execute(stage: StageConfig, context: StageContext, fingerprint: str) -> dic
 
 
 def _finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage; None where it is not finished; an error where its files are not what it says."""
+    """The manifest of a finished stage, None where it is not finished; its files must be what it says."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None
