@@ -47,7 +47,7 @@ class Distillation(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
             self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
-        self.needs: Needs = self.method.needs
+        self.needs: Needs = method.needs_for(part.settings)
 
     def train(self, mode: bool = True) -> Distillation:
         """Everything but the teacher, which stays in evaluation mode."""
