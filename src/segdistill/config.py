@@ -30,7 +30,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     """``table[name]``, or a :class:`UserError` that names the nearest key and all keys."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}allowed: {', '.join(sorted(table))}")
     return table[name]
 
