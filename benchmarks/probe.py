@@ -2,8 +2,8 @@
 
     uv run python benchmarks/probe.py runs/x/stages/00-task_agnostic/checkpoint --out runs/probe      # once
 
-Each checkpoint (``step-*.pt``) or encoder (``*.safetensors``) becomes one run of the recipe below: a fresh decoder on the
-frozen encoder, source labels, scores on the source and the validation domains. Scores go to ``OUT/probes.jsonl``.
+Each checkpoint (``step-*.pt``) or encoder (``*.safetensors``) becomes one run of the recipe below: a fresh decoder on
+the frozen encoder, source labels, scores on the source and the validation domains. Scores go to ``OUT/probes.jsonl``.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     files = [
-        file
-        for path in options.snapshots
-        for file in (sorted(path.glob("step-*.pt")) if path.is_dir() else [path])
+        file for path in options.snapshots for file in (sorted(path.glob("step-*.pt")) if path.is_dir() else [path])
     ]
     for file in files:
         name = "probe_" + "".join(c if c.isalnum() else "_" for c in file.stem.lower())
