@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from checks import golden, wave
 from segdistill import weights
@@ -370,3 +372,28 @@ def test_no_state_is_unpickled(tmp_path, student):
     torch.save(student.state_dict(), tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match="no safetensors file"):
         build("world_student", weights=str(tmp_path))
+
+
+class AttentionTypes(TorchFunctionMode):
+    """Notes the types in which attention is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.seen.append((args[0].dtype, torch.is_autocast_enabled("cpu")))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bf16_training_on_a_cpu_keeps_attention_in_fp32(student, training):
+    images = torch.rand(1, 3, 32, 64, generator=generator("images"))
+    with torch.set_grad_enabled(training), AttentionTypes() as attention, torch.autocast("cpu", torch.bfloat16):
+        half = student(images).tokens[0]
+    assert set(attention.seen) == ({(torch.float32, False)} if training else {(torch.bfloat16, True)})
+    with torch.no_grad():
+        full = student(images).tokens[0]
+    assert (half.float() - full).abs().max() < 0.1 * full.abs().max()
+    assert not torch.equal(half.float(), full)
