@@ -59,7 +59,13 @@ class TaskObjective(Objective):
     """A segmenter that learns from labels, with an optional distillation term."""
 
     def __init__(
-        self, segmenter: Segmenter, *, frozen: bool, distillation: Distillation | None, presence_weight: float
+        self,
+        segmenter: Segmenter,
+        *,
+        frozen: bool,
+        distillation: Distillation | None,
+        presence_weight: float,
+        seed: int,
     ) -> None:
         super().__init__()
         self.segmenter, self.frozen, self.distillation = segmenter, frozen, distillation
@@ -69,7 +75,9 @@ class TaskObjective(Objective):
             width = self.encoder.spec((-1,)).cls_channels
             if width is None:
                 raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
-            self.presence = nn.Linear(width, segmenter.num_classes)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.presence = nn.Linear(width, segmenter.num_classes)
         segmenter.encoder.requires_grad_(not frozen)
 
     @property
@@ -157,7 +165,11 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     if config.method is not None:
         distillation = Distillation(encoder, context.build_teacher(), config.method, seed)
     objective = TaskObjective(
-        segmenter, frozen=frozen, distillation=distillation, presence_weight=config.presence_weight
+        segmenter,
+        frozen=frozen,
+        distillation=distillation,
+        presence_weight=config.presence_weight,
+        seed=derive_seed(*seed, "presence"),
     )
     scales = {"encoder": config.optimizer.encoder_lr_scale}
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
