@@ -16,3 +16,5 @@ os.environ["NO_COLOR"] = "1"
 
 # Every shape annotation of the package is checked at run time, in tests only.
 jaxtyping.install_import_hook("segdistill", "typecheck.check")
+
+pytest_plugins = ["tiny_runs"]  # the shared run and the tests' image cache; imported below the hook above

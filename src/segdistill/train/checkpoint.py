@@ -42,14 +42,6 @@ def load(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def clear(folder: Path) -> None:
-    """Remove the checkpoints of a finished stage (its results stand beside them)."""
-    for path in _files(folder):
-        path.unlink(missing_ok=True)
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []

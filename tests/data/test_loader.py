@@ -1,0 +1,102 @@
+"""Batches are a function of (seed, stage, step): not of processes, workers or where the run begins."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.config import UserError
+from segdistill.data.dataset import Dataset, Sample
+from segdistill.data.loader import StepBatches, batches
+
+SEED = (0, "stage")
+
+
+class Numbers(Dataset):
+    """Image i is filled with the number i."""
+
+    names, colors = ("a", "b"), np.zeros((2, 3), np.uint8)
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return Sample(np.full((4, 4, 3), index, np.uint8), None, "d", str(index))
+
+
+def noisy(sample):
+    """What a random transform does: the image's number and two draws of torch's generator."""
+    return {"index": torch.tensor(int(sample.image[0, 0, 0])), "noise": torch.rand(2)}
+
+
+def make(count=10, batch=4, **settings):
+    return StepBatches(Numbers(count), noisy, batch=batch, seed=settings.pop("seed", SEED), **settings)
+
+
+def assert_equal(one, two):
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_two_processes_see_the_halves_of_the_batch_of_one():
+    whole = list(batches(make(), range(6)))
+    halves = [list(batches(make(rank=rank, world_size=2), range(6))) for rank in range(2)]
+    joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
+    assert_equal(whole, joined)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_change_nothing():
+    assert_equal(batches(make(), range(5)), batches(make(), range(5), workers=2))
+
+
+def test_a_run_that_begins_at_a_step_gets_the_tail():
+    assert_equal(itertools.islice(batches(make(), range(7)), 3, None), batches(make(), range(3, 7)))
+
+
+def test_the_global_generator_is_neither_read_nor_moved():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = make()[3]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert_equal([one], [make()[3]])
+
+
+def test_every_epoch_is_another_permutation():
+    order = [index for step in range(15) for index in make(count=10, batch=4).indices(step)]
+    epochs = [order[start : start + 10] for start in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_repeated_augmentation_shows_an_image_three_times_in_a_row_and_a_third_of_them_per_epoch():
+    steps = make(count=12, batch=6, repeats=3)
+    epoch = steps.indices(0) + steps.indices(1)
+    assert [len(set(epoch[start : start + 3])) for start in range(0, 12, 3)] == [1, 1, 1, 1]
+    assert len(set(epoch)) == 4
+    assert len({tuple(noise) for noise in steps[0]["noise"].tolist()}) == 6  # each time augmented anew
+    assert steps.indices(2) + steps.indices(3) != epoch
+
+
+def test_samples_differ_between_steps_slots_stages_and_seeds():
+    draws = [make(seed=seed)[step]["noise"] for seed in (SEED, (1, "stage"), (0, "other")) for step in (0, 1)]
+    assert len({tuple(row) for draw in draws for row in draw.tolist()}) == 6 * 4
+
+
+def test_small_data_and_large_batches_work():
+    assert sorted(make(count=2, batch=5).indices(0) + make(count=2, batch=5).indices(1)) == [0] * 5 + [1] * 5
+
+
+def test_a_batch_that_the_processes_cannot_share_and_no_images_are_errors():
+    with pytest.raises(UserError, match="batch 5 cannot be divided among 2 processes"):
+        make(batch=5, world_size=2)
+    with pytest.raises(UserError, match="no images"):
+        make(count=0)
