@@ -15,8 +15,9 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from segdistill.config import UserError, part_of
+from segdistill.config import Config, UserError, part_of
 from segdistill.criteria import presence_loss
+from segdistill.data.dataset import DataSelection
 from segdistill.data.loader import Batch, StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
 from segdistill.decoders import DECODERS
@@ -34,12 +35,12 @@ from segdistill.types import Features, LossTerms, Views
 from segdistill.weights import save_encoder
 
 
-class ProxyConfig(StageConfig):
+class ProxyConfig(Config):
     """Unlabelled images that only the distillation term of a task stage sees (control: vanilla KD with the proxy)."""
 
-    name: str = "proxy"
-    steps: int = 1
+    data: DataSelection
     augment: DistillAugment = DistillAugment()
+    batch: int = Field(16, ge=1, description="proxy images per step over all processes")
 
 
 class TaskConfig(StageConfig):
