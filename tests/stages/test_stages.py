@@ -1,0 +1,117 @@
+"""The stages as a run executes them: what they hand over, and that each of their settings matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.ops import derive_seed
+from segdistill.recipe import load
+from segdistill.run import run, student_weights
+from tiny_runs import only, tiny, tiny_file
+
+
+def state(folder, label, kind="encoder"):
+    return load_file(folder / "stages" / label / f"{kind}.safetensors")
+
+
+def test_hand_over_is_the_students_encoder_without_teacher_and_heads(finished):
+    student = build_encoder(EncoderConfig(name="world_student"), seed=derive_seed(0, "student"))
+    left = state(finished, "01-agnostic")
+    assert {key: value.shape for key, value in left.items()} == {
+        key: value.shape for key, value in student.state_dict().items()
+    }
+    changed = [key for key, value in student.state_dict().items() if not torch.equal(value, left[key])]
+    assert "backbone.blocks.0.attn.qkv.weight" in changed
+    assert sorted(path.name for path in (finished / "stages" / "00-teacher").iterdir()) == [
+        "decoder.safetensors", "manifest.json"]  # fmt: skip
+
+
+def test_the_last_stage_that_trained_the_encoder_hands_it_over(tmp_path, finished):
+    recipe = tiny(tmp_path)
+    folders = [student_weights(recipe, finished, number) for number in range(4)]
+    assert [path and path.parent.name for path in folders] == [None, None, "01-agnostic", "02-task"]
+
+
+def test_a_stage_starts_from_the_weights_of_the_one_before(tmp_path, finished):
+    """The domain-agnostic stage with a learning rate of nothing leaves what the task-agnostic stage left."""
+    values = {"type": "distill", "name": "specific", "data": {"domains": ["game"], "images": 4}, "batch": 2, "steps": 1,
+              "method": {"type": "mse"}, "optimizer": {"lr": 1e-30, "min_lr": 0.0}}  # fmt: skip
+    recipe = tiny(tmp_path, "evaluate=null")
+    stages = [recipe.stages[1].model_dump(mode="json"), values]
+    path = tiny_file(tmp_path, only(stages=stages, evaluate=None))
+    run(load(path), tmp_path / "run", reuse=[finished])
+    before, after = state(tmp_path / "run", "00-agnostic"), state(tmp_path / "run", "01-specific")
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=0, atol=1e-20, msg=key)
+    assert before.keys() == after.keys()
+
+
+DISTILL = {
+    "name": "other", "steps": 3, "batch": 4, "repeats": 1, "data.images": 3, "data.domains": "[game]",
+    "data.first": 2, "data.split": "val", "method.type": "mse", "method.feature_weight": 0.5, "augment.erase": 1.0,
+    "optimizer.lr": 1.0, "optimizer.weight_decay": 20.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9,
+}  # fmt: skip
+TASK = {
+    "name": "other", "steps": 3, "batch": 4, "freeze_encoder": True, "presence_weight": 0.5, "data.images": 3,
+    "method": "{type: mse}", "augment.flip": 1.0, "optimizer.lr": 1.0, "optimizer.encoder_lr_scale": 1.0,
+    "optimizer.weight_decay": 20.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9, "model": "teacher",
+}  # fmt: skip
+RUN = {"seed": 1, "data.seed": 1, "data.redraw": 1, "data.size": "[32, 32]", "student.encoder.weights": "WEIGHTS"}
+COSMETIC = {"title": "x", "log_every": 1, "checkpoint_every": 1}
+
+
+def text(kind):
+    """The tiny recipe with two steps of one stage, its name ``stage``, and no scores."""
+    name = {"distill": "agnostic", "task": "task"}[kind]
+    stage = {"type": kind, "name": "stage", "batch": 2, "steps": 2}
+    stage["data"] = {"domains": ["proxy" if name == "agnostic" else "game"], "images": 4}
+    if kind == "distill":
+        stage |= {"method": {"type": "gkd"}}
+    return only(stages=[stage], evaluate=None, log_every=5)
+
+
+def outcome(folder, kind, override, finished):
+    """A digest of every weight that the stage leaves under ``override``."""
+    override = override.replace("WEIGHTS", str(finished / "stages" / "01-agnostic"))
+    run(load(tiny_file(folder, text(kind)), [override]), folder / "run")
+    digest = hashlib.sha256()
+    for path in sorted((folder / "run").glob("stages/*/*.safetensors")):
+        digest.update(path.name.encode())
+        for key, value in sorted(load_file(path).items()):
+            digest.update(key.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("distill", DISTILL), ("task", TASK)])
+def test_every_setting_of_a_stage_changes_what_it_leaves(tmp_path, finished, kind, settings):
+    changes = {f"stages.stage.{key}": value for key, value in settings.items()} | (RUN if kind == "task" else {})
+    found = {"nothing": outcome(tmp_path / "base", kind, "seed=0", finished)}
+    for number, (key, value) in enumerate(changes.items()):
+        found[key] = outcome(tmp_path / str(number), kind, f"{key}={value}", finished)
+    assert len(set(found.values())) == len(found), found
+
+
+def test_log_titles_and_checkpoints_change_no_weight(tmp_path, finished):
+    found = {outcome(tmp_path / key, "task", f"{key}={value}", finished) for key, value in COSMETIC.items()}
+    assert len(found) == 1
+
+
+def test_the_log_holds_the_terms_their_sum_and_what_the_method_measured(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("00-teacher", step) for step in (1, 2)),
+        *(("01-agnostic", step) for step in range(1, 9)),
+        *(("02-task", step) for step in range(1, 9)),
+    ]
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(line["terms"].values()))
+        assert line["images_per_s"] > 0
+    assert set(lines[2]["terms"]) == {"token", "feature", "patch"}
+    assert set(lines[-1]["terms"]) == {"cross_entropy", "presence", "token", "feature", "patch"}
+    assert 0 <= lines[2]["diagnostics"]["own_position_share"] <= 1

@@ -1,0 +1,217 @@
+"""Runs as processes see them: killed and continued, skipped, shared, scored again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segdistill.config import UserError
+from segdistill.recipe import load
+from segdistill.run import evaluate_run, run
+from segdistill.runlog import Quiet
+from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
+
+STAGES = ("00-teacher", "01-agnostic", "02-task")
+
+
+def weights(folder):
+    """Every tensor that the stages left, by file."""
+    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("stages/*/*.safetensors"))}
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["step"], line["loss"], line["terms"], line["lr"]) for line in lines]
+
+
+def assert_same_run(folder, other):
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    for file, tensors in ours.items():
+        assert all(torch.equal(value, theirs[file][key]) for key, value in tensors.items()), file
+    assert losses(folder) == losses(other)
+
+
+class Record(Quiet):
+    """What a run told its watcher."""
+
+    def __init__(self):
+        self.states, self.steps, self.works = [], [], set()
+
+    def stage(self, label, steps, state):
+        self.states.append((label, state))
+
+    def step(self, label, step, steps, loss):
+        self.steps.append((label, step))
+
+    def work(self, what, done, total):
+        self.works.add(what)
+
+
+def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, finished):
+    recipe, folder, trace = tiny_file(tmp_path), tmp_path / "run", tmp_path / "trace"
+    deaths = [
+        (die_while_saving, "step-00000004.pt"),  # in the distillation stage: its checkpoint of step 2 is the newest
+        (run_and_die, ("01-agnostic", 7)),
+        (run_and_die, ("02-task", 0)),  # between the stages
+        (die_while_saving, "decoder.safetensors"),  # trained, not handed over: continues from its last checkpoint
+        (run_and_die, ("02-task", 3)),
+    ]
+    begins = []
+    for target, where in deaths[:4]:
+        trace.write_text("")
+        child = Child(tmp_path / "output", target, recipe, folder, trace, where)
+        assert child.wait() == -9, child.text()
+        begins.append(trace.read_text().splitlines()[:1])
+    shutil.rmtree(folder / "stages" / "02-task")  # once more, killed in the middle
+    trace.write_text("")
+    assert Child(tmp_path / "output", *deaths[4][:1], recipe, folder, trace, deaths[4][1]).wait() == -9
+    trace.write_text("")
+    child = Child(tmp_path / "output", run_and_die, recipe, folder, trace, None)
+    assert child.wait() == 0, child.text()
+    begins.append(trace.read_text().splitlines()[:1])
+    assert begins == [["00-teacher 1"], ["01-agnostic 3"], ["01-agnostic 7"], ["02-task 1"], ["02-task 3"]]
+    assert_same_run(folder, finished)
+    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (folder, finished))
+    assert ours["retention"] == theirs["retention"]
+    for role in ("teacher", "student"):
+        assert ours["models"][role]["domains"] == theirs["models"][role]["domains"]
+    assert not list(folder.glob("stages/*/checkpoint"))
+
+
+def test_a_finished_run_trains_and_scores_nothing_again(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before, record = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")}, Record()
+    again = run(tiny(tmp_path), folder, watcher=record)
+    assert record.states == [(label, "finished") for label in STAGES]
+    assert record.steps == []
+    assert not [what for what in record.works if "scoring" in what]
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")} == before
+    assert again["models"] == json.loads((finished / "results.json").read_text())["models"]
+
+
+def test_equal_stages_of_another_run_are_copied_and_others_are_trained(tmp_path, finished):
+    recipe = load(tiny_file(tmp_path, only("teacher", "task", name="companion")), ["stages.task.steps=1"])
+    record = Record()
+    results = run(recipe, tmp_path / "run", reuse=[finished], watcher=record)
+    assert record.states == [("00-teacher", "reused"), ("01-task", "running")]
+    assert {label for label, _ in record.steps} == {"01-task"}
+    copy = weights(tmp_path / "run")["stages/00-teacher/decoder.safetensors"]
+    original = weights(finished)["stages/00-teacher/decoder.safetensors"]
+    assert all(torch.equal(copy[key], original[key]) for key in original)
+    assert "scoring the teacher on fog" not in record.works  # its scores came along
+    assert "scoring the student on fog" in record.works
+    theirs = json.loads((finished / "results.json").read_text())
+    assert results["models"]["teacher"] == theirs["models"]["teacher"]
+    assert (tmp_path / "run" / "pictures" / "teacher" / "fog-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "stages.teacher.steps=1",
+        "stages.teacher.optimizer.lr=0.1",
+        "data.redraw=1",
+        "teacher.decoder.width=16",
+    ],
+)
+def test_a_stage_of_other_settings_is_not_taken_from_another_run(tmp_path, finished, change):
+    recipe = load(tiny_file(tmp_path, only("teacher", evaluate=None)), [change])
+    record = Record()
+    run(recipe, tmp_path / "run", reuse=[finished], watcher=record)
+    assert record.states == [("00-teacher", "running")]
+
+
+def test_results_have_what_the_report_reads_and_retention_is_the_ratio_of_the_means_over_unseen(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["format"] == 1
+    assert (results["name"], results["seed"]) == ("tiny", 0)
+    assert (results["source"], results["unseen"], results["validation"]) == (["game"], ["fog", "rain"], [])
+    assert len(results["classes"]) == len(results["colors"]) == 13
+    assert [stage["name"] for stage in results["stages"]] == ["teacher", "agnostic", "task"]
+    means = {}
+    for role, model in results["models"].items():
+        assert set(model["domains"]) == {"game", "fog", "rain"}
+        means[role] = sum(model["domains"][name]["miou"] for name in ("fog", "rain")) / 2
+        assert model["mean_unseen"] == pytest.approx(means[role], abs=1e-6)
+        assert model["seconds"] > 0
+    assert results["models"]["student"]["parameters"]["encoder"] == 1_238_672
+    assert results["retention"] == pytest.approx(means["student"] / means["teacher"], rel=1e-3)
+    assert results["environment"]["commit"]
+    assert results["pictures"]["domains"] == {"game": [0], "fog": [0], "rain": [0]}
+    for kind in ("image", "truth", "teacher", "student"):
+        assert {path.name for path in (finished / "pictures" / kind).iterdir()} == {
+            "game-0.png", "fog-0.png", "rain-0.png"}  # fmt: skip
+
+
+def test_manifests_name_their_files_and_their_settings(finished):
+    for label in STAGES:
+        manifest = json.loads((finished / "stages" / label / "manifest.json").read_text())
+        assert set(manifest["files"]) == {path.name for path in (finished / "stages" / label).glob("*.safetensors")}
+        assert manifest["settings"]["name"] == manifest["name"] == label[3:]
+        assert manifest["commit"]
+        assert manifest["hardware"]
+
+
+def test_scoring_on_other_domains_leaves_the_run_as_it_is(tmp_path, finished):
+    recipe = tiny(tmp_path)
+    changed = tiny(tmp_path, "evaluate.domains=[game,night]", "evaluate.unseen=[night]", "evaluate.images=1")
+    before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
+    results = evaluate_run(recipe, changed, finished, tmp_path / "scores")
+    assert set(results["models"]["student"]["domains"]) == {"game", "night"}
+    assert results["unseen"] == ["night"]
+    assert json.loads((tmp_path / "scores" / "results.json").read_text())["models"] == results["models"]
+    assert {path: path.read_bytes() for path in finished.rglob("*.json*")} == before
+    with pytest.raises(UserError, match="evaluate changes no seed"):
+        evaluate_run(recipe, tiny(tmp_path, "seed=3"), finished, tmp_path / "scores")
+
+
+def test_changed_evaluation_settings_score_again_and_train_nothing(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = Record()
+    results = run(tiny(tmp_path, "evaluate.images=1", "evaluate.unseen=[rain]"), folder, watcher=record)
+    assert record.states == [(label, "finished") for label in STAGES]
+    assert "scoring the student on rain" in record.works
+    student = results["models"]["student"]
+    assert student["mean_unseen"] == pytest.approx(student["domains"]["rain"]["miou"])
+
+
+def test_two_processes_train_the_same_student_as_one(tmp_path, image_cache):
+    text = only("agnostic", name="pair", stages=[
+        {"type": "distill", "name": "agnostic", "data": {"domains": ["proxy"], "images": 4}, "batch": 4, "steps": 3,
+         "method": {"type": "mse"}, "optimizer": {"lr": 0.001, "lr_reference_batch": None}},
+        {"type": "task", "name": "task", "data": {"domains": ["game"], "images": 4}, "batch": 2, "steps": 2,
+         "freeze_encoder": True},
+    ])  # fmt: skip
+    recipe = tiny_file(tmp_path, text)
+    run(load(recipe), tmp_path / "one")
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+             "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}  # fmt: skip
+    children = [
+        Child(tmp_path / f"output-{rank}", command, ["run", str(recipe), "--out", str(tmp_path / "two")],
+              environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [child.wait() for child in children] == [0, 0], children[0].text() + children[1].text()
+    one, two = (load_file(tmp_path / name / "stages/00-agnostic/encoder.safetensors") for name in ("one", "two"))
+    start = load_file(tmp_path / "one/stages/00-agnostic/encoder.safetensors")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=key)
+    assert start.keys() == one.keys()
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    seen = [sum(map(sum, result["models"]["student"]["domains"]["fog"]["confusion"])) for result in results]
+    assert seen[0] == seen[1] > 0  # both processes' images were counted, each once
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
