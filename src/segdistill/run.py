@@ -190,7 +190,13 @@ def _open_folder(recipe: Recipe, folder: Path) -> None:
     if path.exists():
         import yaml
 
-        old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+        try:
+            old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            old = None
+        if not isinstance(old, dict):
+            raise UserError(f"damaged {path}; delete the folder {folder} or choose another --out")
+        new = yaml.safe_load(text)
         changed = [key for key in new if key not in COSMETIC and old.get(key) != new[key]]
         if changed:
             raise UserError(f"{folder} holds a run with other {', '.join(changed)}; choose another --out or delete it")
@@ -239,16 +245,23 @@ def _finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        known, files = manifest["fingerprint"], manifest["files"]
-    except (json.JSONDecodeError, KeyError):
-        raise UserError(f"damaged manifest {path}; delete the folder {folder} to run the stage again") from None
-    if known != fingerprint:
+    manifest = _manifest(path)
+    if manifest["fingerprint"] != fingerprint:
         raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
-    for name, digest in files.items():
+    for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise UserError(f"{folder / name} is not the file that its manifest names; delete {folder} to run it again")
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The content of a stage's manifest; one line where it is damaged."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text at all
+        manifest = None
+    if not isinstance(manifest, dict) or not {"fingerprint", "files", "seconds", "parameters"} <= manifest.keys():
+        raise UserError(f"damaged manifest {path}; delete the folder {path.parent} to run the stage again")
     return manifest
 
 
@@ -256,7 +269,7 @@ def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> boo
     """Copy the same finished stage from another run, if there is one."""
     for other in reuse:
         for path in sorted(other.glob("stages/*/manifest.json")):
-            if path.parent != context.folder and json.loads(path.read_text())["fingerprint"] == fingerprint:
+            if path.parent != context.folder and _manifest(path)["fingerprint"] == fingerprint:
                 temporary = context.folder.with_name(f".{context.folder.name}.tmp")
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.copytree(path.parent, temporary)

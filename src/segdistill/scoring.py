@@ -198,8 +198,10 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"damaged scores {path}; delete the file to measure again") from None
+    except ValueError:  # no JSON, or no text at all
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"damaged scores {path}; delete the file to measure again")
     return found if found.get("key") == key else None
 
 
