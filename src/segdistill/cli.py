@@ -22,6 +22,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at the data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+INTERRUPTED = 130
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
 
 
@@ -59,6 +60,9 @@ def run(
 
     settings = recipes.load(recipe, overrides)
     folder = out or Path("runs") / settings.name
+    for other in reuse or []:
+        if not other.is_dir():
+            raise UserError(f"--reuse {other}: no such run folder; name one that exists or leave it out")
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
     if results.get("models"):
@@ -149,9 +153,14 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"segdistill: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("segdistill: interrupted; the same command continues from the last checkpoint", err=True)
-        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"segdistill: {where}{error.strerror or error}; mend it and give the command again", err=True)
+        sys.exit(2)
+    except SystemExit as end:  # typer has turned an interruption into this
+        if end.code == INTERRUPTED:
+            typer.echo("segdistill: interrupted; the same command continues from the last checkpoint", err=True)
+        raise
 
 
 def _show(folders: Sequence[Path], page: Path) -> None:

@@ -28,10 +28,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"did you mean '{match[0]}'? " if match else ""
 
 
-def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+def choose(kind: str, name: object, table: Mapping[str, T]) -> T:
     """``table[name]``, or a :class:`UserError` that names the nearest key and all keys."""
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}allowed: {', '.join(sorted(table))}")
+        raise UserError(f"unknown {kind} '{name}': {nearest(str(name), table)}allowed: {', '.join(sorted(table))}")
     return table[name]
 
 

@@ -18,9 +18,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write ``folder/step-NNNNNNNN.pt`` atomically, then remove all but the newest two."""
     try:
         write_atomic(folder / f"step-{step:08d}.pt", lambda file: torch.save({"step": step, **state}, file))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides a failed write behind its own
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"cannot write the checkpoint of step {step} to {folder}: {error.strerror}; the earlier one is whole: "
+            f"cannot write the checkpoint of step {step} to {folder}: {cause.strerror}; the earlier one is whole: "
             "free space and run the same command again"
         ) from None
     for old in _files(folder)[:-KEPT]:

@@ -1,0 +1,322 @@
+"""The command line: what it prints, what it imports, and one line for every mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from segdistill import cli
+from segdistill.decoders import DECODERS
+from segdistill.encoders import ENCODERS
+from segdistill.methods import METHODS
+from segdistill.train import checkpoint
+from tiny_runs import TINY, Child, command, only, run_and_die, tiny_file
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Call the command line in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segdistill", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def complaint(call):
+    """The one line in which a command complains: exit status 2, no traceback."""
+
+    def run(*arguments):
+        status, out, err = call(*arguments)
+        assert status == 2, out + err
+        assert "Traceback" not in err
+        lines = [line for line in err.splitlines() if line.startswith("segdistill: ")]
+        assert len(lines) == 1, err
+        assert err.endswith(lines[0] + "\n")
+        return lines[0]
+
+    return run
+
+
+def test_help_needs_no_heavy_module(tmp_path):
+    code = (
+        "import sys; sys.argv = ['segdistill', sys.argv[1]]\n"
+        "from segdistill.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'timm', 'lightning', 'transformers', 'torchvision', 'scipy', 'numpy', 'PIL', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: segdistill" in done.stdout
+    for name in ("demo", "run", "evaluate", "report", "list", "data"):
+        assert f"  {name} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_lists_show_every_table(call):
+    for what, names in (("encoders", ENCODERS), ("decoders", DECODERS), ("methods", METHODS)):
+        status, out, _ = call("list", what)
+        assert status == 0
+        assert [line.split()[0] for line in out.splitlines()[1:] if not line.startswith(" ")] == list(names)
+    domains = call("list", "domains")[1]
+    assert "night" in domains
+    assert "unseen" in domains
+    recipes = call("list", "recipes")[1]
+    assert "world_pretrain_teacher.yaml" in recipes
+    assert "weights" in call("list", "weights")[1]
+
+
+def test_preview_writes_a_picture_of_the_named_domains(call, tmp_path):
+    path = tmp_path / "sheet.png"
+    status, out, _ = call("data", "preview", "--out", path, "--domains", "fog, proxy", "--count", 2, "--height", 32)
+    assert status == 0
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert f"{picture.width} x {picture.height} pixels, 2 domains" in out
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_compared(call, tmp_path, finished):
+    folder, recipe = shutil.copytree(finished, tmp_path / "a"), tiny_file(tmp_path)
+    status, out, err = call("run", recipe, "--out", folder, "title=Tiny one")
+    assert status == 0, err
+    assert [line for line in err.splitlines() if "finished" in line][:1] == ["00-teacher: finished"]
+    student = json.loads((folder / "results.json").read_text())["models"]["student"]
+    assert f"{100 * student['mean_unseen']:.1f}" in next(line for line in out.splitlines() if "Tiny one" in line)
+    assert "<html" in (folder / "report.html").read_text()
+    other = shutil.copytree(finished, tmp_path / "b")
+    results = json.loads((other / "results.json").read_text())
+    (other / "results.json").write_text(json.dumps(results | {"name": "second", "title": "Tiny two"}))
+    status, out, err = call("report", folder, other, "--out", tmp_path / "both.html")
+    assert status == 0, err
+    assert "Tiny one" in out
+    assert "Tiny two" in out
+    assert "<html" in (tmp_path / "both.html").read_text()
+
+
+def test_evaluate_scores_other_domains(call, tmp_path, finished):
+    changes = ["evaluate.domains=[dusk]", "evaluate.unseen=[]", "evaluate.images=1"]
+    status, out, _ = call("evaluate", finished, *changes, "--out", tmp_path / "scores")
+    assert status == 0
+    assert "dusk" in out
+    assert (tmp_path / "scores" / "report.html").is_file()
+
+
+def test_pack_writes_half_precision_and_a_manifest(call, tmp_path, finished):
+    status, out, _ = call("pack", finished, tmp_path / "small.safetensors")
+    assert status == 0
+    assert json.loads((tmp_path / "small.json").read_text())["sha256"][:16] in out
+
+
+RECIPES = [
+    ("seed=one", "seed: Input should be a valid integer.*got 'one'"),
+    ("stages.task.stepz=1", "stepz: unknown key; did you mean 'steps'"),
+    ("evaluate.imagse=1", "evaluate.imagse: unknown key; did you mean 'images'"),
+    ("stages.agnostic.method.type=gdk", "unknown method 'gdk': did you mean 'gkd'. allowed: gkd"),
+    ("student.encoder.name=world_studnet", "unknown encoder 'world_studnet': did you mean 'world_student'"),
+    ("student.decoder.type=semfp", "unknown decoder 'semfp': did you mean 'semfpn'"),
+    ("stages.task.type=tsk", "unknown stage type 'tsk': did you mean 'task'"),
+    ("stages.task.type=[task]", "unknown stage type"),
+    ("stages.task.data.domains=[gmae]", "unknown domain 'gmae': did you mean 'game'"),
+    ("evaluate.domains=[game,fog,rian,rain]", "evaluate: unknown domain 'rian': did you mean 'rain'"),
+    ("data.classes=world31", "unknown label space 'world31': did you mean 'world13'"),
+    ("stages.task.name=agnostic", "stage names must differ; agnostic stands twice"),
+    ("stages.tusk.steps=1", "no 'tusk' there; did you mean 'task'. allowed: teacher, agnostic, task"),
+    ("stages.7.steps=1", "no '7' there"),
+    ("seed", "not of the form key=value"),
+    ("seed=[", "no valid YAML"),
+    ("log_every.x=1", "'log_every' is a value, not a group"),
+    ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
+    ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
+    ("student=null", "stage agnostic needs a student"),
+    ("teacher=null", "stage teacher needs a teacher"),
+    ("student.decoder=null", "stage task needs a decoder for the student"),
+    ("stages.task.freeze_encoder=true", "a distillation term cannot train a frozen encoder"),
+    ("stages.task.method=null", "proxy images are for the distillation term"),
+    ("stages.task.data.domains=[game,proxy]", "domain 'proxy' has no labels"),
+    ("evaluate.domains=[proxy,fog,rain]", "evaluate: domain 'proxy' has no labels"),
+    ("data.size=[30,64]", "30 x 64 is not divisible by the patch 8.*32 x 64"),
+    ("stages.agnostic.steps=0", "steps: Input should be greater than or equal to 1, got 0"),
+    ("student.encoder.weights=none.safetensors", "no encoder weights at 'none.safetensors'"),
+    ("student.encoder.weights=shipped:nothing", "no shipped weights 'nothing'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), RECIPES)
+def test_a_mistake_in_a_recipe_is_one_line(complaint, tmp_path, override, message):
+    line = complaint("run", tiny_file(tmp_path), override, "--out", tmp_path / "run")
+    assert re.search(message, line), line
+    assert len(line) < 400, line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "no valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping"),
+     ("name: x", "stages: is missing"), ("name: x\nstages: [3]", "a stage is {type: ..., settings}")],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe_is_one_line(complaint, tmp_path, text, message):
+    assert message in complaint("run", tiny_file(tmp_path, text))
+
+
+def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
+    line = complaint("run", tiny_file(tmp_path), "seed=x", "bogus=1", "stages.0.steps=0", "student.encoder.name=x")
+    for part in ("seed: ", "bogus: unknown key", "steps: Input should be greater", "unknown encoder 'x'"):
+        assert part in line
+    line = complaint("run", tiny_file(tmp_path), "stages.task.data.domains=[y]", "data.size=[30,64]", "data.classes=x",
+                     "stages.task.name=agnostic")  # fmt: skip
+    for part in ("stands twice", "not divisible", "unknown label space", "unknown domain 'y'"):
+        assert line.count(part) == 1, line
+
+
+def test_missing_files_and_folders_are_one_line(complaint, tmp_path, finished):
+    assert "no recipe at" in complaint("run", tmp_path / "none.yaml")
+    assert "no such run folder" in complaint("run", tiny_file(tmp_path), "--reuse", tmp_path / "none")
+    assert "no recipe at" in complaint("evaluate", tmp_path / "none")
+    assert "unknown list 'encoder': did you mean 'encoders'" in complaint("list", "encoder")
+    assert "unknown domain 'fgo'" in complaint("data", "preview", "--domains", "fgo", "--out", tmp_path / "x.png")
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in complaint("run", tiny_file(tmp_path), "--out", tmp_path / "file" / "run")
+    assert "file" in complaint("data", "preview", "--count", 1, "--height", 32, "--out", tmp_path / "file" / "x.png")
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda run: damaged(run / "stages/01-agnostic/manifest.json"),
+            "damaged manifest .*01-agnostic.*delete",
+        ),
+        (lambda run: (run / "stages/01-agnostic/manifest.json").write_text("[]"), "damaged manifest"),
+        (lambda run: (run / "stages/01-agnostic/manifest.json").write_bytes(b"\xff"), "damaged manifest"),
+        (lambda run: damaged(run / "stages/02-task/encoder.safetensors"), "is not the file that its manifest names"),
+        (lambda run: (run / "stages/00-teacher/decoder.safetensors").unlink(), "is not the file that its manifest"),
+        (lambda run: damaged(run / "scores/student.json"), "damaged scores"),
+        (lambda run: (run / "recipe.yaml").write_text("["), "damaged .*recipe.yaml"),
+        (lambda run: (run / "recipe.yaml").write_text("- 1"), "damaged .*recipe.yaml"),
+    ],
+)
+def test_damage_in_a_run_folder_is_one_line(complaint, tmp_path, finished, damage, message):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    damage(folder)
+    assert re.search(message, complaint("run", tiny_file(tmp_path), "--out", folder))
+
+
+def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished):
+    line = complaint("run", tiny_file(tmp_path), "seed=1", "--out", finished)
+    assert "holds a run with other seed; choose another --out or delete it" in line
+    changed = shutil.copytree(finished, tmp_path / "run")
+    path = changed / "stages/01-agnostic/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0"}))
+    assert "was made with other settings or weights" in complaint("run", tiny_file(tmp_path), "--out", changed)
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_one_line(complaint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = complaint("run", tiny_file(tmp_path), "accelerator=cuda", "--out", tmp_path / "run")
+    assert "torch sees no GPU here; use accelerator=cpu" in line
+
+
+def test_weights_that_are_damaged_or_of_another_encoder_are_one_line(complaint, tmp_path, finished):
+    path = tmp_path / "encoder.safetensors"
+    shutil.copy(finished / "stages/01-agnostic/encoder.safetensors", path)
+    recipe = tiny_file(tmp_path, only("teacher", evaluate=None))
+    run = ["run", recipe, "--out", tmp_path / "run", f"teacher.encoder.weights={path}"]
+    assert "does not fit world_teacher" in complaint(*run)
+    shutil.rmtree(tmp_path / "run")
+    damaged(path)
+    assert "is damaged or no safetensors file" in complaint(*run)
+
+
+DISTILL = {"text": only("agnostic", evaluate=None, checkpoint_every=1)}
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=1e30", "method.patch_weight=.inf"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(complaint, tmp_path, override):
+    recipe = tiny_file(tmp_path, **DISTILL)
+    line = complaint("run", recipe, f"stages.agnostic.{override}", "--out", tmp_path / "run")
+    assert "the loss is not finite (" in line
+    assert "stage 00-agnostic, step " in line
+    step = int(line.partition("step ")[2].partition(":")[0])
+    folder = tmp_path / "run/stages/00-agnostic/checkpoint"
+    assert checkpoint.load(folder) is None if step == 0 else checkpoint.load(folder)["step"] == step
+
+
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(complaint, call, tmp_path):
+    recipe = tiny_file(tmp_path, **DISTILL)
+    arguments = (recipe, tmp_path / "run", tmp_path / "trace", ("00-agnostic", 4))
+    assert Child(tmp_path / "output", run_and_die, *arguments).wait() == -9
+    folder = tmp_path / "run/stages/00-agnostic/checkpoint"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
+    damaged(folder / "step-00000003.pt")
+    line = complaint("run", recipe, "--out", tmp_path / "run")
+    assert "step-00000003.pt" in line
+    assert "delete it to continue from step-00000002.pt" in line
+    (folder / "step-00000003.pt").unlink()
+    assert call("run", recipe, "--out", tmp_path / "run")[0] == 0
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_the_earlier_checkpoint(tmp_path):
+    recipe, output = tiny_file(tmp_path, **DISTILL), tmp_path / "output"
+    arguments = (recipe, tmp_path / "run", tmp_path / "trace", ("00-agnostic", 2))
+    assert Child(output, run_and_die, *arguments).wait() == -9
+    folder = tmp_path / "run/stages/00-agnostic/checkpoint"
+    assert [path.name for path in folder.iterdir()] == ["step-00000001.pt"]
+    child = Child(output, command, ["run", str(recipe), "--out", str(tmp_path / "run")], 2_000_000)
+    assert child.wait() == 2, child.text()
+    assert "Traceback" not in child.text()
+    assert "segdistill: cannot write the checkpoint of step 2" in child.text()
+    assert [path.name for path in folder.iterdir()] == ["step-00000001.pt"]
+    assert checkpoint.load(folder)["step"] == 1
+
+
+def test_a_full_disk_elsewhere_is_one_line(complaint, tmp_path, finished, monkeypatch):
+    folder, sync = shutil.copytree(finished, tmp_path / "run"), os.fsync
+
+    def full(handle):
+        if "results.json" in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in complaint("run", tiny_file(tmp_path), "--out", folder)
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_an_interruption_says_how_to_go_on(call, monkeypatch):
+    def interrupt(rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_table", interrupt)
+    status, _, err = call("list", "methods")
+    assert status == 130
+    assert err.splitlines()[-1] == "segdistill: interrupted; the same command continues from the last checkpoint"
+
+
+def test_the_tiny_recipe_has_every_stage_type():
+    from segdistill.recipe import STAGES
+
+    assert {stage["type"] for stage in yaml.safe_load(TINY)["stages"]} == set(STAGES)
