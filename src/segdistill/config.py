@@ -53,7 +53,8 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
             lines.append(f"{path}: is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # the message says it
+            got = "" if whole else f", got {problem['input']!r}"
             lines.append(": ".join([*([path] if path else []), message + got]))
     return lines
 

@@ -1,0 +1,104 @@
+"""The recipe tree: class defaults < YAML < overrides; the resolved recipe says the same as the short one."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from segdistill.config import UserError
+from segdistill.recipe import Recipe, apply, dump, load
+from segdistill.run import fingerprints
+from tiny_runs import TINY, tiny, tiny_file
+
+
+def test_defaults_are_below_the_file_and_the_file_is_below_overrides(tmp_path):
+    assert tiny(tmp_path).stages[0].batch == 2
+    assert tiny(tmp_path).stages[0].optimizer.lr == 1e-4
+    changed = tiny(tmp_path, "stages.teacher.batch=3", "stages.0.optimizer.lr=0.5", "evaluate.images=7")
+    assert changed.stages[0].batch == 3
+    assert changed.stages[0].optimizer.lr == 0.5
+    assert changed.stages[0].steps == 2
+    assert changed.evaluate.images == 7
+
+
+def test_the_resolved_recipe_loads_as_the_same_recipe(tmp_path):
+    recipe = tiny(tmp_path, "evaluate.window={size: [16, 32], stride: [8, 8]}", "student.encoder.image_size=[32, 64]",
+                  "stages.agnostic.method.scale=0.5", "title='\u00fc: x'")  # fmt: skip
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump(recipe), encoding="utf-8")
+    assert load(path) == recipe
+    assert dump(load(path)) == dump(recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("a=1", {"a": 1}),
+        ("a=1.5e-3", {"a": 0.0015}),
+        ("a=null", {"a": None}),
+        ("a=[1, x]", {"a": [1, "x"]}),
+        ("a={b: true}", {"a": {"b": True}}),
+        ("a=", {"a": None}),
+        ("a=x=y", {"a": "x=y"}),
+        ("new.deep.key=2", {"new": {"deep": {"key": 2}}}),
+        ("list.one.x=3", {"list": [{"name": "one", "x": 3}, 5]}),
+        ("list.1=6", {"list": [{"name": "one"}, 6]}),
+        ("empty.x=1", {"empty": {"x": 1}}),
+    ],
+)
+def test_overrides_are_yaml_at_a_dotted_place(override, wanted):
+    values = {"list": [{"name": "one"}, 5], "empty": None}
+    apply(values, override)
+    assert values == {"list": [{"name": "one"}, 5], "empty": None} | wanted
+
+
+@pytest.mark.parametrize("override", ["a", "=1", " =1", "a=[", "list.two.x=1", "list.2=1", "number.x=1", "list.-1=0"])
+def test_an_override_that_leads_nowhere_is_an_error(override):
+    with pytest.raises(UserError, match="override"):
+        apply({"list": [{"name": "one"}], "number": 1}, override)
+
+
+def change(values, path, value):
+    *steps, last = path
+    for step in steps:
+        values = values.setdefault(step, {}) if isinstance(values, dict) else values[step]
+    values[last] = value
+
+
+def prints(*changes):
+    values = yaml.safe_load(TINY)
+    for path, value in changes:
+        change(values, path, value)
+    return fingerprints(Recipe.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "differs"),
+    [
+        (("seed",), 1, [0, 1, 2]),
+        (("data", "redraw"), 1, [0, 1, 2]),
+        (("precision",), "bf16-mixed", [0, 1, 2]),
+        (("stages", 0, "steps"), 3, [0]),
+        (("stages", 1, "steps"), 3, [1, 2]),
+        (("stages", 2, "presence_weight"), 0.3, [2]),
+        (("student", "encoder", "image_size"), [32, 64], [1, 2]),
+        (("teacher", "encoder", "image_size"), [32, 64], [0, 1, 2]),
+        (("title",), "x", []),
+        (("student", "title"), "x", []),
+        (("evaluate", "images"), 3, []),
+        (("log_every",), 3, []),
+        (("checkpoint_every",), 3, []),
+        (("workers",), 1, []),
+    ],
+)
+def test_a_stage_is_another_one_where_its_outcome_may_be_another(path, value, differs):
+    assert [i for i, (a, b) in enumerate(zip(prints(), prints((path, value)), strict=True)) if a != b] == differs
+
+
+def test_a_recipe_in_another_encoding_or_a_folder_is_one_line(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load(tmp_path)
+    assert load(tiny_file(tmp_path)).name == "tiny"
