@@ -1,0 +1,99 @@
+"""The world as a data set: selections, label spaces, and a cache on disk that changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segdistill.config import UserError
+from segdistill.data import dataset, world
+from segdistill.data.dataset import DataSelection, DataSource, open_dataset
+
+SIZE = (32, 64)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGDISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def opened(domains=("game", "fog"), images=2, first=0, split="train", progress=None, **source):
+    selection = DataSelection(domains=domains, images=images, first=first, split=split)
+    return open_dataset(DataSource(size=SIZE, **source), selection, progress)
+
+
+def test_samples_are_the_worlds_own_domain_by_domain(cache):
+    data = opened(first=3)
+    assert len(data) == 4
+    assert [(sample.domain, sample.name) for sample in data] == [
+        ("game", "000003"), ("game", "000004"), ("fog", "000003"), ("fog", "000004")]  # fmt: skip
+    rendered = world.render("fog", "train", 4, size=SIZE)
+    assert np.array_equal(data[3].image, rendered.image)
+    assert np.array_equal(data[3].label, rendered.label)
+    assert data[3].image.shape == (*SIZE, 3)
+    for outside in (-1, 4):
+        with pytest.raises(IndexError):
+            data[outside]
+
+
+def test_a_second_opening_reads_the_cache_and_renders_nothing(cache, monkeypatch):
+    calls = []
+    first = [sample.image.copy() for sample in opened(progress=lambda *told: calls.append(told))]
+    assert calls == [("rendering game", 2, 2), ("rendering fog", 2, 2)]
+    monkeypatch.setattr(world, "render", None)
+    assert all(np.array_equal(sample.image, image) for sample, image in zip(opened(), first, strict=True))
+    assert len(list((cache / "world").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"redraw": 1}, {"split": "val"}, {"first": 1}, {"domains": ("clear", "fog")}]
+)
+def test_every_setting_of_the_selection_gives_other_images(cache, change):
+    base, changed = opened()[0].image, opened(**change)[0].image
+    assert not np.array_equal(base, changed)
+
+
+def test_the_size_and_the_number_of_images_are_those_asked_for(cache):
+    assert len(opened(images=3)) == 6
+    small = open_dataset(DataSource(size=(16, 32)), DataSelection(domains=("game",), images=1))
+    assert small[0].image.shape == (16, 32, 3)
+
+
+def test_images_of_another_renderer_are_not_taken_from_the_cache(cache, monkeypatch):
+    opened(domains=("game",), images=1)
+    monkeypatch.setattr(dataset, "RENDERER", -1)
+    opened(domains=("game",), images=1)
+    assert len(list((cache / "world").glob("game-*.images.npy"))) == 2
+
+
+def test_merged_classes_are_the_full_ones_mapped(cache):
+    full, merged = opened(), opened(classes="world13")
+    assert (len(full.names), len(merged.names)) == (19, 13)
+    assert len(full.colors) == 19
+    lookup = world.LABEL_SPACES["world13"].lookup
+    for a, b in zip(full, merged, strict=True):
+        assert np.array_equal(np.asarray(lookup)[a.label], b.label)
+        assert set(np.unique(b.label)) <= {*range(13), 255}
+
+
+def test_unlabelled_domains_have_no_labels(cache):
+    assert opened(domains=("proxy",))[0].label is None
+    assert opened(domains=("game",))[0].label is not None
+
+
+def test_mistakes_and_damage_are_one_line(cache, monkeypatch):
+    with pytest.raises(UserError, match="unknown domain 'gmae': did you mean 'game'"):
+        opened(domains=("gmae",))
+    with pytest.raises(UserError, match="unknown label space 'x'"):
+        opened(classes="x")
+    opened(domains=("game",))
+    for path in (cache / "world").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"damaged image cache .*delete it"):
+        opened(domains=("game",))
+    blocked = cache.parent / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("SEGDISTILL_CACHE", str(blocked))
+    with pytest.raises(UserError, match=r"cannot write the image cache .*SEGDISTILL_CACHE"):
+        opened(domains=("game",))

@@ -1,0 +1,73 @@
+"""The demonstration: three arms that share a teacher, one table, one page; and where it continues."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from segdistill import cli, demo
+from segdistill.config import UserError
+from segdistill.recipe import load
+
+
+def call():
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+
+
+def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    monkeypatch.setattr(sys, "argv", ["segdistill", "demo", "--smoke", "--out", str(out)])
+    call()
+    table = capsys.readouterr().out
+    arms = {recipe.name: recipe for recipe in demo.load_arms(smoke=True)}
+    results = {name: json.loads((out / name / "results.json").read_text()) for name in arms}
+    for name, result in results.items():
+        student = result["models"]["student"]
+        row = next(line for line in table.splitlines() if line.startswith(f"{result['title']} "))
+        assert f"{100 * student['mean_unseen']:.1f}" in row
+        assert set(result["unseen"]) == {"clear", "night", "fog", "snow", "rain"}, name
+    teachers = [result["models"]["teacher"]["domains"] for result in results.values()]
+    assert teachers[0] == teachers[1] == teachers[2]
+    assert "<html" in (out / "report.html").read_text()
+    labels = [json.loads(line)["stage"] for line in (out / "world_gkd/metrics.jsonl").read_text().splitlines()]
+    assert not [label for label in labels if "teacher" in label]  # it came from the first arm
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/stages/*/*")}
+    call()
+    assert capsys.readouterr().out.splitlines()[: len(arms) + 1] == table.splitlines()[: len(arms) + 1]
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/stages/*/*")} == before
+
+
+def test_the_arms_share_data_teacher_and_labelled_images():
+    """What the comparison's fairness asks for: the arms differ in how they distil, and in nothing else."""
+    arms = demo.load_arms()
+    assert [recipe.name for recipe in arms] == ["world_none", "world_vanilla_kd", "world_gkd"]
+    for recipe in arms:
+        assert (recipe.data, recipe.teacher, recipe.evaluate) == (arms[0].data, arms[0].teacher, arms[0].evaluate)
+        assert recipe.stages[0] == arms[0].stages[0]
+        assert recipe.stages[-1].data == arms[0].stages[-1].data
+        assert recipe.student.decoder == arms[0].student.decoder
+        assert recipe.student.encoder.name == arms[0].student.encoder.name
+
+
+def test_smoke_cuts_every_stage_and_leaves_what_is_not_length(tmp_path):
+    for whole, small in zip(demo.load_arms(), demo.load_arms(smoke=True), strict=True):
+        assert {stage.steps for stage in small.stages} == {2}
+        assert [stage.data.domains for stage in small.stages] == [stage.data.domains for stage in whole.stages]
+        assert small.student == whole.student
+    proxied = load(demo.recipes_folder() / "world_vanilla_kd.yaml", [
+        "stages.1.proxy={data: {domains: [proxy], images: 900}}"])  # fmt: skip
+    changes = demo.shortened(proxied, steps=3, images=5)
+    cut = load(demo.recipes_folder() / "world_vanilla_kd.yaml", [
+        "stages.1.proxy={data: {domains: [proxy], images: 900}}", *changes])  # fmt: skip
+    assert (cut.stages[1].steps, cut.stages[1].proxy.data.images, cut.stages[1].proxy.batch) == (3, 5, 2)
+
+
+def test_a_seed_and_overrides_reach_every_arm_and_a_wrong_one_is_an_error():
+    arms = demo.load_arms(["evaluate.images=3"], seed=7)
+    assert {(recipe.seed, recipe.evaluate.images) for recipe in arms} == {(7, 3)}
+    with pytest.raises(UserError, match="did you mean 'images'"):
+        demo.load_arms(["evaluate.imags=3"])
