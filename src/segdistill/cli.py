@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -167,6 +168,8 @@ def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their page."""
     from segdistill import report as reports
 
+    if os.environ.get("RANK", "0") != "0":  # of several processes only the first one speaks
+        return
     comparison = reports.collect(folders)
     table = reports.table_rows(comparison)
     rows = [["", *(column.title for column in table.columns)]]

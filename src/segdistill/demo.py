@@ -8,7 +8,7 @@ from typing import Any
 
 from segdistill.config import UserError
 from segdistill.recipe import Recipe, load
-from segdistill.run import run
+from segdistill.run import fingerprints, run
 from segdistill.runlog import Watcher
 
 ARMS = ("world_none", "world_vanilla_kd", "world_gkd")
@@ -50,6 +50,8 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
 def run_demo(out: Path, recipes: Sequence[Recipe], watcher: Watcher) -> list[dict[str, Any]]:
     """Run ``recipes`` in sub-folders of ``out``, each taking from the others what is the same computation."""
     folders = [out / recipe.name for recipe in recipes]
+    for recipe in recipes:
+        fingerprints(recipe)  # reads every weight file: one that is missing is named before anything is trained
     results = []
     for recipe, folder in zip(recipes, folders, strict=True):
         others = [other for other in folders if other != folder]

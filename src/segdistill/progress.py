@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 
 from rich.console import Console
@@ -12,7 +13,7 @@ class Bars:
     """A :class:`segdistill.runlog.Watcher` that draws; on a pipe it writes a line per finished piece instead."""
 
     def __init__(self, title: str, steps: int) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # only the first process draws
         self.progress = Progress(
             TextColumn("{task.description}", table_column=None),
             BarColumn(bar_width=24),

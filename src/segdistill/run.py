@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ from lightning.fabric.strategies import DDPStrategy
 
 from segdistill import environment
 from segdistill.config import UserError
+from segdistill.data.dataset import RENDERER
 from segdistill.files import sha256, write_atomic, write_json
 from segdistill.recipe import Recipe, dump
 from segdistill.runlog import Quiet, RunLog, Watcher
@@ -60,7 +62,7 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
         manifests = []
         for number, stage in enumerate(recipe.stages):
             label = f"{number:02d}-{stage.name}"
-            context = _context(recipe, number, folder, fabric, log)
+            context = _context(recipe, number, prints[number], folder, fabric, log)
             manifest = _finished(context.folder, prints[number])
             if manifest is None and first and _take(reuse, context, prints[number]):
                 manifest = _finished(context.folder, prints[number])
@@ -108,6 +110,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
     """One process, or those that ``torchrun`` has started."""
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells the precision at every start
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
@@ -130,6 +133,7 @@ def fingerprints(recipe: Recipe) -> list[str]:
         reads_teacher = not reads_student or getattr(stage, "method", None) is not None
         facts = {
             "format": FORMAT,
+            "renderer": RENDERER,
             "stage": stage.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json"),
             "seed": recipe.seed,
@@ -154,7 +158,7 @@ def _model_facts(model: Any) -> Any:
     return facts
 
 
-def _context(recipe: Recipe, number: int, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
+def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
     stage = recipe.stages[number]
     label = f"{number:02d}-{stage.name}"
     return StageContext(
@@ -163,6 +167,7 @@ def _context(recipe: Recipe, number: int, folder: Path, fabric: Fabric, log: Run
         seed=recipe.seed,
         folder=folder / "stages" / label,
         label=label,
+        fingerprint=fingerprint,
         student=recipe.student,
         teacher=recipe.teacher,
         student_weights=student_weights(recipe, folder, number),

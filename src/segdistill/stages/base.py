@@ -43,6 +43,7 @@ class StageContext:
     seed: int
     folder: Path
     label: str  # "01-domain_agnostic": the folder's name and the name in the log
+    fingerprint: str  # of everything that the stage's outcome depends on
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
@@ -58,6 +59,7 @@ class StageContext:
             stage=self.label,
             steps=config.steps,
             seed=(self.seed, config.name),
+            fingerprint=self.fingerprint,
             clip=clip,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,

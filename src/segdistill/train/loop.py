@@ -59,6 +59,7 @@ class LoopSettings:
     stage: str
     steps: int
     seed: tuple[int | str, ...]
+    fingerprint: str  # of everything the stage's outcome depends on: a checkpoint of another one is refused
     clip: float | None = None
     log_every: int = 20
     checkpoint_every: int = 200
@@ -77,9 +78,10 @@ class Totals:
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value.detach()
 
-    def means(self) -> dict[str, float]:
-        """Mean of each term; the sums start again."""
-        means = {name: value.item() / self.count for name, value in self.terms.items()}
+    def means(self, fabric: Fabric) -> dict[str, float]:
+        """Mean of each term over steps and processes; the sums start again."""
+        summed = {name: fabric.all_reduce(value, reduce_op="mean") for name, value in self.terms.items()}
+        means = {name: value.item() / self.count for name, value in summed.items()}
         self.count, self.terms = 0, {}
         return means
 
@@ -103,7 +105,7 @@ def train(
     """
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=_fused(groups))
     wrapped, optimizer = fabric.setup(objective, optimizer)
-    start, spent = _restore(fabric, objective, optimizer, folder)
+    start, spent = _restore(fabric, objective, optimizer, folder, settings.fingerprint)
     log.rewind(settings.stage, start)
     objective.train()
     totals, images, last_log_s = Totals(), 0, time.perf_counter()
@@ -128,7 +130,7 @@ def train(
         log.progress(settings.stage, done, settings.steps, None)
         saves = done % settings.checkpoint_every == 0 and done < settings.steps
         if done % settings.log_every == 0 or done == settings.steps or saves:
-            means, now = totals.means(), time.perf_counter()
+            means, now = totals.means(fabric), time.perf_counter()
             mean = sum(means.values())
             entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": mean}
             entry |= {"terms": means, "lr": lr, "images_per_s": images / (now - last_log_s)}
@@ -136,7 +138,8 @@ def train(
             log.progress(settings.stage, done, settings.steps, mean)
             last_log_s, images = now, 0
         if saves:
-            _save(fabric, objective, optimizer, folder, done, time.perf_counter() - began)
+            extra = {"seconds": time.perf_counter() - began, "fingerprint": settings.fingerprint}
+            _save(fabric, objective, optimizer, folder, done, extra)
     return time.perf_counter() - began
 
 
@@ -157,25 +160,24 @@ def _state(objective: Objective, optimizer: Any) -> dict[str, Any]:
     }
 
 
-def _save(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, step: int, spent: float) -> None:
+def _save(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, step: int, extra: dict[str, Any]) -> None:
     if fabric.is_global_zero:
-        checkpoint.save(folder, step, _state(objective, optimizer) | {"seconds": spent})
+        checkpoint.save(folder, step, _state(objective, optimizer) | extra)
     fabric.barrier()
 
 
-def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path) -> tuple[int, float]:
+def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, fingerprint: str) -> tuple[int, float]:
     state = checkpoint.load(folder)
     if state is None:
         return 0, 0.0
-    try:
-        for name, module in objective.trained().items():
-            module.load_state_dict(state["modules"][name])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    if state.get("fingerprint") != fingerprint:
         raise UserError(
-            f"the checkpoint in {folder} belongs to another model ({reason}); choose another --out"
-        ) from None
+            f"the checkpoint in {folder} was made with other settings or weights; delete it to start the stage again, "
+            "or choose another --out"
+        )
+    for name, module in objective.trained().items():
+        module.load_state_dict(state["modules"][name])
+    optimizer.load_state_dict(state["optimizer"])
     fabric.barrier()
     return int(state["step"]), float(state["seconds"])
 
