@@ -80,7 +80,9 @@ class Totals:
 
     def means(self, fabric: Fabric) -> dict[str, float]:
         """Mean of each term over steps and processes; the sums start again."""
-        averaged: dict[str, Any] = {name: fabric.all_reduce(term, reduce_op="mean") for name, term in self.terms.items()}
+        averaged: dict[str, Any] = {
+            name: fabric.all_reduce(term, reduce_op="mean") for name, term in self.terms.items()
+        }
         means = {name: value.item() / self.count for name, value in averaged.items()}
         self.count, self.terms = 0, {}
         return means
