@@ -10,8 +10,9 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, UserError, choose, nearest, parse
-from segdistill.data import world
-from segdistill.data.dataset import DataSource
+from segdistill.data.dataset import DataSelection, Split
+from segdistill.data.rendered import WorldSource
+from segdistill.data.source import AnySource
 from segdistill.encoders import ENCODERS, check_size
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
@@ -38,11 +39,15 @@ class EvaluateConfig(Config):
     domains: tuple[str, ...] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="those whose mean is reported; no choice was made on them")
     validation: tuple[str, ...] = Field((), description="those that choices are made on; never counted as unseen")
-    split: Literal["train", "val", "test", "pretrain"] = "test"
-    images: int = Field(50, ge=1, description="per domain")
+    split: Split = "test"
+    images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
     batch: int = Field(16, ge=1)
     window: Window | None = Field(None, description="sliding window; None: the whole image at once")
     pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
+
+    def selection(self, *domains: str) -> DataSelection:
+        """The images of ``domains``, by default of all of them."""
+        return DataSelection(domains=domains or self.domains, split=self.split, images=self.images)
 
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
@@ -60,7 +65,7 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str = ""
     seed: int = Field(0, ge=0)
-    data: DataSource = DataSource()
+    data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -79,9 +84,8 @@ class Recipe(Config):
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
         problems += [problem for stage in self.stages for problem in _stage_problems(self, stage)]
-        problems += _attempt(lambda: choose("label space", self.data.classes, world.LABEL_SPACES))
         if self.evaluate is not None:
-            problems += _domain_problems(self.evaluate.domains, "evaluate", labelled=True)
+            problems += _data_problems(self, self.evaluate.selection(), "evaluate", labelled=True)
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
@@ -108,17 +112,12 @@ def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[s
     if task:
         problems += _attempt(lambda: check_terms(task))
         if task.proxy is not None:
-            problems += _domain_problems(task.proxy.data.domains, f"stage {stage.name}: proxy", labelled=False)
-    return problems + _domain_problems(stage.data.domains, f"stage {stage.name}", labelled=task is not None)
+            problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
+    return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
 
 
-def _domain_problems(domains: tuple[str, ...], where: str, *, labelled: bool) -> list[str]:
-    problems = []
-    for name in domains:
-        problems += [f"{where}: {line}" for line in _attempt(lambda name=name: choose("domain", name, world.DOMAINS))]
-        if labelled and name in world.DOMAINS and not world.DOMAINS[name].labelled:
-            problems.append(f"{where}: domain '{name}' has no labels; take it out of 'domains'")
-    return problems
+def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
+    return [f"{where}: {line}" for line in recipe.data.problems(selection, labelled=labelled)]
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:

@@ -20,7 +20,6 @@ from lightning.fabric.strategies import DDPStrategy
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.data.dataset import RENDERER
 from segdistill.files import sha256, write_atomic, write_json
 from segdistill.recipe import Recipe, dump
 from segdistill.runlog import Quiet, RunLog, Watcher
@@ -133,9 +132,8 @@ def fingerprints(recipe: Recipe) -> list[str]:
         reads_teacher = not reads_student or getattr(stage, "method", None) is not None
         facts = {
             "format": FORMAT,
-            "renderer": RENDERER,
             "stage": stage.model_dump(mode="json"),
-            "data": recipe.data.model_dump(mode="json"),
+            "data": recipe.data.facts(),
             "seed": recipe.seed,
             "precision": recipe.precision,
             "student": _model_facts(recipe.student) if reads_student else None,

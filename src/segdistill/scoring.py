@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import DataSelection, Dataset, open_dataset
+from segdistill.data.dataset import Dataset
 from segdistill.encoders import build_encoder
 from segdistill.evaluate import DomainResult, evaluate, evaluating, prepare, retention, summary
 from segdistill.files import write_atomic, write_json
@@ -74,9 +74,7 @@ def score(
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
     names, colors = _label_space(datasets)
     key = hashlib.sha256(
-        json.dumps(
-            [scored.fingerprint, config.model_dump(mode="json"), recipe.data.model_dump(mode="json")], sort_keys=True
-        ).encode()
+        json.dumps([scored.fingerprint, config.model_dump(mode="json"), recipe.data.facts()], sort_keys=True).encode()
     ).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
     found = _read(path, key)
@@ -100,7 +98,9 @@ def score(
         "validation": list(config.validation),
         "models": models,
         "retention": retention(student, teacher),
-        "pictures": {"domains": {name: list(range(min(config.pictures, config.images))) for name in config.domains}},
+        "pictures": {
+            "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
+        },
     }
 
 
@@ -122,11 +122,11 @@ def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmente
 
 
 def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, watcher: Watcher) -> Dataset:
-    selection = DataSelection(domains=(domain,), split=config.split, images=config.images)
+    selection = config.selection(domain)
     if fabric.is_global_zero:
-        open_dataset(recipe.data, selection, watcher.work)
+        recipe.data.open(selection, watcher.work)
     fabric.barrier()
-    dataset = open_dataset(recipe.data, selection, None)
+    dataset = recipe.data.open(selection)
     if dataset[0].label is None:
         raise UserError(f"evaluate: domain '{domain}' has no labels; take it out of 'domains'")
     return dataset

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from pydantic import Field
 
 from segdistill.config import Config, Part, UserError, part_of
-from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, open_dataset
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
@@ -68,9 +68,9 @@ class StageContext:
     def open(self, selection: DataSelection) -> Dataset:
         """The images that ``selection`` names; the first process prepares them, the others wait."""
         if self.fabric.is_global_zero:
-            open_dataset(self.source, selection, self.progress)
+            self.source.open(selection, self.progress)
         self.fabric.barrier()
-        return open_dataset(self.source, selection, None)
+        return self.source.open(selection)
 
     def build_student(self) -> Encoder:
         """The student's encoder with the weights of the last stage, or with its first ones."""

@@ -206,8 +206,8 @@ def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | s
     """Order of steps -> labelled batches, each with the step's proxy images where the stage has some."""
     fabric, size = context.fabric, context.source.size
     dataset = context.open(config.data)
-    if dataset[0].label is None or any(dataset[i].label is None for i in range(0, len(dataset), config.data.images)):
-        raise UserError(f"stage {config.name}: a task needs labels, and some of {config.data.domains} have none")
+    if problems := context.source.problems(config.data, labelled=True):
+        raise UserError(f"stage {config.name}: {'; '.join(problems)}")
     processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     labelled = StepBatches(dataset, TaskTransform(config.augment, size), batch=config.batch, seed=seed, **processes)
     if config.proxy is None:
