@@ -1,8 +1,9 @@
 """Af-DCD: rebuild the teacher's features from a masked map, and tell its channel groups apart at every place.
 
-Paper: "Augmentation-free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation" (Fan et al.,
-NeurIPS 2023); readings checked against the authors' code (spec B.3). For final-norm tokens S (B, N, Ds) and T
-(B, N, Dt), both as maps of the grid h x w, and K, a random map of the pixels that are kept (a share 1 - zeta):
+Paper: "Augmentation-Free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation" (Fan et al.,
+NeurIPS 2023, arXiv 2312.04168); readings checked against the authors' code (spec B.3). For final-norm tokens
+S (B, N, Ds) and T (B, N, Dt), both as maps of the grid h x w, and K, a random map of the pixels that are kept (each
+with probability 1 - zeta):
 
     G        = P( K align(S) )               align 1x1 conv, P conv3x3-ReLU-conv3x3; one K for all channels of a pixel
     feature  = w_fd / B || G - T ||^2        a sum over pixels and channels
