@@ -40,8 +40,8 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "pool": ({}, 1),
         "patch": ({}, 1),
         "groups": ({}, 4),
-        "temperature": ({}, 0.5),
-        "pixel_temperature": ({}, 2.0),
+        "tau": ({}, 0.5),
+        "pixel_tau": ({}, 2.0),
     },
     "gkd": {
         "token_weight": ({}, 0.5),

@@ -53,7 +53,7 @@ def numpy_terms(case, student, teacher, noise):
     rebuilt = F.conv2d(hidden, last.weight, last.bias, padding=1).detach().numpy()
     target = tokens_to_map(teacher.plain.tokens[0], case.grid).numpy()
     pooled = (numpy_pool(x, config.pool) for x in (rebuilt, target))
-    contrast = numpy_contrast(*pooled, config.groups, config.patch, config.temperature)
+    contrast = numpy_contrast(*pooled, config.groups, config.patch, config.tau)
     return {
         "feature": config.feature_weight * ((rebuilt - target) ** 2).sum() / case.batch,
         "contrast": config.contrast_weight * contrast,
@@ -63,18 +63,18 @@ def numpy_terms(case, student, teacher, noise):
 @pytest.mark.parametrize("case", GOLDEN["contrast"], ids=lambda case: f"pool {case['pool']}")
 def test_contrast_equals_the_golden_values(case):
     pooled = (F.max_pool2d(x, case["pool"]) for x in (wave((2, 8, 8, 8), 0.3, 0.2), wave((2, 8, 8, 8), 0.7, 0.5)))
-    loss = omni_contrast(*pooled, groups=4, patch=2, temperature=0.07)
+    loss = omni_contrast(*pooled, groups=4, patch=2, tau=0.07)
     assert loss.item() == pytest.approx(case["loss"], rel=1e-12, abs=0)
 
 
 def test_contrast_equals_numpy_on_a_map_that_is_not_square():
     student, teacher = wave((2, 6, 3, 6), 1.3, 0.1), wave((2, 6, 3, 6), 0.9, 0.4)
-    loss = omni_contrast(student, teacher, groups=3, patch=3, temperature=0.5)
+    loss = omni_contrast(student, teacher, groups=3, patch=3, tau=0.5)
     assert loss.item() == pytest.approx(numpy_contrast(student.numpy(), teacher.numpy(), 3, 3, 0.5), rel=1e-12)
 
 
 def test_terms_equal_numpy():
-    case = MethodCase("afdcd", feature_weight=0.7, contrast_weight=0.3, pixel_weight=0.9, pixel_temperature=2.0)
+    case = MethodCase("afdcd", feature_weight=0.7, contrast_weight=0.3, pixel_weight=0.9, pixel_tau=2.0)
     student, teacher = case.views()
     noise = torch.rand(case.batch, 4 * 8)
     terms = {name: term.item() for name, term in case.method(student, teacher, noise).items()}
@@ -93,7 +93,7 @@ def test_the_enhanced_projector_averages_a_shallow_and_a_deep_output():
 
 def test_contrast_prefers_the_teachers_own_map_and_knows_no_order_of_patches():
     teacher = wave((2, 8, 4, 8), 0.7, 0.5)
-    settings = {"groups": 4, "patch": 2, "temperature": 0.07}
+    settings = {"groups": 4, "patch": 2, "tau": 0.07}
     own = omni_contrast(teacher, teacher, **settings)
     other = omni_contrast(wave((2, 8, 4, 8), 0.3, 0.2), teacher, **settings)
     assert 0 <= own.item() < 0.5 * other.item()

@@ -60,8 +60,8 @@ class AfDCD(nn.Module):
         pool: int = Field(4, ge=1, description="side of the max-pooling window before the contrast, tokens")
         patch: int = Field(4, ge=1, description="side of the patches that are contrasted, pooled tokens")
         groups: int = Field(16, ge=2, description="channel groups of a token")
-        temperature: float = Field(0.07, gt=0, description="of the contrast")
-        pixel_temperature: float = Field(1.0, gt=0, description="of the class scores")
+        tau: float = Field(0.07, gt=0, description="temperature of the contrast")
+        pixel_tau: float = Field(1.0, gt=0, description="temperature of the class scores")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class AfDCD(nn.Module):
         if config.pixel_weight:
             assert student.logits is not None
             assert teacher.logits is not None
-            divergence = pixel_kl(student.logits, teacher.logits, config.pixel_temperature)
+            divergence = pixel_kl(student.logits, teacher.logits, config.pixel_tau)
             terms["pixel"] = config.pixel_weight * divergence
         return terms
 
@@ -113,7 +113,7 @@ class AfDCD(nn.Module):
                 f"choose a pool and a patch whose product divides {math.gcd(h, w)}"
             )
         pooled = (F.max_pool2d(x, config.pool) for x in (rebuilt, target))
-        return omni_contrast(*pooled, groups=config.groups, patch=config.patch, temperature=config.temperature)
+        return omni_contrast(*pooled, groups=config.groups, patch=config.patch, tau=config.tau)
 
 
 class EnhancedProjector(nn.Module):
@@ -136,7 +136,7 @@ def omni_contrast(
     *,
     groups: int,
     patch: int,
-    temperature: float,
+    tau: float,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each (pixel, group) of the student, summed, over ``b h w``: ``groups`` times its mean.
 
@@ -145,7 +145,7 @@ def omni_contrast(
     b, _, h, w = student.shape
     queries, keys = (_vectors(x, groups, patch) for x in (student, teacher))
     with torch.autocast(student.device.type, enabled=False):
-        logits = -torch.cdist(queries, keys, p=1.0) / temperature  # (P, k k m, k k m)
+        logits = -torch.cdist(queries, keys, p=1.0) / tau  # (P, k k m, k k m)
     group = torch.arange(logits.shape[-1], device=logits.device) % groups
     excluded = (group.unsqueeze(1) == group).fill_diagonal_(False)
     log_shares = logits.masked_fill(excluded, -math.inf).log_softmax(dim=-1)
