@@ -20,8 +20,8 @@ from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, random_mask
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count
 from segdistill.stages.views import student_views, teacher_views
-from segdistill.train.loop import Objective, train
-from segdistill.train.optim import CosineConfig, parameter_groups
+from segdistill.train.loop import Objective
+from segdistill.train.optim import CosineConfig
 from segdistill.types import LossTerms, Mask, Needs, Views
 from segdistill.weights import save_encoder
 
@@ -110,16 +110,12 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         rank=context.fabric.global_rank,
         world_size=context.fabric.world_size,
     )
-    seconds = train(
-        context.fabric,
+    seconds = context.train(
+        config,
+        config.optimizer,
         DistillObjective(student, distillation),
-        parameter_groups([(student, 1.0), (method, 1.0)], config.optimizer.weight_decay),
+        [(student, 1.0), (method, 1.0)],
         lambda order: batches(data, order, context.workers),
-        schedule=config.optimizer.schedule(config.batch),
-        betas=config.optimizer.betas,
-        settings=context.loop_settings(config, config.optimizer.clip),
-        folder=context.folder / "checkpoint",
-        log=context.log,
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")

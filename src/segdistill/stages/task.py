@@ -29,8 +29,8 @@ from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, need, need_decoder
 from segdistill.stages.distill import Distillation
 from segdistill.stages.views import student_views
-from segdistill.train.loop import Objective, train
-from segdistill.train.optim import PolyConfig, parameter_groups
+from segdistill.train.loop import Objective
+from segdistill.train.optim import PolyConfig
 from segdistill.types import Features, LossTerms, Views
 from segdistill.weights import save_encoder
 
@@ -174,17 +174,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     )
     scales = {"encoder": config.optimizer.encoder_lr_scale}
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
-    seconds = train(
-        context.fabric,
-        objective,
-        parameter_groups(trained, config.optimizer.weight_decay),
-        _task_batches(config, context, seed),
-        schedule=config.optimizer.schedule(config.batch),
-        betas=config.optimizer.betas,
-        settings=context.loop_settings(config, config.optimizer.clip),
-        folder=context.folder / "checkpoint",
-        log=context.log,
-    )
+    seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, seed))
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in segmenter.decoder.state_dict().items()}
         write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
