@@ -39,7 +39,11 @@ class StageConfig(Config):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given. ``student_weights``: the encoder file that an earlier stage left, if any."""
+    """What a stage is given.
+
+    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_decoder``: the decoder file of
+    the last earlier task stage of the teacher, if any; for methods that read its logits.
+    """
 
     fabric: Fabric
     source: DataSource
@@ -50,6 +54,7 @@ class StageContext:
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
+    teacher_decoder: Path | None
     log: Log
     progress: Progress
     log_every: int
