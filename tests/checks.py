@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from segdistill.types import Features, FeatureSpec, LossTerms, Mask, Needs, View
 
 GOLDEN = Path(__file__).parent / "golden"
 DEPTH = 6
+CLASSES = 3
 
 # Parameters that a method's own formula leaves without a gradient.
 SILENT = {"gkd": "token_head.proj_q."}
@@ -43,6 +45,12 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "tau": ({}, 0.5),
         "pixel_tau": ({}, 2.0),
     },
+    "cwd": {
+        "maps": ({}, "logits"),
+        "weight": ({}, 0.5),
+        "tau": ({}, 1.0),
+        "form": ({}, "cross_entropy"),
+    },
     "gkd": {
         "token_weight": ({}, 0.5),
         "feature_weight": ({}, 0.5),
@@ -54,6 +62,10 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "scale": ({}, 0.5),
         "own_position_bias": ({}, 3.0),
         "own_position_anneal": ({"own_position_bias": 3.0}, 0.9),
+    },
+    "logit_kd": {
+        "weight": ({}, 0.5),
+        "tau": ({}, 2.0),
     },
     "mse": {
         "weight": ({}, 0.5),
@@ -86,7 +98,7 @@ def fill(module: nn.Module, a: float) -> None:
 
 
 class MethodCase:
-    """A method with random tokens in place of two networks."""
+    """A method with random tokens, and logits where it needs some, in place of two networks."""
 
     def __init__(
         self, name: str, *, batch: int = 4, grid: tuple[int, int] | None = None, widths: tuple[int, int] | None = None,
@@ -112,19 +124,22 @@ class MethodCase:
         return Features(tokens=tuple(leaves[:-1]), cls=leaves[-1], grid=self.grid)
 
     def _logits(self, who: str, *, grad: bool) -> Tensor | None:
+        """Class logits on twice the tokens' grid."""
         if not self.needs.logits:
             return None
-        logits = torch.randn(self.batch, 3, 4, 6, generator=generator(who, "logits"), dtype=torch.float64)
+        shape = (self.batch, CLASSES, 2 * self.grid[0], 2 * self.grid[1])
+        logits = torch.randn(shape, generator=generator(who, "logits"), dtype=torch.float64)
         return logits.to(self.dtype).requires_grad_(grad)
 
     def views(self, *, grad: bool = False) -> tuple[Views, Views]:
         """The student's and the teacher's views; every tensor a leaf, with a gradient if ``grad``."""
-        target = self._features("teacher", self.widths[1], self.needs.taps, grad=grad)
-        teacher = Views(plain=target, logits=self._logits("teacher", grad=grad))
-        logits = self._logits("student", grad=grad)
-        plain = self._features("student", self.widths[0], self.needs.taps, grad=grad)
+        student, teacher = (
+            Views(plain=self._features(who, width, self.needs.taps, grad=grad), logits=self._logits(who, grad=grad))
+            for who, width in zip(("student", "teacher"), self.widths, strict=True)
+        )
         if not self.needs.masked:
-            return Views(plain=plain, logits=logits), teacher
+            return student, teacher
+        plain = student.plain
         count = self.grid[0] * self.grid[1]
         mask = random_mask(self.batch, count, rng=generator("mask"), **self.method.mask_settings())
         noise = self._features("hidden", self.widths[0], self.needs.taps, grad=False)
@@ -135,7 +150,7 @@ class MethodCase:
             for own, other in zip(plain.tokens, noise.tokens, strict=True)
         ]
         masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
-        return Views(plain=plain, masked=masked, mask=mask, logits=logits), teacher
+        return replace(student, masked=masked, mask=mask), teacher
 
     def terms(self, student: Views, teacher: Views, order: Tensor | None = None) -> LossTerms:
         """The method's terms; one that draws random numbers is given the same ones each time, samples in ``order``."""
@@ -167,7 +182,7 @@ def check_terms(name: str) -> None:
 
 
 def check_gradients(name: str) -> None:
-    """The loss reaches the student's tokens and every parameter but the declared ones, and nothing of the teacher."""
+    """The loss reaches what the student says and every parameter but the declared ones, and nothing of the teacher."""
     case = MethodCase(name)
     student, teacher = case.views(grad=True)
     sum(case.terms(student, teacher).values()).backward()
@@ -178,9 +193,9 @@ def check_gradients(name: str) -> None:
     for view in [student.plain] + ([student.masked] if student.masked else []):
         assert all(tokens.grad is not None and tokens.grad.abs().sum() > 0 for tokens in view.tokens)
     assert student.logits is None or student.logits.grad.abs().sum() > 0
-    assert teacher.logits is None or teacher.logits.grad is None
     assert all(tokens.grad is None for tokens in teacher.plain.tokens)
     assert teacher.plain.cls.grad is None
+    assert teacher.logits is None or teacher.logits.grad is None
 
 
 def check_batch_order(name: str) -> None:
@@ -193,20 +208,23 @@ def check_batch_order(name: str) -> None:
         return Features(tuple(tokens[order] for tokens in features.tokens), features.cls[order], features.grid)
 
     mask = student.mask and Mask(samples=order.argsort()[student.mask.samples], tokens=student.mask.tokens)
-    logits = [None if views.logits is None else views.logits[order] for views in (student, teacher)]
-    moved = Views(plain=shuffle(student.plain), masked=student.masked, mask=mask, logits=logits[0])
+    moved, target = (
+        replace(views, plain=shuffle(views.plain), logits=None if views.logits is None else views.logits[order])
+        for views in (student, teacher)
+    )
     expected = case.terms(student, teacher)
-    for key, term in case.terms(moved, Views(plain=shuffle(teacher.plain), logits=logits[1]), order).items():
+    for key, term in case.terms(replace(moved, mask=mask), target, order).items():
         torch.testing.assert_close(term, expected[key], rtol=1e-12, atol=0)
 
 
 def check_finite_differences(name: str) -> None:
-    """Analytic gradients of tokens and parameters equal finite differences in float64."""
+    """Analytic gradients of tokens, logits and parameters equal finite differences in float64."""
     grid, widths, settings = TINY.get(name, ((1, 2), (3, 4), {}))
     case = MethodCase(name, batch=2, grid=grid, widths=widths, **settings)
     student, teacher = case.views(grad=True)
     views = [student.plain] + ([student.masked] if student.masked else [])
     leaves = [tokens for view in views for tokens in view.tokens]
+    leaves += [] if student.logits is None else [student.logits]
     parameters = dict(case.method.named_parameters())
 
     def loss(*_: Tensor) -> Tensor:  # the leaves are perturbed in place
@@ -230,9 +248,9 @@ def check_half_precision(name: str) -> None:
 
 
 def check_state(name: str) -> None:
-    """A fresh method with the state of a trained one gives the same terms."""
+    """A fresh method with the state of a trained one gives the same terms; without a state it does so at once."""
     case, fresh = MethodCase(name, seed=1), MethodCase(name, seed=2)
-    assert fresh.outcome() != case.outcome()
+    assert (fresh.outcome() == case.outcome()) == (not case.method.state_dict())
     fresh.method.load_state_dict(case.method.state_dict())
     assert fresh.outcome() == case.outcome()
 
