@@ -38,7 +38,7 @@ class Needs:
 
     taps: tuple[int, ...] = (-1,)
     masked: bool = False  # a second student view in which some patch tokens are replaced by the mask token
-    logits: bool = False  # per-pixel class scores of both networks
+    logits: bool = False  # class logits of both networks' decoders, at one size; a task stage alone has them
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Views:
     """What a method gets for one network.
 
     ``masked`` holds only the M masked samples (``mask.samples`` of the batch); the plain tokens serve the others.
+    ``logits`` are of the plain images, before any upsampling (see ``decoders.base.Decoder.logits_of``).
     """
 
     plain: Features
