@@ -98,6 +98,8 @@ class MethodCase:
             for own, other in zip(plain.tokens, noise.tokens, strict=True)
         ]
         masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
+        if not self.needs.plain:
+            plain = Features(tokens=(), cls=None, grid=self.grid)
         return Views(plain=plain, masked=masked, mask=mask), teacher
 
     def outcome(self) -> dict[str, float]:
@@ -144,7 +146,8 @@ def check_batch_order(name: str) -> None:
     order = torch.tensor([2, 0, 3, 1])
 
     def shuffle(features: Features) -> Features:
-        return Features(tuple(tokens[order] for tokens in features.tokens), features.cls[order], features.grid)
+        cls = None if features.cls is None else features.cls[order]
+        return Features(tuple(tokens[order] for tokens in features.tokens), cls, features.grid)
 
     mask = student.mask and Mask(samples=order.argsort()[student.mask.samples], tokens=student.mask.tokens)
     moved = Views(plain=shuffle(student.plain), masked=student.masked, mask=mask)
