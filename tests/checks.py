@@ -38,6 +38,14 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "cls_weight": ({}, 0.5),
         "taps": ({}, (2,)),
     },
+    "proteus": {
+        "token_weight": ({}, 0.5),
+        "feature_weight": ({}, 0.5),
+        "patch_weight": ({}, 0.5),
+        "mask_probability": ({}, 0.25),
+        "mask_ratio": ({}, 0.25),
+        "mask_first": ({}, False),
+    },
 }
 
 

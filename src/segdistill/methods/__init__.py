@@ -21,8 +21,10 @@ from torch import nn
 
 from segdistill.methods.gkd import GKD
 from segdistill.methods.mse import MSE
+from segdistill.methods.proteus import Proteus
 
 METHODS: dict[str, type[nn.Module]] = {
     "gkd": GKD,
     "mse": MSE,
+    "proteus": Proteus,
 }
