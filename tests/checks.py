@@ -19,8 +19,22 @@ DEPTH = 6
 # Parameters that a method's own formula leaves without a gradient.
 SILENT = {"gkd": "token_head.proj_q."}
 
+# Settings that keep a method's own network small enough for finite differences.
+TINY: dict[str, dict[str, Any]] = {"g2sd": {"decoder_width": 4, "decoder_depth": 1, "decoder_heads": 2}}
+
 # For every setting: companions that let it act, and the value that must change the outcome.
 PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
+    "g2sd": {
+        "phase": ({}, "specific"),
+        "generic_weight": ({}, 0.5),
+        "mask_ratio": ({}, 0.25),
+        "decoder_width": ({}, 8),
+        "decoder_depth": ({}, 2),
+        "decoder_heads": ({}, 1),
+        "beta": ({}, 0.5),
+        "specific_weight": ({"phase": "specific"}, 0.5),
+        "tau": ({"phase": "specific"}, 2.0),
+    },
     "gkd": {
         "token_weight": ({}, 0.5),
         "feature_weight": ({}, 0.5),
@@ -75,7 +89,7 @@ class MethodCase:
     ) -> None:  # fmt: skip
         self.name, self.batch, self.grid, self.widths, self.dtype = name, batch, grid, widths, dtype
         cls = METHODS[name]
-        config = cls.Config(**settings)
+        config = cls.Config(**TINY.get(name, {}) | settings)
         self.needs: Needs = cls.needs_for(config)
         specs = [FeatureSpec((width,) * len(self.needs.taps), width, DEPTH) for width in widths]
         with torch.random.fork_rng(devices=[]):
@@ -203,5 +217,5 @@ def check_state(name: str) -> None:
 def check_setting(name: str, field: str) -> None:
     """Changing one setting changes the outcome."""
     companions, value = PERTURBED[name][field]
-    assert METHODS[name].Config(**companions).model_dump()[field] != value
+    assert METHODS[name].Config(**TINY.get(name, {}) | companions).model_dump()[field] != value
     assert MethodCase(name, **companions).outcome() != MethodCase(name, **companions, **{field: value}).outcome()

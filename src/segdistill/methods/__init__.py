@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from segdistill.methods.g2sd import G2SD
 from segdistill.methods.gkd import GKD
 from segdistill.methods.mse import MSE
 from segdistill.methods.proteus import Proteus
 
 METHODS: dict[str, type[nn.Module]] = {
+    "g2sd": G2SD,
     "gkd": GKD,
     "mse": MSE,
     "proteus": Proteus,
