@@ -84,7 +84,7 @@ def test_the_generic_term_equals_numpy(beta):
         )
     ]
     expected = 0.7 * numpy_smooth_l1(np.stack(errors), beta)
-    assert np.abs(errors).max() > beta / 2
+    assert np.abs(errors).min() < 0.5 < np.abs(errors).max()  # the smaller beta meets both branches
     assert case.method(student, teacher)["generic"].item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -132,11 +132,11 @@ def test_the_scale_of_the_teachers_tokens_does_not_matter():
 def test_zero_where_the_decoder_predicts_the_normalised_teacher():
     case = MethodCase("g2sd")
     student, teacher = case.views()
-    tokens = teacher.plain.tokens[0][:, :1].expand(-1, 6, -1)[:1].expand(4, -1, -1)  # the same token everywhere
+    token = teacher.plain.cls[0]
     with torch.no_grad():
         case.method.decoder.predict[2].weight.zero_()
-        case.method.decoder.predict[2].bias.copy_(F.layer_norm(tokens[0, 0], (7,), eps=1e-6))
-    same = Views(plain=Features((tokens,), tokens[:, 0], case.grid))
+        case.method.decoder.predict[2].bias.copy_(F.layer_norm(token, (7,), eps=1e-6))
+    same = Views(plain=Features((token.expand(4, 6, 7),), token.expand(4, 7), case.grid))  # one token everywhere
     assert case.method(student, same)["generic"].item() == pytest.approx(0, abs=1e-20)
     assert case.method(student, teacher)["generic"] > 0.01
 
