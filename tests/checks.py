@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from segdistill.types import Features, FeatureSpec, Mask, Needs, Views
 
 GOLDEN = Path(__file__).parent / "golden"
 DEPTH = 6
+CLASSES = 3
 
 # Parameters that a method's own formula leaves without a gradient.
 SILENT = {"gkd": "token_head.proj_q."}
@@ -24,6 +26,12 @@ TINY: dict[str, dict[str, Any]] = {"g2sd": {"decoder_width": 4, "decoder_depth":
 
 # For every setting: companions that let it act, and the value that must change the outcome.
 PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
+    "cwd": {
+        "maps": ({}, "logits"),
+        "weight": ({}, 0.5),
+        "tau": ({}, 1.0),
+        "form": ({}, "cross_entropy"),
+    },
     "g2sd": {
         "phase": ({}, "specific"),
         "generic_weight": ({}, 0.5),
@@ -46,6 +54,10 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "scale": ({}, 0.5),
         "own_position_bias": ({}, 3.0),
         "own_position_anneal": ({"own_position_bias": 3.0}, 0.9),
+    },
+    "logit_kd": {
+        "weight": ({}, 0.5),
+        "tau": ({}, 2.0),
     },
     "mse": {
         "weight": ({}, 0.5),
@@ -81,7 +93,7 @@ def fill(module: nn.Module, a: float) -> None:
 
 
 class MethodCase:
-    """A method with random tokens in place of two networks."""
+    """A method with random tokens, and logits where it needs some, in place of two networks."""
 
     def __init__(
         self, name: str, *, batch: int = 4, grid: tuple[int, int] = (2, 3), widths: tuple[int, int] = (5, 7),
@@ -104,12 +116,23 @@ class MethodCase:
         leaves = [x.to(self.dtype).requires_grad_(grad) for x in [*tokens, cls]]
         return Features(tokens=tuple(leaves[:-1]), cls=leaves[-1], grid=self.grid)
 
+    def _logits(self, who: str, *, grad: bool) -> Tensor | None:
+        """Class logits on twice the tokens' grid."""
+        if not self.needs.logits:
+            return None
+        shape = (self.batch, CLASSES, 2 * self.grid[0], 2 * self.grid[1])
+        logits = torch.randn(shape, generator=generator(who, "logits"), dtype=torch.float64)
+        return logits.to(self.dtype).requires_grad_(grad)
+
     def views(self, *, grad: bool = False) -> tuple[Views, Views]:
         """The student's and the teacher's views; every tensor a leaf, with a gradient if ``grad``."""
-        teacher = Views(plain=self._features("teacher", self.widths[1], self.needs.taps, grad=grad))
-        plain = self._features("student", self.widths[0], self.needs.taps, grad=grad)
+        student, teacher = (
+            Views(plain=self._features(who, width, self.needs.taps, grad=grad), logits=self._logits(who, grad=grad))
+            for who, width in zip(("student", "teacher"), self.widths, strict=True)
+        )
         if not self.needs.masked:
-            return Views(plain=plain), teacher
+            return student, teacher
+        plain = student.plain
         count = self.grid[0] * self.grid[1]
         mask = random_mask(self.batch, count, rng=generator("mask"), **self.method.mask_settings())
         noise = self._features("hidden", self.widths[0], self.needs.taps, grad=False)
@@ -120,9 +143,8 @@ class MethodCase:
             for own, other in zip(plain.tokens, noise.tokens, strict=True)
         ]
         masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
-        if not self.needs.plain:
-            plain = Features(tokens=(), cls=None, grid=self.grid)
-        return Views(plain=plain, masked=masked, mask=mask), teacher
+        plain = student.plain if self.needs.plain else Features(tokens=(), cls=None, grid=self.grid)
+        return replace(student, plain=plain, masked=masked, mask=mask), teacher
 
     def outcome(self) -> dict[str, float]:
         """The terms at 30 % of a stage, as numbers."""
@@ -147,7 +169,7 @@ def check_terms(name: str) -> None:
 
 
 def check_gradients(name: str) -> None:
-    """The loss reaches the student's tokens and every parameter but the declared ones, and nothing of the teacher."""
+    """The loss reaches what the student says and every parameter but the declared ones, and nothing of the teacher."""
     case = MethodCase(name)
     student, teacher = case.views(grad=True)
     sum(case.method(student, teacher).values()).backward()
@@ -157,8 +179,10 @@ def check_gradients(name: str) -> None:
         assert (parameter.grad.abs().max().item() == 0) == silent, key
     for view in [student.plain] + ([student.masked] if student.masked else []):
         assert all(tokens.grad is not None and tokens.grad.abs().sum() > 0 for tokens in view.tokens)
+    assert student.logits is None or student.logits.grad.abs().sum() > 0
     assert all(tokens.grad is None for tokens in teacher.plain.tokens)
     assert teacher.plain.cls.grad is None
+    assert teacher.logits is None or teacher.logits.grad is None
 
 
 def check_batch_order(name: str) -> None:
@@ -172,18 +196,22 @@ def check_batch_order(name: str) -> None:
         return Features(tuple(tokens[order] for tokens in features.tokens), cls, features.grid)
 
     mask = student.mask and Mask(samples=order.argsort()[student.mask.samples], tokens=student.mask.tokens)
-    moved = Views(plain=shuffle(student.plain), masked=student.masked, mask=mask)
+    moved, target = (
+        replace(views, plain=shuffle(views.plain), logits=None if views.logits is None else views.logits[order])
+        for views in (student, teacher)
+    )
     expected = case.method(student, teacher)
-    for key, term in case.method(moved, Views(plain=shuffle(teacher.plain))).items():
+    for key, term in case.method(replace(moved, mask=mask), target).items():
         torch.testing.assert_close(term, expected[key], rtol=1e-12, atol=0)
 
 
 def check_finite_differences(name: str) -> None:
-    """Analytic gradients of tokens and parameters equal finite differences in float64."""
+    """Analytic gradients of tokens, logits and parameters equal finite differences in float64."""
     case = MethodCase(name, batch=2, grid=(1, 2), widths=(3, 4))
     student, teacher = case.views(grad=True)
     views = [student.plain] + ([student.masked] if student.masked else [])
     leaves = [tokens for view in views for tokens in view.tokens]
+    leaves += [] if student.logits is None else [student.logits]
     parameters = dict(case.method.named_parameters())
 
     def loss(*_: Tensor) -> Tensor:  # the leaves are perturbed in place
@@ -207,9 +235,9 @@ def check_half_precision(name: str) -> None:
 
 
 def check_state(name: str) -> None:
-    """A fresh method with the state of a trained one gives the same terms."""
+    """A fresh method with the state of a trained one gives the same terms; without a state it does so at once."""
     case, fresh = MethodCase(name, seed=1), MethodCase(name, seed=2)
-    assert fresh.outcome() != case.outcome()
+    assert (fresh.outcome() == case.outcome()) == (not case.method.state_dict())
     fresh.method.load_state_dict(case.method.state_dict())
     assert fresh.outcome() == case.outcome()
 

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
@@ -27,7 +25,7 @@ from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.segmenter import Segmenter
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_segmenter, load_decoder
 
 
 @dataclass(frozen=True)
@@ -113,11 +111,7 @@ def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmente
         config = config.model_copy(update={"weights": str(scored.encoder)})
     encoder = build_encoder(config, seed=derive_seed(recipe.seed, scored.role))
     segmenter = build_segmenter(model, encoder, num_classes, seed=0, stage=scored.role)
-    try:
-        segmenter.decoder.load_state_dict(load_file(scored.decoder))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the decoder {scored.decoder}: {reason}; run its stage again") from None
+    load_decoder(segmenter.decoder, scored.decoder)
     return segmenter.eval()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from segdistill.decoders import SemFPN
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import generator, random_mask
+from segdistill.segmenter import Segmenter
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.types import Features, Mask
 
@@ -87,3 +89,18 @@ def test_the_teacher_runs_without_gradients(encoder, images):
     views = teacher_views(encoder, images, (0, -1))
     assert not any(tokens.requires_grad for tokens in views.plain.tokens)
     assert len(views.plain.tokens) == 2
+
+
+def test_one_pass_gives_the_teachers_taps_and_its_logits(encoder, images):
+    taps = encoder.record.taps
+    decoder = SemFPN(SemFPN.Config(width=8, dropout=0.0), encoder.spec(taps).channels, encoder.patch, 5).double()
+    segmenter, calls = Segmenter(encoder, decoder, taps, 5).eval(), []
+    expected, plain = segmenter.scores(images), encoder(images, (2, -1))
+    hook = encoder.register_forward_hook(lambda *_: calls.append(1))
+    views = teacher_views(encoder, images, (2, -1), decoder)
+    hook.remove()
+    assert len(calls) == 1
+    for one, other in zip(views.plain.tokens, plain.tokens, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not views.logits.requires_grad
+    torch.testing.assert_close(decoder.scores_of(views.logits, (32, 64)), expected)

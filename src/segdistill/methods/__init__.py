@@ -12,21 +12,27 @@ The contract of an entry of :data:`METHODS`::
 
 Optional: ``mask_settings()`` (arguments of :func:`segdistill.ops.random_mask`, where ``needs.masked``),
 ``set_progress(fraction)`` (how much of the stage is done, before each step) and ``diagnostics`` (named detached scalars
-of the last forward, to be logged and never optimised). Teacher features are constants to every method.
+of the last forward, to be logged and never optimised). The teacher's views are constants to every method. Where
+``needs.logits``, both views hold logits of one size, before any upsampling; only a task stage can give them.
+What several methods compute stands in a module of its own (:mod:`segdistill.methods.kl`).
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from segdistill.methods.cwd import CWD
 from segdistill.methods.g2sd import G2SD
 from segdistill.methods.gkd import GKD
+from segdistill.methods.logit_kd import LogitKD
 from segdistill.methods.mse import MSE
 from segdistill.methods.proteus import Proteus
 
 METHODS: dict[str, type[nn.Module]] = {
+    "cwd": CWD,
     "g2sd": G2SD,
     "gkd": GKD,
+    "logit_kd": LogitKD,
     "mse": MSE,
     "proteus": Proteus,
 }
