@@ -27,9 +27,13 @@ SILENT = {"gkd": "token_head.proj_q."}
 Shape = tuple[tuple[int, int], tuple[int, int], dict[str, Any]]
 CASES: dict[str, Shape] = {
     "afdcd": ((4, 8), (5, 8), {"feature_weight": 0.1, "contrast_weight": 0.1, "groups": 2, "pool": 2, "patch": 2}),
+    "g2sd": ((2, 3), (5, 7), {"decoder_width": 4, "decoder_depth": 1, "decoder_heads": 2}),
     "vitkd": ((2, 3), (5, 7), {"mimic_weight": 0.1, "generate_weight": 0.1}),
 }
-TINY: dict[str, Shape] = {"afdcd": ((2, 4), (3, 4), {"patch": 1})}  # for finite differences
+TINY: dict[str, Shape] = {  # for finite differences
+    "afdcd": ((2, 4), (3, 4), {"patch": 1}),
+    "g2sd": ((1, 3), (3, 4), {}),
+}
 
 # For every setting: companions that let it act, and the value that must change the outcome.
 PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
@@ -51,6 +55,17 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "tau": ({}, 1.0),
         "form": ({}, "cross_entropy"),
     },
+    "g2sd": {
+        "phase": ({}, "specific"),
+        "generic_weight": ({}, 0.5),
+        "mask_ratio": ({}, 0.25),
+        "decoder_width": ({}, 8),
+        "decoder_depth": ({}, 2),
+        "decoder_heads": ({}, 1),
+        "beta": ({}, 0.5),
+        "specific_weight": ({"phase": "specific"}, 0.5),
+        "tau": ({"phase": "specific"}, 2.0),
+    },
     "gkd": {
         "token_weight": ({}, 0.5),
         "feature_weight": ({}, 0.5),
@@ -71,6 +86,14 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "weight": ({}, 0.5),
         "cls_weight": ({}, 0.5),
         "taps": ({}, (2,)),
+    },
+    "proteus": {
+        "token_weight": ({}, 0.5),
+        "feature_weight": ({}, 0.5),
+        "patch_weight": ({}, 0.5),
+        "mask_probability": ({}, 0.25),
+        "mask_ratio": ({}, 0.25),
+        "mask_first": ({}, False),
     },
     "vitkd": {
         "mimic_weight": ({}, 0.5),
@@ -150,7 +173,8 @@ class MethodCase:
             for own, other in zip(plain.tokens, noise.tokens, strict=True)
         ]
         masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
-        return replace(student, masked=masked, mask=mask), teacher
+        plain = student.plain if self.needs.plain else Features(tokens=(), cls=None, grid=self.grid)
+        return replace(student, plain=plain, masked=masked, mask=mask), teacher
 
     def terms(self, student: Views, teacher: Views, order: Tensor | None = None) -> LossTerms:
         """The method's terms; one that draws random numbers is given the same ones each time, samples in ``order``."""
@@ -205,7 +229,8 @@ def check_batch_order(name: str) -> None:
     order = torch.tensor([2, 0, 3, 1])
 
     def shuffle(features: Features) -> Features:
-        return Features(tuple(tokens[order] for tokens in features.tokens), features.cls[order], features.grid)
+        cls = None if features.cls is None else features.cls[order]
+        return Features(tuple(tokens[order] for tokens in features.tokens), cls, features.grid)
 
     mask = student.mask and Mask(samples=order.argsort()[student.mask.samples], tokens=student.mask.tokens)
     moved, target = (

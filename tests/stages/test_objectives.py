@@ -100,7 +100,7 @@ def test_a_trained_encoder_gets_gradients_from_the_labels(student):
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
 
 
-@pytest.mark.parametrize("kind", ["mse", "gkd"])
+@pytest.mark.parametrize("kind", ["mse", "gkd", "proteus", "g2sd"])
 def test_single_stage_terms_are_the_task_terms_and_the_method_terms(student, teacher, kind):
     distillation = Distillation(student, teacher, part(kind), SEED)
     both = task(student, distillation=distillation, presence_weight=0.1)(batch(), 1, 2)
@@ -237,6 +237,14 @@ def test_a_method_learns_how_far_the_stage_is(student, teacher):
     DistillObjective(student, distillation)(batch(), 3, 4)
     assert isinstance(distillation.method, GKD)
     assert distillation.method.progress == 0.75
+
+
+def test_the_student_does_not_run_on_views_that_a_method_does_not_need(student, teacher):
+    batches = []
+    with student.register_forward_pre_hook(lambda _, args: batches.append(len(args[0]))):
+        for kind in ("mse", "gkd", "g2sd"):
+            DistillObjective(student, Distillation(student, teacher, part(kind), SEED))(batch(), 0, 1)
+    assert batches == [2, 2 + 1, 2]
 
 
 def test_a_method_gets_the_taps_that_its_settings_ask_for(student, teacher):

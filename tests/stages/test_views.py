@@ -10,7 +10,7 @@ from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import generator, random_mask
 from segdistill.segmenter import Segmenter
 from segdistill.stages.views import student_views, teacher_views
-from segdistill.types import Mask
+from segdistill.types import Features, Mask
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,21 @@ def test_gradients_of_one_pass_equal_those_of_two(encoder, images):
     assert "mask_token" in one
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], msg=name)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_without_the_plain_view_the_student_runs_on_the_masked_samples_alone(encoder, images, first):
+    mask = random_mask(4, 32, probability=0.75, ratio=0.5, rng=generator(3), first=first)
+    batches = []
+    with encoder.register_forward_pre_hook(lambda _, args: batches.append(len(args[0]))):
+        both = student_views(encoder, images, (2, -1), mask)
+        alone = student_views(encoder, images, (2, -1), mask, plain=False)
+    assert batches == [4 + 3, 3]
+    assert alone.plain == Features(tokens=(), cls=None, grid=(4, 8))
+    assert alone.mask is mask
+    for mine, theirs in zip(alone.masked.tokens, both.masked.tokens, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(alone.masked.cls, both.masked.cls)
 
 
 def test_without_masked_samples_there_is_no_second_view(encoder, images):

@@ -25,16 +25,20 @@ from torch import nn
 
 from segdistill.methods.afdcd import AfDCD
 from segdistill.methods.cwd import CWD
+from segdistill.methods.g2sd import G2SD
 from segdistill.methods.gkd import GKD
 from segdistill.methods.logit_kd import LogitKD
 from segdistill.methods.mse import MSE
+from segdistill.methods.proteus import Proteus
 from segdistill.methods.vitkd import ViTKD
 
 METHODS: dict[str, type[nn.Module]] = {
     "afdcd": AfDCD,
     "cwd": CWD,
+    "g2sd": G2SD,
     "gkd": GKD,
     "logit_kd": LogitKD,
     "mse": MSE,
     "vitkd": ViTKD,
+    "proteus": Proteus,
 }

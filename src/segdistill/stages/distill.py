@@ -126,7 +126,8 @@ class DistillObjective(Objective):
         """The method's terms on the batch's images (B, 3, H, W) uint8."""
         images = batch["image"].float() / 255.0
         mask = self.distillation.mask(images, step)
-        views = student_views(self.student, images, self.distillation.needs.taps, mask)
+        needs = self.distillation.needs
+        views = student_views(self.student, images, needs.taps, mask, plain=needs.plain)
         return self.distillation(views, images, step, steps)
 
     def diagnostics(self) -> dict[str, float]:

@@ -30,14 +30,24 @@ def teacher_views(
 
 
 def student_views(
-    encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], mask: Mask | None = None
+    encoder: Encoder,
+    images: Float[Tensor, "b 3 H W"],
+    taps: tuple[int, ...],
+    mask: Mask | None = None,
+    *,
+    plain: bool = True,
 ) -> Views:
     """The student's plain features of all B images and its masked ones of the M masked samples, in one pass of B + M.
 
-    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11).
+    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11). Without ``plain``, a
+    pass of M alone: ``Needs.plain``.
     """
     if mask is None or len(mask.samples) == 0:
+        assert plain, "no view to run"
         return Views(plain=encoder(images, taps))
+    if not plain:
+        masked = encoder(images[mask.samples], taps, mask.tokens)
+        return Views(plain=Features(tokens=(), cls=None, grid=masked.grid), masked=masked, mask=mask)
     b = images.shape[0]
     hidden = torch.zeros(b + len(mask.samples), mask.tokens.shape[1], dtype=torch.bool, device=images.device)
     hidden[b:] = mask.tokens
