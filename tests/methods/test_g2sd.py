@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checks import DEPTH, TINY, MethodCase, golden, wave
+from checks import CASES, DEPTH, MethodCase, golden, wave
 from segdistill.config import UserError, parse
 from segdistill.methods.g2sd import G2SD, positions
 from segdistill.ops import resize_tokens
@@ -185,7 +185,7 @@ def test_the_specific_term_equals_the_official_value():
 def test_networks_without_cls_are_refused_in_the_generic_phase_alone():
     none = FeatureSpec((4,), None, DEPTH)
     with pytest.raises(UserError, match="CLS token"):
-        G2SD(G2SD.Config(**TINY["g2sd"]), none, FeatureSpec((6,), 6, DEPTH))
+        G2SD(G2SD.Config(**CASES["g2sd"][2]), none, FeatureSpec((6,), 6, DEPTH))
     assert G2SD(G2SD.Config(phase="specific"), none, none).decoder is None
 
 
