@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError
 from segdistill.recipe import load
-from segdistill.run import evaluate_run, run
+from segdistill.run import evaluate_run, fingerprints, run
 from segdistill.runlog import Quiet
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
@@ -140,6 +140,12 @@ def test_equal_stages_of_another_run_are_copied_and_others_are_trained(tmp_path,
     theirs = json.loads((finished / "results.json").read_text())
     assert results["models"]["teacher"] == theirs["models"]["teacher"]
     assert (tmp_path / "run" / "pictures" / "teacher" / "fog-0.png").is_file()
+
+
+def test_a_stage_with_a_seed_of_its_own_is_shared_by_runs_of_all_seeds(tmp_path):
+    one, other = (fingerprints(tiny(tmp_path, "stages.agnostic.seed=7", f"seed={seed}")) for seed in (0, 1))
+    assert [a == b for a, b in zip(one, other, strict=True)] == [False, True, False]
+    assert one[1] != fingerprints(tiny(tmp_path, "stages.agnostic.seed=8"))[1]
 
 
 @pytest.mark.parametrize(

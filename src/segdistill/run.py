@@ -134,7 +134,7 @@ def fingerprints(recipe: Recipe) -> list[str]:
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
             "data": recipe.data.facts(),
-            "seed": recipe.seed,
+            "seed": stage_seed(recipe, stage),
             "precision": recipe.precision,
             "student": _model_facts(recipe.student) if reads_student else None,
             "teacher": _model_facts(recipe.teacher) if reads_teacher else None,
@@ -147,6 +147,11 @@ def fingerprints(recipe: Recipe) -> list[str]:
         if reads_student:
             student_parent = prints[-1]
     return prints
+
+
+def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
+    """The stage's own seed, where it has one."""
+    return recipe.seed if stage.seed is None else stage.seed
 
 
 def _model_facts(model: Any) -> Any:
@@ -164,7 +169,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
     return StageContext(
         fabric=fabric,
         source=recipe.data,
-        seed=recipe.seed,
+        seed=stage_seed(recipe, stage),
         folder=place,
         label=place.name,
         fingerprint=fingerprint,

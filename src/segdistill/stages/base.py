@@ -35,6 +35,9 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1)
     batch: int = Field(16, ge=1, description="images per step over all processes")
+    seed: int | None = Field(
+        None, ge=0, description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)"
+    )
 
 
 @dataclass(frozen=True)
