@@ -12,8 +12,21 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from official import (
-    DEPTH, EVA, HEADS, TINY, VIT, WIDTH, deit_state, dinov2_state, eva_state, fill, gain_shapes, gkd_file, install,
-    load, vit_shapes,
+    DEPTH,
+    EVA,
+    HEADS,
+    TINY,
+    VIT,
+    WIDTH,
+    deit_state,
+    dinov2_state,
+    eva_state,
+    fill,
+    gain_shapes,
+    gkd_file,
+    install,
+    load,
+    vit_shapes,
 )  # fmt: skip
 from segdistill.config import UserError
 from segdistill.ops import generator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.error import URLError
 
 import timm
 from huggingface_hub import constants, hf_hub_download
@@ -16,7 +15,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from timm.models import get_pretrained_cfg
-from timm.models._hub import download_cached_file
 
 from segdistill.config import UserError, nearest
 
@@ -32,25 +30,19 @@ def hub_file(source: str) -> Path:
     if kind == "hf":
         repository, _, revision = name.partition("@")
         return _fetch(source, repository, revision or None, FILES)
-    config = get_pretrained_cfg(name) if name else None
+    architecture, _, tag = name.partition(".")
+    config = get_pretrained_cfg(name) if timm.is_model_pretrained(architecture) and _is_tag(architecture, tag) else None
     if config is None:
         known = timm.list_models(pretrained=True)
-        architectures = sorted({model.partition(".")[0] for model in known} | set(known))
-        raise UserError(
-            f"timm has no weights '{name}': {nearest(name, architectures)}see timm.list_models(pretrained=True)"
-        )
-    if config.hf_hub_id:
-        files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
-        repository, _, revision = config.hf_hub_id.partition("@")
-        return _fetch(source, repository, revision or None, files)
-    if not config.url:
-        raise UserError(f"timm knows the architecture '{name}' but no weights of it: give a path, or weights: random")
-    try:
-        return Path(download_cached_file(config.url))
-    except (URLError, OSError) as error:
-        raise UserError(
-            f"{source}: {config.url} cannot be fetched ({error}): fetch it elsewhere and give its path as weights"
-        ) from None
+        raise UserError(f"timm has no weights '{name}': {nearest(name, known)}see timm.list_models(pretrained=True)")
+    if not config.hf_hub_id:
+        raise UserError(f"timm has '{name}' outside the hub only: fetch {config.url} and give its path as weights")
+    repository, _, revision = config.hf_hub_id.partition("@")
+    return _fetch(source, repository, revision or None, FILES)
+
+
+def _is_tag(architecture: str, tag: str) -> bool:
+    return not tag or f"{architecture}.{tag}" in timm.list_models(f"{architecture}.*", pretrained=True)
 
 
 def _fetch(source: str, repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
