@@ -15,7 +15,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from official import DEPTH, HEADS, VIT, WIDTH, Bare, dinov2_state, fill, noise
 from segdistill.config import UserError
 from segdistill.ops import generator
-from segdistill.weights import load_encoder_weights, resample_kernel, resample_positions
+from segdistill.weights import load_encoder_weights, resample_kernel, resample_positions, save_encoder
 
 REGISTERS = partial(
     VIT, patch_size=14, num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True, global_pool="token"
@@ -206,3 +206,20 @@ def test_convnext_of_dinov3(tmp_path):
     assert torch.equal(network.stages[3].downsample[1].weight, state["downsample_layers.3.1.weight"])
     assert torch.equal(network.head.norm.weight, state["norm.weight"])
     assert (report.missing, set(report.dropped.values())) == (["mask_token"], {"heads of the pre-training"})
+
+
+def test_counters_of_batch_norms_stay_integers(tmp_path):
+    """Half precision is for weights: a counter of 100,001 would not survive it."""
+    encoder, again = (Bare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), (2, 2)) for _ in range(2))
+    encoder.backbone[1].num_batches_tracked.fill_(100_001)
+    save_encoder(encoder, tmp_path / "encoder.safetensors", half=True)
+    load_encoder_weights(again, str(tmp_path))
+    assert again.backbone[1].num_batches_tracked.item() == 100_001
+
+
+def test_missing_statistics_are_no_neutral_tensors(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    state = {key: value for key, value in network.state_dict().items() if key != "1.running_var"}
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"missing backbone\.1\.running_var"):
+        load_encoder_weights(Bare(network, (2, 2)), str(tmp_path / "file.pth"))

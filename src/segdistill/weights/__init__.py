@@ -86,7 +86,10 @@ def weights_path(source: str, name: str) -> Path:
 def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None:
     """Write the encoder's weights atomically, as fp32 or with ``half`` as fp16."""
     dtype = torch.float16 if half else torch.float32
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in encoder.state_dict().items()}
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in encoder.state_dict().items()
+    }
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
