@@ -1,9 +1,10 @@
-"""The smallest module that keeps the encoders' contract: one linear map per patch."""
+"""The smallest module that keeps the encoders' contract: one linear map per patch; and a look at what torch makes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segdistill.ops import map_to_tokens
 from segdistill.types import Features
@@ -33,3 +34,16 @@ def seeded(make, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most values that any tensor had that was made inside."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.values = max(self.values, tensor.numel())
+        return out

@@ -37,11 +37,28 @@ class Sample:
     name: str
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How the papers evaluate on a data set (spec A.11); all sizes (h, w) in pixels, None where nothing is prescribed.
+
+    Images are fitted into ``resize``, keeping their aspect, and seen through windows of ``window`` every ``stride``;
+    the scores are brought back to the label's size. The defaults: the image as it is, at once.
+    """
+
+    resize: tuple[int, int] | None = None
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+
+
 class Dataset(Sequence[Sample]):
     """Samples of several domains, one after the other, plus the label space they are written in."""
 
     names: tuple[str, ...]
     colors: NDArray[np.uint8]
+
+    def protocol(self, domain: str) -> Protocol:
+        """How images of ``domain`` are evaluated."""
+        return Protocol()
 
 
 class DataSource(Config):
@@ -56,6 +73,10 @@ class DataSource(Config):
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
+
+    def evaluation_split(self, domain: str) -> Split:
+        """The split that ``domain`` is scored on where nobody names one."""
+        return "test"
 
     def facts(self) -> dict[str, Any]:
         """What the images depend on: part of a stage's fingerprint."""

@@ -15,9 +15,10 @@ class Decoder(nn.Module):
     """Maps of an encoder's taps -> a loss on labels, and class scores per pixel.
 
     Built as ``Decoder(config, channels, stride, num_classes)``: ``channels`` of the taps, ``stride`` the pixels per
-    cell of the first map.
+    cell of the first map. ``scores_are_logits``: whether their softmax is the probability of a class.
     """
 
+    scores_are_logits: bool = True
     stride: int
     num_classes: int
 

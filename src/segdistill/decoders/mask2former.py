@@ -26,6 +26,8 @@ _QUERY_CHUNK = 16  # masks upsampled at once: bounds the memory of inference, ch
 class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
+    scores_are_logits = False  # but sums over queries of probabilities
+
     class Config(Config):
         """Defaults are the authors' (spec A.10).
 
