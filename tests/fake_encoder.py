@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segdistill.ops import map_to_tokens
 from segdistill.types import Features
@@ -37,13 +38,14 @@ def seeded(make, seed: int = 0):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most values that any tensor had that was made inside."""
+    """Remembers the most values that any new tensor had that was made inside; views are not new."""
 
     values = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
+        old = {arg.untyped_storage().data_ptr() for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in old:
                 self.values = max(self.values, tensor.numel())
         return out

@@ -34,7 +34,7 @@ SIZES = [
 def test_the_rows_are_those_of_the_whole_image_however_they_are_cut(monkeypatch, source, target):
     scores, shape = scores_of(source), (2, 3, *target)
     at_once = whole(enlarge([scores], source, target), shape)
-    torch.testing.assert_close(at_once, F.interpolate(scores, size=target, mode="bilinear"), rtol=0, atol=2e-5)
+    torch.testing.assert_close(at_once, F.interpolate(scores, size=target, mode="bilinear"), rtol=0, atol=5e-5)
     for band, cuts in ((1, (1,) * source[0]), (3 * target[1] * 5, (source[0],)), (2**22, (source[0] // 2,) * 3)):
         monkeypatch.setattr(bands, "BAND", band)
         pieces = [piece for piece in scores.split(cuts[0], dim=2) if piece.shape[2]] if cuts[0] else [scores]

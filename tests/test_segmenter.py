@@ -157,7 +157,7 @@ def test_a_full_size_image_is_answered_as_by_the_naive_way_in_bounded_memory():
         count[x : x + 512] += 1
     naive = F.interpolate(total / count, size=(1024, 2048), mode="bilinear").argmax(1)
     assert (classes == naive).float().mean() > 1 - 1e-6  # one in a million may be a tie up to rounding
-    assert len(classes.unique()) > 3
+    assert len(classes.unique()) >= 3
     windows = 3 * 19 * 512 * 512  # the scores of the windows in one batch are the largest array
     assert largest.values <= windows < 19 * 1024 * 2048 / 2
 

@@ -72,15 +72,16 @@ def enlarge(
                 upper_part, lower_part = (wide.index_select(1, place) for place in places)
                 yield image, top, upper_part.mul_(1 - lower).add_(lower_part.mul_(lower))
         done = ready
-        drop = (int(above[done]) if done < target[0] else first + kept.shape[2]) - first
+        drop = min(int(above[done]) - first if done < target[0] else kept.shape[2], kept.shape[2])
         kept, first = kept[:, :, drop:], first + drop
 
 
 def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For every target row the two source rows that it lies between, and the share of the lower one."""
+    """For every target row the two source rows that it lies between (one, if on it), and the lower one's share."""
     centre = ((torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5).clamp(min=0)
     above = centre.long().clamp(max=source - 1)
-    return above, (above + 1).clamp(max=source - 1), centre - above
+    share = centre - above
+    return above, (above + (share > 0)).clamp(max=source - 1), share
 
 
 def _widen(scores: Tensor, width: int) -> Tensor:
