@@ -118,8 +118,8 @@ def score(
     facts = [
         FORMAT,
         scored.fingerprint,
-        config.model_dump(mode="json"),
-        recipe.scored_source.facts(),
+        config.model_dump(mode="json", exclude={"data"}),  # where the images lie is not what they are
+        recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
         [astuple(protocol) for protocol in protocols.values()],
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
