@@ -79,15 +79,29 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="evaluate.* and data.* settings, such as evaluate.images=200")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the scores; default: the run folder")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SUBSET][:SPLIT]...", help="other data, such as cityscapes:val acdc:night"),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the scores; default: the run folder, with --data one below it")
+    ] = None,
 ) -> None:
-    """Score the segmenters of a finished run again, on other domains, images or windows."""
+    """Score the segmenters of a finished run again, on other domains, data sets, images or windows."""
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
     from segdistill.run import evaluate_run
 
     settings = recipes.load(folder / "recipe.yaml")
-    changed = recipes.load(folder / "recipe.yaml", overrides)
+    if data:  # the names after the first one look like arguments
+        items = data + [text for text in overrides or [] if "=" not in text]
+        changed = recipes.retarget(settings, items, root, [text for text in overrides or [] if "=" in text])
+        out = out or folder / "on" / "-".join(item.replace(":", "_") for item in items)
+    elif root is not None:
+        raise UserError("--root is for --data NAME ...: say which data sets to score")
+    else:
+        changed = recipes.load(folder / "recipe.yaml", overrides)
     with Bars(settings.name, 0) as bars:
         evaluate_run(settings, changed, folder, out or folder, watcher=bars)
     _show([out or folder], (out or folder) / "report.html")

@@ -18,9 +18,11 @@ class Decoder(nn.Module):
 
     Built as ``Decoder(config, channels, stride, num_classes)``: ``channels`` of the taps, ``stride`` the pixels per
     cell of the first map. A decoder owns :meth:`decode`, the one pass of its network, and what is read from its
-    outcome: :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`.
+    outcome: :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the
+    scores is the probability of a class.
     """
 
+    scores_are_logits: bool = True
     stride: int
     num_classes: int
 

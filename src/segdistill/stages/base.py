@@ -132,6 +132,7 @@ class StageResult:
     seconds: float
     parameters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:

@@ -199,7 +199,8 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
-    return StageResult(seconds, parameters={"encoder": count(encoder), "decoder": count(segmenter.decoder)})
+    parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
+    return StageResult(seconds, parameters, classes=tuple(dataset.names))
 
 
 def _distillation(config: TaskConfig, context: StageContext, student: Encoder, num_classes: int) -> Distillation | None:
