@@ -86,6 +86,7 @@ class Recipe(Config):
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
+        problems += [f"data: {line}" for line in self.data.faults()]
         problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
         if self.evaluate is not None:
             problems += _evaluation_problems(self, self.evaluate)
