@@ -137,7 +137,7 @@ def bench(
     result = benches.collect_table(config, outcomes)
     for path in benches.write_table(result, out / config.name):
         typer.echo(str(path))
-    _table(benches.plain_rows(result))
+    print_table(benches.plain_rows(result))
     for error in result.errors:
         typer.echo(f"not finished: {error}", err=True)
     if result.errors:
