@@ -16,7 +16,7 @@ from segdistill.data.source import AnySource
 from segdistill.encoders import ENCODERS, check_size
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
-from segdistill.stages.distill import DistillConfig
+from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
@@ -89,7 +89,8 @@ class Recipe(Config):
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
-        problems += [problem for stage in self.stages for problem in _stage_problems(self, stage)]
+        problems += [f"data: {line}" for line in self.data.faults()]
+        problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
         if self.evaluate is not None:
             problems += _evaluation_problems(self, self.evaluate)
         if problems:
@@ -112,8 +113,20 @@ class Recipe(Config):
         return None
 
 
-def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[str]:
-    """What ``stage`` needs of the rest of ``recipe`` and does not find there."""
+def last_task(stages: Sequence[DistillConfig | TaskConfig], model: str, before: int) -> int | None:
+    """The number of the last task stage of ``model`` ("student" or "teacher") before stage number ``before``."""
+    numbers = [i for i, stage in enumerate(stages[:before]) if isinstance(stage, TaskConfig) and stage.model == model]
+    return numbers[-1] if numbers else None
+
+
+def reads_logits(stage: DistillConfig | TaskConfig) -> bool:
+    """Whether the stage's method compares class scores, and so needs the teacher's decoder."""
+    return stage.method is not None and needs_of(stage.method).logits
+
+
+def _stage_problems(recipe: Recipe, number: int) -> list[str]:
+    """What stage ``number`` needs of the rest of ``recipe`` and does not find there."""
+    stage = recipe.stages[number]
     task = stage if isinstance(stage, TaskConfig) else None
     roles = [task.model] if task else ["student"]
     if stage.method is not None and "teacher" not in roles:
@@ -130,8 +143,15 @@ def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[s
         ]
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+    if isinstance(stage, DistillConfig):
+        problems += _attempt(lambda: check_method(stage))
     if task:
         problems += _attempt(lambda: check_terms(task))
+        if reads_logits(task) and last_task(recipe.stages, "teacher", number) is None:
+            problems.append(
+                f"stage {task.name}: its method compares class scores, and no earlier stage trains the teacher's "
+                "decoder; put {type: task, model: teacher, ...} before it"
+            )
         if task.proxy is not None:
             problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
     return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)

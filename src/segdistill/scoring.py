@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
@@ -40,7 +38,7 @@ from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.segmenter import Segmenter
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_segmenter, load_decoder
 
 FORMAT = 2
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
@@ -192,11 +190,7 @@ def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmente
         config = config.model_copy(update={"weights": str(scored.encoder)})
     encoder = build_encoder(config, seed=derive_seed(recipe.seed, scored.role))
     segmenter = build_segmenter(model, encoder, num_classes, seed=0, stage=scored.role)
-    try:
-        segmenter.decoder.load_state_dict(load_file(scored.decoder))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the decoder {scored.decoder}: {reason}; run its stage again") from None
+    load_decoder(segmenter.decoder, scored.decoder)
     return segmenter.eval()
 
 

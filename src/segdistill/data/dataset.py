@@ -115,6 +115,10 @@ class DataSource(Config):
         """The images that ``selection`` names, prepared where they must be."""
         raise NotImplementedError
 
+    def faults(self) -> list[str]:
+        """One line for each setting of the source itself that cannot work, whatever is read from it."""
+        return []
+
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
