@@ -122,6 +122,19 @@ def test_evaluate_scores_other_domains(call, tmp_path, finished):
     assert (tmp_path / "scores" / "report.html").is_file()
 
 
+def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    status, out, _ = call("evaluate", folder, "--data", "dusk:val", "game", "evaluate.images=1")
+    assert status == 0
+    assert "dusk" in out
+    results = json.loads((folder / "on/dusk_val-game/results.json").read_text())
+    assert (results["source"], results["unseen"]) == (["game"], ["dusk"])
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (folder / "on/dusk_val-game/report.html").is_file()
+    assert "--root is for --data" in complaint("evaluate", folder, "--root", tmp_path)
+    assert "not of the form key=value" in complaint("evaluate", folder, "game")
+
+
 def test_pack_writes_half_precision_and_a_manifest(call, tmp_path, finished):
     status, out, _ = call("pack", finished, tmp_path / "small.safetensors")
     assert status == 0
@@ -146,6 +159,8 @@ RECIPES = [
     ("seed", "not of the form key=value"),
     ("seed=[", "no valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
+    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
+    ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
     ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
     ("student=null", "stage agnostic needs a student"),

@@ -44,6 +44,9 @@ class EvaluateConfig(Config):
     splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
     images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
     batch: int = Field(16, ge=1, description="images at once, where those that follow one another have one size")
+    resize: tuple[int, int] | None = Field(
+        None, description="height and width that images are fitted into; None: as the data set's protocol says"
+    )
     window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
     pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
 
@@ -164,7 +167,7 @@ def _evaluation_problems(recipe: Recipe, config: EvaluateConfig) -> list[str]:
     lines = [line for name in config.domains for line in source.problems(config.selection(source, name), labelled=True)]
     for name in config.unseen:
         if type(source) is type(recipe.data) and (stage := recipe.trained_on(name)):
-            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen', where it is for reference")
+            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
     return [f"evaluate: {line}" for line in lines]
 
 
