@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from segdistill.types import LossTerms
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
-"""One map per tap of the encoder, shallow to deep; for a plain ViT all on the patch grid."""
+"""One map per tap of the encoder, shallow to deep: of a plain ViT all on the patch grid, else each on its own."""
 
 
 class Decoder(nn.Module):
     """Maps of an encoder's taps -> a loss on labels, and class scores per pixel.
 
-    Built as ``Decoder(config, channels, stride, num_classes)``: ``channels`` of the taps, ``stride`` the pixels per
-    cell of the first map.
+    Built as ``Decoder(config, channels, strides, num_classes)``: ``channels`` and ``strides`` (pixels per cell) of the
+    taps.
     """
 
-    stride: int
+    strides: tuple[int, ...]
     num_classes: int
 
     def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:

@@ -41,7 +41,7 @@ class Distillation(nn.Module):
 
     def __init__(self, student: Encoder, teacher: Encoder, part: Part, seed: tuple[int | str, ...]) -> None:
         super().__init__()
-        self.teacher, self.seed, self.patch = teacher, seed, student.patch
+        self.teacher, self.seed, self.mask_grid = teacher, seed, student.mask_grid
         method: Any = METHODS[part.type]
         taps = method.needs_for(part.settings).taps
         with torch.random.fork_rng(devices=[]):
@@ -59,7 +59,7 @@ class Distillation(nn.Module):
         """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
         if not self.needs.masked:
             return None
-        h, w = (side // self.patch for side in images.shape[-2:])
+        h, w = self.mask_grid(images.shape[-2], images.shape[-1])
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = generator(*self.seed, "mask", step, rank)
         mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())

@@ -117,16 +117,17 @@ class TaskObjective(Objective):
             images = torch.cat([images, batch["proxy"].float() / 255.0])
         mask = self.distillation.mask(images, step)
         views = student_views(self.encoder, images, taps + self.distillation.needs.taps, mask)
-        terms = self._task_terms(_first(views.plain, labelled, len(taps)), labels)
+        terms = self._task_terms(views.plain.part(rows=slice(labelled), taps=slice(len(taps))), labels)
+        others = slice(len(taps), None)
         student = Views(
-            plain=_after(views.plain, len(taps)),
-            masked=None if views.masked is None else _after(views.masked, len(taps)),
+            plain=views.plain.part(taps=others),
+            masked=None if views.masked is None else views.masked.part(taps=others),
             mask=views.mask,
         )
         return terms | self.distillation(student, images, step, steps)
 
     def _task_terms(self, features: Features, labels: Tensor) -> LossTerms:
-        maps = tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
+        maps = tuple(map(tokens_to_map, features.tokens, features.grids))
         terms = self.segmenter.decoder.loss(maps, labels)
         if self.presence is not None:
             assert features.cls is not None
@@ -146,7 +147,7 @@ def build_segmenter(model: ModelConfig, encoder: Encoder, num_classes: int, *, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build: Any = DECODERS[part.type]  # its Config is part.settings' class
-        decoder = build(part.settings, encoder.spec(taps).channels, encoder.patch, num_classes)
+        decoder = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), num_classes)
     return Segmenter(encoder, decoder, taps, num_classes)
 
 
@@ -225,14 +226,3 @@ def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | s
         return (batch | {"proxy": extra["image"]} for batch, extra in pairs)
 
     return both
-
-
-def _first(features: Features, rows: int, taps: int) -> Features:
-    """The first ``taps`` taps of the first ``rows`` images."""
-    cls = None if features.cls is None else features.cls[:rows]
-    return Features(tokens=tuple(tokens[:rows] for tokens in features.tokens[:taps]), cls=cls, grid=features.grid)
-
-
-def _after(features: Features, taps: int) -> Features:
-    """All taps but the first ``taps``."""
-    return Features(tokens=features.tokens[taps:], cls=features.cls, grid=features.grid)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segdistill.encoders import Encoder
-from segdistill.types import Features, Mask, Views
+from segdistill.types import Mask, Views
 
 
 @torch.no_grad()
@@ -21,7 +21,8 @@ def student_views(
 ) -> Views:
     """The student's plain features of all B images and its masked ones of the M masked samples, in one pass of B + M.
 
-    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11).
+    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11). A student with batch
+    norms takes the statistics of all B + M images, hidden parts included.
     """
     if mask is None or len(mask.samples) == 0:
         return Views(plain=encoder(images, taps))
@@ -29,9 +30,4 @@ def student_views(
     hidden = torch.zeros(b + len(mask.samples), mask.tokens.shape[1], dtype=torch.bool, device=images.device)
     hidden[b:] = mask.tokens
     both = encoder(torch.cat([images, images[mask.samples]]), taps, hidden)
-    return Views(plain=_rows(both, slice(0, b)), masked=_rows(both, slice(b, None)), mask=mask)
-
-
-def _rows(features: Features, rows: slice) -> Features:
-    cls = None if features.cls is None else features.cls[rows]
-    return Features(tokens=tuple(tokens[rows] for tokens in features.tokens), cls=cls, grid=features.grid)
+    return Views(plain=both.part(rows=slice(0, b)), masked=both.part(rows=slice(b, None)), mask=mask)
