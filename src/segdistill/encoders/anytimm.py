@@ -166,7 +166,8 @@ def _probe(network: Any, size: tuple[int, int]) -> tuple[tuple[tuple[int, int], 
     images = torch.empty(2, 3, *size, device="meta")
     depth = len(network.eval().forward_intermediates(images, intermediates_only=True))
     taps = (*range(depth), -1)
-    tapped, cls = walk_of(network)(network, images, taps, torch.empty(0, device="meta"), None)
+    mask = torch.empty(mask_shape(network), device="meta")
+    tapped, cls = walk_of(network)(network, images, taps, mask, None)
     shapes = []
     for tap in taps:
         tokens, (h, w) = tapped[tap]
