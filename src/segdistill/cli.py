@@ -102,6 +102,38 @@ def report(
 
 
 @app.command()
+def bench(
+    table: Annotated[Path, typer.Argument(help="a table file, such as recipes/tables/table1_world.yaml")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
+    jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
+) -> None:
+    """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues."""
+    from segdistill import bench as benches
+    from segdistill.demo import recipes_folder
+    from segdistill.progress import Bars
+
+    config = benches.load_table(table)
+    benches.check_paper(config)
+    cells = benches.cells_of(config, recipes_folder(), tuple(overrides or ()))
+    gpus = benches.visible_gpus()
+    with Bars(config.name, 0) as bars:
+        outcomes = benches.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+    result = benches.collect_table(config, outcomes)
+    for path in benches.write_table(result, out / config.name):
+        typer.echo(str(path))
+    _table(benches.plain_rows(result))
+    for error in result.errors:
+        typer.echo(f"not finished: {error}", err=True)
+    if result.errors:
+        raise typer.Exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command()
 def pack(
     folder: Annotated[Path, typer.Argument(help="a finished run folder")],
     out: Annotated[Path, typer.Argument(help="the file to write: NAME.safetensors; NAME.json is written beside it")],

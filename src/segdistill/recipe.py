@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +10,12 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, UserError, choose, nearest, parse
-from segdistill.data import world
-from segdistill.data.dataset import DataSource
+from segdistill.data.dataset import DataSelection, Split
+from segdistill.data.rendered import WorldSource
+from segdistill.data.source import AnySource
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
-from segdistill.stages.distill import DistillConfig
+from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
@@ -37,11 +38,15 @@ class EvaluateConfig(Config):
     domains: tuple[str, ...] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="those whose mean is reported; no choice was made on them")
     validation: tuple[str, ...] = Field((), description="those that choices are made on; never counted as unseen")
-    split: Literal["train", "val", "test", "pretrain"] = "test"
-    images: int = Field(50, ge=1, description="per domain")
+    split: Split = "test"
+    images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
     batch: int = Field(16, ge=1)
     window: Window | None = Field(None, description="sliding window; None: the whole image at once")
     pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
+
+    def selection(self, *domains: str) -> DataSelection:
+        """The images of ``domains``, by default of all of them."""
+        return DataSelection(domains=domains or self.domains, split=self.split, images=self.images)
 
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
@@ -59,7 +64,7 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str = ""
     seed: int = Field(0, ge=0)
-    data: DataSource = DataSource()
+    data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -77,17 +82,28 @@ class Recipe(Config):
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
-        problems += [problem for stage in self.stages for problem in _stage_problems(self, stage)]
-        problems += _attempt(lambda: choose("label space", self.data.classes, world.LABEL_SPACES))
+        problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
         if self.evaluate is not None:
-            problems += _domain_problems(self.evaluate.domains, "evaluate", labelled=True)
+            problems += _data_problems(self, self.evaluate.selection(), "evaluate", labelled=True)
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
 
 
-def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[str]:
-    """What ``stage`` needs of the rest of ``recipe`` and does not find there."""
+def last_task(stages: Sequence[DistillConfig | TaskConfig], model: str, before: int) -> int | None:
+    """The number of the last task stage of ``model`` ("student" or "teacher") before stage number ``before``."""
+    numbers = [i for i, stage in enumerate(stages[:before]) if isinstance(stage, TaskConfig) and stage.model == model]
+    return numbers[-1] if numbers else None
+
+
+def reads_logits(stage: DistillConfig | TaskConfig) -> bool:
+    """Whether the stage's method compares class scores, and so needs the teacher's decoder."""
+    return stage.method is not None and needs_of(stage.method).logits
+
+
+def _stage_problems(recipe: Recipe, number: int) -> list[str]:
+    """What stage ``number`` needs of the rest of ``recipe`` and does not find there."""
+    stage = recipe.stages[number]
     task = stage if isinstance(stage, TaskConfig) else None
     roles = [task.model] if task else ["student"]
     if stage.method is not None and "teacher" not in roles:
@@ -102,20 +118,22 @@ def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[s
         problems += [f"data.size: {line}" for line in _attempt(lambda e=encoder: e.check(*recipe.data.size))]
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+    if isinstance(stage, DistillConfig):
+        problems += _attempt(lambda: check_method(stage))
     if task:
         problems += _attempt(lambda: check_terms(task))
+        if reads_logits(task) and last_task(recipe.stages, "teacher", number) is None:
+            problems.append(
+                f"stage {task.name}: its method compares class scores, and no earlier stage trains the teacher's "
+                "decoder; put {type: task, model: teacher, ...} before it"
+            )
         if task.proxy is not None:
-            problems += _domain_problems(task.proxy.data.domains, f"stage {stage.name}: proxy", labelled=False)
-    return problems + _domain_problems(stage.data.domains, f"stage {stage.name}", labelled=task is not None)
+            problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
+    return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
 
 
-def _domain_problems(domains: tuple[str, ...], where: str, *, labelled: bool) -> list[str]:
-    problems = []
-    for name in domains:
-        problems += [f"{where}: {line}" for line in _attempt(lambda name=name: choose("domain", name, world.DOMAINS))]
-        if labelled and name in world.DOMAINS and not world.DOMAINS[name].labelled:
-            problems.append(f"{where}: domain '{name}' has no labels; take it out of 'domains'")
-    return problems
+def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
+    return [f"{where}: {line}" for line in recipe.data.problems(selection, labelled=labelled)]
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:

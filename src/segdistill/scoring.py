@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import DataSelection, Dataset, open_dataset
+from segdistill.data.dataset import Dataset
 from segdistill.encoders import build_encoder
 from segdistill.evaluate import DomainResult, evaluate, evaluating, prepare, retention, summary
 from segdistill.files import write_atomic, write_json
@@ -27,7 +25,7 @@ from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.segmenter import Segmenter
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_segmenter, load_decoder
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ def score(
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
     names, colors = _label_space(datasets)
     key = hashlib.sha256(
-        json.dumps(
-            [scored.fingerprint, config.model_dump(mode="json"), recipe.data.model_dump(mode="json")], sort_keys=True
-        ).encode()
+        json.dumps([scored.fingerprint, config.model_dump(mode="json"), recipe.data.facts()], sort_keys=True).encode()
     ).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
     found = _read(path, key)
@@ -100,7 +96,9 @@ def score(
         "validation": list(config.validation),
         "models": models,
         "retention": retention(student, teacher),
-        "pictures": {"domains": {name: list(range(min(config.pictures, config.images))) for name in config.domains}},
+        "pictures": {
+            "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
+        },
     }
 
 
@@ -113,20 +111,16 @@ def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmente
         config = config.model_copy(update={"weights": str(scored.encoder)})
     encoder = build_encoder(config, seed=derive_seed(recipe.seed, scored.role))
     segmenter = build_segmenter(model, encoder, num_classes, seed=0, stage=scored.role)
-    try:
-        segmenter.decoder.load_state_dict(load_file(scored.decoder))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the decoder {scored.decoder}: {reason}; run its stage again") from None
+    load_decoder(segmenter.decoder, scored.decoder)
     return segmenter.eval()
 
 
 def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, watcher: Watcher) -> Dataset:
-    selection = DataSelection(domains=(domain,), split=config.split, images=config.images)
+    selection = config.selection(domain)
     if fabric.is_global_zero:
-        open_dataset(recipe.data, selection, watcher.work)
+        recipe.data.open(selection, watcher.work)
     fabric.barrier()
-    dataset = open_dataset(recipe.data, selection, None)
+    dataset = recipe.data.open(selection)
     if dataset[0].label is None:
         raise UserError(f"evaluate: domain '{domain}' has no labels; take it out of 'domains'")
     return dataset

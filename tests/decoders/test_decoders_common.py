@@ -26,9 +26,11 @@ K, STRIDE, CHANNELS = 3, 8, (4, 5, 6, 7)
 every = pytest.mark.parametrize("name", DECODERS)
 
 
-def build(name, *, channels=CHANNELS, stride=STRIDE, seed=0, **settings):
+def build(name, *, channels=CHANNELS, pixels=None, seed=0, **settings):
+    """``pixels`` per cell of each tap; by default 8 of all."""
+    pixels = pixels or (STRIDE,) * len(channels)
     cls = DECODERS[name]
-    return seeded(lambda: cls(cls.Config(**{**SMALL[name], **settings}), channels, stride, K), seed)
+    return seeded(lambda: cls(cls.Config(**{**SMALL[name], **settings}), channels, pixels, K), seed)
 
 
 def some_maps(batch=2, grid=(4, 4), channels=CHANNELS):
@@ -53,7 +55,7 @@ def loss_of(decoder, maps, labels, seed=0):
     ("grid", "stride", "size"), [((3, 5), 8, (23, 37)), ((2, 3), 14, (28, 42)), ((1, 1), 16, (9, 16))]
 )
 def test_scores_have_the_asked_size_and_a_loss_exists(name, grid, stride, size):
-    decoder, maps = build(name, stride=stride), some_maps(grid=grid)
+    decoder, maps = build(name, pixels=(stride,) * 4), some_maps(grid=grid)
     assert decoder.scores(maps, size).shape == (2, K, *size)
     assert decoder(maps, size).shape == (2, K, *size)
     for term in decoder.loss(maps, some_labels(size=size)).values():
@@ -64,16 +66,16 @@ def test_scores_have_the_asked_size_and_a_loss_exists(name, grid, stride, size):
 
 @every
 def test_maps_of_differing_grids(name):
-    decoder = build(name, stride=4)
+    decoder = build(name, pixels=(4, 8, 16, 32))
     maps = tuple(torch.randn(2, c, 16 // f, 24 // f) for c, f in zip(CHANNELS, (1, 2, 4, 8), strict=True))
     assert decoder.scores(maps, (64, 96)).shape == (2, K, 64, 96)
 
 
 @every
 def test_one_tap_serves_all_levels(name):
-    decoder = build(name, channels=(5,))
+    single, four = build(name, channels=(5,)), build(name, channels=(5,) * 4)
     one = some_maps(channels=(5,))
-    torch.testing.assert_close(decoder.scores(one, (32, 32)), decoder.scores(one * 4, (32, 32)))
+    torch.testing.assert_close(single.scores(one, (32, 32)), four.scores(one * 4, (32, 32)))
 
 
 @every
@@ -141,7 +143,7 @@ def test_state_round_trip(name):
 @every
 def test_the_classes_are_those_asked_for(name):
     cls = DECODERS[name]
-    decoder = cls(cls.Config(**SMALL[name]), (4,), 8, 11)
+    decoder = cls(cls.Config(**SMALL[name]), (4,), (8,), 11)
     assert decoder.num_classes == 11
     assert decoder.scores(some_maps(channels=(4,)), (8, 8)).shape[1] == 11
 
@@ -172,3 +174,40 @@ def test_every_setting_matters(name, field):
     assert DECODERS[name].Config(**before).model_dump()[field] != CHANGED[name][field]
     outcomes = [loss_of(build(name, **settings), some_maps(), some_labels()).item() for settings in ({}, after)]
     assert outcomes[0] != outcomes[1]
+
+
+@every
+def test_one_pass_serves_loss_scores_and_logits(name, monkeypatch):
+    decoder, maps, labels = build(name).eval(), some_maps(), some_labels()
+    expected = seeded(lambda: decoder.loss(maps, labels)), decoder.scores(maps, (32, 32))
+    decoded = decoder.decode(maps)
+    monkeypatch.delattr(type(decoder), "decode")  # whoever asks for a second pass fails
+    again = seeded(lambda: decoder.loss_of(decoded, labels)), decoder.scores_of(decoded, (32, 32))
+    assert again[0] == expected[0]
+    assert torch.equal(again[1], expected[1])
+    assert decoder.logits_of(decoded).shape == (2, K, 8, 8)  # stride 4 of 32 pixels
+
+
+@every
+def test_the_softmax_of_the_logits_is_the_normalised_score(name):
+    decoder = build(name).eval()
+    decoded = decoder.decode(some_maps())
+    scores, logits = decoder.scores_of(decoded, (8, 8)), decoder.logits_of(decoded)
+    share = scores.softmax(1) if name == "semfpn" else scores / scores.sum(1, keepdim=True)
+    torch.testing.assert_close(logits.softmax(1), share)
+
+
+@every
+def test_decoded_images_beyond_the_labels_have_no_part_in_the_loss(name):
+    decoder, (three, two) = build(name).eval(), (some_maps(batch=3), some_labels(batch=2))
+    with_more = seeded(lambda: decoder.loss_of(decoder.decode(three), two))
+    alone = seeded(lambda: decoder.loss(tuple(m[:2] for m in three), two))
+    for key, term in alone.items():
+        torch.testing.assert_close(with_more[key], term)
+
+
+@every
+def test_the_logits_gradient_reaches_every_map(name):
+    decoder, maps = build(name), tuple(m.requires_grad_() for m in some_maps())
+    decoder.logits_of(decoder.decode(maps)).square().sum().backward()
+    assert all(m.grad.isfinite().all() and m.grad.abs().max() > 0 for m in maps)

@@ -9,7 +9,7 @@ from segdistill.decoders import SemFPN
 
 def make(**settings):
     config = SemFPN.Config(width=8, dropout=0.0, **settings)
-    return seeded(lambda: SemFPN(config, (3, 3, 3, 3), 8, 5))
+    return seeded(lambda: SemFPN(config, (3, 3, 3, 3), (8,) * 4, 5))
 
 
 def test_it_is_the_papers_branch_on_a_top_down_sum():
@@ -27,7 +27,7 @@ def test_it_is_the_papers_branch_on_a_top_down_sum():
     assert [len(branch) for branch in b] == [1, 1, 2, 3]
     total = b[0][0](p[0]) + to(b[1][0](p[1]), 16) + to(b[2][1](to(b[2][0](p[2]), 8)), 16)
     total = total + to(b[3][2](to(b[3][1](to(b[3][0](p[3]), 4)), 8)), 16)
-    torch.testing.assert_close(decoder.logits(maps), decoder.classifier(total))
+    torch.testing.assert_close(decoder.decode(maps), decoder.classifier(total))
     torch.testing.assert_close(decoder.scores(maps, (64, 64)), to(decoder.classifier(total), 64))
 
 
@@ -46,9 +46,8 @@ def test_all_ignored_is_zero():
 
 def test_fewer_levels():
     config = SemFPN.Config(width=8, strides=(8, 16))
-    assert (
-        SemFPN(config, (3, 4), 8, 5).scores((torch.randn(1, 3, 4, 4), torch.randn(1, 4, 4, 4)), (32, 32)).shape[1] == 5
-    )
+    maps = (torch.randn(1, 3, 4, 4), torch.randn(1, 4, 4, 4))
+    assert SemFPN(config, (3, 4), (8, 8), 5).scores(maps, (32, 32)).shape[1] == 5
 
 
 @pytest.mark.parametrize("strides", [(), (4, 8, 32), (8, 4), (0, 0)])

@@ -1,9 +1,8 @@
 """Semantic FPN: Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019 (arXiv 1901.02446), section 3.1.
 
-Deviations, for plain ViTs and for speed: the pyramid is a simple one (the taps resized to strides 4-32, where they are
-not there already); every lateral
-1x1 convolution runs on the tap's own grid, before the resizing, and carries a group norm, since raw block outputs
-differ in scale by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
+Deviations, for plain ViTs and for speed: the pyramid is a simple one (taps that are not at strides 4-32 are resized);
+every lateral 1x1 convolution runs on the tap's own grid, before the resizing, and carries a group norm, since raw block
+outputs differ in scale by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from segdistill import criteria
 from segdistill.config import Config
-from segdistill.decoders.base import Decoder, Maps
+from segdistill.decoders.base import Decoder, Maps, first
 from segdistill.decoders.pyramid import level_sizes, per_level, resize
 from segdistill.types import LossTerms
 
@@ -54,7 +53,7 @@ class SemFPN(Decoder):
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
-    def logits(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
+    def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
         """Class logits at the finest level's stride."""
         sizes = level_sizes(maps, self.strides, self.config.strides)
         read = zip(self.laterals, per_level(maps, len(sizes)), sizes, strict=True)
@@ -74,14 +73,19 @@ class SemFPN(Decoder):
             features = resize(block(features), sizes[max(0, level - 1 - step)])
         return features
 
-    def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
+    def loss_of(self, decoded: Float[Tensor, "b k _p _q"], labels: Int[Tensor, "_b h w"]) -> LossTerms:
         """Cross-entropy over the labelled pixels (255: not labelled), at the labels' resolution."""
-        _, height, width = labels.shape
-        return {"cross_entropy": criteria.pixel_cross_entropy(self.scores(maps, (height, width)), labels)}
+        count, height, width = labels.shape
+        scores = self.scores_of(first(decoded, count), (height, width))
+        return {"cross_entropy": criteria.pixel_cross_entropy(scores, labels)}
 
-    def scores(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
+    def scores_of(self, decoded: Float[Tensor, "b k _h _w"], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Class logits for images of ``size`` (h, w)."""
-        return resize(self.logits(maps), size)
+        return resize(decoded, size)
+
+    def logits_of(self, decoded: Float[Tensor, "b k _h _w"]) -> Float[Tensor, "b k _h _w"]:
+        """The classifier's output as it is, before any upsampling."""
+        return decoded
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
 from pydantic import Field
+from torch import Tensor, nn
 
 from segdistill.config import Config, Part, UserError, part_of
-from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, open_dataset
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
-from segdistill.train.loop import Log, LoopSettings
+from segdistill.train.loop import Log, LoopSettings, Objective, train
+from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
 
 
 class ModelConfig(Config):
@@ -32,11 +35,18 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1)
     batch: int = Field(16, ge=1, description="images per step over all processes")
+    seed: int | None = Field(
+        None, ge=0, description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)"
+    )
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given. ``student_weights``: the encoder file that an earlier stage left, if any."""
+    """What a stage is given.
+
+    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_decoder``: the decoder file of
+    the last earlier task stage of the teacher, if any; for methods that read its logits.
+    """
 
     fabric: Fabric
     source: DataSource
@@ -47,30 +57,48 @@ class StageContext:
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
+    teacher_decoder: Path | None
     log: Log
     progress: Progress
     log_every: int
     checkpoint_every: int
     workers: int
 
-    def loop_settings(self, config: StageConfig, clip: float | None) -> LoopSettings:
-        """The loop's settings for this stage."""
-        return LoopSettings(
-            stage=self.label,
-            steps=config.steps,
-            seed=(self.seed, config.name),
-            fingerprint=self.fingerprint,
-            clip=clip,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
+    def train(
+        self,
+        config: StageConfig,
+        optimizer: CosineConfig | PolyConfig,
+        objective: Objective,
+        modules: Sequence[tuple[nn.Module, float]],
+        batches: Callable[[Sequence[int]], Iterator[dict[str, Tensor]]],
+    ) -> float:
+        """Run the loop for this stage on (module, learning-rate scale) pairs; returns the seconds it took."""
+        return train(
+            self.fabric,
+            objective,
+            parameter_groups(modules, optimizer.weight_decay),
+            batches,
+            schedule=optimizer.schedule(config.batch),
+            betas=optimizer.betas,
+            settings=LoopSettings(
+                stage=self.label,
+                steps=config.steps,
+                seed=(self.seed, config.name),
+                fingerprint=self.fingerprint,
+                clip=optimizer.clip,
+                log_every=self.log_every,
+                checkpoint_every=self.checkpoint_every,
+            ),
+            folder=self.folder / "checkpoint",
+            log=self.log,
         )
 
     def open(self, selection: DataSelection) -> Dataset:
         """The images that ``selection`` names; the first process prepares them, the others wait."""
         if self.fabric.is_global_zero:
-            open_dataset(self.source, selection, self.progress)
+            self.source.open(selection, self.progress)
         self.fabric.barrier()
-        return open_dataset(self.source, selection, None)
+        return self.source.open(selection)
 
     def build_student(self) -> Encoder:
         """The student's encoder with the weights of the last stage, or with its first ones."""

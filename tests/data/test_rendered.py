@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segdistill.config import UserError
-from segdistill.data import dataset, world
-from segdistill.data.dataset import DataSelection, DataSource, open_dataset
+from segdistill.config import UserError, parse
+from segdistill.data import rendered, world
+from segdistill.data.dataset import DataSelection
+from segdistill.data.rendered import WorldSource
 
 SIZE = (32, 64)
 
@@ -20,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 def opened(domains=("game", "fog"), images=2, first=0, split="train", progress=None, **source):
     selection = DataSelection(domains=domains, images=images, first=first, split=split)
-    return open_dataset(DataSource(size=SIZE, **source), selection, progress)
+    return parse(WorldSource, {"size": SIZE, **source}).open(selection, progress)
 
 
 def test_samples_are_the_worlds_own_domain_by_domain(cache):
@@ -56,13 +57,13 @@ def test_every_setting_of_the_selection_gives_other_images(cache, change):
 
 def test_the_size_and_the_number_of_images_are_those_asked_for(cache):
     assert len(opened(images=3)) == 6
-    small = open_dataset(DataSource(size=(16, 32)), DataSelection(domains=("game",), images=1))
+    small = WorldSource(size=(16, 32)).open(DataSelection(domains=("game",), images=1))
     assert small[0].image.shape == (16, 32, 3)
 
 
 def test_images_of_another_renderer_are_not_taken_from_the_cache(cache, monkeypatch):
     opened(domains=("game",), images=1)
-    monkeypatch.setattr(dataset, "RENDERER", -1)
+    monkeypatch.setattr(rendered, "RENDERER", -1)
     opened(domains=("game",), images=1)
     assert len(list((cache / "world").glob("game-*.images.npy"))) == 2
 

@@ -1,0 +1,136 @@
+"""The procedural world as a data set: rendered images from a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from segdistill.config import UserError, choose, nearest
+from segdistill.data import world
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample
+from segdistill.files import write_atomic
+
+RENDERER = 1
+"""Part of the image cache's key: raise it whenever the world's pinned hashes change."""
+
+
+class WorldSource(DataSource):
+    """Images of the procedural world, rendered at ``size``."""
+
+    source: Literal["world"] = "world"
+    classes: str = Field("cityscapes19", description="label space: cityscapes19 or world13")
+    seed: int = Field(0, ge=0, description="re-draws the scenes of the world")
+    redraw: int = Field(0, ge=0, description="re-draws the parameters of the world's domains (0: as published)")
+
+    @field_validator("classes")
+    @classmethod
+    def _known(cls, classes: str) -> str:
+        choose("label space", classes, world.LABEL_SPACES)
+        return classes
+
+    def open(self, selection: DataSelection, progress: Progress | None = None) -> World:
+        """Rendered images, from the cache where they were rendered before."""
+        return World(self, selection, progress)
+
+    def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """Unknown domains, labels of the proxy, and a selection that does not say how many images to render."""
+        lines = []
+        for name in selection.domains:
+            if name not in world.DOMAINS:
+                allowed = ", ".join(sorted(world.DOMAINS))
+                lines.append(f"unknown domain '{name}': {nearest(name, world.DOMAINS)}allowed: {allowed}")
+            elif labelled and not world.DOMAINS[name].labelled:
+                lines.append(f"domain '{name}' has no labels; take it out of 'domains'")
+        if selection.images is None:
+            lines.append("the world has no end: say how many 'images' per domain")
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """The settings and the renderer."""
+        return super().facts() | {"renderer": RENDERER}
+
+
+class World(Dataset):
+    """Rendered images of the procedural world, from a cache on disk when they were rendered before.
+
+    The cache holds a pair of arrays per (domain, selection) and renderer: deleting it costs only time.
+    """
+
+    def __init__(self, source: WorldSource, selection: DataSelection, progress: Progress | None = None) -> None:
+        space = choose("label space", source.classes, world.LABEL_SPACES)
+        self.names, self.colors = tuple(space.names), np.asarray(space.colors, np.uint8)
+        self._lookup = np.asarray(space.lookup, np.uint8)
+        if problems := source.problems(selection, labelled=False):
+            raise UserError("; ".join(problems))
+        assert selection.images is not None, "problems() asks for it"
+        self._selection, self._images = selection, selection.images
+        self._arrays = [_load_or_render(source, selection, name, progress) for name in selection.domains]
+
+    def __len__(self) -> int:
+        return self._images * len(self._selection.domains)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which, row = divmod(index, self._images)
+        domain = self._selection.domains[which]
+        images, labels = self._arrays[which]
+        label = self._lookup[labels[row]] if world.DOMAINS[domain].labelled else None
+        return Sample(np.asarray(images[row]), label, domain, f"{self._selection.first + row:06d}")
+
+
+def cache_folder() -> Path:
+    """``SEGDISTILL_CACHE``, else ``~/.cache/segdistill``."""
+    return Path(os.environ.get("SEGDISTILL_CACHE") or Path.home() / ".cache" / "segdistill")
+
+
+def _load_or_render(
+    source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain; rendered first where they are missing."""
+    key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
+    stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
+    paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in ("images", "labels")]
+    if not all(path.exists() for path in paths):
+        rendered = _render(source, selection, domain, progress)
+        for path, array in zip(paths, rendered, strict=True):
+            try:
+                write_atomic(path, lambda file, array=array: np.save(file, array))
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the image cache {path}: {error.strerror}; free space or set SEGDISTILL_CACHE"
+                ) from None
+    try:
+        images, labels = (np.load(path, mmap_mode="r") for path in paths)
+    except (ValueError, OSError) as error:
+        raise UserError(f"damaged image cache {paths[0]}: {error}; delete it and start again") from None
+    return images, labels
+
+
+def _render(
+    source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    h, w = source.size
+    count = selection.images
+    assert count is not None, "a world's selection says how many"
+    images = np.empty((count, h, w, 3), np.uint8)
+    labels = np.empty((count, h, w), np.uint8)
+    for i in range(count):
+        rendered = world.render(
+            domain,
+            selection.split,
+            selection.first + i,
+            size=source.size,
+            seed=source.seed,
+            redraw=source.redraw,
+        )
+        images[i], labels[i] = rendered.image, rendered.label
+        if progress and (i % 20 == 19 or i + 1 == count):
+            progress(f"rendering {domain}", i + 1, count)
+    return images, labels
