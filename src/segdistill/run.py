@@ -169,7 +169,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
     return StageContext(
         fabric=fabric,
         source=recipe.data,
-        seed=stage_seed(recipe, stage),
+        seed=stage_seed(recipe, recipe.stages[number]),
         folder=place,
         label=place.name,
         fingerprint=fingerprint,

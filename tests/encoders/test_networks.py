@@ -19,6 +19,7 @@ from segdistill.recipe import Recipe
 from segdistill.segmenter import Segmenter, Window
 from segdistill.stages.views import student_views
 from segdistill.types import Mask
+from segdistill.weights import save_encoder
 
 # The size that each is built for; None: for none.
 NETWORKS = {
@@ -222,6 +223,14 @@ def test_the_next_size_that_it_takes_is_named(encoder):
         for call in (lambda: encoder(picture((2 * height, width))), lambda: encoder.padded(2 * height, width)):
             with pytest.raises(UserError, match=f"is built for, {height} x {width}, not {2 * height} x {width}: set"):
                 call()
+
+
+def test_weights_survive_a_round_trip(encoder, tmp_path):
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    config = encoder.config.model_copy(update={"weights": str(tmp_path)})
+    other = build_encoder(config, seed=9).state_dict()
+    assert other.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(other[key], value) for key, value in encoder.state_dict().items())
 
 
 def segmenter(encoder: Encoder, kind: str = "semfpn") -> Segmenter:

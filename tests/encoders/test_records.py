@@ -124,6 +124,7 @@ def test_deriving_a_record_draws_no_random_number():
         ({"name": "timm:test_resnet", "image_size": [64, 64]}, "takes any: leave `image_size` out"),
         ({"name": "dinov3_convnext_ti", "image_size": [64, 64]}, "takes any: leave `image_size` out"),
         ({"name": "sam_b", "patch": 8}, "sam_b is no plain ViT"),
+        ({"name": "timm:test_resnet", "layer_scale": True}, "is no plain ViT: leave `layer_scale` out"),
         ({"name": "timm:test_vit", "image_size": [60, 64]}, "60 x 64 is not divisible by the patch 16"),
         ({"name": "timm:efficientformer_l1", "image_size": [64, 64]}, r"cannot be built for \(64, 64\)"),
     ],

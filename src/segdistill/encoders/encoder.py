@@ -25,7 +25,7 @@ from segdistill.config import Config, UserError
 from segdistill.encoders.anytimm import record_of, takes
 from segdistill.encoders.walks import mask_shape, walk_of
 from segdistill.types import Features, FeatureSpec
-from segdistill.weights import load_encoder_weights
+from segdistill.weights import LoadReport, Resample, load_encoder_weights
 
 
 class EncoderConfig(Config):
@@ -34,7 +34,14 @@ class EncoderConfig(Config):
     name: str = Field(description="a name of the table (segdistill list encoders), or timm:<name>")
     weights: str = Field(
         "random",
-        description="random | shipped | shipped:<asset> | a .safetensors file | a folder with encoder.safetensors",
+        description="random | shipped | shipped:<asset> | timm:<name> | hf:<owner>/<name> | an official checkpoint "
+        "(.pth, .pt, .bin, .safetensors) | a folder with encoder.safetensors",
+    )
+    resample: Resample = Field(
+        "papers", description="patch kernel and positions of another size: papers | hub | timm (segdistill.weights)"
+    )
+    layer_scale: bool = Field(
+        False, description="build LayerScale gains of 1, as the authors' DINO students have (spec A.9, 2)"
     )
     image_size: tuple[int, int] | None = Field(
         None, description="(H, W) of the positional embedding, pixels; None: the record's"
@@ -52,6 +59,8 @@ class EncoderConfig(Config):
         record, patch = record_of(self.name), self.cell
         if not record.plain and self.patch is not None:
             raise UserError(f"{self.name} is no plain ViT, its patch of {record.patch} is fixed: leave `patch` out")
+        if not record.plain and self.layer_scale:
+            raise UserError(f"{self.name} is no plain ViT: leave `layer_scale` out")
         if not record.sized and self.image_size is not None:
             raise UserError(f"{self.name} is built for no size and takes any: leave `image_size` out")
         if record.timm_name is None and patch != record.patch:
@@ -136,8 +145,11 @@ class Encoder(nn.Module):
             settings["img_size"] = config.built_for
         if self.record.plain:
             settings["patch_size"] = self.patch
+        if config.layer_scale:
+            settings["init_values"] = 1.0
         self.backbone: Any = self.record.build(**settings)
         self.walk = walk_of(self.backbone)
+        self.loaded: LoadReport | None = None  # what became of the keys of the file that filled it
         self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
         for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -198,5 +210,5 @@ def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         encoder = Encoder(config)
-    load_encoder_weights(encoder, config.weights)
+    encoder.loaded = load_encoder_weights(encoder, config.weights, resample=config.resample)
     return encoder

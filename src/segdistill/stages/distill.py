@@ -1,4 +1,4 @@
-"""Distillation of features without labels: the task-agnostic stage on proxy images and the domain-agnostic stage on
+"""Feature distillation without labels: the task-agnostic stage on proxy images and the domain-agnostic stage on
 source images are this one function with other data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
 
 Only the student's encoder is handed over; the method's heads are dropped and start anew in the next stage.
