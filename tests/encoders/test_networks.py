@@ -13,7 +13,8 @@ from torch import nn
 from segdistill.config import UserError
 from segdistill.decoders import DECODERS, pyramid
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
-from segdistill.encoders.walks import final_norm, mask_shape, walk_of
+from segdistill.encoders.encoder import FullPrecisionAttention
+from segdistill.encoders.walks import final_norm, mask_shape, walk_of, walk_sam
 from segdistill.ops import generator, tokens_to_map
 from segdistill.recipe import Recipe
 from segdistill.segmenter import Segmenter, Window
@@ -133,6 +134,18 @@ def test_vits_equal_timm_at_any_size(kind):
             assert tapped[-1][0].shape[2] == 8
         else:
             torch.testing.assert_close(cls, final[:, 0])
+
+
+def test_bf16_training_on_a_cpu_keeps_attention_with_a_bias_in_fp32():
+    network = VITS["sam"]()
+    jitter(network)
+    images, mask = picture((32, 48)), torch.zeros(mask_shape(network))
+    exact = walk_sam(network, images, (-1,), mask, None)[0][-1][0]
+    with torch.autocast("cpu", torch.bfloat16), FullPrecisionAttention():
+        rough = walk_sam(network, images, (-1,), mask, None)[0][-1][0]
+    assert (rough - exact).abs().mean() < 0.05
+    rough.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @torch.no_grad()

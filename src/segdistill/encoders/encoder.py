@@ -115,11 +115,16 @@ class FullPrecisionAttention(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Cast queries, keys and values up and the result back."""
+        """Cast queries, keys, values and a bias up and the result back."""
         if func is not F.scaled_dot_product_attention or args[0].dtype != torch.bfloat16:
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
-            return func(*(value.float() for value in args[:3]), *args[3:], **(kwargs or {})).to(args[0].dtype)
+            named = {name: _up(value) for name, value in (kwargs or {}).items()}
+            return func(*map(_up, args), **named).to(args[0].dtype)
+
+
+def _up(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _attention(images: Tensor) -> AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ Three kinds, told apart by the network's class:
 * a plain ViT (timm's ``VisionTransformer`` and ``Eva``): hidden patch embeddings become the mask token, after the patch
   embedding and before the positional one, as in BEiT, iBOT, Proteus and GKD, so that a hidden token keeps its place and
   the sequence its length. Class, distillation and register tokens go through the blocks and are no patch tokens.
+  DINOv3's rotations are rescaled at random while it trains, by torch's global generator, as timm does.
 * SAM's ViT: the same with maps instead of sequences, windows in most blocks and no CLS token. It has no final norm;
   its neck (1x1 and 3x3 convolutions to 256 channels, each with a LayerNorm) stands there: the tap -1 is SAM's image
   embedding. The other taps are block outputs before the neck.
