@@ -133,7 +133,7 @@ def fingerprints(recipe: Recipe) -> list[str]:
         facts = {
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
-            "data": recipe.data.facts(),
+            "data": recipe.data.facts(*stage.selections()),
             "seed": stage_seed(recipe, stage),
             "precision": recipe.precision,
             "student": _model_facts(recipe.student) if reads_student else None,
@@ -241,6 +241,7 @@ def _execute(stage: StageConfig, context: StageContext, fingerprint: str) -> dic
         "batch": stage.batch,
         "seconds": round(result.seconds, 2),
         "parameters": result.parameters,
+        "classes": result.classes,
         "settings": stage.model_dump(mode="json"),
         "commit": environment.commit(),
         "hardware": environment.hardware(),
@@ -334,5 +335,6 @@ def _scored(finished: Finished, role: str, out: Path) -> Scored | None:
         encoder=student_weights(finished.recipe, finished.folder, last + 1) if role == "student" else None,
         fingerprint=finished.prints[last],
         parameters=finished.manifests[last]["parameters"],
+        classes=tuple(finished.manifests[last].get("classes", ())),
         seconds=round(sum(own), 2),
     )

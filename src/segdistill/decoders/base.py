@@ -18,9 +18,11 @@ class Decoder(nn.Module):
 
     Built as ``Decoder(config, channels, strides, num_classes)``: ``channels`` and ``strides`` (pixels per cell) of the
     taps. A decoder owns :meth:`decode`, the one pass of its network, and what is read from its outcome:
-    :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`.
+    :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the scores
+    is the probability of a class.
     """
 
+    scores_are_logits: bool = True
     strides: tuple[int, ...]
     num_classes: int
 

@@ -30,6 +30,8 @@ Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
 class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
+    scores_are_logits = False  # but sums over queries of probabilities
+
     class Config(Config):
         """Defaults are the authors' (spec A.10).
 

@@ -40,8 +40,8 @@ def record_of(name: str) -> EncoderRecord:
     if is_model(name):
         raise UserError(f"unknown encoder '{name}': did you mean '{PREFIX}{name}'?")
     raise UserError(
-        f"unknown encoder '{name}': {nearest(name, ENCODERS)}allowed: {', '.join(ENCODERS)}, "
-        f"or {PREFIX}<name> for any backbone of timm"
+        f"unknown encoder '{name}': {nearest(name, ENCODERS)}`segdistill list encoders` names all {len(ENCODERS)}, "
+        f"{PREFIX}<name> is any backbone of timm"
     )
 
 
@@ -69,7 +69,7 @@ def timm_record(name: str) -> EncoderRecord:
     if not is_model(arch):
         raise UserError(f"timm has no backbone '{arch}': {nearest(arch, list_models())}see timm.list_models()")
     if name != arch and name not in (tags := list_pretrained(f"{arch}.*")):
-        raise UserError(f"timm knows no weights '{name}': {nearest(name, tags)}allowed: {', '.join(tags) or arch}")
+        raise UserError(f"timm knows no weights '{name}': {nearest(name, tags)}see timm.list_pretrained('{arch}.*')")
     try:
         return _derive(name, arch)
     except FAILURES as error:

@@ -15,6 +15,7 @@ from segdistill.config import Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.files import write_atomic
 from segdistill.ops import derive_seed
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
@@ -38,6 +39,10 @@ class StageConfig(Config):
     seed: int | None = Field(
         None, ge=0, description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)"
     )
+
+    def selections(self) -> tuple[DataSelection, ...]:
+        """Everything that the stage reads."""
+        return (self.data,)
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,15 @@ class StageContext:
             log=self.log,
         )
 
-    def open(self, selection: DataSelection) -> Dataset:
-        """The images that ``selection`` names; the first process prepares them, the others wait."""
+    def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
+        """The images that ``selection`` names; the first process prepares them, the others wait.
+
+        What is read stands in the stage's folder in the file ``listing``, one ``domain/name`` per line.
+        """
         if self.fabric.is_global_zero:
-            self.source.open(selection, self.progress)
+            dataset = self.source.open(selection, self.progress)
+            text = "".join(f"{name}\n" for name in dataset.listing())
+            write_atomic(self.folder / listing, lambda file: file.write(text.encode()))
         self.fabric.barrier()
         return self.source.open(selection)
 
@@ -122,6 +132,7 @@ class StageResult:
     seconds: float
     parameters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:

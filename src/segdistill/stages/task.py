@@ -57,6 +57,10 @@ class TaskConfig(StageConfig):
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
     presence_weight: float = Field(0.0, ge=0, description="ours: weight of a class-presence loss on the CLS token")
 
+    def selections(self) -> tuple[DataSelection, ...]:
+        """The labelled images and the proxy's."""
+        return (self.data,) if self.proxy is None else (self.data, self.proxy.data)
+
 
 class TaskObjective(Objective):
     """A segmenter that learns from labels, with an optional distillation term."""
@@ -195,7 +199,8 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
-    return StageResult(seconds, parameters={"encoder": count(encoder), "decoder": count(segmenter.decoder)})
+    parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
+    return StageResult(seconds, parameters, classes=tuple(dataset.names))
 
 
 def _distillation(config: TaskConfig, context: StageContext, student: Encoder, num_classes: int) -> Distillation | None:
@@ -232,7 +237,7 @@ def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | s
     if config.proxy is None:
         return lambda order: batches(labelled, order, context.workers)
     proxy = StepBatches(
-        context.open(config.proxy.data),
+        context.open(config.proxy.data, "proxy_images.txt"),
         DistillTransform(config.proxy.augment, size),
         batch=config.proxy.batch,
         seed=(*seed, "proxy"),
