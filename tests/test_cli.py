@@ -74,7 +74,7 @@ def test_help_needs_no_heavy_module(tmp_path):
 
 
 def test_lists_show_every_table(call):
-    for what, names in (("encoders", ENCODERS), ("decoders", DECODERS), ("methods", METHODS)):
+    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("decoders", DECODERS), ("methods", METHODS)):
         status, out, _ = call("list", what)
         assert status == 0
         assert [line.split()[0] for line in out.splitlines()[1:] if not line.startswith(" ")] == list(names)

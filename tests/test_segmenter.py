@@ -14,7 +14,7 @@ K = 4
 def make(taps=(0, 1, 2, 3)):
     def build():
         config = SemFPN.Config(width=8, dropout=0.5)
-        return Segmenter(FakeEncoder(6), SemFPN(config, (6,) * len(taps), FakeEncoder.patch, K), taps, K)
+        return Segmenter(FakeEncoder(6), SemFPN(config, (6,) * len(taps), (FakeEncoder.patch,) * len(taps), K), taps, K)
 
     return seeded(build)
 

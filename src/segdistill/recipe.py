@@ -13,7 +13,6 @@ from segdistill.config import Config, UserError, choose, nearest, parse
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
-from segdistill.encoders import ENCODERS, check_size
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
@@ -137,10 +136,8 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _attempt(lambda role=role, model=model: need(model, role, stage.name))
         if model is None:
             continue
-        patch = model.encoder.patch or ENCODERS[model.encoder.name].patch
-        problems += [
-            f"data.size: {line}" for line in _attempt(lambda patch=patch: check_size(*recipe.data.size, patch))
-        ]
+        encoder = model.encoder
+        problems += [f"data.size: {line}" for line in _attempt(lambda e=encoder: e.check(*recipe.data.size))]
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
     if isinstance(stage, DistillConfig):

@@ -70,7 +70,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher, self.teacher_decoder = teacher, teacher_decoder
-        self.seed, self.patch = seed, student.patch
+        self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_decoder is not None), part.type
         taps, method = self.needs.taps, METHODS[part.type]
@@ -90,7 +90,7 @@ class Distillation(nn.Module):
         """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
         if not self.needs.masked:
             return None
-        h, w = (side // self.patch for side in images.shape[-2:])
+        h, w = self.mask_grid(images.shape[-2], images.shape[-1])
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = generator(*self.seed, "mask", step, rank)
         mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())
