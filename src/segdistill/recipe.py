@@ -13,6 +13,7 @@ from segdistill.config import Config, UserError, choose, nearest, parse
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
+from segdistill.encoders import EncoderConfig
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
@@ -136,8 +137,7 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _attempt(lambda role=role, model=model: need(model, role, stage.name))
         if model is None:
             continue
-        encoder = model.encoder
-        problems += [f"data.size: {line}" for line in _attempt(lambda e=encoder: e.check(*recipe.data.size))]
+        problems += _size_problems(recipe, stage, role, model.encoder)
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
     if isinstance(stage, DistillConfig):
@@ -152,6 +152,19 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         if task.proxy is not None:
             problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
     return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
+
+
+def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConfig) -> list[str]:
+    """Sizes that an encoder cannot take in a stage, where the stage or the data says the size."""
+    size, where = recipe.data.size, "data.size"
+
+    def check() -> None:
+        own = stage.fit(encoder, teacher=role == "teacher") if isinstance(stage, DistillConfig) else encoder
+        own.check(*size)
+
+    if isinstance(stage, DistillConfig) and stage.size is not None:
+        size, where = stage.size, f"stage {stage.name}: size"
+    return [f"{where}: {line}" for line in _attempt(check)]
 
 
 def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
