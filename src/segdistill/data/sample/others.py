@@ -1,0 +1,132 @@
+"""Aerial, surgical and everyday data sets in their own form; street scenes stand in for what their images show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdistill.data import aerial
+from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
+from segdistill.data.sample.scenes import Codec, Member, Scenes
+from segdistill.data.world import CLASSES, IGNORE, Rendered
+
+_GREEN = (CLASSES.index("vegetation"), CLASSES.index("terrain"))
+
+
+def potsdam_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """The official tiles: 2_Ortho_RGB, 3_Ortho_IRRG, and the colour labels without boundaries."""
+    for split, tiles in aerial.POTSDAM.items():
+        for index, scene in scenes.of("clear", split):
+            tile = tiles[index % len(tiles)]
+            yield f"2_Ortho_RGB/top_potsdam_{tile}_RGB.tif", tiff(scene.image)
+            yield f"3_Ortho_IRRG/top_potsdam_{tile}_IRRG.tif", tiff(irrg(scene))
+            label = tiff(codec.colored(scene.label))
+            yield f"5_Labels_for_participants_no_Boundary/top_potsdam_{tile}_label_noBoundary.tif", label
+
+
+def vaihingen_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """The official areas: top (infrared, red, green) and the eroded colour labels."""
+    for split, areas in aerial.VAIHINGEN.items():
+        for index, scene in scenes.of("haze", split):
+            area = areas[index % len(areas)]
+            yield f"top/top_mosaic_09cm_{area}.tif", tiff(irrg(scene))
+            yield f"ground_truth_eroded/top_mosaic_09cm_{area}_noBoundary.tif", tiff(codec.colored(scene.label))
+
+
+def clips(
+    scenes: Scenes, codec: Codec, *, domain: str, infrared: bool, tiles: dict[str, tuple[str, ...]], prefix: str = ""
+) -> Iterator[Member]:
+    """The clips of either set as the converter writes them (spec D.4): img_dir, ann_dir with ids 0 to 6."""
+    for split in ("train", "val"):
+        for index, scene in scenes.of(domain, split):
+            height, width = scene.label.shape
+            name = aerial.clip_name(tiles[split][index % len(tiles[split])], (0, 0, width, height))
+            yield f"{prefix}img_dir/{split}/{name}", png(irrg(scene) if infrared else scene.image)
+            yield f"{prefix}ann_dir/{split}/{name}", png(codec.ids(scene.label, index))
+
+
+def endovis18(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """Both releases flat, as GKD's configurations want them: images and id labels side by side."""
+    for release, _, stem, index, scene in _endovis_scenes(scenes):
+        folder = f"miccai_challenge_release_{release}"
+        yield f"{folder}/images/{stem}.png", png(scene.image)
+        yield f"{folder}/labels/{stem}.png", png(codec.ids(scene.label, index))
+
+
+def endovis18_official(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """Both releases by sequence, with colour labels and labels.json, as they are downloaded."""
+    legend = [
+        {"name": name, "color": color.tolist(), "classid": number}
+        for number, (name, color) in enumerate(zip(codec.names, codec.colors, strict=True))
+    ]
+    for release in (1, 2):
+        text = json.dumps(legend, indent=1) + "\n"
+        yield f"miccai_challenge_2018_release_{release}/labels.json", text.encode()
+    for release, sequence, stem, _, scene in _endovis_scenes(scenes):
+        folder = f"miccai_challenge_2018_release_{release}/seq_{sequence}"
+        frame = stem.removeprefix(f"seq_{sequence}_")
+        yield f"{folder}/left_frames/{frame}.png", png(scene.image)
+        yield f"{folder}/labels/{frame}.png", png(codec.colored(scene.label))
+
+
+def voc2012(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """JPEGImages, palettised SegmentationClass with 255 along the borders of objects, and the lists of both splits."""
+    lists = {}
+    for split in ("train", "val"):
+        lists[split] = [f"2007_{index + 1000 * (split == 'val'):06d}" for index in range(scenes.images)]
+        for index, scene in scenes.of("clear", split):
+            label = codec.ids(scene.label, index)
+            label[borders(label)] = IGNORE
+            yield f"JPEGImages/{lists[split][index]}.jpg", jpeg(scene.image)
+            yield f"SegmentationClass/{lists[split][index]}.png", png_indexed(label, codec.palette)
+    lists["trainval"] = sorted(lists["train"] + lists["val"])
+    for name, stems in lists.items():
+        yield f"ImageSets/Segmentation/{name}.txt", "".join(f"{stem}\n" for stem in stems).encode()
+
+
+def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """images and annotations; 0 is everything beside the 150 classes."""
+    for folder, split in (("training", "train"), ("validation", "val")):
+        for index, scene in scenes.of("clear", split):
+            stem = f"ADE_{split}_{index + 1:08d}"
+            yield f"images/{folder}/{stem}.jpg", jpeg(scene.image)
+            yield f"annotations/{folder}/{stem}.png", png(codec.ids(scene.label, index))
+
+
+def imagenet(scenes: Scenes, _: Codec | None = None) -> Iterator[Member]:
+    """train/class/*.JPEG and val/*.JPEG without labels; every third one grey, as some of the official ones are."""
+    for split in ("train", "val"):
+        for index, scene in scenes.of("proxy", split):
+            kind = ("n01440764", "n02102040")[index % 2]
+            name = f"train/{kind}/{kind}_{index}" if split == "train" else f"val/ILSVRC2012_val_{index + 1:08d}"
+            yield f"{name}.JPEG", jpeg(scene.image[..., 1] if index % 3 == 2 else scene.image)
+
+
+def irrg(scene: Rendered) -> NDArray[np.uint8]:
+    """Infrared, red, green: what is green reflects infrared (ours; the world renders no infrared)."""
+    red, green = scene.image[..., 0], scene.image[..., 1]
+    glow = np.where(np.isin(scene.label, _GREEN), 90, 0)
+    infrared = np.clip(green.astype(np.int64) + glow, 0, 255).astype(np.uint8)
+    return np.stack([infrared, red, green], axis=-1)
+
+
+def borders(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(H, W): the pixels with another class to their left, right, above or below."""
+    out = np.zeros(label.shape, bool)
+    down, right = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
+    out[1:] |= down
+    out[:-1] |= down
+    out[:, 1:] |= right
+    out[:, :-1] |= right
+    return out
+
+
+def _endovis_scenes(scenes: Scenes) -> Iterator[tuple[int, int, str, int, Rendered]]:
+    """(release, sequence, stem, number, scene): sequences 1 to 4 are for training, 5 to 7 for validation."""
+    for release, split, sequences in ((1, "train", (1, 2, 3, 4)), (2, "val", (5, 6, 7))):
+        for index, scene in scenes.of("broad", split):
+            sequence = sequences[index % len(sequences)]
+            yield release, sequence, f"seq_{sequence}_frame{index // len(sequences):03d}", index, scene
