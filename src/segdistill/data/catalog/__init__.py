@@ -1,0 +1,46 @@
+"""The data sets that can be read by name. A new one is one record here."""
+
+from __future__ import annotations
+
+from segdistill.data.catalog.driving import (
+    ACDC,
+    BDD100K,
+    CITYSCAPES,
+    GTAV,
+    MAPILLARY,
+    MAPILLARY_HALF,
+    SYNTHIA,
+    URBANSYN,
+)
+from segdistill.data.catalog.others import (
+    ADE20K,
+    CAMVID_RECORD,
+    ENDOVIS18,
+    IMAGENET,
+    POTSDAM_IRRG,
+    POTSDAM_RGB,
+    VAIHINGEN_IRRG,
+    VOC2012,
+)
+from segdistill.data.catalog.record import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
+
+__all__ = ["DATASETS", "IGNORE", "RGB", "DatasetRecord", "Encoding", "Files", "Layout"]
+
+DATASETS: dict[str, DatasetRecord] = {
+    "gtav": GTAV,
+    "synthia": SYNTHIA,
+    "urbansyn": URBANSYN,
+    "cityscapes": CITYSCAPES,
+    "bdd100k": BDD100K,
+    "mapillary": MAPILLARY,
+    "mapillary_half": MAPILLARY_HALF,
+    "acdc": ACDC,
+    "potsdam_rgb": POTSDAM_RGB,
+    "potsdam_irrg": POTSDAM_IRRG,
+    "vaihingen_irrg": VAIHINGEN_IRRG,
+    "endovis18": ENDOVIS18,
+    "voc2012": VOC2012,
+    "ade20k": ADE20K,
+    "camvid": CAMVID_RECORD,
+    "imagenet": IMAGENET,
+}
