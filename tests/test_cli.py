@@ -310,7 +310,7 @@ def test_an_interruption_says_how_to_go_on(call, monkeypatch):
     def interrupt(rows):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_table", interrupt)
+    monkeypatch.setattr("segdistill.cli.app.print_table", interrupt)
     status, _, err = call("list", "methods")
     assert status == 130
     assert err.splitlines()[-1] == "segdistill: interrupted; the same command continues from the last checkpoint"

@@ -1,4 +1,4 @@
-"""The command line: the only place that parses arguments or prints. torch is imported when a command needs it."""
+"""The commands that run, score and compare, and the entry point."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from segdistill.cli.data import data_app
+from segdistill.cli.show import print_table
 from segdistill.config import UserError
 
 app = typer.Typer(
@@ -20,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look at the data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
@@ -122,29 +123,7 @@ def list_(
     from segdistill.config import choose
 
     rows = choose("list", what, listing.LISTS)()
-    _table(rows)
-
-
-@data_app.command()
-def preview(
-    *,
-    out: Annotated[Path, typer.Option(help="the picture")] = Path("world.png"),
-    domains: Annotated[str, typer.Option(help="comma-separated domains; default: all")] = "",
-    split: Annotated[str, typer.Option(help="train, val, test or pretrain")] = "train",
-    count: Annotated[int, typer.Option(min=1, max=50, help="images per domain")] = 4,
-    height: Annotated[int, typer.Option(min=32, help="pixels; the width is twice that")] = 128,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
-) -> None:
-    """Write a contact sheet of the built-in world's domains."""
-    from segdistill.data.world import DOMAINS
-    from segdistill.data.world.preview import contact_sheet
-    from segdistill.files import write_atomic
-
-    names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
-    sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
-    write_atomic(out, lambda file: sheet.save(file, "PNG"))
-    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(names)} domains")
+    print_table(rows)
 
 
 def main() -> None:
@@ -174,20 +153,6 @@ def _show(folders: Sequence[Path], page: Path) -> None:
     table = reports.table_rows(comparison)
     rows = [["", *(column.title for column in table.columns)]]
     rows += [[row.label, *(cell.text + ("*" if cell.best else "") for cell in row.cells)] for row in table.rows]
-    _table(rows)
+    print_table(rows)
     reports.write_report(folders, page)
     typer.echo(f"page: {page}")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text, the first as header, the first column left-aligned."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, title in enumerate(rows[0]):
-        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows[1:]:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table)
