@@ -14,7 +14,16 @@ from segdistill.data.sample.pixels import jpeg, png, png_indexed, png_rgb16
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.data.world import IGNORE, THINGS, Rendered
 
-ACDC_DOMAINS = {"fog": "fog", "night": "night", "rain": "rain", "snow": "snow"}
+CONDITIONS = ("fog", "night", "rain", "snow")  # of ACDC, and domains of the world
+MAPILLARY_NAMES = tuple(
+    """Bird, Ground Animal, Curb, Fence, Guard Rail, Barrier, Wall, Bike Lane, Crosswalk - Plain, Curb Cut, Parking,
+    Pedestrian Area, Rail Track, Road, Service Lane, Sidewalk, Bridge, Building, Tunnel, Person, Bicyclist,
+    Motorcyclist, Other Rider, Lane Marking - Crosswalk, Lane Marking - General, Mountain, Sand, Sky, Snow, Terrain,
+    Vegetation, Water, Banner, Bench, Bike Rack, Billboard, Catch Basin, CCTV Camera, Fire Hydrant, Junction Box,
+    Mailbox, Manhole, Phone Booth, Pothole, Street Light, Pole, Traffic Sign Frame, Utility Pole, Traffic Light,
+    Traffic Sign (Back), Traffic Sign (Front), Trash Can, Bicycle, Boat, Bus, Car, Caravan, Motorcycle, On Rails,
+    Other Vehicle, Trailer, Truck, Wheeled Slow, Car Mount, Ego Vehicle, Unlabeled""".replace("\n    ", " ").split(", ")
+)
 
 
 def gtav(scenes: Scenes, codec: Codec) -> Iterator[Member]:
@@ -65,9 +74,9 @@ def cityscapes(scenes: Scenes, codec: Codec, *, train_ids: bool) -> Iterator[Mem
 
 def acdc(scenes: Scenes, codec: Codec) -> Iterator[Member]:
     """rgb_anon and gt by condition and split; images alone for the test split; the clear-weather reference images."""
-    for number, (condition, domain) in enumerate(ACDC_DOMAINS.items()):
+    for number, condition in enumerate(CONDITIONS):
         for split in ("train", "val", "test"):
-            for index, scene in scenes.of(domain, split):
+            for index, scene in scenes.of(condition, split):
                 drive = f"GOPR0{number}{index % 2:02d}"
                 stem = f"{drive}/{drive}_frame_{index + 1:06d}"
                 yield f"rgb_anon/{condition}/{split}/{stem}_rgb_anon.png", png(scene.image)
@@ -101,6 +110,7 @@ def bdd100k_seg(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 def mapillary(scenes: Scenes, codec: Codec, *, inner: str, config: str) -> Iterator[Member]:
     """training and validation with palettised labels of the 66 ids and 16-bit instances; images alone for testing.
+    The palette shows the 19 classes in their colours, not the official 66.
 
     The v1.2 download has ``labels`` beside ``images`` and ``config.json``, the v2.0 one a folder per version and
     ``config_v1.2.json`` (spec D.1).
@@ -117,6 +127,26 @@ def mapillary(scenes: Scenes, codec: Codec, *, inner: str, config: str) -> Itera
                 yield f"{folder}/{inner}instances/{stem}.png", png(_instance_ids(scene, ids, 256, always=True))
 
 
+def camvid(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """Folders per split, labels in colours beside them: every colour of the 32 original classes comes in its turn."""
+    for split, stem, index, scene in _camvid_scenes(scenes):
+        yield f"{split}/{stem}.png", png(scene.image)
+        yield f"{split}_labels/{stem}_L.png", png(codec.colored(scene.label, index))
+
+
+def camvid_annot(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """Folders per split, labels as numbers beside them: 11 is unlabelled."""
+    for split, stem, index, scene in _camvid_scenes(scenes):
+        yield f"{split}/{stem}.png", png(scene.image)
+        yield f"{split}annot/{stem}.png", png(codec.ids(scene.label, index))
+
+
+def _camvid_scenes(scenes: Scenes) -> Iterator[tuple[str, str, int, Rendered]]:
+    for split, drive in (("train", "0001TP"), ("val", "0016E5"), ("test", "Seq05VD")):
+        for index, scene in scenes.of("dusk", split):
+            yield split, f"{drive}_{index:06d}", index, scene
+
+
 def _bdd_scenes(scenes: Scenes) -> Iterator[tuple[str, str, Rendered]]:
     for split in ("train", "val", "test"):
         for index, scene in scenes.of("clear", split):
@@ -127,7 +157,7 @@ def _bdd_scenes(scenes: Scenes) -> Iterator[tuple[str, str, Rendered]]:
 def _mapillary_config(codec: Codec) -> bytes:
     labels = [
         {"name": name.lower().replace(" ", "-"), "readable": name, "color": list(color), "evaluate": True}
-        for name, color in zip(codec.stored_names, codec.palette.tolist(), strict=True)
+        for name, color in zip(MAPILLARY_NAMES, codec.palette.tolist(), strict=True)
     ]
     return (json.dumps({"version": "1.2", "mapping": "public", "labels": labels}, indent=1) + "\n").encode()
 

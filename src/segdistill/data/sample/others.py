@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.data import aerial
+from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN_TILES
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.data.world import CLASSES, IGNORE, Rendered
 
+RELEASES = ("miccai_challenge_2018_release_1", "miccai_challenge_2018_release_2")
 _GREEN = (CLASSES.index("vegetation"), CLASSES.index("terrain"))
 
 
 def potsdam_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
     """The official tiles: 2_Ortho_RGB, 3_Ortho_IRRG, and the colour labels without boundaries."""
-    for split, tiles in aerial.POTSDAM.items():
-        for index, scene in scenes.of("clear", split):
-            tile = tiles[index % len(tiles)]
+    for split in ("train", "val"):
+        for tile, _, scene in _tiles(scenes, POTSDAM_TILES, "clear", split):
             yield f"2_Ortho_RGB/top_potsdam_{tile}_RGB.tif", tiff(scene.image)
             yield f"3_Ortho_IRRG/top_potsdam_{tile}_IRRG.tif", tiff(irrg(scene))
             label = tiff(codec.colored(scene.label))
@@ -29,23 +30,22 @@ def potsdam_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 def vaihingen_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
     """The official areas: top (infrared, red, green) and the eroded colour labels."""
-    for split, areas in aerial.VAIHINGEN.items():
-        for index, scene in scenes.of("haze", split):
-            area = areas[index % len(areas)]
-            yield f"top/top_mosaic_09cm_{area}.tif", tiff(irrg(scene))
-            yield f"ground_truth_eroded/top_mosaic_09cm_{area}_noBoundary.tif", tiff(codec.colored(scene.label))
-
-
-def clips(
-    scenes: Scenes, codec: Codec, *, domain: str, infrared: bool, tiles: dict[str, tuple[str, ...]], prefix: str = ""
-) -> Iterator[Member]:
-    """The clips of either set as the converter writes them (spec D.4): img_dir, ann_dir with ids 0 to 6."""
+    top, eroded = "ISPRS_semantic_labeling_Vaihingen", "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE"
     for split in ("train", "val"):
-        for index, scene in scenes.of(domain, split):
-            height, width = scene.label.shape
-            name = aerial.clip_name(tiles[split][index % len(tiles[split])], (0, 0, width, height))
-            yield f"{prefix}img_dir/{split}/{name}", png(irrg(scene) if infrared else scene.image)
-            yield f"{prefix}ann_dir/{split}/{name}", png(codec.ids(scene.label, index))
+        for area, _, scene in _tiles(scenes, VAIHINGEN_TILES, "haze", split):
+            yield f"{top}/top/top_mosaic_09cm_{area}.tif", tiff(irrg(scene))
+            yield f"{eroded}/top_mosaic_09cm_{area}_noBoundary.tif", tiff(codec.colored(scene.label))
+
+
+def potsdam_clips(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """What the usual converter makes of both kinds of tiles: one clip of each."""
+    yield from _clips(scenes, codec, POTSDAM_TILES, "clear", "RGB/")
+    yield from _clips(scenes, codec, POTSDAM_TILES, "clear", "IRRG/")
+
+
+def vaihingen_clips(scenes: Scenes, codec: Codec) -> Iterator[Member]:
+    """What the usual converter makes of the areas: one clip of each."""
+    yield from _clips(scenes, codec, VAIHINGEN_TILES, "haze")
 
 
 def endovis18(scenes: Scenes, codec: Codec) -> Iterator[Member]:
@@ -62,11 +62,10 @@ def endovis18_official(scenes: Scenes, codec: Codec) -> Iterator[Member]:
         {"name": name, "color": color.tolist(), "classid": number}
         for number, (name, color) in enumerate(zip(codec.names, codec.colors, strict=True))
     ]
-    for release in (1, 2):
-        text = json.dumps(legend, indent=1) + "\n"
-        yield f"miccai_challenge_2018_release_{release}/labels.json", text.encode()
+    for release in RELEASES:
+        yield f"{release}/labels.json", (json.dumps(legend, indent=1) + "\n").encode()
     for release, sequence, stem, _, scene in _endovis_scenes(scenes):
-        folder = f"miccai_challenge_2018_release_{release}/seq_{sequence}"
+        folder = f"{RELEASES[release - 1]}/seq_{sequence}"
         frame = stem.removeprefix(f"seq_{sequence}_")
         yield f"{folder}/left_frames/{frame}.png", png(scene.image)
         yield f"{folder}/labels/{frame}.png", png(codec.colored(scene.label))
@@ -122,6 +121,22 @@ def borders(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
     out[:, 1:] |= right
     out[:, :-1] |= right
     return out
+
+
+def _tiles(scenes: Scenes, tiles: dict[str, str], domain: str, split: str) -> Iterator[tuple[str, int, Rendered]]:
+    """(tile, number, scene), as long as the official split has tiles."""
+    for tile, (index, scene) in zip(tiles[split].split(), scenes.of(domain, split), strict=False):
+        yield tile, index, scene
+
+
+def _clips(scenes: Scenes, codec: Codec, tiles: dict[str, str], domain: str, above: str = "") -> Iterator[Member]:
+    """img_dir, and ann_dir with ids 0 to 6 (spec D.4)."""
+    for split in ("train", "val"):
+        for tile, index, scene in _tiles(scenes, tiles, domain, split):
+            height, width = scene.label.shape
+            name = aerial.clip_name(tile, (0, 0, width, height))
+            yield f"{above}img_dir/{split}/{name}", png(scene.image if above == "RGB/" else irrg(scene))
+            yield f"{above}ann_dir/{split}/{name}", png(codec.ids(scene.label, index))
 
 
 def _endovis_scenes(scenes: Scenes) -> Iterator[tuple[int, int, str, int, Rendered]]:

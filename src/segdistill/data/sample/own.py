@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from segdistill.data.sample.pixels import jpeg, png
+from segdistill.data.sample.pixels import jpeg
 from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.data.world import CLASSES, COLORS, THINGS, Rendered
+from segdistill.data.world import CLASSES, THINGS, Rendered
 
 COCO_IDS = {"person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6, "train": 7, "truck": 8}  # COCO's own
 
