@@ -210,7 +210,12 @@ SAMPLES: dict[str, Kind] = {
     ),
     "vaihingen": Kind(
         VAIHINGEN_IRRG,
-        {"clips": Layout(others.vaihingen_clips, "clips"), "tiles": Layout(others.vaihingen_tiles)},
+        {
+            "clips": Layout(others.vaihingen_clips, "clips"),
+            "tiles": Layout(
+                others.vaihingen_tiles, archives=tuple(Archive(f"{n}.zip", f"{n}/") for n in others.VAIHINGEN)
+            ),
+        },
         size=(600, 600),
     ),
     "endovis18": Kind(

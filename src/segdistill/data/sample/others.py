@@ -8,13 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.data import aerial
 from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN_TILES
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.data.world import CLASSES, IGNORE, Rendered
 
 RELEASES = ("miccai_challenge_2018_release_1", "miccai_challenge_2018_release_2")
+VAIHINGEN = (
+    "ISPRS_semantic_labeling_Vaihingen",
+    "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE",
+)
 _GREEN = (CLASSES.index("vegetation"), CLASSES.index("terrain"))
 
 
@@ -30,7 +33,7 @@ def potsdam_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 def vaihingen_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
     """The official areas: top (infrared, red, green) and the eroded colour labels."""
-    top, eroded = "ISPRS_semantic_labeling_Vaihingen", "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE"
+    top, eroded = VAIHINGEN
     for split in ("train", "val"):
         for area, _, scene in _tiles(scenes, VAIHINGEN_TILES, "haze", split):
             yield f"{top}/top/top_mosaic_09cm_{area}.tif", tiff(irrg(scene))
@@ -134,7 +137,7 @@ def _clips(scenes: Scenes, codec: Codec, tiles: dict[str, str], domain: str, abo
     for split in ("train", "val"):
         for tile, index, scene in _tiles(scenes, tiles, domain, split):
             height, width = scene.label.shape
-            name = aerial.clip_name(tile, (0, 0, width, height))
+            name = f"{tile}_0_0_{width}_{height}.png"
             yield f"{above}img_dir/{split}/{name}", png(scene.image if above == "RGB/" else irrg(scene))
             yield f"{above}ann_dir/{split}/{name}", png(codec.ids(scene.label, index))
 
