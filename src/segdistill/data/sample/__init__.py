@@ -63,6 +63,12 @@ class Kind:
     size: tuple[int, int] = (128, 256)
     varied: bool = False
     under: str = ""  # folders between the record's own and the files
+    own: str | None = None  # the folder of a data set that has no record: the user's own
+
+    @property
+    def folder(self) -> str:
+        """Its folder below ``out``."""
+        return self.own or self.record.folders[0]
 
     def codec(self, name: str, layout: Layout) -> Codec:
         """What turns the world's labels into those of ``layout``."""
@@ -93,7 +99,7 @@ def write_sample(
             f"layout {layout} of {name} has no archives; leave --zip out or take {', '.join(with_archives)}"
         )
     scenes = Scenes(images, size or kind.size, seed, kind.varied)
-    folder = out / kind.record.folders[0]
+    folder = out / kind.folder
     facts = {"sample": name, "layout": layout, "images": images, "size": list(scenes.size), "seed": seed, "zip": zipped}
     _claim(folder, facts)
     members = partial(form.members, scenes, kind.codec(name, form))
@@ -252,4 +258,6 @@ SAMPLES: dict[str, Kind] = {
         {"colours": Layout(driving.camvid, "colours"), "annot": Layout(driving.camvid_annot, "annot")},
     ),
     "imagenet": Kind(IMAGENET, {"official": Layout(others.imagenet)}, varied=True),
+    "custom": Kind(CITYSCAPES, {"dataset.yaml": Layout(own.custom)}, own="custom"),
+    "coco": Kind(CITYSCAPES, {"instances": Layout(own.coco)}, varied=True, own="coco"),
 }

@@ -87,16 +87,18 @@ def _members(table: Mapping[Any, int]) -> dict[int, list[Any]]:
     return out
 
 
+_AERIAL = {
+    "road": "impervious surface", "sidewalk": "impervious surface", "building": "building", "wall": "building",
+    "terrain": "low vegetation", "vegetation": "tree", "car": "car", "truck": "car", "bus": "car", "train": "car",
+    "motorcycle": "car", "bicycle": "clutter", "fence": "clutter", "pole": "clutter", "traffic light": "clutter",
+    "traffic sign": "clutter", "person": "clutter", "rider": "clutter", "sky": "clutter",
+}  # fmt: skip
 # World class -> the class of the data set that is most like it; what is left out is ignored. Sets that have the 19
 # Cityscapes classes need no entry. Street scenes stand in for what aerial and surgical images show: there a table only
 # sees to it that every class is written.
 LIKENESS: dict[str, Mapping[str, str]] = {
-    **dict.fromkeys(("potsdam", "vaihingen"), {
-        "road": "impervious surface", "sidewalk": "impervious surface", "building": "building", "wall": "building",
-        "terrain": "low vegetation", "vegetation": "tree", "car": "car", "truck": "car", "bus": "car", "train": "car",
-        "motorcycle": "car", "bicycle": "clutter", "fence": "clutter", "pole": "clutter", "traffic light": "clutter",
-        "traffic sign": "clutter", "person": "clutter", "rider": "clutter", "sky": "clutter",
-    }),
+    "potsdam": _AERIAL,
+    "vaihingen": _AERIAL,
     "endovis18": {  # it has no ignored pixels
         "ignored": "background tissue",
         "sky": "background tissue", "building": "kidney parenchyma", "vegetation": "covered kidney",
