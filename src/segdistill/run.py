@@ -133,7 +133,7 @@ def fingerprints(recipe: Recipe) -> list[str]:
         facts = {
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
-            "data": recipe.data.facts(),
+            "data": recipe.data.facts(*stage.selections()),
             "seed": recipe.seed,
             "precision": recipe.precision,
             "student": _model_facts(recipe.student) if reads_student else None,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from segdistill.config import Config
 
@@ -18,13 +20,46 @@ Progress = Callable[[str, int, int], None]
 Split = Literal["train", "val", "test", "pretrain"]
 
 
+def _share(value: object) -> object:
+    """``1/16`` as a number."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("expected a share such as 1/16 or 0.0625") from None
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
+
+
 class DataSelection(Config):
-    """Which images of the source a stage reads."""
+    """Which images of the source a stage reads: ``list``, of those ``first`` and ``images``, of those ``fraction``."""
 
     domains: tuple[str, ...] = Field(min_length=1)
     split: Split = "train"
     images: int | None = Field(None, ge=1, description="number of images per domain; None: all (not of the world)")
     first: int = Field(0, ge=0, description="index of the first image of the split")
+    fraction: Share | None = Field(None, description="share of each domain's images, such as 1/16; a smaller one is "
+                                   "part of a larger one")  # fmt: skip
+    fraction_seed: int = Field(0, ge=0, description="draws other images for the same fraction")
+    list: Path | None = Field(None, description="file that names the images, one stem or path per line")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="share of each domain in every epoch; none: every image once, whatever its domain"
+    )
+
+    @model_validator(mode="after")
+    def _one_weight_per_domain(self) -> DataSelection:
+        if self.weights and len(self.weights) != len(self.domains):
+            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.domains)} domains; give one each")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """What came after the first runs is left out where it is not used, so that they stay what they are."""
+        values = handler(self)
+        later = ("fraction", "fraction_seed", "list", "weights")
+        return {key: value for key, value in values.items() if key not in later or value}
 
 
 @dataclass(frozen=True)
@@ -38,10 +73,19 @@ class Sample:
 
 
 class Dataset(Sequence[Sample]):
-    """Samples of several domains, one after the other, plus the label space they are written in."""
+    """Samples of several domains, one after the other, plus the label space they are written in.
+
+    ``sizes`` says how many there are of each domain, ``weights`` how the domains share an epoch (none: by images).
+    """
 
     names: tuple[str, ...]
     colors: NDArray[np.uint8]
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+
+    def listing(self) -> Iterator[str]:
+        """``domain/name`` of every sample, without reading it."""
+        raise NotImplementedError
 
 
 class DataSource(Config):
@@ -57,6 +101,6 @@ class DataSource(Config):
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
 
-    def facts(self) -> dict[str, Any]:
-        """What the images depend on: part of a stage's fingerprint."""
+    def facts(self, *selections: DataSelection) -> dict[str, Any]:
+        """What the images of ``selections`` depend on: part of a stage's fingerprint."""
         return self.model_dump(mode="json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
@@ -59,7 +61,29 @@ class StepBatches(TorchDataset[Batch]):
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _permutation(self, epoch: int) -> list[int]:
-        return torch.randperm(len(self.dataset), generator=generator(*self.seed, "epoch", epoch)).tolist()
+        rng = generator(*self.seed, "epoch", epoch)
+        if not self.dataset.weights:
+            return torch.randperm(len(self.dataset), generator=rng).tolist()
+        return weighted_order(self.dataset.sizes, self.dataset.weights, rng)
+
+
+def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Generator) -> list[int]:
+    """As many indices as there are images, of which domain ``d`` has the share ``weights[d]``, shuffled.
+
+    ``sizes`` counts the images of each domain, which stand one after the other. Within a domain no image comes again
+    before all others have come. Shares are rounded so that the largest remainders gain (ours: the papers concatenate).
+    """
+    total, whole = sum(sizes), math.fsum(weights)
+    exact = [total * weight / whole for weight in weights]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda domain: counts[domain] - exact[domain])
+    for domain in by_remainder[: total - sum(counts)]:
+        counts[domain] += 1
+    drawn: list[int] = []
+    for size, start, count in zip(sizes, itertools.accumulate(sizes, initial=0), counts, strict=False):
+        rounds = [torch.randperm(size, generator=rng) for _ in range(math.ceil(count / size))]
+        drawn += [start + index for index in torch.cat(rounds).tolist()[:count]] if rounds else []
+    return [drawn[index] for index in torch.randperm(total, generator=rng).tolist()]
 
 
 def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator
 from segdistill.config import UserError, choose, nearest
 from segdistill.data import world
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample
+from segdistill.data.fraction import chosen_rows
 from segdistill.files import write_atomic
 
 RENDERER = 1
@@ -49,11 +51,13 @@ class WorldSource(DataSource):
                 lines.append(f"domain '{name}' has no labels; take it out of 'domains'")
         if selection.images is None:
             lines.append("the world has no end: say how many 'images' per domain")
+        if selection.list is not None:
+            lines.append("the world's images have no list; choose them by 'first' and 'images'")
         return lines
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings and the renderer."""
-        return super().facts() | {"renderer": RENDERER}
+        return super().facts(*selections) | {"renderer": RENDERER}
 
 
 class World(Dataset):
@@ -69,20 +73,30 @@ class World(Dataset):
         if problems := source.problems(selection, labelled=False):
             raise UserError("; ".join(problems))
         assert selection.images is not None, "problems() asks for it"
-        self._selection, self._images = selection, selection.images
+        self._selection, self.weights = selection, selection.weights
         self._arrays = [_load_or_render(source, selection, name, progress) for name in selection.domains]
+        rows = [chosen_rows(selection, name, selection.images) for name in selection.domains]
+        self._rows = [(which, row) for which, chosen in enumerate(rows) for row in chosen]
+        self.sizes = tuple(map(len, rows))
 
     def __len__(self) -> int:
-        return self._images * len(self._selection.domains)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which, row = divmod(index, self._images)
+        which, row = self._rows[index]
         domain = self._selection.domains[which]
         images, labels = self._arrays[which]
         label = self._lookup[labels[row]] if world.DOMAINS[domain].labelled else None
-        return Sample(np.asarray(images[row]), label, domain, f"{self._selection.first + row:06d}")
+        return Sample(np.asarray(images[row]), label, domain, self._name(row))
+
+    def listing(self) -> Iterator[str]:
+        """``domain/index`` of every image."""
+        return (f"{self._selection.domains[which]}/{self._name(row)}" for which, row in self._rows)
+
+    def _name(self, row: int) -> str:
+        return f"{self._selection.first + row:06d}"
 
 
 def cache_folder() -> Path:

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from segdistill.config import choose, parse
 from segdistill.data.dataset import DataSource
+from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
 
-SOURCES: dict[str, type[DataSource]] = {"world": WorldSource}
+SOURCES: dict[str, type[DataSource]] = {"world": WorldSource, "files": FilesSource}
 
 
 def _read(value: object) -> object:

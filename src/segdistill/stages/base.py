@@ -13,6 +13,7 @@ from segdistill.config import Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.files import write_atomic
 from segdistill.ops import derive_seed
 from segdistill.train.loop import Log, LoopSettings
 
@@ -32,6 +33,10 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1)
     batch: int = Field(16, ge=1, description="images per step over all processes")
+
+    def selections(self) -> tuple[DataSelection, ...]:
+        """Everything that the stage reads."""
+        return (self.data,)
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,15 @@ class StageContext:
             checkpoint_every=self.checkpoint_every,
         )
 
-    def open(self, selection: DataSelection) -> Dataset:
-        """The images that ``selection`` names; the first process prepares them, the others wait."""
+    def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
+        """The images that ``selection`` names; the first process prepares them, the others wait.
+
+        What is read stands in the stage's folder in the file ``listing``, one ``domain/name`` per line.
+        """
         if self.fabric.is_global_zero:
-            self.source.open(selection, self.progress)
+            dataset = self.source.open(selection, self.progress)
+            text = "".join(f"{name}\n" for name in dataset.listing())
+            write_atomic(self.folder / listing, lambda file: file.write(text.encode()))
         self.fabric.barrier()
         return self.source.open(selection)
 

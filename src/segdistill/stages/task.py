@@ -55,6 +55,10 @@ class TaskConfig(StageConfig):
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
     presence_weight: float = Field(0.0, ge=0, description="ours: weight of a class-presence loss on the CLS token")
 
+    def selections(self) -> tuple[DataSelection, ...]:
+        """The labelled images and the proxy's."""
+        return (self.data,) if self.proxy is None else (self.data, self.proxy.data)
+
 
 class TaskObjective(Objective):
     """A segmenter that learns from labels, with an optional distillation term."""
@@ -213,7 +217,7 @@ def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | s
     if config.proxy is None:
         return lambda order: batches(labelled, order, context.workers)
     proxy = StepBatches(
-        context.open(config.proxy.data),
+        context.open(config.proxy.data, "proxy_images.txt"),
         DistillTransform(config.proxy.augment, size),
         batch=config.proxy.batch,
         seed=(*seed, "proxy"),

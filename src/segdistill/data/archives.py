@@ -1,0 +1,200 @@
+"""Where files lie: a folder, a zip, a tar, or several of them together. Nothing is unpacked.
+
+A handle belongs to the process that opened it: after a fork or in a fresh process it is opened anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from segdistill.config import UserError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+
+
+class BadSample(UserError):
+    """One image or label that cannot be used; the message names the file and the fault."""
+
+
+class Store:
+    """Named files that are read whole. ``packed``: the names may begin with folders that the packer added."""
+
+    packed = False
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def names(self, under: str = "") -> list[str]:
+        """The files below the folder ``under``, sorted, with slashes; no hidden ones and no ``__MACOSX``."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """The content of one file; :class:`BadSample` where it cannot be read."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.where)
+
+
+class Folder(Store):
+    """A folder on disk; links are followed."""
+
+    def names(self, under: str = "") -> list[str]:
+        """Only ``under`` is walked, so that a folder of other things beside it costs nothing."""
+        return sorted(name for name in _walk(self.where, self.where / under) if _visible(name))
+
+    def read(self, name: str) -> bytes:
+        """Read the file."""
+        try:
+            return (self.where / name).read_bytes()
+        except OSError as error:
+            raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
+
+
+class Packed(Store):
+    """What zip and tar share: an index made once, and a handle per process."""
+
+    packed = True
+
+    def __init__(self, where: Path) -> None:
+        super().__init__(where)
+        self._handle: tuple[int, Any] | None = None
+        try:
+            self._index = {name: entry for name, entry in self._entries() if _visible(name)}
+        except DAMAGED as error:
+            raise UserError(f"cannot read the archive {where}: {error}; it is damaged or incomplete") from None
+        self._names = sorted(self._index)
+
+    def names(self, under: str = "") -> list[str]:
+        """All files: the packer may have put folders above ``under``."""
+        return self._names
+
+    def read(self, name: str) -> bytes:
+        """Read the member."""
+        try:
+            return self._content(self._index[name])
+        except (*DAMAGED, OSError, RuntimeError, NotImplementedError) as error:  # also: encrypted, unknown method
+            raise BadSample(f"cannot read {name} in {self.where}: {error}") from None
+
+    def handle(self) -> Any:
+        """This process's open archive."""
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = (os.getpid(), self._open())
+        return self._handle[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def _open(self) -> Any:
+        raise NotImplementedError
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        raise NotImplementedError
+
+    def _content(self, entry: Any) -> bytes:
+        raise NotImplementedError
+
+
+class Zip(Packed):
+    """A zip file."""
+
+    def _open(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.where)
+
+    def _entries(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+        return ((entry.filename, entry) for entry in self.handle().infolist() if not entry.is_dir())
+
+    def _content(self, entry: zipfile.ZipInfo) -> bytes:
+        return self.handle().read(entry)
+
+
+class Tar(Packed):
+    """A tar file. A compressed one is read through again for each step back: unpack it for training."""
+
+    def _open(self) -> tarfile.TarFile:
+        return tarfile.open(self.where)
+
+    def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        for entry in self.handle():
+            if entry.isfile():
+                yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+
+    def _content(self, entry: tuple[int, int]) -> bytes:
+        offset, size = entry
+        file = self.handle().fileobj
+        file.seek(offset)
+        content = file.read(size)
+        if len(content) != size:
+            raise EOFError("the archive ends too early")
+        return content
+
+
+class Several(Store):
+    """Archives that together hold one data set; a name that two of them have is taken from the first."""
+
+    packed = True
+
+    def __init__(self, where: Path, stores: Sequence[Store]) -> None:
+        super().__init__(where)
+        self._home = {name: store for store in reversed(stores) for name in store.names()}
+
+    def names(self, under: str = "") -> list[str]:
+        """All files of all archives."""
+        return sorted(self._home)
+
+    def read(self, name: str) -> bytes:
+        """Read it from its archive."""
+        return self._home[name].read(name)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive that can be read."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def open_store(path: Path) -> Store:
+    """The folder or archive at ``path``, which must exist."""
+    if path.is_dir():
+        return Folder(path)
+    if not is_archive(path):
+        raise UserError(f"{path} is neither a folder nor an archive that can be read ({', '.join(SUFFIXES)})")
+    return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
+
+
+def open_archives(folder: Path, names: Sequence[str]) -> Store | None:
+    """The archives ``names`` that lie in ``folder`` as one store; None where none of them does."""
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return Several(folder, [open_store(path) for path in paths]) if paths else None
+
+
+def _walk(root: Path, folder: Path) -> Iterator[str]:
+    """Paths of all files below ``folder``, relative to ``root``; a link that leads back up is not entered twice."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    if not folder.is_dir():
+        return
+    for above, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        status = Path(above).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if _visible(name)]
+        base = PurePosixPath(Path(above).relative_to(root))
+        yield from (str(base / name) for name in files)
+
+
+def _visible(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -1,0 +1,222 @@
+"""Real data sets as a source: images and labels from folders and archives, by the catalog's records."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+
+from segdistill.config import UserError
+from segdistill.data.archives import BadSample
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample, Split
+from segdistill.data.fraction import chosen_rows
+from segdistill.data.index import Found, Item, Place, find, listed_items, place
+from segdistill.data.labels import LabelReader, read_rgb
+from segdistill.data.own import own_place
+from segdistill.ops import generator
+
+log = logging.getLogger("segdistill.data")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one domain that are read. ``read_label`` None: they have no labels."""
+
+    place: Place
+    found: Found
+    items: list[Item]
+    read_label: Callable[[bytes, str], NDArray[np.uint8]] | None
+
+
+class FilesSource(DataSource):
+    """Data sets on disk. A domain is a name of the catalog (``cityscapes``, ``acdc:night``) or one of ``sets``."""
+
+    source: Literal["files"] = "files"
+    size: tuple[int, int] = Field((512, 512), description="height and width in pixels of the crops that are trained on")
+    root: Path | None = Field(None, description="folder that holds the data sets; None: the variable SEGDISTILL_DATA")
+    roots: dict[str, Path] = Field({}, description="data set -> its own folder or archive, where it lies elsewhere")
+    sets: dict[str, Path] = Field({}, description="name -> dataset.yaml of your own images")
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="skip: in the split train another image takes the place of one that cannot be read"
+    )
+    _places: dict[str, Place] = PrivateAttr(default_factory=dict)
+    _founds: dict[tuple[str, Split], Found] = PrivateAttr(default_factory=dict)
+
+    def open(self, selection: DataSelection, progress: Progress | None = None) -> FilesDataset:
+        """The images that ``selection`` names; only their names are read here."""
+        if problems := self._several(selection):
+            raise UserError("; ".join(problems))
+        return FilesDataset(selection, [self._part(name, selection) for name in selection.domains], self.on_bad_sample)
+
+    def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """Unknown and missing data sets, splits and labels, images that a list or a number asks for in vain."""
+        lines = []
+        for name in selection.domains:
+            try:
+                where = self._place(name)
+                if early := where.problems(selection.split, labelled=labelled):
+                    lines += early
+                    continue
+                part = self._part(name, selection)
+            except (UserError, OSError) as error:
+                lines.append(str(error))
+                continue
+            if labelled and part.read_label is None:
+                lines.append(f"domain '{name}' has images but no labels at {part.found.store}; {where.missing()}")
+        return lines or self._several(selection)
+
+    def facts(self, *selections: DataSelection) -> dict[str, Any]:
+        """The settings without the places on this disk, and which images and classes each selection means."""
+        facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"})
+        return facts | {"selections": [[self._described(name, each) for name in each.domains] for each in selections]}
+
+    def _several(self, selection: DataSelection) -> list[str]:
+        """What the domains of one selection must agree on."""
+        lines = []
+        if selection.list is not None and len(selection.domains) > 1:
+            lines.append("a list names the images of one domain; give each domain a selection of its own")
+        classes = {name: self._place(name).record.classes for name in selection.domains}
+        labelled = {name: names for name, names in classes.items() if names}
+        if len(set(labelled.values())) > 1:
+            counts = ", ".join(f"{name} ({len(names)} classes)" for name, names in labelled.items())
+            lines.append(f"domains of different label spaces cannot be read together: {counts}")
+        return lines
+
+    def _place(self, name: str) -> Place:
+        if name not in self._places:
+            own = self.sets.get(name)
+            self._places[name] = own_place(name, own) if own else place(name, self.root, self.roots, self.sets)
+        return self._places[name]
+
+    def _found(self, name: str, split: Split) -> Found:
+        if (name, split) not in self._founds:
+            self._founds[name, split] = find(self._place(name), split)
+        return self._founds[name, split]
+
+    def _part(self, name: str, selection: DataSelection) -> Part:
+        where = self._place(name)
+        if problems := where.problems(selection.split, labelled=False):
+            raise UserError("; ".join(problems))
+        found = self._found(name, selection.split)
+        whole = _whole(name, found, skip=self.on_bad_sample == "skip" and selection.split == "train")
+        items = _selected(name, whole, selection)
+        encoding = found.layout.encoding
+        labelled = encoding is not None and items[0].label is not None
+        return Part(where, found, items, LabelReader(encoding) if labelled and encoding is not None else None)
+
+    def _described(self, name: str, selection: DataSelection) -> dict[str, Any]:
+        part = self._part(name, selection)
+        names = "\n".join(repr(item.key) for item in part.items)
+        return {
+            "domain": name,
+            "count": len(part.items),
+            "images": hashlib.sha256(names.encode()).hexdigest(),
+            "classes": part.place.record.classes,
+        }
+
+
+class FilesDataset(Dataset):
+    """Images of several data sets, each in the order of its names, decoded when they are asked for.
+
+    With ``on_bad_sample`` "skip" and in the split train, the next readable image of a seeded order takes the place of
+    one that is not; the log says which and how many. Other splits are what scores are made on: there it is an error.
+    """
+
+    def __init__(self, selection: DataSelection, parts: list[Part], on_bad_sample: Literal["error", "skip"]) -> None:
+        self._parts, self.weights = parts, selection.weights
+        self._skips = on_bad_sample == "skip" and selection.split == "train"
+        self.sizes = tuple(len(part.items) for part in parts)
+        record = next((part.place.record for part in parts if part.place.record.classes), parts[0].place.record)
+        self.names = record.classes
+        self.colors = np.asarray(record.colors, np.uint8).reshape(-1, 3)
+        self.skipped: set[str] = set()
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = 0
+        while index >= self.sizes[which]:
+            index -= self.sizes[which]
+            which += 1
+        part = self._parts[which]
+        try:
+            return _read(part, part.items[index])
+        except BadSample as error:
+            if not self._skips:
+                raise
+            return self._instead(part, index, error)
+
+    def listing(self) -> Iterator[str]:
+        """``domain/path`` of every image."""
+        return (f"{part.place.name}/{item.image}" for part in self._parts for item in part.items)
+
+    def _instead(self, part: Part, index: int, error: BadSample) -> Sample:
+        """The next readable image after ``index`` in a seeded order of the domain's images."""
+        count = len(part.items)
+        order = torch.randperm(count, generator=generator("instead", part.place.name)).tolist()
+        start = order.index(index)
+        for step in range(1, count):
+            item = part.items[order[(start + step) % count]]
+            try:
+                sample = _read(part, item)
+            except BadSample:
+                continue
+            if str(error) not in self.skipped:
+                self.skipped.add(str(error))
+                log.warning("skipped (%d so far): %s; %s takes its place", len(self.skipped), error, item.image)
+            return sample
+        raise UserError(f"no image of {part.place.name} can be read; the first fault: {error}")
+
+
+def _read(part: Part, item: Item) -> Sample:
+    """Decode one image and its label; :class:`BadSample` where they are damaged or do not fit each other."""
+    store = part.found.store
+    image = read_rgb(store.read(item.image), f"{store}: {item.image}")
+    label = None
+    if part.read_label is not None and item.label is not None:
+        label = part.read_label(store.read(item.label), f"{store}: {item.label}")
+        if label.shape != image.shape[:2]:
+            sizes = " and ".join(f"{h} x {w}" for h, w in (label.shape, image.shape[:2]))
+            raise BadSample(f"{store}: {item.label} and its image have different sizes: {sizes} (height x width)")
+    return Sample(image, label, part.place.name, item.image)
+
+
+def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:
+    """The images that have what the others have: labels, if any image has one."""
+    lone = found.lone_images
+    incomplete = len(found.missing) + (len(lone) if len(lone) < len(found.items) else 0)
+    if incomplete and not skip:
+        example = (found.missing or lone)[0]
+        raise UserError(
+            f"{name}: {incomplete} images at {found.store} are missing or lack a label, such as {example}; "
+            "`segdistill data check` lists them, on_bad_sample: skip leaves them out of training"
+        )
+    if incomplete:
+        log.warning("%s: %d images are missing or lack a label and are left out", name, incomplete)
+    if len(lone) == len(found.items):
+        return found.items
+    return [item for item in found.items if item.label is not None]
+
+
+def _selected(name: str, items: list[Item], selection: DataSelection) -> list[Item]:
+    if selection.list is not None:
+        items = listed_items(items, selection.list)
+    last = len(items) if selection.images is None else selection.first + selection.images
+    if last > len(items) or selection.first >= len(items):
+        raise UserError(
+            f"{name}: images {selection.first} to {last} of split '{selection.split}' are asked for, and it has "
+            f"{len(items)}; choose fewer, or images: null for all"
+        )
+    items = items[selection.first : last]
+    return [items[row] for row in chosen_rows(selection, name, len(items))]

@@ -1,0 +1,252 @@
+"""Which images a data set has on this disk, and which label belongs to which image. Reads names only, no pixels.
+
+Imports no torch: `segdistill data check` starts with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from segdistill.config import UserError, nearest
+from segdistill.data.archives import BadSample, Folder, Store, is_archive, open_archives, open_store
+from segdistill.data.catalog import DATASETS, DatasetRecord, Files, Layout
+from segdistill.data.catalog.record import FIELDS, UNPAIRED
+from segdistill.data.dataset import Split
+
+ROOT = "SEGDISTILL_DATA"
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image and its label, as names in a store."""
+
+    image: str
+    label: str | None
+    key: Key
+
+    def called(self) -> set[str]:
+        """The names by which a list file may mean this image: each end of its path, and what its template calls it."""
+        parts = PurePosixPath(self.image).parts
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        fields = [value for name, value in self.key if name in ("stem", "path", "number")]
+        return {*ends, *(end.rpartition(".")[0] for end in ends), *fields}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one split. ``items`` are the images in order, with their labels where there are some."""
+
+    store: Store
+    layout: Layout
+    items: list[Item]
+    lone_labels: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # what the split's list names and the folder lacks
+
+    @property
+    def lone_images(self) -> list[str]:
+        """Images without a label."""
+        return [item.image for item in self.items if item.label is None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set, or one of its subsets, and where it lies. ``name`` is what a recipe calls it."""
+
+    name: str
+    record: DatasetRecord
+    where: Path  # a folder or an archive; it need not exist
+    subset: str | None = None
+    store: Store | None = None  # what reads it, where that is not the folder or archive itself
+
+    def problems(self, split: Split, *, labelled: bool) -> list[str]:
+        """What keeps ``split`` from being read, as far as it shows without listing files."""
+        splits = {name: files for layout in self.record.layouts for name, files in layout.splits.items()}
+        if not self.where.exists():
+            return [self.missing()]
+        if split not in splits:
+            return [f"{self.name} has no split '{split}'; it has {', '.join(splits)}"]
+        if labelled and not self.record.classes:
+            return [f"domain '{self.name}' has no labels; take it out of 'domains'"]
+        if labelled and all(layout.splits[split].labels is None for layout in self.record.layouts):
+            better = self.record.evaluation or "train"
+            return [f"the labels of {self.name}'s split '{split}' are not public; use split: {better}"]
+        return []
+
+    def missing(self) -> str:
+        """One line: what is expected, where it was looked for, where to obtain it and under which licence."""
+        record = self.record
+        expected = "; or ".join(dict.fromkeys(_expected(layout) for layout in (*record.layouts, *record.raw)))
+        note = f" ({record.note})" if record.note else ""
+        return (
+            f"no {record.title} at {self.where}; expected there: {expected}; obtain it from {record.source}, "
+            f"licence: {record.licence}{note}"
+        )
+
+
+def place(name: str, root: Path | None, roots: Mapping[str, Path], own: Iterable[str] = ()) -> Place:
+    """The data set that a recipe calls ``name``: ``cityscapes`` or ``acdc:night``. ``own`` are the user's names.
+
+    It lies where ``roots`` says, else in its folder below ``root``, else below the folder ``SEGDISTILL_DATA``.
+    """
+    base, colon, subset = name.partition(":")
+    if base not in DATASETS:
+        allowed = sorted({*DATASETS, *own})
+        raise UserError(f"unknown data set '{name}': {nearest(name, allowed)}allowed: {', '.join(allowed)}")
+    record = DATASETS[base]
+    if colon and subset not in record.subsets:
+        allowed = ", ".join(f"{base}:{known}" for known in record.subsets) or base
+        raise UserError(f"unknown data set '{name}': {nearest(subset, record.subsets)}allowed: {allowed}")
+    if base in roots:
+        return Place(name, record, roots[base], subset or None)
+    top = root or (Path(os.environ[ROOT]) if os.environ.get(ROOT) else None)
+    if top is None:
+        raise UserError(f"where is {name}? Set data.root or {ROOT} to the folder that holds {record.folders[0]}/")
+    if is_archive(top):
+        return Place(name, record, top, subset or None)
+    folders = [top / folder for folder in record.folders]
+    found = next((folder for folder in folders if folder.exists()), folders[0])
+    return Place(name, record, found, subset or None)
+
+
+def find(where: Place, split: Split) -> Found:
+    """The images of ``split``; of several layouts the one with the fewest images that lack their label.
+
+    What lies unpacked goes before archives in the same folder. A :class:`UserError` says what was expected where
+    there is no image.
+    """
+    if not where.where.exists():
+        raise UserError(where.missing())
+    best: Found | None = None
+    for store, layout in _candidates(where):
+        files = layout.splits.get(split)
+        found = None if files is None else _match(store, layout, files, where)
+        if found is None or not found.items:
+            continue
+        if not found.lone_images or layout.encoding is None:
+            return found
+        if best is None or len(found.lone_images) < len(best.lone_images):
+            best = found
+    if best is None:
+        raise UserError(f"split '{split}': {where.missing()}")
+    return best
+
+
+def listed_items(items: Sequence[Item], path: Path) -> list[Item]:
+    """The items that the list file ``path`` names, one per line by stem or by path, in the order of ``items``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from None
+    wanted = _names(text)
+    chosen, unknown = _choose(items, wanted)
+    if unknown:
+        raise UserError(f"{path}: {len(unknown)} of {len(wanted)} lines name no image, such as '{unknown[0]}'")
+    if not chosen:
+        raise UserError(f"the list {path} is empty; write one image per line")
+    return chosen
+
+
+def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, packed: bool = False) -> re.Pattern[str]:
+    """The regular expression of a record's template; archives may have up to two folders above."""
+    parts = re.split(r"\{(\w+)\}", template)
+    text = ""
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            text += re.escape(part)
+        elif part == "subset":
+            text += f"(?P<subset>{'|'.join(map(re.escape, [subset] if subset else subsets))})"
+        else:
+            text += f"(?P<{part}>{FIELDS.get(part, '[^/]+')})"
+    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text)
+
+
+def _candidates(where: Place) -> list[tuple[Store, Layout]]:
+    """Stores to look in and layouts to look for, the likeliest first."""
+    store = where.store or open_store(where.where)
+    pairs = [(store, layout) for layout in where.record.layouts]
+    if isinstance(store, Folder):
+        opened: dict[tuple[str, ...], Store | None] = {}
+        for layout in where.record.layouts:
+            if layout.archives not in opened:
+                opened[layout.archives] = open_archives(where.where, layout.archives)
+            packed = opened[layout.archives]
+            pairs += [(packed, layout)] if packed is not None else []
+    return pairs
+
+
+def _match(store: Store, layout: Layout, files: Files, where: Place) -> Found:
+    images = _matched(store, files.images, where)
+    labels = _matched(store, files.labels, where) if files.labels else {}
+    items = [Item(name, labels.get(key), key) for key, name in images.items()]
+    missing: list[str] = []
+    if files.listed is not None:
+        items, missing = _official_list(store, files.listed, items)
+        labels = {}  # those of the other splits lie in the same folder
+    if files.members:
+        items = [item for item in items if dict(item.key).get("tile") in files.members]
+        labels = {key: name for key, name in labels.items() if dict(key).get("tile") in files.members}
+    lone = sorted(name for key, name in labels.items() if key not in images)
+    return Found(store, layout, sorted(items, key=lambda item: item.image), lone, missing)
+
+
+def _matched(store: Store, template: str, where: Place) -> dict[Key, str]:
+    """Fields -> name for every file that fits the template."""
+    expression = pattern(template, where.subset, where.record.subsets, packed=store.packed)
+    top = template.partition("{")[0].rpartition("/")[0]
+    found: dict[Key, str] = {}
+    for name in store.names(top):
+        match = expression.fullmatch(name)
+        if match is None:
+            continue
+        key = tuple(sorted((name, text) for name, text in match.groupdict().items() if name not in UNPAIRED))
+        if key in found:
+            raise UserError(f"{store}: {found[key]} and {name} are the same image to {where.name}; keep one of them")
+        found[key] = name
+    return found
+
+
+def _official_list(store: Store, listed: str, items: list[Item]) -> tuple[list[Item], list[str]]:
+    """The items that the data set's own list names, and the names without an item."""
+    names = [name for name in store.names(str(PurePosixPath(listed).parent)) if f"/{name}".endswith(f"/{listed}")]
+    if not names:
+        return [], []
+    try:
+        text = store.read(names[0]).decode()
+    except UnicodeDecodeError:
+        raise BadSample(f"{names[0]} in {store}: is no text") from None
+    return _choose(items, _names(text))
+
+
+def _names(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], list[str]]:
+    """The items that are meant, in their order, and the lines that mean none. A line may have other columns."""
+    by_name: dict[str, set[int]] = {}
+    for number, item in enumerate(items):
+        for name in item.called():
+            by_name.setdefault(name, set()).add(number)
+    chosen: set[int] = set()
+    unknown = []
+    for line in wanted:
+        found = by_name.get(line) or by_name.get(line.split()[0])
+        if found is None:
+            unknown.append(line)
+        elif len(found) > 1:
+            raise UserError(f"'{line}' may mean {len(found)} images, such as {items[min(found)].image}; give its path")
+        else:
+            chosen |= found
+    return [items[number] for number in sorted(chosen)], unknown
+
+
+def _expected(layout: Layout) -> str:
+    """A layout in a few words: the templates of its first split."""
+    files = next(iter(layout.splits.values()))
+    text = files.images + (f" + {files.labels}" if files.labels else "")
+    return text + (f" (or {', '.join(layout.archives[:2])})" if layout.archives else "")
