@@ -195,23 +195,28 @@ def _sources(name: str, record: DatasetRecord, target: Layout, source: Path) -> 
         if files.labels is None:
             continue
         try:
-            found[split] = find(where, split)
+            here = find(where, split)
         except UserError as error:
             problems.append(error)
-    if not found and source.exists() and _there(replace(where, record=replace(record, layouts=(target,))), target):
+            continue
+        if len(here.lone_images) < len(here.items):
+            found[split] = here
+    if found:
+        return found
+    if source.exists() and _there(replace(where, record=replace(record, layouts=(target,)))):
         raise UserError(f"{source} holds {name} as it is prepared; there is nothing to do")
-    if not found:
-        raise problems[0]
-    return found
+    raise problems[0] if problems else UserError(f"images without labels only: {where.missing()}")
 
 
-def _there(where: Place, layout: Layout) -> bool:
-    """Whether some split lies there in ``layout``, the only one of the record."""
-    for split in layout.splits:
+def _there(where: Place) -> bool:
+    """Whether some split of the record's only layout lies there with labels."""
+    for split in where.record.layouts[0].splits:
         try:
-            return bool(find(where, split).items)
+            found = find(where, split)
         except UserError:
             continue
+        if len(found.lone_images) < len(found.items):
+            return True
     return False
 
 
