@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-data_app = typer.Typer(help="Look at the data.", no_args_is_help=True, rich_markup_mode=None)
+from segdistill.cli.show import print_table
+
+if TYPE_CHECKING:
+    from segdistill.data.check import Check, SplitCheck
+
+data_app = typer.Typer(help="Look at the data, and check it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @data_app.command()
@@ -30,6 +36,41 @@ def preview(
     sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
     write_atomic(out, lambda file: sheet.save(file, "PNG"))
     typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(names)} domains")
+
+
+@data_app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="a data set such as cityscapes or acdc:night, or your dataset.yaml")],
+    root: Annotated[
+        Path | None, typer.Option(help="folder that holds the data sets, or an archive; default: SEGDISTILL_DATA")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that read")] = os.cpu_count() or 1,
+    show: Annotated[int, typer.Option(min=0, help="faults that are shown of each kind and split")] = 5,
+) -> None:
+    """Read every image and label once. Exit status 1: it has faults and cannot be used as it is."""
+    from segdistill.data.check import check as check_data
+    from segdistill.data.index import place
+    from segdistill.data.own import own_place
+    from segdistill.progress import Bars
+
+    own = name.endswith((".yaml", ".yml")) or Path(name, "dataset.yaml").is_file()
+    where = own_place(Path(name).resolve().parent.name, Path(name)) if own else place(name, root, {})
+    with Bars("check", 0) as bars:
+        outcome = check_data(where, processes=processes, progress=bars.work)
+    _print_check(outcome, show)
+    if not outcome.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command(name="list")
+def list_() -> None:
+    """The data sets that can be read by name."""
+    from segdistill.data.catalog import DATASETS
+
+    rows = [["name", "data set", "classes", "subsets", "licence"]]
+    for name, record in DATASETS.items():
+        rows.append([name, record.title, str(len(record.classes) or "-"), " ".join(record.subsets), record.licence])
+    print_table(rows)
 
 
 @data_app.command()
@@ -56,14 +97,55 @@ def prepare(
     out: Annotated[Path, typer.Option(help="folder in which the data set's own folder is made; not the root")],
     *,
     root: Annotated[Path | None, typer.Option(help="folder of the data sets; default: SEGDISTILL_DATA")] = None,
-    processes: Annotated[int, typer.Option(min=1, max=256, help="that convert at the same time")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="processes that convert")] = os.cpu_count() or 1,
 ) -> None:
     """Convert a data set into a layout that is read: trainId labels, clips of tiles, halved images. Continues."""
     from segdistill.data.index import place
     from segdistill.data.prepare import prepare as convert
     from segdistill.progress import Bars
 
-    source = place(name, root, {}, {}).where
+    source = place(name, root, {}).where
     with Bars(name, 0) as bars:
         folder, counts = convert(name, source, out, processes=processes, progress=bars.work)
     typer.echo(f"{folder}: {counts.made} files made, {counts.kept} kept, {counts.unlabelled} images without label")
+
+
+def _print_check(outcome: Check, show: int) -> None:
+    """The splits, what is wrong with them, and how often each class occurs."""
+    rows = [["split", "images", "official", "labelled", "sizes", "layout", "where"]]
+    for split in outcome.splits:
+        sizes = [f"{h} x {w}" for (h, w), _ in split.sizes.most_common(2)] + ["..."] * (len(split.sizes) > 2)
+        official = "?" if split.official is None else str(split.official)
+        counts = [str(split.images), official, str(split.labelled)]
+        rows.append([split.split, *counts, ", ".join(sizes), split.layout, split.where])
+    print_table(rows)
+    for split in outcome.splits:
+        for what, lines in (
+            ("faults", split.faults),
+            ("images without a label", split.lone_images),
+            ("labels without an image (harmless)", split.lone_labels),
+            ("listed but not there", split.missing),
+        ):
+            for line in lines[:show]:
+                typer.echo(f"{split.split}, {what}: {line}")
+            if len(lines) > show:
+                typer.echo(f"{split.split}, {what}: {len(lines) - show} more")
+        if split.official not in (None, split.images):
+            typer.echo(f"{split.split}: {split.images} images, officially {split.official}")
+    labelled = [split for split in outcome.splits if split.labelled]
+    if labelled:
+        _print_classes(outcome, labelled)
+    if outcome.absent:
+        typer.echo(f"not here: split {', '.join(outcome.absent)}")
+    typer.echo(outcome.verdict())
+
+
+def _print_classes(outcome: Check, splits: list[SplitCheck]) -> None:
+    """Share of the pixels of each class."""
+    rows = [["class", *(f"{split.split} %" for split in splits)]]
+    totals = [max(1, int(split.pixels.sum()) + split.ignored) for split in splits]
+    for number, name in enumerate(outcome.record.classes):
+        shares = (100 * split.pixels[number] / total for split, total in zip(splits, totals, strict=True))
+        rows.append([name, *(f"{share:.2f}" for share in shares)])
+    ignored = (100 * split.ignored / total for split, total in zip(splits, totals, strict=True))
+    print_table([*rows, ["(ignored)", *(f"{share:.2f}" for share in ignored)]])

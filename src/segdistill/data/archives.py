@@ -91,10 +91,6 @@ class Packed(Store):
             self._handle = (os.getpid(), self._open())
         return self._handle[1]
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:  # absent where the archive could not be opened
-            self._handle[1].close()
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
 

@@ -139,7 +139,7 @@ def fill(corners: NDArray[Any], shape: tuple[int, int]) -> Mask:
 def decode_runs(text: str) -> list[int]:
     """COCO's text form of run lengths: 5 bits per character from the low end, bit 6 for "more", the last one signed;
     from the third run on each is the difference to the last but one.
-    """  # fmt: skip
+    """
     runs: list[int] = []
     position = 0
     while position < len(text):

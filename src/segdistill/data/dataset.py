@@ -40,8 +40,9 @@ class DataSelection(Config):
     split: Split = "train"
     images: int | None = Field(None, ge=1, description="number of images per domain; None: all (not of the world)")
     first: int = Field(0, ge=0, description="index of the first image of the split")
-    fraction: Share | None = Field(None, description="share of each domain's images, such as 1/16; a smaller one is "
-                                   "part of a larger one")  # fmt: skip
+    fraction: Share | None = Field(
+        None, description="share of each domain's images, such as 1/16; a smaller one is part of a larger one"
+    )
     fraction_seed: int = Field(0, ge=0, description="draws other images for the same fraction")
     list: Path | None = Field(None, description="file that names the images, one stem or path per line")
     weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(

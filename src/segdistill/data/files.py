@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
 from segdistill.config import UserError
@@ -19,7 +18,7 @@ from segdistill.data.archives import BadSample
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample, Split
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
-from segdistill.data.labels import LabelReader, read_rgb
+from segdistill.data.labels import LabelReader, read_pair
 from segdistill.data.own import own_place
 from segdistill.ops import generator
 
@@ -33,7 +32,7 @@ class Part:
     place: Place
     found: Found
     items: list[Item]
-    read_label: Callable[[bytes, str], NDArray[np.uint8]] | None
+    read_label: LabelReader | None
 
 
 class FilesSource(DataSource):
@@ -180,15 +179,7 @@ class FilesDataset(Dataset):
 
 
 def _read(part: Part, item: Item) -> Sample:
-    """Decode one image and its label; :class:`BadSample` where they are damaged or do not fit each other."""
-    store = part.found.store
-    image = read_rgb(store.read(item.image), f"{store}: {item.image}")
-    label = None
-    if part.read_label is not None and item.label is not None:
-        label = part.read_label(store.read(item.label), f"{store}: {item.label}")
-        if label.shape != image.shape[:2]:
-            sizes = " and ".join(f"{h} x {w}" for h, w in (label.shape, image.shape[:2]))
-            raise BadSample(f"{store}: {item.label} and its image have different sizes: {sizes} (height x width)")
+    image, label = read_pair(part.found.store, item, part.read_label)
     return Sample(image, label, part.place.name, item.image)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from segdistill.data.archives import BadSample
+from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import Encoding
+from segdistill.data.index import Item
 
 UNKNOWN = 254
 """Marks what a table lacks; so a label space has at most 254 classes."""
@@ -88,7 +89,7 @@ def open_image(content: bytes, name: str) -> Image.Image:
 def read_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
     """The image file as (H, W, 3) RGB. Grey becomes three equal channels, 16 bits become their upper 8, alpha is
     dropped, CMYK and palettes are converted; a fraction image is an error.
-    """  # fmt: skip
+    """
     with open_image(content, name) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow gives as 16 or 32 bits
             grey = (np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8)
@@ -96,6 +97,22 @@ def read_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
         if image.mode == "F":
             raise BadSample(f"{name}: holds fractions (F), where an image of 8 or 16 bits is expected")
         return np.array(_rgb(image))
+
+
+def read_pair(
+    store: Store, item: Item, read_label: LabelReader | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """One image (H, W, 3) and, where there is a reader, its label (H, W); :class:`BadSample` where they are damaged or
+    do not fit each other.
+    """
+    image = read_rgb(store.read(item.image), f"{store}: {item.image}")
+    if read_label is None or item.label is None:
+        return image, None
+    label = read_label(store.read(item.label), f"{store}: {item.label}")
+    if label.shape != image.shape[:2]:
+        sizes = " and ".join(f"{h} x {w}" for h, w in (label.shape, image.shape[:2]))
+        raise BadSample(f"{store}: {item.label} and its image have different sizes: {sizes} (height x width)")
+    return image, label
 
 
 def ranges(numbers: Iterable[int]) -> str:

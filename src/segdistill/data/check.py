@@ -1,0 +1,179 @@
+"""Reads every image and label of a data set once and says whether it can be trained on. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdistill.config import UserError
+from segdistill.data.archives import BadSample, Store
+from segdistill.data.catalog import IGNORE, DatasetRecord, Encoding
+from segdistill.data.dataset import Progress, Split
+from segdistill.data.index import Found, Item, Place, find
+from segdistill.data.labels import LabelReader, read_pair
+
+CHUNK = 8
+"""Images per work item."""
+
+
+@dataclass
+class SplitCheck:
+    """What one split has. ``faults`` are lines that name a file; ``pixels`` counts those of each class."""
+
+    split: Split
+    layout: str
+    where: str
+    images: int
+    labelled: int
+    official: int | None
+    lone_images: list[str]
+    lone_labels: list[str]
+    missing: list[str]
+    pixels: NDArray[np.int64]
+    ignored: int = 0
+    faults: list[str] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    @property
+    def ok(self) -> bool:
+        """Every image can be read, and has a label if any has one. A label too many does no harm."""
+        partly = 0 < len(self.lone_images) < self.images
+        return not (self.faults or self.missing or partly)
+
+
+@dataclass
+class Check:
+    """The outcome for one data set."""
+
+    name: str
+    record: DatasetRecord
+    splits: list[SplitCheck]
+    absent: list[str]  # splits of the record without an image here
+
+    @property
+    def ok(self) -> bool:
+        """Whether all splits that are here can be read whole."""
+        return all(split.ok for split in self.splits)
+
+    def verdict(self) -> str:
+        """One line: what it can be used for."""
+        bad = [split.split for split in self.splits if not split.ok]
+        if bad:
+            return f"{self.name}: not usable as it is: split {', '.join(bad)} has faults"
+        train = next((split for split in self.splits if split.split == "train"), None)
+        if train is None:
+            return f"{self.name}: can be evaluated on; there is no split 'train' to train on"
+        if not train.labelled:
+            return f"{self.name}: can be distilled on; there are no labels to train a task on"
+        return f"{self.name}: can be trained on"
+
+
+class Inspector:
+    """Reads items of one store; made once per process."""
+
+    def __init__(self, store: Store, encoding: Encoding | None) -> None:
+        self.store = store
+        self.reader = None if encoding is None else LabelReader(encoding)
+
+    def __call__(self, items: Sequence[Item]) -> list[Inspection]:
+        return [self.inspect(item) for item in items]
+
+    def inspect(self, item: Item) -> Inspection:
+        """Size and class counts of one image, or what is wrong with it."""
+        try:
+            image, label = read_pair(self.store, item, self.reader)
+        except BadSample as error:
+            return Inspection(fault=str(error))
+        counts = None if label is None else np.bincount(label.reshape(-1), minlength=IGNORE + 1)
+        return Inspection(size=(image.shape[0], image.shape[1]), counts=counts)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in one image."""
+
+    size: tuple[int, int] | None = None
+    counts: NDArray[Any] | None = None
+    fault: str | None = None
+
+
+def check(where: Place, *, processes: int = 1, progress: Progress | None = None) -> Check:
+    """Read all splits of the data set at ``where``; a :class:`UserError` where there is no image at all."""
+    splits: dict[Split, None] = dict.fromkeys(split for layout in where.record.layouts for split in layout.splits)
+    done, absent, reasons = [], [], []
+    for split in splits:
+        try:
+            found = find(where, split)
+        except UserError as error:
+            absent.append(split)
+            reasons.append(error)
+            continue
+        done.append(_check_split(where, split, found, processes, progress))
+    if not done:
+        raise reasons[0]
+    return Check(where.name, where.record, done, absent)
+
+
+def _check_split(where: Place, split: Split, found: Found, processes: int, progress: Progress | None) -> SplitCheck:
+    record, lone = where.record, found.lone_images
+    report = SplitCheck(
+        split=split,
+        layout=found.layout.title,
+        where=str(found.store),
+        images=len(found.items),
+        labelled=len(found.items) - len(lone),
+        official=record.counts.get(f"{where.subset}:{split}" if where.subset else split),
+        lone_images=lone if len(lone) < len(found.items) else [],
+        lone_labels=found.lone_labels,
+        missing=found.missing,
+        pixels=np.zeros(len(record.classes), np.int64),
+    )
+    done = 0
+    for inspections in _inspected(found, processes):
+        for inspection in inspections:
+            done += 1
+            _add(report, inspection)
+        if progress is not None:
+            progress(f"checking {where.name} {split}", done, len(found.items))
+    return report
+
+
+def _add(report: SplitCheck, inspection: Inspection) -> None:
+    if inspection.fault is not None:
+        report.faults.append(inspection.fault)
+    if inspection.size is not None:
+        report.sizes[inspection.size] += 1
+    if inspection.counts is not None:
+        report.pixels += inspection.counts[: len(report.pixels)]
+        report.ignored += int(inspection.counts[IGNORE])
+
+
+_INSPECTORS: list[Inspector] = []  # of this process, which works on one split
+
+
+def _start(store: Store, encoding: Encoding | None) -> None:
+    _INSPECTORS[:] = [Inspector(store, encoding)]
+
+
+def _work(items: Sequence[Item]) -> list[Inspection]:
+    return _INSPECTORS[0](items)
+
+
+def _inspected(found: Found, processes: int) -> Iterator[list[Inspection]]:
+    """The inspections of all items, in order."""
+    chunks = [found.items[start : start + CHUNK] for start in range(0, len(found.items), CHUNK)]
+    setting = (found.store, found.layout.encoding)
+    if processes <= 1 or len(chunks) <= 1:
+        yield from map(Inspector(*setting), chunks)
+        return
+    with ProcessPoolExecutor(
+        min(processes, len(chunks)), mp_context=get_context("spawn"), initializer=_start, initargs=setting
+    ) as pool:
+        yield from pool.map(_work, chunks)
