@@ -88,7 +88,7 @@ def sample(
     from segdistill.data.sample import write_sample
 
     folder, count = write_sample(name, out, layout=layout, images=images, size=size, seed=seed, zipped=zipped)
-    typer.echo(f"{folder}: {count} {'archives' if zipped else 'files'}")
+    typer.echo(f"{folder}: {count} {'archive' if zipped else 'file'}{'s' * (count != 1)}")
 
 
 @data_app.command()

@@ -28,7 +28,6 @@ from segdistill.data.labels import LabelReader, open_image, read_rgb
 from segdistill.files import write_atomic
 
 CLIP = 512
-BATCH = 8  # files per errand of a process
 Box = tuple[int, int, int, int]
 
 
@@ -124,6 +123,7 @@ class Preparation:
     title: str
     convert: Callable[[Plan, Job, LabelReader], Counts] = same
     stem: str | None = None
+    batch: int = 8  # files that a process takes at once, and finishes when it is interrupted
 
 
 PREPARATIONS: dict[str, Preparation] = {
@@ -133,9 +133,9 @@ PREPARATIONS: dict[str, Preparation] = {
     "cityscapes": Preparation("trainIds beside"),
     "mapillary": Preparation("trainIds"),
     "mapillary_half": Preparation("prepared", half),
-    "potsdam_rgb": Preparation("clips", clips, "{tile}"),
-    "potsdam_irrg": Preparation("clips", clips, "{tile}"),
-    "vaihingen_irrg": Preparation("clips", clips, "{tile}"),
+    "potsdam_rgb": Preparation("clips", clips, "{tile}", batch=1),
+    "potsdam_irrg": Preparation("clips", clips, "{tile}", batch=1),
+    "vaihingen_irrg": Preparation("clips", clips, "{tile}", batch=1),
     "endovis18": Preparation("flat", stem="{sequence}_{stem}"),
 }
 
@@ -160,7 +160,8 @@ def prepare(
         labelled = [item for item in found.items if item.label is not None]
         counts += Counts(unlabelled=len(found.items) - len(labelled))
         jobs = [job for item in labelled for job in _jobs(item, target.splits[split], preparation)]
-        errands += [partial(_convert, plan, jobs[i : i + BATCH]) for i in range(0, len(jobs), BATCH)]
+        batch = preparation.batch
+        errands += [partial(_convert, plan, jobs[i : i + batch]) for i in range(0, len(jobs), batch)]
     return folder, sum(_in_processes(errands, processes, progress, f"preparing {name}"), counts)
 
 
