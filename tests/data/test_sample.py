@@ -265,6 +265,9 @@ def test_a_folder_with_something_else_is_refused_in_one_line(tmp_path):
     assert write_sample("gtav", tmp_path, **settings) == (folder, 2)  # what is missing is written again
     with pytest.raises(UserError, match="holds a sample with other settings"):
         write_sample("gtav", tmp_path, images=2, size=(16, 32))
+    (folder / ".segdistill-sample.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        write_sample("gtav", tmp_path, **settings)
     foreign = tmp_path / "cityscapes"
     foreign.mkdir()
     (foreign / "mine.txt").write_text("mine")
@@ -283,4 +286,6 @@ def test_wrong_names_show_the_right_ones(tmp_path):
         write_sample("bdd100k", tmp_path, layout="x")
     with pytest.raises(UserError, match=r"layout official of gtav has no archives; leave --zip out or take .*acdc"):
         write_sample("gtav", tmp_path, zipped=True)
+    with pytest.raises(UserError, match=r"each from 16 to 4000 pixels, got \(8, 64\)"):
+        write_sample("gtav", tmp_path, size=(8, 64))
     assert not list(tmp_path.iterdir())

@@ -80,7 +80,7 @@ def sample(
     *,
     layout: Annotated[str | None, typer.Option(help="one of its forms; a wrong name shows all")] = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="images per split")] = 2,
-    size: Annotated[tuple[int, int] | None, typer.Option(min=16, help="height and width in pixels")] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="height and width in pixels")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     zipped: Annotated[bool, typer.Option("--zip", help="the official archives instead of folders")] = False,
 ) -> None:

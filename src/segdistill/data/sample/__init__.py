@@ -34,6 +34,7 @@ from segdistill.files import write_atomic, write_json
 __all__ = ["SAMPLES", "Kind", "Layout", "write_sample"]
 
 MARK = ".segdistill-sample.json"
+SMALLEST, LARGEST = 16, 4000
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def write_sample(
             f"layout {layout} of {name} has no archives; leave --zip out or take {', '.join(with_archives)}"
         )
     scenes = Scenes(images, size or kind.size, seed, kind.varied)
+    if not all(SMALLEST <= side <= LARGEST for side in scenes.size):
+        raise UserError(f"size is height and width, each from {SMALLEST} to {LARGEST} pixels, got {scenes.size}")
     folder = out / kind.folder
     facts = {"sample": name, "layout": layout, "images": images, "size": list(scenes.size), "seed": seed, "zip": zipped}
     _claim(folder, facts)
@@ -119,7 +122,12 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and no sample of ours; choose another --out")
         write_json(mark, facts)
-    elif json.loads(mark.read_text(encoding="utf-8")) != facts:
+        return
+    try:
+        same = json.loads(mark.read_text(encoding="utf-8")) == facts
+    except ValueError:
+        raise UserError(f"{mark} is damaged; delete {folder} or choose another --out") from None
+    if not same:
         raise UserError(f"{folder} holds a sample with other settings; delete it or choose another --out")
 
 
