@@ -1,9 +1,11 @@
-"""The smallest module that keeps the encoders' contract: one linear map per patch."""
+"""The smallest module that keeps the encoders' contract: one linear map per patch; and a look at what torch makes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segdistill.ops import map_to_tokens
 from segdistill.types import Features
@@ -33,3 +35,17 @@ def seeded(make, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most values that any new tensor had that was made inside; views are not new."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        old = {arg.untyped_storage().data_ptr() for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in old:
+                self.values = max(self.values, tensor.numel())
+        return out

@@ -32,8 +32,9 @@ def batches(seed, count=2, size=(24, 32)):
         {
             "image": torch.randint(0, 256, (2, 3, *size), generator=rng, dtype=torch.uint8),
             "label": torch.randint(0, K, (2, *size), generator=rng),
+            "index": torch.tensor([2 * i, 2 * i + 1]),
         }
-        for _ in range(count)
+        for i in range(count)
     ]
 
 
@@ -43,5 +44,5 @@ def share_of_two(rank, folder):
     data = batches(0, count=3)
     got = evaluate(make(), {"a": data[rank::2]})["a"]
     mean = mean_over_processes(rank * 3 + 1, torch.device("cpu")).item()
-    (folder / f"{rank}.json").write_text(json.dumps({"mean": mean, **got.as_dict()}))
+    (folder / f"{rank}.json").write_text(json.dumps({"mean": mean, **got.as_dict("a")}))
     dist.destroy_process_group()

@@ -1,29 +1,49 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torchmetrics.classification import MulticlassCalibrationError
 
 from fake_world import K, batches, make, share_of_two
 from segdistill.config import UserError
-from segdistill.evaluate import DomainResult, evaluate, fit, prepare, retention, summary
-from segdistill.metrics import ConfusionMatrix
-from segdistill.segmenter import Window
+from segdistill.data.dataset import Protocol
+from segdistill.evaluate import (
+    DomainResult,
+    evaluate,
+    fit,
+    prepare,
+    retention,
+    retention_interval,
+    summary,
+    summary_interval,
+)
+from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts
+from segdistill.ops import derive_seed
+from segdistill.segmenter import Segmenter, Window
+
+
+def of_images(*tables):
+    """The result of images with these confusion matrices."""
+    matrix = ConfusionMatrix(len(tables[0]) if tables else 2)
+    for table in tables:
+        matrix.counts += torch.tensor(table)
+    counts = ImageCounts.of(matrix.num_classes, [np.array(table) for table in tables])
+    return DomainResult(matrix, Calibration(), counts)
 
 
 def result(hits, misses):
-    matrix = ConfusionMatrix(2)
-    matrix.counts += torch.tensor([[hits, misses], [misses, hits]])
-    return DomainResult(matrix, 1)
+    return of_images([[hits, misses], [misses, hits]])
 
 
 def test_every_domain_has_its_own_confusion_matrix():
     segmenter, domains = make(), {"clear": batches(0), "night": batches(1, count=3)}
     results = evaluate(segmenter, domains)
     segmenter.eval()
-    assert {name: r.images for name, r in results.items()} == {"clear": 4, "night": 6}
+    assert {name: r.images.size for name, r in results.items()} == {"clear": 4, "night": 6}
     for name, data in domains.items():
         expected = ConfusionMatrix(K)
         for batch in data:
@@ -61,24 +81,39 @@ def test_labels_decide_the_resolution():
     """Images are resized and predicted by windows, the scores brought to the label's size; labels stay as they are."""
     segmenter, (batch,) = make().eval(), batches(0, count=1, size=(48, 64))
     window = Window(size=(16, 16), stride=(8, 8))
-    got = evaluate(segmenter, {"a": [batch]}, window=window, resize=(24, 32))["a"].confusion.counts
+    protocol = Protocol(resize=(24, 32), window=(16, 16), stride=(8, 8))
+    got = evaluate(segmenter, {"a": [batch]}, protocols={"a": protocol})["a"].confusion.counts
     small = F.interpolate(batch["image"].float() / 255, size=(24, 32), mode="bilinear")
     scores = F.interpolate(segmenter.window_scores(small, window), size=(48, 64), mode="bilinear")
     expected = ConfusionMatrix(K)
     expected.add(scores.argmax(1), batch["label"])
     assert torch.equal(got, expected.counts)
     assert not torch.equal(got, evaluate(segmenter, {"a": [batch]})["a"].confusion.counts)
+    assert torch.equal(got, evaluate(segmenter, {"a": [batch]}, protocols={"a": Protocol(resize=(24, 32))},
+                                     window=window)["a"].confusion.counts)  # fmt: skip
+
+
+def test_every_domain_is_seen_as_its_own_protocol_says(monkeypatch):
+    seen, whole = [], Segmenter.scores
+    monkeypatch.setattr(Segmenter, "scores", lambda self, x: seen.append(tuple(x.shape[-2:])) or whole(self, x))
+    protocols = {"b": Protocol(resize=(16, 32)), "c": Protocol(window=(16, 24), stride=(8, 8))}
+    domains = {name: batches(0, count=1) for name in "abc"}
+    evaluate(make(), domains, protocols=protocols)
+    assert seen == [(24, 32), (16, 21), (16, 24), (16, 24)]  # 2 images of 2 x 2 windows, four at a time
+    seen.clear()
+    evaluate(make(), domains, protocols=protocols, window=Window(size=(8, 8), stride=(8, 8), batch=100))
+    assert seen == [(8, 8)] * 3  # the given window takes the place of all others, the resizing stays
 
 
 def test_precision_is_entered_around_the_prediction(monkeypatch):
     segmenter, seen = make(), []
-    predict = segmenter.predict
+    scores = segmenter.scores
 
     def spy(*args):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return predict(*args)
+        return scores(*args)
 
-    monkeypatch.setattr(segmenter, "predict", spy)
+    monkeypatch.setattr(segmenter, "scores", spy)
     evaluate(segmenter, {"a": batches(0, 1)}, precision=lambda: torch.autocast("cpu", torch.bfloat16))
     assert seen == [True]
 
@@ -114,24 +149,51 @@ def test_prepare_gives_the_unit_interval():
 
 
 def test_as_dict_is_plain_json():
-    matrix = ConfusionMatrix(3)
-    matrix.counts += torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    values = json.loads(json.dumps(DomainResult(matrix, 2).as_dict(), allow_nan=False))
+    tables = [[3, 0, 0], [0, 2, 0], [0, 0, 0]], [[0, 1, 0], [0, 2, 0], [0, 0, 0]]
+    values = json.loads(json.dumps(of_images(*tables).as_dict("a"), allow_nan=False))
+    assert values.pop("miou_interval") == pytest.approx([1 / 3, 1])  # the second image twice: 0 and 2/3
     assert values == {
         "miou": pytest.approx((3 / 4 + 4 / 5) / 2),
         "iou": [pytest.approx(3 / 4), pytest.approx(4 / 5), None],
         "accuracy": 7 / 8,
         "mean_accuracy": pytest.approx((3 / 4 + 1) / 2),
+        "calibration_error": None,
         "images": 2,
         "confusion": [[3, 1, 0], [0, 4, 0], [0, 0, 0]],
     }
-    assert DomainResult(ConfusionMatrix(2), 0).as_dict()["miou"] is None
+    empty = of_images().as_dict("a")
+    assert (empty["miou"], empty["miou_interval"], empty["images"]) == (None, None, 0)
+
+
+def test_scores_of_images_add_up_and_stand_in_the_order_of_the_data_set():
+    data = batches(0, count=3)
+    forward, backward = (evaluate(make(), {"a": order})["a"] for order in (data, data[::-1]))
+    for name in ("images", "cells", "counts"):
+        assert (getattr(forward.images, name) == getattr(backward.images, name)).all()
+    assert forward.as_dict("a") == backward.as_dict("a")
+    one = evaluate(make(), {"a": [{key: value[1:] for key, value in data[1].items()}]})["a"]
+    assert np.array_equal(forward.images.cells[forward.images.images == 3], one.images.cells)
+    assert forward.images.counts.sum() == forward.confusion.counts.sum() == 6 * 24 * 32
+    without = [{key: value for key, value in batch.items() if key != "index"} for batch in data]
+    assert evaluate(make(), {"a": without})["a"].as_dict("a") == forward.as_dict("a")
+
+
+def test_calibration_is_that_of_the_softmax_at_the_labels_size():
+    segmenter, data = make().eval(), batches(0, size=(25, 30))
+    oracle = MulticlassCalibrationError(K, n_bins=15, norm="l1", ignore_index=255)
+    data[0]["label"][0, :5] = 255
+    for batch in data:
+        scores = F.interpolate(segmenter.scores(prepare(batch["image"], (20, 24))), size=(25, 30), mode="bilinear")
+        oracle.update(scores, batch["label"])
+    got = evaluate(segmenter, {"a": data}, protocols={"a": Protocol(resize=(20, 24))})["a"]
+    assert got.as_dict("a")["calibration_error"] == pytest.approx(oracle.compute().item(), abs=1e-6)
 
 
 def test_the_mean_is_over_unseen_domains_only():
     results = {"game": result(10, 0), "night": result(1, 1), "fog": result(3, 1)}
     assert summary(results, ["night", "fog"]) == pytest.approx((1 / 3 + 3 / 5) / 2)
     assert summary(results, []) is None
+    assert summary({"dark": of_images([[0, 0], [0, 0]])}, ["dark"]) is None  # no pixel has a label
     with pytest.raises(UserError, match="unseen domain 'nigth' was not evaluated: did you mean 'night'"):
         summary(results, ["nigth"])
 
@@ -143,9 +205,53 @@ def test_retention():
     assert retention(0.3, None) is None
 
 
+def test_intervals_draw_images_within_each_domain_and_put_each_draw_to_both_models():
+    rng = np.random.default_rng(0)
+
+    def model(share):
+        """Two domains of images of very different difficulty, of whose pixels ``share`` less are wrong."""
+        domains = {}
+        for name, images in (("night", 9), ("fog", 14)):
+            wrong = [int(share * w) for w in rng.integers(0, 80, images)]
+            domains[name] = of_images(*[[[100 - w, w], [w, 100 - w]] for w in wrong])
+        return domains
+
+    student, unseen = model(1.0), ["night", "fog"]
+    counts = {name: result.images for name, result in student.items()}
+    low, high = summary_interval(counts, unseen)
+    assert low < summary(student, unseen) < high
+    draws = []
+    for name, size in (("night", 9), ("fog", 14)):
+        own = np.random.default_rng(derive_seed("bootstrap", name))
+        weights = own.multinomial(size, np.full(size, 1 / size), size=1000)
+        tables = np.zeros((size, 4))
+        np.add.at(tables, (counts[name].images, counts[name].cells), counts[name].counts)
+        total = weights @ tables
+        draws.append((total[:, 0] / (200 * size - total[:, 3]) + total[:, 3] / (200 * size - total[:, 0])) / 2)
+    assert [low, high] == pytest.approx(np.percentile(np.mean(draws, axis=0), [2.5, 97.5]))
+    assert summary_interval(counts, unseen) == [low, high]
+    assert retention_interval(counts, counts, unseen) == [1, 1]  # as no interval of two independent draws would be
+    rng = np.random.default_rng(0)
+    teacher = {name: result.images for name, result in model(0.5).items()}
+    below, above = retention_interval(counts, teacher, unseen)
+    assert below < summary(student, unseen) / summary(model_of(teacher), unseen) < above
+    assert above - below < (high - low) / summary(model_of(teacher), unseen)
+    assert summary_interval(counts, []) is retention_interval(counts, counts, []) is None
+
+
+def model_of(images):
+    """Results with the sums of these images."""
+    results = {}
+    for name, counts in images.items():
+        matrix = ConfusionMatrix(counts.num_classes)
+        matrix.counts.view(-1).index_add_(0, torch.tensor(counts.cells).long(), torch.tensor(counts.counts))
+        results[name] = DomainResult(matrix, Calibration(), counts)
+    return results
+
+
 def test_two_processes_agree_with_one(tmp_path):
-    """Confusion matrices and image counts are summed; the number of masks of a step, 1 and 4 here, is averaged."""
+    """All scores are the same to the last digit; the number of masks of a step, 1 and 4 here, is averaged."""
     mp.spawn(share_of_two, (tmp_path,), nprocs=2)
-    alone = evaluate(make(), {"a": batches(0, count=3)})["a"].as_dict()
+    alone = evaluate(make(), {"a": batches(0, count=3)})["a"].as_dict("a")
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"mean": 2.5, **alone}

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from checks import golden
-from segdistill.ops import derive_seed, generator, map_to_tokens, random_mask, resize_tokens, tokens_to_map
+from segdistill.ops import (
+    derive_seed,
+    generator,
+    map_to_tokens,
+    mean_over_hidden,
+    random_mask,
+    resize_tokens,
+    tokens_to_map,
+)
 
 
 def test_seeds_depend_on_every_part_and_their_order():
@@ -65,3 +73,16 @@ def test_randomly_chosen_samples_are_spread():
         [random_mask(6, 4, probability=0.5, ratio=0.5, first=False, rng=generator(i)).samples for i in range(400)]
     )
     assert chosen.bincount(minlength=6).tolist() == pytest.approx([200] * 6, abs=40)
+
+
+def test_the_mean_over_hidden_tokens_weighs_each_of_them_once():
+    hidden = torch.tensor([[True, False, True, False], [False, False, True, False]])
+    error = torch.tensor([[1.0, 50.0, 2.0, 50.0], [50.0, 50.0, 6.0, 50.0]])
+    assert mean_over_hidden(error, hidden, (2, 2), (2, 2)).item() == 3.0
+    assert mean_over_hidden(error, torch.zeros_like(hidden), (2, 2), (2, 2)).item() == 0.0
+
+
+def test_a_token_of_a_finer_grid_is_hidden_with_its_cell():
+    hidden = torch.tensor([[True, False]])  # a grid of 1 x 2
+    error = torch.tensor([[1.0, 3.0, 50.0, 50.0, 5.0, 7.0, 50.0, 50.0]])  # of 2 x 4
+    assert mean_over_hidden(error, hidden, (1, 2), (2, 4)).item() == 4.0

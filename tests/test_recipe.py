@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from segdistill.config import UserError
-from segdistill.recipe import Recipe, apply, dump, load
+from segdistill.recipe import Recipe, apply, dump, last_task, load
 from segdistill.run import fingerprints
-from tiny_runs import TINY, tiny, tiny_file
+from tiny_runs import TINY, only, tiny, tiny_file
 
 
 def test_defaults_are_below_the_file_and_the_file_is_below_overrides(tmp_path):
@@ -93,6 +93,50 @@ def prints(*changes):
 )
 def test_a_stage_is_another_one_where_its_outcome_may_be_another(path, value, differs):
     assert [i for i, (a, b) in enumerate(zip(prints(), prints((path, value)), strict=True)) if a != b] == differs
+
+
+LOGITS = (("stages", 2, "method"), {"type": "logit_kd"})
+
+
+def test_only_a_stage_that_reads_logits_is_another_one_when_the_teachers_decoder_is():
+    steps = (("stages", 0, "steps"), 3)
+    for method, differs in [({"type": "logit_kd"}, [0, 2]), ({"type": "cwd", "maps": "logits"}, [0, 2]),
+                            ({"type": "cwd"}, [0])]:  # fmt: skip
+        change = (("stages", 2, "method"), method)
+        assert [i for i, (a, b) in enumerate(zip(prints(change), prints(change, steps), strict=True)) if a != b] == (
+            differs
+        )
+    width = (("teacher", "decoder", "width"), 16)
+    assert prints(LOGITS)[2] != prints(LOGITS, width)[2]
+
+
+def test_the_last_earlier_teacher_stage_is_the_one_that_counts():
+    values = yaml.safe_load(TINY)
+    first, second = dict(values["stages"][0]), values["stages"][0] | {"name": "second"}
+    late = values["stages"][0] | {"name": "late"}
+    values["stages"] = [first, second, values["stages"][2] | {"method": {"type": "logit_kd"}}, late]
+    recipe = Recipe.model_validate(values)
+    assert [last_task(recipe.stages, "teacher", before) for before in range(5)] == [None, 0, 1, 1, 3]
+    assert last_task(recipe.stages, "student", 4) == 2
+    before = fingerprints(recipe)
+    for number, differs in [(0, [0]), (1, [1, 2]), (3, [3])]:
+        values["stages"][number] |= {"steps": 3}
+        changed = fingerprints(Recipe.model_validate(values))
+        values["stages"][number] |= {"steps": 2}
+        assert [i for i, (a, b) in enumerate(zip(before, changed, strict=True)) if a != b] == differs
+
+
+def test_logits_without_an_earlier_teacher_stage_are_one_line(tmp_path):
+    method = "stages.task.method={type: logit_kd}"
+    assert tiny(tmp_path, method).stages[2].method.type == "logit_kd"
+    problem = "stage task: its method compares class scores, and no earlier stage trains the teacher's decoder"
+    text = only("agnostic", "task")
+    with pytest.raises(UserError, match=problem) as error:
+        load(tiny_file(tmp_path, text), [method])
+    assert "\n" not in str(error.value)
+    load(tiny_file(tmp_path, text), ["stages.task.method={type: cwd}"])
+    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, and a distill stage has no"):
+        tiny(tmp_path, "stages.agnostic.method={type: logit_kd}")
 
 
 def test_a_recipe_in_another_encoding_or_a_folder_is_one_line(tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError
 from segdistill.recipe import load
-from segdistill.run import evaluate_run, run
+from segdistill.run import evaluate_run, fingerprints, run
 from segdistill.runlog import Quiet
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
@@ -83,6 +83,38 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, fin
     assert not list(folder.glob("stages/*/checkpoint"))
 
 
+def test_a_stage_that_reads_logits_continues_exactly_and_saves_no_teacher(tmp_path, finished):
+    text = only("teacher", "task", name="logits", evaluate=None).replace("type: gkd", "type: logit_kd")
+    recipe, folder, trace = tiny_file(tmp_path, text), tmp_path / "killed", tmp_path / "trace"
+    record = Record()
+    run(load(recipe), tmp_path / "whole", reuse=[finished], watcher=record)
+    assert record.states == [("00-teacher", "reused"), ("01-task", "running")]
+    shutil.copytree(tmp_path / "whole" / "stages" / "00-teacher", folder / "stages" / "00-teacher")
+    child = Child(tmp_path / "output", run_and_die, recipe, folder, trace, ("01-task", 5))
+    assert child.wait() == -9, child.text()
+    kept = torch.load(folder / "stages" / "01-task" / "checkpoint" / "step-00000004.pt", weights_only=True)
+    assert set(kept["modules"]) == {"decoder", "encoder", "method", "presence"}
+    assert kept["modules"]["method"] == {}
+    run(load(recipe), folder)
+    assert_same_run(folder, tmp_path / "whole")
+    assert {term for _, _, _, terms, _ in losses(folder) for term in terms} == {"cross_entropy", "presence", "pixel"}
+    assert sorted(path.name for path in (folder / "stages" / "01-task").iterdir()) == [
+        "decoder.safetensors", "encoder.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
+
+
+def test_logits_come_from_the_decoder_that_the_teachers_stage_left(tmp_path, finished):
+    """A teacher's decoder that was trained otherwise gives another first loss."""
+    text = only("teacher", "task", name="logits", evaluate=None).replace("type: gkd", "type: logit_kd")
+    first = []
+    for number, steps in enumerate((2, 3)):
+        short = [f"stages.teacher.steps={steps}", "stages.task.steps=1"]
+        folder = tmp_path / str(number)
+        run(load(tiny_file(tmp_path, text), short), folder, reuse=[finished])
+        first.append(losses(folder)[-1][3])
+    assert first[0]["cross_entropy"] == first[1]["cross_entropy"]
+    assert first[0]["pixel"] != first[1]["pixel"]
+
+
 def test_a_finished_run_trains_and_scores_nothing_again(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     before, record = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")}, Record()
@@ -108,6 +140,12 @@ def test_equal_stages_of_another_run_are_copied_and_others_are_trained(tmp_path,
     theirs = json.loads((finished / "results.json").read_text())
     assert results["models"]["teacher"] == theirs["models"]["teacher"]
     assert (tmp_path / "run" / "pictures" / "teacher" / "fog-0.png").is_file()
+
+
+def test_a_stage_with_a_seed_of_its_own_is_shared_by_runs_of_all_seeds(tmp_path):
+    one, other = (fingerprints(tiny(tmp_path, "stages.agnostic.seed=7", f"seed={seed}")) for seed in (0, 1))
+    assert [a == b for a, b in zip(one, other, strict=True)] == [False, True, False]
+    assert one[1] != fingerprints(tiny(tmp_path, "stages.agnostic.seed=8"))[1]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from fake_encoder import FakeEncoder, seeded
+from fake_encoder import FakeEncoder, Largest, seeded
 from segdistill.config import UserError
-from segdistill.decoders import SemFPN
+from segdistill.decoders import Mask2Former, SemFPN
 from segdistill.segmenter import Segmenter, Window, positions
 
 K = 4
@@ -132,3 +132,44 @@ def test_bytes_are_refused():
 def test_windows_must_cover_the_image(settings):
     with pytest.raises(ValidationError):
         Window(**settings)
+
+
+def test_bands_of_windows_come_from_top_to_bottom_and_only_the_rows_of_unfinished_windows_are_kept():
+    segmenter, images, window = make().eval(), some_images(size=(96, 24)), Window(size=(16, 16), stride=(8, 8), batch=4)
+    with Largest() as largest:
+        bands = list(segmenter.window_bands(images, window))
+    assert torch.equal(torch.cat(bands, dim=2), segmenter.window_scores(images, window))
+    assert len(bands) > 8
+    assert largest.values < 2 * K * 40 * 24  # far from the 2 x K x 96 x 24 of the whole
+
+
+def test_a_full_size_image_is_answered_as_by_the_naive_way_in_bounded_memory():
+    """2048 x 1024 pixels, fitted into 1024 x 512, windows 512 / 341, 19 classes (spec A.11): 160 MB of scores."""
+    config = SemFPN.Config(width=8, dropout=0.0)
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), 8, 19), (-1,), 19)).eval()
+    image, window = some_images(1, (512, 1024)), Window(size=(512, 512), stride=(341, 341))
+    with Largest() as largest, torch.inference_mode():
+        classes = segmenter.predict(image, window, (1024, 2048))
+    scores = [segmenter.scores(image[..., x : x + 512]) for x in (0, 341, 512)]
+    total, count = torch.zeros(1, 19, 512, 1024), torch.zeros(1024)
+    for x, score in zip((0, 341, 512), scores, strict=True):
+        total[..., x : x + 512] += score
+        count[x : x + 512] += 1
+    naive = F.interpolate(total / count, size=(1024, 2048), mode="bilinear").argmax(1)
+    assert (classes == naive).float().mean() > 1 - 1e-6  # one in a million may be a tie up to rounding
+    assert len(classes.unique()) >= 3
+    windows = 3 * 19 * 512 * 512  # the scores of the windows in one batch are the largest array
+    assert largest.values <= windows < 19 * 1024 * 2048 / 2
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_strips_say_how_sure_they_are(logits):
+    segmenter, images = make().eval(), some_images()
+    segmenter.decoder.scores_are_logits = logits
+    segmenter.decoder.classifier.bias.data += 5  # positive, as scores that are no logits are
+    scores = F.interpolate(segmenter.scores(images), size=(40, 45), mode="bilinear")
+    expected = scores.softmax(1) if logits else scores / scores.sum(1, keepdim=True)
+    strips = list(segmenter.strips(images, size=(40, 45)))
+    assert [(strip.image, strip.top) for strip in strips] == [(0, 0), (1, 0)]
+    torch.testing.assert_close(torch.stack([strip.confidence for strip in strips]), expected.amax(1).detach())
+    assert Mask2Former.scores_are_logits is False

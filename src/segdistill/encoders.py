@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from segdistill.config import Config, UserError, choose
 from segdistill.types import Features, FeatureSpec
-from segdistill.weights import load_encoder_weights
+from segdistill.weights import LoadReport, Resample, load_encoder_weights
 
 
 class ConvStem(PatchEmbed):
@@ -118,7 +118,14 @@ class EncoderConfig(Config):
     name: str
     weights: str = Field(
         "random",
-        description="random | shipped | shipped:<asset> | a .safetensors file | a folder with encoder.safetensors",
+        description="random | shipped | shipped:<asset> | timm:<name> | hf:<owner>/<name> | an official checkpoint "
+        "(.pth, .pt, .bin, .safetensors) | a folder with encoder.safetensors",
+    )
+    resample: Resample = Field(
+        "papers", description="patch kernel and positions of another size: papers | hub | timm (segdistill.weights)"
+    )
+    layer_scale: bool = Field(
+        False, description="build LayerScale gains of 1, as the authors' DINO students have (spec A.9, 2)"
     )
     image_size: tuple[int, int] | None = Field(
         None, description="(H, W) of the positional embedding, pixels; None: the record's"
@@ -188,14 +195,16 @@ class Encoder(nn.Module):
         self.record = ENCODERS[config.name]
         self.patch = config.patch or self.record.patch
         size = config.image_size or self.record.image_size
+        gains = {"init_values": 1.0} if config.layer_scale else {}
         # global_pool="token" puts the final norm on all tokens; EVA02's default would move it behind the pooling.
         self.backbone: Any = self.record.build(
-            img_size=size, patch_size=self.patch, num_classes=0, global_pool="token", dynamic_img_size=True
+            img_size=size, patch_size=self.patch, num_classes=0, global_pool="token", dynamic_img_size=True, **gains
         )
         assert len(self.backbone.blocks) == self.record.depth, config.name
         assert self.backbone.num_prefix_tokens == 1, config.name
         # Three dimensions: like the authors', it is decayed (optimisers spare vectors and biases only).
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.record.width))
+        self.loaded: LoadReport | None = None  # what became of the keys of the file that filled it
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
 
@@ -249,5 +258,5 @@ def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         encoder = Encoder(config)
-    load_encoder_weights(encoder, config.weights)
+    encoder.loaded = load_encoder_weights(encoder, config.weights, resample=config.resample)
     return encoder

@@ -1,13 +1,32 @@
-"""Streaming scores: a confusion matrix that grows with the data set and never keeps an image."""
+"""Streaming scores: confusion matrices and calibration that grow with the data set, and how sure they are.
+
+No image is kept, but its confusion matrix is: the bootstrap draws whole images.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.criteria import IGNORE
+from segdistill.ops import derive_seed
+
+BINS = 15
+"""Equal-width bins of the calibration error."""
+
+RESAMPLES = 1000
+"""How often the bootstrap draws the images anew."""
+
+FIXED = 2**24
+"""A confidence is summed as a whole number of this many parts: exact, so that no order of summation matters."""
 
 
 class ConfusionMatrix:
@@ -68,3 +87,107 @@ class ConfusionMatrix:
         """Mean over the classes in the truth of the share of their pixels that are right; NaN without pixels."""
         counts = self.counts.double()
         return float((counts.diagonal() / counts.sum(1)).nanmean())
+
+
+class Calibration:
+    """Expected calibration error over :data:`BINS` equal-width bins of the confidence; pixels labelled 255 left out.
+
+    Per bin (int64): ``pixels``, those that are right (``hits``), and the sum of their confidences in parts of
+    :data:`FIXED` (good for 5e11 pixels).
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(3, BINS, dtype=torch.int64, device=device)
+
+    def add(self, confidence: Tensor, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of maps of one shape: confidences in [0, 1], and classes."""
+        valid = label != IGNORE
+        confidence, right = confidence[valid], prediction[valid] == label[valid]
+        place = (confidence * BINS).long().clamp(0, BINS - 1)
+        parts = (confidence.double() * FIXED).round().long()
+        for row, values in enumerate((torch.ones_like(place), right.long(), parts)):
+            self.sums[row] += torch.zeros_like(self.sums[row]).index_add_(0, place, values)
+
+    def all_reduce(self) -> None:
+        """Sum over the processes of torch.distributed; nothing happens where it is not initialised."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.sums)
+
+    def error(self) -> float:
+        """Mean over the pixels of |accuracy - mean confidence| of their bin; NaN without pixels."""
+        pixels, hits, parts = self.sums.double()
+        return float((hits - parts / FIXED).abs().sum() / pixels.sum())
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Confusion matrices of ``size`` images, one after the other, without their zeros.
+
+    Entry j: ``counts[j]`` pixels in the cell ``cells[j]`` = truth * K + prediction of image ``images[j]``.
+    """
+
+    num_classes: int
+    size: int
+    images: NDArray[np.int32]
+    cells: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, num_classes: int, matrices: Sequence[NDArray[np.int64]]) -> ImageCounts:
+        """Of dense matrices (K, K)."""
+        cells = [np.flatnonzero(matrix) for matrix in matrices]
+        counts = [matrix.reshape(-1)[cell] for matrix, cell in zip(matrices, cells, strict=True)]
+        return cls(
+            num_classes,
+            len(matrices),
+            np.repeat(np.arange(len(cells)), [len(cell) for cell in cells]).astype(np.int32),
+            np.concatenate([np.empty(0), *cells]).astype(np.int32),
+            np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64),
+        )
+
+    def hits_and_unions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per image and class (N, K): pixels that are right, and pixels of the class in truth or prediction."""
+        k = self.num_classes
+        truth, guess = np.divmod(self.cells, k)
+        hit = truth == guess
+
+        def table(classes: NDArray[np.int32], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+            flat = np.bincount(self.images.astype(np.int64) * k + classes, counts, minlength=self.size * k)
+            return flat.reshape(self.size, k).astype(np.float64)
+
+        hits = table(truth, self.counts * hit)
+        return hits, table(truth, self.counts) + table(guess, self.counts) - hits
+
+    def resampled(self, name: str) -> NDArray[np.float64]:
+        """mIoU (RESAMPLES,) of as many images, drawn with replacement; NaN with fewer than two images.
+
+        The draws depend on ``name`` (the domain) and the number of images alone: two models that were scored on the
+        same images see the same draws. A class that none of the drawn images has is left out, as in ``miou``.
+        """
+        if self.size < 2:
+            return np.full(RESAMPLES, np.nan)
+        rng = np.random.default_rng(derive_seed("bootstrap", name))
+        draws = rng.multinomial(self.size, np.full(self.size, 1 / self.size), size=RESAMPLES).astype(np.float64)
+        hits, unions = (draws @ part for part in self.hits_and_unions())
+        known = unions > 0
+        iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
+        classes = known.sum(axis=1)
+        return np.divide(iou.sum(axis=1), classes, out=np.full(RESAMPLES, np.nan), where=classes > 0)
+
+
+def interval(samples: NDArray[np.float64]) -> list[float] | None:
+    """The 2.5th and the 97.5th percentile; None where there is no sample or one of them does not exist."""
+    if not len(samples) or not np.isfinite(samples).all():
+        return None
+    return np.quantile(samples, (0.025, 0.975)).tolist()
+
+
+def resampled_mean(images: Mapping[str, ImageCounts], names: Sequence[str]) -> NDArray[np.float64]:
+    """Resampled mean mIoU over the domains ``names``: the images are drawn within each domain. Empty without any."""
+    samples = [images[name].resampled(name) for name in names]
+    return np.mean(samples, axis=0) if samples else np.empty(0)
+
+
+def plain(value: float) -> float | None:
+    """A score as JSON keeps it: None where it does not exist."""
+    return None if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Small pure functions that every layer may use: seeds, token maps, masks."""
+"""Small functions that every layer may use: seeds, token maps, projections, masks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from segdistill.types import Mask
 
@@ -43,6 +43,11 @@ def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tup
     return map_to_tokens(resized)
 
 
+def norm_linear(inputs: int, outputs: int) -> nn.Sequential:
+    """LayerNorm (eps 1e-5), Linear: how the methods bring one network's tokens to the other's width."""
+    return nn.Sequential(nn.LayerNorm(inputs, eps=1e-5), nn.Linear(inputs, outputs))
+
+
 def random_mask(
     batch: int, tokens: int, *, probability: float, ratio: float, rng: torch.Generator, first: bool = True
 ) -> Mask:
@@ -58,3 +63,17 @@ def random_mask(
     mask = torch.zeros(count, tokens, dtype=torch.bool)
     mask.scatter_(1, order[:, :hidden], True)
     return Mask(samples=samples, tokens=mask)
+
+
+def mean_over_hidden(
+    error: Float[Tensor, "m n"], hidden: Bool[Tensor, "m k"], grid: tuple[int, int], to: tuple[int, int]
+) -> Float[Tensor, ""]:
+    """The mean of ``error``, which stands on the grid ``to``, over the tokens that ``hidden`` hides on ``grid``.
+
+    On another grid a token counts as hidden where the nearest one of ``grid`` is; 0 where none is.
+    """
+    weight = hidden.to(error.device, error.dtype).unsqueeze(-1)
+    if grid != to:
+        weight = map_to_tokens(F.interpolate(tokens_to_map(weight, grid), size=to, mode="nearest"))
+    weight = weight.squeeze(-1)
+    return (error * weight).sum() / weight.sum().clamp(min=1)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, UserError, choose, nearest, parse
-from segdistill.data.dataset import DataSelection, Split
+from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import ENCODERS, check_size
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
-from segdistill.stages.distill import DistillConfig
+from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
@@ -34,24 +34,27 @@ Stage = Annotated[DistillConfig | TaskConfig, BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
-    """Which images every finished segmenter is scored on."""
+    """Which images every finished segmenter is scored on, and how it sees them."""
 
+    data: AnySource | None = Field(None, description="where the images come from; None: where the stages' come from")
     domains: tuple[str, ...] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="those whose mean is reported; no choice was made on them")
     validation: tuple[str, ...] = Field((), description="those that choices are made on; never counted as unseen")
-    split: Split = "test"
+    split: Split | None = Field(None, description="None: the one that the data set is evaluated on")
+    splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
     images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
-    batch: int = Field(16, ge=1)
-    window: Window | None = Field(None, description="sliding window; None: the whole image at once")
+    batch: int = Field(16, ge=1, description="images at once, where those that follow one another have one size")
+    window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
     pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
 
-    def selection(self, *domains: str) -> DataSelection:
-        """The images of ``domains``, by default of all of them."""
-        return DataSelection(domains=domains or self.domains, split=self.split, images=self.images)
+    def selection(self, source: DataSource, domain: str) -> DataSelection:
+        """The images of one domain in ``source``."""
+        split = self.splits.get(domain) or self.split or source.evaluation_split(domain)
+        return DataSelection(domains=(domain,), split=split, images=self.images)
 
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
-        for field in ("unseen", "validation"):
+        for field in ("unseen", "validation", "splits"):
             if strange := set(getattr(self, field)) - set(self.domains):
                 raise ValueError(f"{field} names {', '.join(sorted(strange))}, which 'domains' lacks; add them there")
         if both := set(self.unseen) & set(self.validation):
@@ -83,16 +86,44 @@ class Recipe(Config):
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
-        problems += [problem for stage in self.stages for problem in _stage_problems(self, stage)]
+        problems += [f"data: {line}" for line in self.data.faults()]
+        problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
         if self.evaluate is not None:
-            problems += _data_problems(self, self.evaluate.selection(), "evaluate", labelled=True)
+            problems += _evaluation_problems(self, self.evaluate)
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
 
+    @property
+    def scored_source(self) -> DataSource:
+        """Where the images of the evaluation come from."""
+        own = self.evaluate.data if self.evaluate is not None else None
+        return self.data if own is None else own
 
-def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[str]:
-    """What ``stage`` needs of the rest of ``recipe`` and does not find there."""
+    def trained_on(self, domain: str) -> str | None:
+        """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of."""
+        for stage in self.stages:
+            proxy = stage.proxy.data.domains if isinstance(stage, TaskConfig) and stage.proxy is not None else ()
+            for seen in (*stage.data.domains, *proxy):
+                if f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:"):
+                    return stage.name
+        return None
+
+
+def last_task(stages: Sequence[DistillConfig | TaskConfig], model: str, before: int) -> int | None:
+    """The number of the last task stage of ``model`` ("student" or "teacher") before stage number ``before``."""
+    numbers = [i for i, stage in enumerate(stages[:before]) if isinstance(stage, TaskConfig) and stage.model == model]
+    return numbers[-1] if numbers else None
+
+
+def reads_logits(stage: DistillConfig | TaskConfig) -> bool:
+    """Whether the stage's method compares class scores, and so needs the teacher's decoder."""
+    return stage.method is not None and needs_of(stage.method).logits
+
+
+def _stage_problems(recipe: Recipe, number: int) -> list[str]:
+    """What stage ``number`` needs of the rest of ``recipe`` and does not find there."""
+    stage = recipe.stages[number]
     task = stage if isinstance(stage, TaskConfig) else None
     roles = [task.model] if task else ["student"]
     if stage.method is not None and "teacher" not in roles:
@@ -109,8 +140,15 @@ def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[s
         ]
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+    if isinstance(stage, DistillConfig):
+        problems += _attempt(lambda: check_method(stage))
     if task:
         problems += _attempt(lambda: check_terms(task))
+        if reads_logits(task) and last_task(recipe.stages, "teacher", number) is None:
+            problems.append(
+                f"stage {task.name}: its method compares class scores, and no earlier stage trains the teacher's "
+                "decoder; put {type: task, model: teacher, ...} before it"
+            )
         if task.proxy is not None:
             problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
     return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
@@ -118,6 +156,16 @@ def _stage_problems(recipe: Recipe, stage: DistillConfig | TaskConfig) -> list[s
 
 def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
     return [f"{where}: {line}" for line in recipe.data.problems(selection, labelled=labelled)]
+
+
+def _evaluation_problems(recipe: Recipe, config: EvaluateConfig) -> list[str]:
+    """Domains that cannot be read with labels, and unseen ones that a stage has seen."""
+    source = recipe.scored_source
+    lines = [line for name in config.domains for line in source.problems(config.selection(source, name), labelled=True)]
+    for name in config.unseen:
+        if type(source) is type(recipe.data) and (stage := recipe.trained_on(name)):
+            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen', where it is for reference")
+    return [f"evaluate: {line}" for line in lines]
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:
@@ -144,6 +192,49 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         apply(values, override)
     return parse(Recipe, values)
+
+
+def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """``recipe`` scored on other data: ``items`` are written NAME[:SUBSET][:SPLIT], such as ``acdc:night:val``.
+
+    The images come from where the recipe's own come from; if those are no files and none of the names is known there,
+    from the files of the data sets under ``root``, all that a split has. Domains that the recipe chose settings on
+    stay validation domains, those that a stage was trained on are listed for reference; the others are unseen.
+    ``overrides`` have the last word.
+    """
+    splits = dict(map(_read_item, items))
+    if len(splits) < len(items):
+        raise UserError(f"--data {' '.join(items)}: one domain stands twice; score its splits in two commands")
+    values = recipe.model_dump(mode="json")
+    config, data = values["evaluate"] or {}, values["data"]
+    known = any(not recipe.data.problems(DataSelection(domains=(name,), images=1), labelled=False) for name in splits)
+    files = data["source"] == "files"
+    at_home = files or (known and root is None)
+    if not at_home:
+        data = {"source": "files", "size": data["size"]}
+    if root is not None:
+        data = data | {"root": str(root)}
+    if files or not at_home:
+        config |= {"images": None, "batch": 4}
+    validation = [name for name in splits if at_home and name in config.get("validation", [])]
+    unseen = [name for name in splits if name not in validation and not (at_home and recipe.trained_on(name))]
+    config |= {"domains": list(splits), "unseen": unseen, "validation": validation, "split": None}
+    config |= {"data": None if data == values["data"] else data}
+    config |= {"splits": {name: split for name, split in splits.items() if split is not None}}
+    values["evaluate"] = config
+    for override in overrides:
+        apply(values, override)
+    return parse(Recipe, values)
+
+
+def _read_item(item: str) -> tuple[str, Split | None]:
+    """The domain and the split of NAME[:SUBSET][:SPLIT]."""
+    name, _, last = item.rpartition(":")
+    split = next((split for split in get_args(Split) if split == last), None)
+    domain = name if split else item
+    if not all(domain.split(":")):
+        raise UserError(f"--data '{item}': write NAME[:SUBSET][:SPLIT], such as cityscapes:val or acdc:night")
+    return domain, split
 
 
 def apply(values: dict[str, Any], override: str) -> None:

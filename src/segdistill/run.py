@@ -21,7 +21,7 @@ from lightning.fabric.strategies import DDPStrategy
 from segdistill import environment
 from segdistill.config import UserError
 from segdistill.files import sha256, write_atomic, write_json
-from segdistill.recipe import Recipe, dump
+from segdistill.recipe import Recipe, dump, last_task, reads_logits
 from segdistill.runlog import Quiet, RunLog, Watcher
 from segdistill.scoring import Scored, score
 from segdistill.stages.base import StageConfig, StageContext, StageResult
@@ -60,8 +60,8 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
     try:
         manifests = []
         for number, stage in enumerate(recipe.stages):
-            label = f"{number:02d}-{stage.name}"
             context = _context(recipe, number, prints[number], folder, fabric, log)
+            label = context.label
             manifest = _finished(context.folder, prints[number])
             if manifest is None and first and _take(reuse, context, prints[number]):
                 manifest = _finished(context.folder, prints[number])
@@ -96,8 +96,8 @@ def evaluate_run(
         raise UserError("nothing to evaluate: give evaluate.domains=[...]")
     fabric = make_fabric(changed)
     prints, manifests = fingerprints(finished), []
-    for number, stage in enumerate(finished.stages):
-        path = folder / "stages" / f"{number:02d}-{stage.name}"
+    for number in range(len(finished.stages)):
+        path = _stage_folder(finished, folder, number)
         manifest = _finished(path, prints[number])
         if manifest is None:
             raise UserError(f"stage {path} is not finished; run the recipe to its end first")
@@ -127,23 +127,31 @@ def fingerprints(recipe: Recipe) -> list[str]:
     """One hash per stage of everything that its outcome depends on, the stages before it included."""
     prints: list[str] = []
     student_parent = ""
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
         reads_student = not (isinstance(stage, TaskConfig) and stage.model == "teacher")
         reads_teacher = not reads_student or getattr(stage, "method", None) is not None
         facts = {
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
             "data": recipe.data.facts(*stage.selections()),
-            "seed": recipe.seed,
+            "seed": stage_seed(recipe, stage),
             "precision": recipe.precision,
             "student": _model_facts(recipe.student) if reads_student else None,
             "teacher": _model_facts(recipe.teacher) if reads_teacher else None,
             "parent": student_parent if reads_student else "",
         }
+        teacher = last_task(recipe.stages, "teacher", number) if reads_logits(stage) else None
+        if teacher is not None:
+            facts["teacher_decoder"] = prints[teacher]
         prints.append(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
         if reads_student:
             student_parent = prints[-1]
     return prints
+
+
+def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
+    """The stage's own seed, where it has one."""
+    return recipe.seed if stage.seed is None else stage.seed
 
 
 def _model_facts(model: Any) -> Any:
@@ -157,18 +165,18 @@ def _model_facts(model: Any) -> Any:
 
 
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
-    stage = recipe.stages[number]
-    label = f"{number:02d}-{stage.name}"
+    place, teacher = _stage_folder(recipe, folder, number), last_task(recipe.stages, "teacher", number)
     return StageContext(
         fabric=fabric,
         source=recipe.data,
-        seed=recipe.seed,
-        folder=folder / "stages" / label,
-        label=label,
+        seed=stage_seed(recipe, recipe.stages[number]),
+        folder=place,
+        label=place.name,
         fingerprint=fingerprint,
         student=recipe.student,
         teacher=recipe.teacher,
         student_weights=student_weights(recipe, folder, number),
+        teacher_decoder=None if teacher is None else _stage_folder(recipe, folder, teacher) / "decoder.safetensors",
         log=log,
         progress=log.watcher.work,
         log_every=recipe.log_every,
@@ -182,8 +190,12 @@ def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
     for number in reversed(range(before)):
         stage = recipe.stages[number]
         if isinstance(stage, DistillConfig) or (stage.model == "student" and not stage.freeze_encoder):
-            return folder / "stages" / f"{number:02d}-{stage.name}" / "encoder.safetensors"
+            return _stage_folder(recipe, folder, number) / "encoder.safetensors"
     return None
+
+
+def _stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
+    return folder / "stages" / f"{number:02d}-{recipe.stages[number].name}"
 
 
 def _open_folder(recipe: Recipe, folder: Path) -> None:
@@ -229,6 +241,7 @@ def _execute(stage: StageConfig, context: StageContext, fingerprint: str) -> dic
         "batch": stage.batch,
         "seconds": round(result.seconds, 2),
         "parameters": result.parameters,
+        "classes": result.classes,
         "settings": stage.model_dump(mode="json"),
         "commit": environment.commit(),
         "hardware": environment.hardware(),
@@ -307,10 +320,9 @@ def _results(finished: Finished, out: Path, fabric: Fabric, reuse: Sequence[Path
 def _scored(finished: Finished, role: str, out: Path) -> Scored | None:
     """The last finished segmenter of ``role``: its decoder, its encoder and what it cost."""
     stages = finished.recipe.stages
-    numbers = [i for i, stage in enumerate(stages) if isinstance(stage, TaskConfig) and stage.model == role]
-    if not numbers:
+    last = last_task(stages, role, len(stages))
+    if last is None:
         return None
-    last = numbers[-1]
     own = [
         manifest["seconds"]
         for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
@@ -319,9 +331,10 @@ def _scored(finished: Finished, role: str, out: Path) -> Scored | None:
     return Scored(
         role=role,
         folder=out,
-        decoder=finished.folder / "stages" / f"{last:02d}-{stages[last].name}" / "decoder.safetensors",
+        decoder=_stage_folder(finished.recipe, finished.folder, last) / "decoder.safetensors",
         encoder=student_weights(finished.recipe, finished.folder, last + 1) if role == "student" else None,
         fingerprint=finished.prints[last],
         parameters=finished.manifests[last]["parameters"],
+        classes=tuple(finished.manifests[last].get("classes", ())),
         seconds=round(sum(own), 2),
     )

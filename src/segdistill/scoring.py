@@ -5,29 +5,46 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset
+from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import build_encoder
-from segdistill.evaluate import DomainResult, evaluate, evaluating, prepare, retention, summary
+from segdistill.evaluate import (
+    DomainResult,
+    evaluate,
+    evaluating,
+    prepare,
+    retention,
+    retention_interval,
+    sliding,
+    summary,
+    summary_interval,
+)
 from segdistill.files import write_atomic, write_json
+from segdistill.metrics import ImageCounts
 from segdistill.ops import derive_seed
 from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.segmenter import Segmenter
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_segmenter, load_decoder
+
+FORMAT = 2
+"""Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
+
+PICTURE = 1024
+"""Longest side in pixels of the pictures that are kept."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +58,44 @@ class Scored:
     fingerprint: str
     parameters: dict[str, int]
     seconds: float
+    classes: tuple[str, ...]  # those it was trained on; empty where its manifest does not say
 
 
 class Loader:
-    """Batches of one domain; ``dataset`` is there for whoever wants to know how many images are coming."""
+    """Batches of one domain; ``dataset`` is there for whoever wants to know how many images are coming.
+
+    Images of one size that follow one another form a batch. Each of several processes is given every n-th image and
+    none twice.
+    """
 
     def __init__(self, dataset: Dataset, batch: int, rank: int, world_size: int) -> None:
         self.dataset, self.batch = dataset, batch
         self.rows = range(rank, len(dataset), world_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self.rows), self.batch):
-            samples = [self.dataset[row] for row in self.rows[start : start + self.batch]]
-            yield {
-                "image": torch.stack([torch.tensor(sample.image).permute(2, 0, 1) for sample in samples]),
-                "label": torch.stack([torch.tensor(sample.label).long() for sample in samples]),
-            }
+        held: dict[int, Sample] = {}
+        for row in self.rows:
+            sample = self.dataset[row]
+            if held and (len(held) == self.batch or _shapes(sample) != _shapes(next(iter(held.values())))):
+                yield _collate(held)
+                held = {}
+            held[row] = sample
+        if held:
+            yield _collate(held)
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    assert sample.label is not None, "every domain is checked for labels"
+    return sample.image.shape, sample.label.shape
+
+
+def _collate(samples: dict[int, Sample]) -> dict[str, Tensor]:
+    """A batch of samples of one size, by their numbers in the domain."""
+    return {
+        "image": torch.stack([torch.tensor(sample.image).permute(2, 0, 1) for sample in samples.values()]),
+        "label": torch.stack([torch.tensor(sample.label) for sample in samples.values()]),
+        "index": torch.tensor(list(samples)),
+    }
 
 
 def score(
@@ -72,10 +111,16 @@ def score(
     config = recipe.evaluate
     assert config is not None
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
-    names, colors = _label_space(datasets)
-    key = hashlib.sha256(
-        json.dumps([scored.fingerprint, config.model_dump(mode="json"), recipe.data.facts()], sort_keys=True).encode()
-    ).hexdigest()
+    names, colors = _label_space(datasets, scored)
+    protocols = {name: datasets[name].protocol(name) for name in datasets}
+    facts = [
+        FORMAT,
+        scored.fingerprint,
+        config.model_dump(mode="json", exclude={"data"}),  # where the images lie is not what they are
+        recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
+        [astuple(protocol) for protocol in protocols.values()],
+    ]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
     found = _read(path, key)
     if found is None and fabric.is_global_zero:
@@ -84,12 +129,13 @@ def score(
     found = _read(path, key)
     if found is None:
         segmenter = load_segmenter(recipe, scored, len(names)).to(fabric.device)
-        found = _measure(scored, config, segmenter, datasets, fabric, watcher)
+        found, images = _measure(scored, config, segmenter, datasets, fabric, watcher)
         if fabric.is_global_zero:
             _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
+            write_images(path.with_suffix(".npz"), images)
             write_json(path, {"key": key, **found})
+        fabric.barrier()
     models = results.get("models", {}) | {scored.role: _entry(recipe, scored, found)}
-    student, teacher = (models.get(role, {}).get("mean_unseen") for role in ("student", "teacher"))
     return results | {
         "classes": list(names),
         "colors": colors,
@@ -97,10 +143,41 @@ def score(
         "unseen": list(config.unseen),
         "validation": list(config.validation),
         "models": models,
-        "retention": retention(student, teacher),
+        **_retention(models, scored, config.unseen),
         "pictures": {
             "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
         },
+    }
+
+
+def write_images(path: Path, images: Mapping[str, ImageCounts]) -> None:
+    """The images' confusion matrices by domain as compressed NumPy arrays."""
+    arrays = {
+        f"{name}/{field}": np.asarray(value) for name, counts in images.items() for field, value in vars(counts).items()
+    }
+    write_atomic(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+
+def read_images(path: Path) -> dict[str, ImageCounts]:
+    """What :func:`write_images` wrote."""
+    try:
+        with np.load(path) as arrays:
+            names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
+            parts = {name: {f.name: arrays[f"{name}/{f.name}"] for f in fields(ImageCounts)} for name in names}
+    except (ValueError, KeyError, EOFError, BadZipFile):
+        raise UserError(f"damaged scores {path}; delete the file to measure again") from None
+    return {
+        name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part) for name, part in parts.items()
+    }
+
+
+def _retention(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> dict[str, Any]:
+    """Student / teacher on the unseen domains with its interval: the two were scored on the same images."""
+    both = {"teacher", "student"} <= models.keys()
+    images = [read_images(scored.folder / "scores" / f"{role}.npz") for role in ("student", "teacher") if both]
+    return {
+        "retention": retention(*(models[role]["mean_unseen"] for role in ("student", "teacher"))) if both else None,
+        "retention_interval": retention_interval(*images, unseen=unseen) if both else None,
     }
 
 
@@ -113,28 +190,37 @@ def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmente
         config = config.model_copy(update={"weights": str(scored.encoder)})
     encoder = build_encoder(config, seed=derive_seed(recipe.seed, scored.role))
     segmenter = build_segmenter(model, encoder, num_classes, seed=0, stage=scored.role)
-    try:
-        segmenter.decoder.load_state_dict(load_file(scored.decoder))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the decoder {scored.decoder}: {reason}; run its stage again") from None
+    load_decoder(segmenter.decoder, scored.decoder)
     return segmenter.eval()
 
 
 def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, watcher: Watcher) -> Dataset:
-    selection = config.selection(domain)
+    source = recipe.scored_source
+    selection = config.selection(source, domain)
     if fabric.is_global_zero:
-        recipe.data.open(selection, watcher.work)
+        source.open(selection, watcher.work)
     fabric.barrier()
-    dataset = recipe.data.open(selection)
+    dataset = source.open(selection)
+    if not len(dataset):
+        raise UserError(f"evaluate: domain '{domain}' has no images in its split '{selection.split}'")
     if dataset[0].label is None:
         raise UserError(f"evaluate: domain '{domain}' has no labels; take it out of 'domains'")
     return dataset
 
 
-def _label_space(datasets: dict[str, Dataset]) -> tuple[tuple[str, ...], list[list[int]]]:
-    first = next(iter(datasets.values()))
-    return first.names, [[int(value) for value in color] for color in first.colors]
+def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Class names and colours: one list for all domains, and the one that the segmenter was trained on."""
+    first, *others = datasets
+    names = tuple(datasets[first].names)
+    for other in others:
+        if tuple(datasets[other].names) != names:
+            raise UserError(f"evaluate: '{first}' and '{other}' differ in their classes; score them in two commands")
+    if scored.classes and scored.classes != names:
+        raise UserError(
+            f"evaluate: the {scored.role} was trained on the classes {', '.join(scored.classes)}; "
+            f"'{first}' has {', '.join(names)}; take data with the same classes"
+        )
+    return names, [[int(value) for value in color] for color in datasets[first].colors]
 
 
 def _measure(
@@ -144,7 +230,8 @@ def _measure(
     datasets: dict[str, Dataset],
     fabric: Fabric,
     watcher: Watcher,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
+    """The scores as JSON keeps them, and every image's own counts."""
     loaders = {
         name: Loader(dataset, config.batch, fabric.global_rank, fabric.world_size) for name, dataset in datasets.items()
     }
@@ -152,12 +239,18 @@ def _measure(
         segmenter,
         loaders,
         device=fabric.device,
+        protocols={name: dataset.protocol(name) for name, dataset in datasets.items()},
         window=config.window,
         precision=fabric.autocast,
         progress=lambda name, done, total: watcher.work(f"scoring the {scored.role} on {name}", done, total or done),
     )
-    domains = {name: result.as_dict() for name, result in results.items()}
-    return {"domains": domains, "mean_unseen": summary(results, config.unseen)}
+    images = {name: result.images for name, result in results.items()}
+    found = {
+        "domains": {name: result.as_dict(name) for name, result in results.items()},
+        "mean_unseen": summary(results, config.unseen),
+        "mean_unseen_interval": summary_interval(images, config.unseen),
+    }
+    return found, images
 
 
 def _keep_pictures(
@@ -168,20 +261,25 @@ def _keep_pictures(
     fabric: Fabric,
     colors: list[list[int]],
 ) -> None:
-    """The first images of every domain, their truth and this segmenter's class maps, as PNG."""
+    """The first images of every domain, their truth and this segmenter's class maps, as PNG of a page's size."""
     folder = scored.folder / "pictures"
     for name, dataset in datasets.items():
+        protocol = dataset.protocol(name)
+        view = sliding(protocol, config.window)
         for index in range(min(config.pictures, len(dataset))):
             sample = dataset[index]
             assert sample.label is not None
             image = torch.tensor(sample.image).permute(2, 0, 1)[None].to(fabric.device)
+            height, width = sample.label.shape
             with evaluating(segmenter), torch.inference_mode(), fabric.autocast():
-                prediction = segmenter.predict(prepare(image), config.window)
+                prediction = segmenter.predict(prepare(image, protocol.resize), view, (height, width))
             file = f"{name}-{index}.png"
             picture = Image.fromarray(sample.image)
+            picture.thumbnail((PICTURE, PICTURE))
             write_atomic(folder / "image" / file, lambda out, picture=picture: picture.save(out, "PNG"))
-            save_label(folder / "truth" / file, sample.label, colors)
-            save_label(folder / scored.role / file, prediction[0].cpu().numpy(), colors)
+            for kind, classes in (("truth", sample.label), (scored.role, prediction[0].cpu().numpy())):
+                small = Image.fromarray(classes.astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
+                save_label(folder / kind / file, np.asarray(small), colors)
 
 
 def _entry(recipe: Recipe, scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
@@ -189,11 +287,11 @@ def _entry(recipe: Recipe, scored: Scored, found: dict[str, Any]) -> dict[str, A
     title = (model.title if model else "") or scored.role.capitalize()
     parameters = {key: scored.parameters[key] for key in ("encoder", "decoder")}
     entry = {"title": title, "parameters": parameters, "seconds": scored.seconds}
-    return entry | {key: found[key] for key in ("domains", "mean_unseen")}
+    return entry | {key: found[key] for key in ("domains", "mean_unseen", "mean_unseen_interval")}
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """Scores made by this very segmenter on these very images; None where there are none."""
+    """Scores made by this very segmenter on these very images; None where they are not there, or not whole."""
     if not path.is_file():
         return None
     try:
@@ -202,7 +300,7 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise UserError(f"damaged scores {path}; delete the file to measure again")
-    return found if found.get("key") == key else None
+    return found if found.get("key") == key and path.with_suffix(".npz").is_file() else None
 
 
 def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
@@ -213,6 +311,7 @@ def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
             for part in ("image", "truth", scored.role):
                 if (other / "pictures" / part).is_dir():
                     shutil.copytree(other / "pictures" / part, scored.folder / "pictures" / part, dirs_exist_ok=True)
-            text = path.read_bytes()
-            write_atomic(scored.folder / "scores" / path.name, lambda file, text=text: file.write(text))
+            for copied in (path.with_suffix(".npz"), path):  # the scores last: they say that the rest is there
+                data = copied.read_bytes()
+                write_atomic(scored.folder / "scores" / copied.name, lambda file, data=data: file.write(data))
             return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from segdistill.bands import Strip, decide, enlarge
 from segdistill.config import Config, UserError
 from segdistill.criteria import IGNORE
 from segdistill.decoders import Decoder
@@ -96,45 +99,71 @@ class Segmenter(nn.Module):
 
         An image smaller than a window is one window of its own size.
         """
+        return torch.cat(list(self.window_bands(images, window)), dim=2)
+
+    def window_bands(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Iterator[Tensor]:
+        """:meth:`window_scores` in bands (B, K, rows, w) from top to bottom, each as soon as no window is missing.
+
+        Windows of all the images are batched together. Kept are the rows that unfinished windows reach: with windows
+        of V rows and the windows of up to R of their rows in a batch, B x K x (V + R x stride) x w float32 values.
+        """
         batch, _, height, width = images.shape
         rows = positions(height, window.size[0], window.stride[0])
         columns = positions(width, window.size[1], window.stride[1])
         high, wide = min(height, window.size[0]), min(width, window.size[1])
-        places = [(i, y, x) for i in range(batch) for y in rows for x in columns]
-        total = torch.zeros(batch, self.num_classes, height, width, device=images.device)
-        count = torch.zeros(height, width, device=images.device)
-        for y in rows:
-            for x in columns:
-                count[y : y + high, x : x + wide] += 1
+        places = [(y, i, x) for y in rows for i in range(batch) for x in columns]
+        count = torch.outer(_covering(rows, high, height), _covering(columns, wide, width)).to(images.device)
+        total, top = torch.zeros(batch, self.num_classes, 0, width, device=images.device), 0
         for start in range(0, len(places), window.batch):
             chunk = places[start : start + window.batch]
-            scores = self.scores(torch.stack([images[i, :, y : y + high, x : x + wide] for i, y, x in chunk]))
-            for (i, y, x), score in zip(chunk, scores, strict=True):
-                total[i, :, y : y + high, x : x + wide] += score.float()
-        return total / count
+            scores = self.scores(torch.stack([images[i, :, y : y + high, x : x + wide] for y, i, x in chunk]))
+            total = F.pad(total, (0, 0, 0, chunk[-1][0] + high - top - total.shape[2]))
+            for (y, i, x), score in zip(chunk, scores, strict=True):
+                total[i, :, y - top : y - top + high, x : x + wide] += score.float()
+            ahead = places[start + window.batch : start + window.batch + 1]
+            ready = ahead[0][0] if ahead else height
+            if ready > top:
+                yield total[:, :, : ready - top] / count[top:ready]
+                total, top = total[:, :, ready - top :], ready
 
     @torch.no_grad()
+    def strips(
+        self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
+    ) -> Iterator[Strip]:
+        """:meth:`predict` with confidences, a few rows of one image at a time (:func:`segdistill.bands.enlarge`)."""
+        if not images.is_floating_point():
+            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+        height, width = images.shape[-2:]
+        bands = [self.scores(images)] if window is None else self.window_bands(images, window)
+        for image, top, scores in enlarge(bands, (height, width), size or (height, width)):
+            yield Strip(image, top, *decide(scores, logits=self.decoder.scores_are_logits))
+
     def predict(
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
     ) -> Int[Tensor, "b _p _q"]:
         """Class map (int64) of the images' size, or of ``size``: then the *scores* are upsampled before the argmax.
 
-        Scores are enlarged one image at a time, so the memory is that of one image. The model is used in the mode it
-        is in; call ``eval()`` first.
+        Scores are enlarged a few rows at a time and, with a window, never held for a whole image. The model is used in
+        the mode it is in; call ``eval()`` first.
         """
-        if not images.is_floating_point():
-            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
-        scores = self.scores(images) if window is None else self.window_scores(images, window)
-        if size is None or tuple(size) == tuple(images.shape[-2:]):
-            return scores.argmax(dim=1)
-        return torch.cat(
-            [F.interpolate(s[None].float(), size=size, mode="bilinear", align_corners=False).argmax(1) for s in scores]
-        )
+        height, width = size or images.shape[-2:]
+        classes = torch.empty(len(images), height, width, dtype=torch.int64, device=images.device)
+        for strip in self.strips(images, window, size):
+            classes[strip.image, strip.top : strip.top + len(strip.classes)] = strip.classes
+        return classes
 
     def _padding(self, images: Tensor) -> tuple[int, int]:
         """Missing pixels at the bottom and at the right."""
         height, width = images.shape[-2:]
         return -height % self.patch, -width % self.patch
+
+
+def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:
+    """How many windows of ``size`` cover each of ``length`` places."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + size] += 1
+    return count
 
 
 def _pad(images: Tensor, bottom: int, right: int) -> Tensor:

@@ -37,8 +37,9 @@ class Needs:
     """What a method wants to be given; the stage supplies it."""
 
     taps: tuple[int, ...] = (-1,)
-    masked: bool = False  # a second student view in which some patch tokens are replaced by the mask token
-    logits: bool = False  # per-pixel class scores of both networks
+    plain: bool = True  # the student's view of the whole image; without it the student runs on masked samples alone
+    masked: bool = False  # a student view in which some patch tokens are replaced by the mask token
+    logits: bool = False  # class logits of both networks' decoders, at one size; a task stage alone has them
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Views:
     """What a method gets for one network.
 
     ``masked`` holds only the M masked samples (``mask.samples`` of the batch); the plain tokens serve the others.
+    Where a method does not need the plain view and nothing else made the stage run it, ``plain`` is empty: it has a
+    grid, but no taps and no CLS token.
+    ``logits`` are of the plain images, before any upsampling (see ``decoders.base.Decoder.logits_of``).
     """
 
     plain: Features

@@ -95,6 +95,17 @@ def test_small_data_and_large_batches_work():
     assert sorted(make(count=2, batch=5).indices(0) + make(count=2, batch=5).indices(1)) == [0] * 5 + [1] * 5
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_found_in_a_worker_is_the_same_line(workers):
+    def refuse(sample):
+        raise UserError(f"image {sample.name} is damaged")
+
+    steps = StepBatches(Numbers(3), refuse, batch=3, seed=SEED)
+    with pytest.raises(UserError, match=r"^image \d is damaged$"):
+        next(batches(steps, [0], workers))
+
+
 def test_a_batch_that_the_processes_cannot_share_and_no_images_are_errors():
     with pytest.raises(UserError, match="batch 5 cannot be divided among 2 processes"):
         make(batch=5, world_size=2)

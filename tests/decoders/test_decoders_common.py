@@ -172,3 +172,40 @@ def test_every_setting_matters(name, field):
     assert DECODERS[name].Config(**before).model_dump()[field] != CHANGED[name][field]
     outcomes = [loss_of(build(name, **settings), some_maps(), some_labels()).item() for settings in ({}, after)]
     assert outcomes[0] != outcomes[1]
+
+
+@every
+def test_one_pass_serves_loss_scores_and_logits(name, monkeypatch):
+    decoder, maps, labels = build(name).eval(), some_maps(), some_labels()
+    expected = seeded(lambda: decoder.loss(maps, labels)), decoder.scores(maps, (32, 32))
+    decoded = decoder.decode(maps)
+    monkeypatch.delattr(type(decoder), "decode")  # whoever asks for a second pass fails
+    again = seeded(lambda: decoder.loss_of(decoded, labels)), decoder.scores_of(decoded, (32, 32))
+    assert again[0] == expected[0]
+    assert torch.equal(again[1], expected[1])
+    assert decoder.logits_of(decoded).shape == (2, K, 8, 8)  # stride 4 of 32 pixels
+
+
+@every
+def test_the_softmax_of_the_logits_is_the_normalised_score(name):
+    decoder = build(name).eval()
+    decoded = decoder.decode(some_maps())
+    scores, logits = decoder.scores_of(decoded, (8, 8)), decoder.logits_of(decoded)
+    share = scores.softmax(1) if name == "semfpn" else scores / scores.sum(1, keepdim=True)
+    torch.testing.assert_close(logits.softmax(1), share)
+
+
+@every
+def test_decoded_images_beyond_the_labels_have_no_part_in_the_loss(name):
+    decoder, (three, two) = build(name).eval(), (some_maps(batch=3), some_labels(batch=2))
+    with_more = seeded(lambda: decoder.loss_of(decoder.decode(three), two))
+    alone = seeded(lambda: decoder.loss(tuple(m[:2] for m in three), two))
+    for key, term in alone.items():
+        torch.testing.assert_close(with_more[key], term)
+
+
+@every
+def test_the_logits_gradient_reaches_every_map(name):
+    decoder, maps = build(name), tuple(m.requires_grad_() for m in some_maps())
+    decoder.logits_of(decoder.decode(maps)).square().sum().backward()
+    assert all(m.grad.isfinite().all() and m.grad.abs().max() > 0 for m in maps)

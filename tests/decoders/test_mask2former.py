@@ -33,7 +33,7 @@ def test_labels_become_one_mask_per_class_present():
 
 def test_scores_are_class_times_mask_summed_over_queries():
     decoder = make(queries=20).eval()
-    classes, masks = decoder.queries(maps())
+    classes, masks = decoder.decode(maps())
     probability = classes[-1].softmax(-1)[..., :-1]
     pixels = F.interpolate(masks[-1], size=(30, 31), mode="bilinear").sigmoid()
     expected = (probability[:, :, :, None, None] * pixels[:, :, None]).sum(1)
@@ -41,7 +41,7 @@ def test_scores_are_class_times_mask_summed_over_queries():
 
 
 def test_there_is_an_output_before_the_first_layer_and_after_each():
-    classes, masks = make(queries=5, decoder_layers=3).queries(maps())
+    classes, masks = make(queries=5, decoder_layers=3).decode(maps())
     assert [c.shape for c in classes] == [(2, 5, 5)] * 4
     assert [m.shape for m in masks] == [(2, 5, 8, 8)] * 4
 
@@ -49,7 +49,7 @@ def test_there_is_an_output_before_the_first_layer_and_after_each():
 def test_the_class_term_by_hand():
     """One query and one class in each image: the matching has no choice, every output gives a plain cross-entropy."""
     decoder, labels = make(queries=1), torch.tensor([2, 3])[:, None, None].expand(2, 32, 32)
-    classes, _ = decoder.queries(maps())
+    classes, _ = decoder.decode(maps())
     expected = sum(F.cross_entropy(c[:, 0], torch.tensor([2, 3])) for c in classes)
     torch.testing.assert_close(decoder.loss(maps(), labels)["class"], 2.0 * expected)
 
@@ -76,7 +76,7 @@ def test_the_pixel_decoder_and_the_losses_stay_in_float32_under_autocast():
         lambda _, __, kwargs: seen.update(loss=kwargs["masks_queries_logits"].dtype), with_kwargs=True
     )
     with torch.autocast("cpu", torch.bfloat16):
-        assert decoder.queries(maps())[1][-1].dtype == torch.bfloat16
+        assert decoder.decode(maps())[1][-1].dtype == torch.bfloat16
         decoder.loss(maps(), torch.zeros(2, 32, 32, dtype=torch.int64))
     assert seen == {"pixels": torch.float32, "loss": torch.float32}
 
@@ -113,3 +113,13 @@ def test_sampling_offsets_start_as_transformers_starts_them():
 def test_the_width_must_suit_the_heads():
     with pytest.raises(UserError, match="width 64 must be a multiple of heads 3"):
         make(heads=3)
+
+
+def test_a_class_that_no_query_claims_has_finite_logits():
+    decoder = make(classes=4).eval()
+    with torch.no_grad():
+        decoder.classifier.weight.zero_()
+        decoder.classifier.bias.copy_(torch.tensor([-200.0, 0.0, 0.0, 0.0, 0.0]))
+    logits = decoder.logits_of(decoder.decode(maps()))
+    assert decoder.scores(maps(), (8, 8))[:, 0].max() == 0
+    assert logits[:, 0].tolist() == logits.new_full((2, 8, 8), 1e-6).log().tolist()

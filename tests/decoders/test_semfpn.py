@@ -27,7 +27,7 @@ def test_it_is_the_papers_branch_on_a_top_down_sum():
     assert [len(branch) for branch in b] == [1, 1, 2, 3]
     total = b[0][0](p[0]) + to(b[1][0](p[1]), 16) + to(b[2][1](to(b[2][0](p[2]), 8)), 16)
     total = total + to(b[3][2](to(b[3][1](to(b[3][0](p[3]), 4)), 8)), 16)
-    torch.testing.assert_close(decoder.logits(maps), decoder.classifier(total))
+    torch.testing.assert_close(decoder.decode(maps), decoder.classifier(total))
     torch.testing.assert_close(decoder.scores(maps, (64, 64)), to(decoder.classifier(total), 64))
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from segdistill.config import UserError
+from segdistill.decoders.pyramid import resize
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.methods import GKD, MSE
+from segdistill.methods.kl import pixel_kl
 from segdistill.ops import generator
 from segdistill.recipe import TaskConfig
 from segdistill.stages.base import ModelConfig
-from segdistill.stages.distill import Distillation, DistillObjective
+from segdistill.stages.distill import Distillation, DistillConfig, DistillObjective, check_method
 from segdistill.stages.task import TaskObjective, build_segmenter, check_terms
 
 SEMFPN = {"type": "semfpn", "width": 8, "dropout": 0.0}
@@ -31,6 +33,21 @@ def student():
 def part(kind, **settings):
     values = {"name": "x", "steps": 1, "data": {"domains": ["game"], "images": 1}, "method": {"type": kind, **settings}}
     return TaskConfig.model_validate(values).method
+
+
+@pytest.fixture(scope="module")
+def teacher_segmenter(teacher):
+    """The teacher with a decoder whose strides are the student's."""
+    return segmenter_of("world_teacher", teacher)
+
+
+def segmenter_of(name, encoder, **decoder):
+    model = ModelConfig.model_validate({"encoder": {"name": name}, "decoder": SEMFPN | decoder})
+    return build_segmenter(model, encoder, 5, seed=9, stage="teacher").eval().requires_grad_(False)
+
+
+def with_logits(student, segmenter, kind="logit_kd", **settings):
+    return Distillation(student, segmenter.encoder, part(kind, **settings), SEED, segmenter.decoder)
 
 
 def task(student, *, frozen=False, distillation=None, presence_weight=0.0):
@@ -83,7 +100,7 @@ def test_a_trained_encoder_gets_gradients_from_the_labels(student):
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
 
 
-@pytest.mark.parametrize("kind", ["mse", "gkd"])
+@pytest.mark.parametrize("kind", ["mse", "gkd", "proteus", "g2sd"])
 def test_single_stage_terms_are_the_task_terms_and_the_method_terms(student, teacher, kind):
     distillation = Distillation(student, teacher, part(kind), SEED)
     both = task(student, distillation=distillation, presence_weight=0.1)(batch(), 1, 2)
@@ -123,6 +140,73 @@ def test_the_teacher_stays_in_evaluation_mode_gets_no_gradient_and_is_not_saved(
         assert {id(p) for p in (*student.parameters(), *distillation.method.parameters())} <= saved
 
 
+@pytest.mark.parametrize("proxy", [None, 1])
+def test_logits_are_both_decoders_words_on_all_images_before_upsampling(student, teacher_segmenter, proxy):
+    objective = task(student, distillation=with_logits(student, teacher_segmenter), presence_weight=0.1)
+    both, alone = objective(batch(proxy=proxy), 1, 2), task(student, presence_weight=0.1)(batch(), 1, 2)
+    assert both.keys() == alone.keys() | {"pixel"}
+    for name, value in alone.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    images = torch.cat([batch()["image"], *([] if proxy is None else [batch(proxy=proxy)["proxy"]])]).float() / 255
+    ours, theirs = (net.decoder.decode(net.maps(images)) for net in (objective.segmenter, teacher_segmenter))
+    assert ours.shape == theirs.shape == (len(images), 5, 8, 16)  # stride 4 of 32 x 64
+    torch.testing.assert_close(both["pixel"], pixel_kl(ours, theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher):
+    coarse = segmenter_of("world_teacher", teacher, strides=[8, 16, 32, 64])
+    objective = task(student, distillation=with_logits(student, coarse))
+    images = batch()["image"].float() / 255
+    target = coarse.decoder.decode(coarse.maps(images))
+    ours = objective.segmenter.decoder.decode(objective.segmenter.maps(images))
+    assert (ours.shape[-2:], target.shape[-2:]) == ((8, 16), (4, 8))
+    expected = pixel_kl(resize(ours, (4, 8)), target)
+    torch.testing.assert_close(objective(batch(), 0, 2)["pixel"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("logit_kd", {}), ("cwd", {"maps": "logits"}), ("mse", {})])
+def test_every_network_runs_once_per_step(student, teacher_segmenter, kind, settings):
+    """One pass of both encoders and of the decoders that are asked, proxy images and two kinds of taps included."""
+    if kind == "mse":
+        distillation = Distillation(student, teacher_segmenter.encoder, part(kind), SEED)
+    else:
+        distillation = with_logits(student, teacher_segmenter, kind, **settings)
+    objective, passes = task(student, distillation=distillation), []
+    own, its = objective.segmenter.decoder, teacher_segmenter.decoder
+    networks = {"student": student, "teacher": teacher_segmenter.encoder, "own": own.classifier, "its": its.classifier}
+    hooks = [
+        module.register_forward_hook(lambda _, args, __, name=name: passes.append((name, len(args[0]))))
+        for name, module in networks.items()
+    ]
+    objective(batch(proxy=1), 0, 2)
+    for hook in hooks:
+        hook.remove()
+    decoders = [("own", 2)] if kind == "mse" else [("own", 4), ("its", 4)]
+    assert sorted(passes) == sorted([("student", 4), ("teacher", 4), *decoders])
+
+
+def test_logits_teach_the_students_decoder_and_encoder_and_nothing_else(student, teacher_segmenter):
+    distillation = with_logits(student, teacher_segmenter)
+    objective = task(student, distillation=distillation)
+    assert objective.segmenter.decoder.training
+    assert not any(module.training for module in teacher_segmenter.modules())
+    objective(batch(), 0, 2)["pixel"].backward()
+    assert "classifier.weight" in with_gradient(objective.segmenter.decoder)
+    assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
+    assert all(p.grad is None for p in teacher_segmenter.parameters())
+    saved = {id(p) for module in objective.trained().values() for p in module.parameters()}
+    assert not saved & {id(p) for p in teacher_segmenter.parameters()}
+    assert saved == {id(p) for p in (*student.parameters(), *objective.segmenter.decoder.parameters())}
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("logit_kd", {}), ("cwd", {"maps": "logits"})])
+def test_a_stage_without_decoder_refuses_a_method_that_reads_logits(kind, settings):
+    values = {"name": "x", "steps": 1, "data": {"domains": ["game"], "images": 1}}
+    with pytest.raises(UserError, match=f"stage x: {kind} compares class scores, and a distill stage has no decoder"):
+        check_method(DistillConfig.model_validate(values | {"method": {"type": kind, **settings}}))
+    check_method(DistillConfig.model_validate(values | {"method": {"type": "cwd"}}))
+
+
 def test_the_presence_head_starts_from_its_seed_and_its_weight_counts(student):
     torch.manual_seed(5)
     one = task(student, presence_weight=0.1)
@@ -153,6 +237,14 @@ def test_a_method_learns_how_far_the_stage_is(student, teacher):
     DistillObjective(student, distillation)(batch(), 3, 4)
     assert isinstance(distillation.method, GKD)
     assert distillation.method.progress == 0.75
+
+
+def test_the_student_does_not_run_on_views_that_a_method_does_not_need(student, teacher):
+    batches = []
+    with student.register_forward_pre_hook(lambda _, args: batches.append(len(args[0]))):
+        for kind in ("mse", "gkd", "g2sd"):
+            DistillObjective(student, Distillation(student, teacher, part(kind), SEED))(batch(), 0, 1)
+    assert batches == [2, 2 + 1, 2]
 
 
 def test_a_method_gets_the_taps_that_its_settings_ask_for(student, teacher):

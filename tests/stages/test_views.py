@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from segdistill.decoders import SemFPN
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import generator, random_mask
+from segdistill.segmenter import Segmenter
 from segdistill.stages.views import student_views, teacher_views
-from segdistill.types import Mask
+from segdistill.types import Features, Mask
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,21 @@ def test_gradients_of_one_pass_equal_those_of_two(encoder, images):
         torch.testing.assert_close(value, two[name], msg=name)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_without_the_plain_view_the_student_runs_on_the_masked_samples_alone(encoder, images, first):
+    mask = random_mask(4, 32, probability=0.75, ratio=0.5, rng=generator(3), first=first)
+    batches = []
+    with encoder.register_forward_pre_hook(lambda _, args: batches.append(len(args[0]))):
+        both = student_views(encoder, images, (2, -1), mask)
+        alone = student_views(encoder, images, (2, -1), mask, plain=False)
+    assert batches == [4 + 3, 3]
+    assert alone.plain == Features(tokens=(), cls=None, grid=(4, 8))
+    assert alone.mask is mask
+    for mine, theirs in zip(alone.masked.tokens, both.masked.tokens, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(alone.masked.cls, both.masked.cls)
+
+
 def test_without_masked_samples_there_is_no_second_view(encoder, images):
     empty = Mask(samples=torch.zeros(0, dtype=torch.long), tokens=torch.zeros(0, 32, dtype=torch.bool))
     for mask in (None, empty):
@@ -72,3 +89,18 @@ def test_the_teacher_runs_without_gradients(encoder, images):
     views = teacher_views(encoder, images, (0, -1))
     assert not any(tokens.requires_grad for tokens in views.plain.tokens)
     assert len(views.plain.tokens) == 2
+
+
+def test_one_pass_gives_the_teachers_taps_and_its_logits(encoder, images):
+    taps = encoder.record.taps
+    decoder = SemFPN(SemFPN.Config(width=8, dropout=0.0), encoder.spec(taps).channels, encoder.patch, 5).double()
+    segmenter, calls = Segmenter(encoder, decoder, taps, 5).eval(), []
+    expected, plain = segmenter.scores(images), encoder(images, (2, -1))
+    hook = encoder.register_forward_hook(lambda *_: calls.append(1))
+    views = teacher_views(encoder, images, (2, -1), decoder)
+    hook.remove()
+    assert len(calls) == 1
+    for one, other in zip(views.plain.tokens, plain.tokens, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not views.logits.requires_grad
+    torch.testing.assert_close(decoder.scores_of(views.logits, (32, 64)), expected)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from segdistill.cli.app import main
+from segdistill.cli.commands import app, main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]

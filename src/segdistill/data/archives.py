@@ -66,12 +66,13 @@ class Packed(Store):
     packed = True
 
     def __init__(self, where: Path) -> None:
-        super().__init__(where)
         self._handle: tuple[int, Any] | None = None
+        super().__init__(where)
         try:
             self._index = {name: entry for name, entry in self._entries() if _visible(name)}
         except DAMAGED as error:
-            raise UserError(f"cannot read the archive {where}: {error}; it is damaged or incomplete") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"cannot read the archive {where}: {reason}; it is damaged or incomplete") from None
         self._names = sorted(self._index)
 
     def names(self, under: str = "") -> list[str]:
@@ -88,8 +89,17 @@ class Packed(Store):
     def handle(self) -> Any:
         """This process's open archive."""
         if self._handle is None or self._handle[0] != os.getpid():
+            self._close()
             self._handle = (os.getpid(), self._open())
         return self._handle[1]
+
+    def _close(self) -> None:
+        """Let go of the handle; where it came through a fork, of this process's copy."""
+        if self._handle is not None:
+            self._handle[1].close()
+
+    def __del__(self) -> None:
+        self._close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
@@ -121,12 +131,15 @@ class Tar(Packed):
     """A tar file. A compressed one is read through again for each step back: unpack it for training."""
 
     def _open(self) -> tarfile.TarFile:
-        return tarfile.open(self.where)
+        return tarfile.open(self.where, "r:gz" if self.where.name.lower().endswith("gz") else "r:")
 
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in self.handle():
             if entry.isfile():
                 yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+        self.handle().fileobj.seek(self.handle().offset)
+        if self.handle().fileobj.read(1) not in (b"", b"\0"):  # a damaged header looks like the end
+            raise tarfile.ReadError("rubbish between its members")
 
     def _content(self, entry: tuple[int, int]) -> bytes:
         offset, size = entry

@@ -73,6 +73,19 @@ class Sample:
     name: str
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How the papers evaluate on a data set (spec A.11); all sizes (h, w) in pixels, None where nothing is prescribed.
+
+    Images are fitted into ``resize``, keeping their aspect, and seen through windows of ``window`` every ``stride``;
+    the scores are brought back to the label's size. The defaults: the image as it is, at once.
+    """
+
+    resize: tuple[int, int] | None = None
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+
+
 class Dataset(Sequence[Sample]):
     """Samples of several domains, one after the other, plus the label space they are written in.
 
@@ -88,6 +101,10 @@ class Dataset(Sequence[Sample]):
         """``domain/name`` of every sample, without reading it."""
         raise NotImplementedError
 
+    def protocol(self, domain: str) -> Protocol:
+        """How images of ``domain`` are evaluated."""
+        return Protocol()
+
 
 class DataSource(Config):
     """Where a run's images come from; shared by its stages and its evaluation. Each kind is a subclass."""
@@ -98,9 +115,17 @@ class DataSource(Config):
         """The images that ``selection`` names, prepared where they must be."""
         raise NotImplementedError
 
+    def faults(self) -> list[str]:
+        """One line for each setting of the source itself that cannot work, whatever is read from it."""
+        return []
+
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
+
+    def evaluation_split(self, domain: str) -> Split:
+        """The split that ``domain`` is scored on where nobody names one."""
+        return "test"
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """What the images of ``selections`` depend on: part of a stage's fingerprint."""

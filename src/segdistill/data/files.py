@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample, Split
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
 from segdistill.data.labels import LabelReader, read_pair
@@ -71,6 +71,13 @@ class FilesSource(DataSource):
             if labelled and part.read_label is None:
                 lines.append(f"domain '{name}' has images but no labels at {part.found.store}; {where.missing()}")
         return lines or self._several(selection)
+
+    def evaluation_split(self, domain: str) -> Split:
+        """The split that the data set's record says scores are reported on; ``val`` where it says none."""
+        try:
+            return self._place(domain).record.evaluation or "val"
+        except UserError:  # there is no such data set: problems() says so
+            return "val"
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
@@ -159,6 +166,10 @@ class FilesDataset(Dataset):
     def listing(self) -> Iterator[str]:
         """``domain/path`` of every image."""
         return (f"{part.place.name}/{item.image}" for part in self._parts for item in part.items)
+
+    def protocol(self, domain: str) -> Protocol:
+        """That of the data set's record."""
+        return next(part.place.record.protocol for part in self._parts if part.place.name == domain)
 
     def _instead(self, part: Part, index: int, error: BadSample) -> Sample:
         """The next readable image after ``index`` in a seeded order of the domain's images."""

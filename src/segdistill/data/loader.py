@@ -86,14 +86,33 @@ def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Ge
     return [drawn[index] for index in torch.randperm(total, generator=rng).tolist()]
 
 
+class _Told(TorchDataset[Batch | UserError]):
+    """The batches, and a user's mistake as a value: raised in a worker, it would come with that worker's traceback."""
+
+    def __init__(self, steps: StepBatches) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.steps[step]
+        except UserError as error:
+            return error
+
+
 def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
     """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one)."""
     loader = DataLoader(
-        steps,
+        _Told(steps),
         batch_size=None,
         sampler=order,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    return map(_raised, loader)
+
+
+def _raised(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch

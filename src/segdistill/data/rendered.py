@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from segdistill.config import UserError, choose, nearest
 from segdistill.data import world
@@ -30,11 +30,13 @@ class WorldSource(DataSource):
     seed: int = Field(0, ge=0, description="re-draws the scenes of the world")
     redraw: int = Field(0, ge=0, description="re-draws the parameters of the world's domains (0: as published)")
 
-    @field_validator("classes")
-    @classmethod
-    def _known(cls, classes: str) -> str:
-        choose("label space", classes, world.LABEL_SPACES)
-        return classes
+    def faults(self) -> list[str]:
+        """An unknown label space."""
+        if self.classes in world.LABEL_SPACES:
+            return []
+        allowed = ", ".join(sorted(world.LABEL_SPACES))
+        hint = nearest(self.classes, world.LABEL_SPACES)
+        return [f"unknown label space '{self.classes}': {hint}allowed: {allowed}"]
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> World:
         """Rendered images, from the cache where they were rendered before."""

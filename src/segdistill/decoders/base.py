@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,20 +17,47 @@ class Decoder(nn.Module):
     """Maps of an encoder's taps -> a loss on labels, and class scores per pixel.
 
     Built as ``Decoder(config, channels, stride, num_classes)``: ``channels`` of the taps, ``stride`` the pixels per
-    cell of the first map.
+    cell of the first map. A decoder owns :meth:`decode`, the one pass of its network, and what is read from its
+    outcome: :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the
+    scores is the probability of a class.
     """
 
+    scores_are_logits: bool = True
     stride: int
     num_classes: int
 
-    def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
-        """Loss terms against class indices (int64, 255 where there is none); their sum is what is optimised."""
+    def decode(self, maps: Maps) -> Any:
+        """What the network makes of the maps, in the decoder's own form."""
         raise NotImplementedError
 
-    def scores(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
+    def loss_of(self, decoded: Any, labels: Int[Tensor, "_b h w"]) -> LossTerms:
+        """Loss terms against class indices (int64, 255 where there is none); their sum is what is optimised.
+
+        The labels are those of the first decoded images; any further ones have none.
+        """
+        raise NotImplementedError
+
+    def scores_of(self, decoded: Any, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Class scores for images of ``size`` (h, w) pixels; differentiable. The argmax is the prediction."""
         raise NotImplementedError
+
+    def logits_of(self, decoded: Any) -> Float[Tensor, "b k _h _w"]:
+        """Class logits at the decoder's own resolution: their softmax over the classes is its word on a cell."""
+        raise NotImplementedError
+
+    def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
+        """:meth:`loss_of` the decoded maps."""
+        return self.loss_of(self.decode(maps), labels)
+
+    def scores(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
+        """:meth:`scores_of` the decoded maps."""
+        return self.scores_of(self.decode(maps), size)
 
     def forward(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """:meth:`scores`."""
         return self.scores(maps, size)
+
+
+def first(rows: Tensor, count: int) -> Tensor:
+    """The first ``count`` rows; the tensor itself where these are all, since a slice's gradient is a copy."""
+    return rows if len(rows) == count else rows[:count]

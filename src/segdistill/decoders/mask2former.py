@@ -15,16 +15,22 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, UserError
 from segdistill.criteria import IGNORE
-from segdistill.decoders.base import Decoder, Maps
+from segdistill.decoders.base import Decoder, Maps, first
 from segdistill.decoders.pyramid import feature_pyramid, per_level, resize
 from segdistill.types import LossTerms
 
 STRIDES = (4, 8, 16, 32)
 _QUERY_CHUNK = 16  # masks upsampled at once: bounds the memory of inference, changes no value
+_LEAST_SCORE = 1e-6  # of a class at a pixel where its logarithm is asked for
+
+Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
+"""Class logits (K + 1) and mask logits (stride 4) of every query, before the first layer and after each."""
 
 
 class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
+
+    scores_are_logits = False  # but sums over queries of probabilities
 
     class Config(Config):
         """Defaults are the authors' (spec A.10).
@@ -64,8 +70,8 @@ class Mask2Former(Decoder):
         )
         self.classifier = nn.Linear(config.width, num_classes + 1)  # the last one: no object
 
-    def queries(self, maps: Maps) -> tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]:
-        """Class logits (K + 1) and mask logits (stride 4) of every query, before the first and after each layer."""
+    def decode(self, maps: Maps) -> Queries:
+        """The queries' classes and masks, before the first layer and after each."""
         with torch.autocast(maps[0].device.type, enabled=False):
             levels = feature_pyramid(tuple(m.float() for m in maps), self.stride, STRIDES)
             pixels = self.pixel_decoder(levels, output_hidden_states=False, return_dict=True)
@@ -73,9 +79,9 @@ class Mask2Former(Decoder):
         classes = [self.classifier(state.transpose(0, 1)) for state in decoded.intermediate_hidden_states]
         return classes, list(decoded.masks_queries_logits)
 
-    def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
+    def loss_of(self, decoded: Queries, labels: Int[Tensor, "_b h w"]) -> LossTerms:
         """Class, mask and dice terms, each weighted and summed over the initial queries and all layers."""
-        classes, masks = self.queries(maps)
+        classes, masks = ([first(rows, len(labels)) for rows in outputs] for outputs in decoded)
         class_labels, mask_labels = present_masks(labels)
         with torch.autocast(labels.device.type, enabled=False):
             outputs = [
@@ -95,14 +101,25 @@ class Mask2Former(Decoder):
             "dice": config.dice_weight * _sum(terms, "loss_dice"),
         }
 
-    def scores(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
+    def scores_of(self, decoded: Queries, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Sum over queries of class probability times mask probability, the masks upsampled to ``size`` (h, w)."""
-        classes, masks = self.queries(maps)
+        classes, masks = decoded
         weights = classes[-1].float().softmax(dim=-1)[..., :-1]  # (B, Q, K)
         total = weights.new_zeros(())
         for weight, mask in zip(weights.split(_QUERY_CHUNK, 1), masks[-1].float().split(_QUERY_CHUNK, 1), strict=True):
             total = total + torch.einsum("bqk,bqhw->bkhw", weight, resize(mask, size).sigmoid())
         return total
+
+    def logits_of(self, decoded: Queries) -> Float[Tensor, "b k _h _w"]:
+        """Logarithm of the scores at stride 4, where the masks are made. Ours.
+
+        The scores are sums of probabilities, which no softmax made. Their logarithm behaves as other decoders' logits
+        do: the softmax over classes is the normalised scores, that over pixels the normalised map of a class. Papers
+        that distil the scores (spec B.4: the einsum's output) do not say which; a softmax over raw scores between 0
+        and 1 would be nearly uniform.
+        """
+        height, width = decoded[1][-1].shape[-2:]
+        return self.scores_of(decoded, (height, width)).clamp(min=_LEAST_SCORE).log()
 
 
 def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:

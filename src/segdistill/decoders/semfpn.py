@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segdistill import criteria
 from segdistill.config import Config
-from segdistill.decoders.base import Decoder, Maps
+from segdistill.decoders.base import Decoder, Maps, first
 from segdistill.decoders.pyramid import level_sizes, per_level, resize
 from segdistill.types import LossTerms
 
@@ -53,7 +53,7 @@ class SemFPN(Decoder):
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
-    def logits(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
+    def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
         """Class logits at the finest level's stride."""
         sizes = level_sizes(maps, self.stride, self.config.strides)
         read = zip(self.laterals, per_level(maps, len(sizes)), sizes, strict=True)
@@ -73,14 +73,19 @@ class SemFPN(Decoder):
             features = resize(block(features), sizes[max(0, level - 1 - step)])
         return features
 
-    def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
+    def loss_of(self, decoded: Float[Tensor, "b k _p _q"], labels: Int[Tensor, "_b h w"]) -> LossTerms:
         """Cross-entropy over the labelled pixels (255: not labelled), at the labels' resolution."""
-        _, height, width = labels.shape
-        return {"cross_entropy": criteria.pixel_cross_entropy(self.scores(maps, (height, width)), labels)}
+        count, height, width = labels.shape
+        scores = self.scores_of(first(decoded, count), (height, width))
+        return {"cross_entropy": criteria.pixel_cross_entropy(scores, labels)}
 
-    def scores(self, maps: Maps, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
+    def scores_of(self, decoded: Float[Tensor, "b k _h _w"], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
         """Class logits for images of ``size`` (h, w)."""
-        return resize(self.logits(maps), size)
+        return resize(decoded, size)
+
+    def logits_of(self, decoded: Float[Tensor, "b k _h _w"]) -> Float[Tensor, "b k _h _w"]:
+        """The classifier's output as it is, before any upsampling."""
+        return decoded
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -11,18 +11,34 @@ The contract of an entry of :data:`METHODS`::
         def forward(self, student: Views, teacher: Views) -> LossTerms
 
 Optional: ``mask_settings()`` (arguments of :func:`segdistill.ops.random_mask`, where ``needs.masked``),
-``set_progress(fraction)`` (how much of the stage is done, before each step) and ``diagnostics`` (named detached scalars
-of the last forward, to be logged and never optimised). Teacher features are constants to every method.
+``set_progress(fraction)`` (how much of the stage is done, before each step), ``diagnostics`` (named detached scalars
+of the last forward, to be logged and never optimised) and a third argument of ``forward``, ``noise`` (B, N) uniform in
+[0, 1): the random numbers of a method that draws some. Without it, they come from torch's global generator, which the
+loop seeds at every step. The teacher's views are constants to every method. Where ``needs.logits``, both views hold
+logits of one size, before any upsampling; only a task stage can give them. What several methods compute stands in a
+module of its own (:mod:`segdistill.methods.kl`).
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from segdistill.methods.afdcd import AfDCD
+from segdistill.methods.cwd import CWD
+from segdistill.methods.g2sd import G2SD
 from segdistill.methods.gkd import GKD
+from segdistill.methods.logit_kd import LogitKD
 from segdistill.methods.mse import MSE
+from segdistill.methods.proteus import Proteus
+from segdistill.methods.vitkd import ViTKD
 
 METHODS: dict[str, type[nn.Module]] = {
+    "afdcd": AfDCD,
+    "cwd": CWD,
+    "g2sd": G2SD,
     "gkd": GKD,
+    "logit_kd": LogitKD,
     "mse": MSE,
+    "vitkd": ViTKD,
+    "proteus": Proteus,
 }

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import map_to_tokens, resize_tokens, tokens_to_map
+from segdistill.ops import mean_over_hidden, norm_linear, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -39,8 +39,8 @@ class QSDHead(nn.Module):
 
     def __init__(self, student: int, teacher: int, scale: float | None = None) -> None:
         super().__init__()
-        self.proj_q = nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
-        self.proj_v = nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))
+        self.proj_q = norm_linear(student, teacher)
+        self.proj_v = norm_linear(student, teacher)
         self.scale = scale
 
     def forward(
@@ -148,12 +148,7 @@ class GKD(nn.Module):
             return F.mse_loss(self.patch_head(view, tokens, bias)[0], tokens)
         target = tokens[samples]
         error = (self.patch_head(masked, target, bias)[0] - target).square().mean(dim=-1)  # (M, N)
-        hidden = student.mask.tokens.to(error.device, error.dtype).unsqueeze(-1)
-        if student.masked.grid != to:
-            grid_map = F.interpolate(tokens_to_map(hidden, student.masked.grid), size=to, mode="nearest")
-            hidden = map_to_tokens(grid_map)
-        hidden = hidden.squeeze(-1)
-        return (error * hidden).sum() / hidden.sum().clamp(min=1)
+        return mean_over_hidden(error, student.mask.tokens, student.masked.grid, to)
 
     @torch.no_grad()
     def _diagnose(self, attention: Float[Tensor, "b n n"], logits: Float[Tensor, "b n n"]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import resize_tokens
+from segdistill.ops import norm_linear, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -44,12 +44,12 @@ class MSE(nn.Module):
             )
         self.config = config
         self.needs = self.needs_for(config)
-        self.adapters = nn.ModuleList(map(_adapter, student.channels, teacher.channels))
+        self.adapters = nn.ModuleList(map(norm_linear, student.channels, teacher.channels))
         self.cls_adapter: nn.Module | None = None
         if config.cls_weight:
             if student.cls_channels is None or teacher.cls_channels is None:
                 raise UserError("mse.cls_weight needs a student and a teacher with a CLS token: set it to 0")
-            self.cls_adapter = _adapter(student.cls_channels, teacher.cls_channels)
+            self.cls_adapter = norm_linear(student.cls_channels, teacher.cls_channels)
 
     @staticmethod
     def needs_for(config: Config) -> Needs:
@@ -70,7 +70,3 @@ class MSE(nn.Module):
             error = F.mse_loss(self.cls_adapter(student.plain.cls), teacher.plain.cls.detach())
             terms["token"] = self.config.cls_weight * error
         return terms
-
-
-def _adapter(student: int, teacher: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(student, eps=1e-5), nn.Linear(student, teacher))

@@ -48,6 +48,12 @@ class Arm:
         return _stat(model.mean_unseen for model in self.models)
 
     @property
+    def mean_unseen_interval(self) -> tuple[float, float] | None:
+        """95 % interval over the images, for a single seed: several have their own spread."""
+        low, high = self.models[0].mean_unseen_interval or (None, None)
+        return (low, high) if len(self.models) == 1 and low is not None and high is not None else None
+
+    @property
     def retention(self) -> Stat | None:
         """Mean over unseen domains divided by the teacher's, per seed."""
         return _stat(self.retentions)

@@ -126,6 +126,8 @@ def table_section(comparison: Comparison) -> str:
     notes = ["mIoU in percent.", "Bold: the best student of a column."]
     if any(len(row.seeds) > 1 for row in table.rows):
         notes.append("With several seeds: mean ± standard deviation over the seeds.")
+    if any(cell.interval and cell.sd is None for row in table.rows for cell in row.cells):
+        notes.append("In brackets: 95 % interval of a bootstrap over the images.")
     if comparison.teacher is not None and comparison.unseen:
         notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
     notes.append("Seconds: training time.")
@@ -143,9 +145,8 @@ def _classes(column: Column, first: bool) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text, _, spread = cell.text.partition(" ± ")
-    text = f"<strong>{text}</strong>" if cell.best else text
-    return f"{text}<small> ±&nbsp;{spread}</small>" if spread else text
+    text = f"<strong>{cell.number}</strong>" if cell.best else cell.number
+    return f"{text}<small> {cell.spread.replace(' ', '&nbsp;')}</small>" if cell.spread else text
 
 
 def bars_section(comparison: Comparison) -> str:

@@ -57,6 +57,7 @@ class ModelResult(_Record):
     seconds: Number = None
     domains: dict[str, DomainScore]
     mean_unseen: Share = None
+    mean_unseen_interval: tuple[Share, Share] | None = None  # 95 %, bootstrap over images
 
     @property
     def size(self) -> int | None:

@@ -33,14 +33,24 @@ class Cell:
     kind: Kind
     sd: float | None = None
     best: bool = False
+    interval: tuple[float, float] | None = None
+
+    @property
+    def number(self) -> str:
+        """As shown: percent, millions, seconds."""
+        return "–" if self.value is None else _FORMATS[self.kind](self.value)
+
+    @property
+    def spread(self) -> str:
+        """The standard deviation over seeds, else the 95 % interval over images, else nothing."""
+        if self.sd is not None:
+            return f"± {_FORMATS[self.kind](self.sd)}"
+        return f"[{', '.join(map(_FORMATS[self.kind], self.interval))}]" if self.interval else ""
 
     @property
     def text(self) -> str:
-        """As shown: percent, millions, seconds; with the standard deviation over seeds if there is one."""
-        if self.value is None:
-            return "–"
-        text = _FORMATS[self.kind](self.value)
-        return f"{text} ± {_FORMATS[self.kind](self.sd)}" if self.sd is not None else text
+        """Number and spread."""
+        return f"{self.number} {self.spread}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,10 @@ def _cell(arm: Arm, column: Column) -> Cell:
         stat: Stat | None = getattr(arm, column.key)
     else:
         stat = arm.score(column.key)
-    return Cell(stat.mean, column.kind, stat.sd) if stat else Cell(None, column.kind)
+    if stat is None:
+        return Cell(None, column.kind)
+    interval = arm.mean_unseen_interval if column.key == "mean_unseen" and column.group == "mean" else None
+    return Cell(stat.mean, column.kind, stat.sd, interval=interval)
 
 
 def _mark_best(rows: list[Row], columns: list[Column]) -> list[Row]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
 from pydantic import Field
+from torch import Tensor, nn
 
 from segdistill.config import Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
@@ -15,7 +17,8 @@ from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
 from segdistill.ops import derive_seed
-from segdistill.train.loop import Log, LoopSettings
+from segdistill.train.loop import Log, LoopSettings, Objective, train
+from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
 
 
 class ModelConfig(Config):
@@ -33,6 +36,9 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1)
     batch: int = Field(16, ge=1, description="images per step over all processes")
+    seed: int | None = Field(
+        None, ge=0, description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)"
+    )
 
     def selections(self) -> tuple[DataSelection, ...]:
         """Everything that the stage reads."""
@@ -41,7 +47,11 @@ class StageConfig(Config):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given. ``student_weights``: the encoder file that an earlier stage left, if any."""
+    """What a stage is given.
+
+    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_decoder``: the decoder file of
+    the last earlier task stage of the teacher, if any; for methods that read its logits.
+    """
 
     fabric: Fabric
     source: DataSource
@@ -52,22 +62,40 @@ class StageContext:
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
+    teacher_decoder: Path | None
     log: Log
     progress: Progress
     log_every: int
     checkpoint_every: int
     workers: int
 
-    def loop_settings(self, config: StageConfig, clip: float | None) -> LoopSettings:
-        """The loop's settings for this stage."""
-        return LoopSettings(
-            stage=self.label,
-            steps=config.steps,
-            seed=(self.seed, config.name),
-            fingerprint=self.fingerprint,
-            clip=clip,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
+    def train(
+        self,
+        config: StageConfig,
+        optimizer: CosineConfig | PolyConfig,
+        objective: Objective,
+        modules: Sequence[tuple[nn.Module, float]],
+        batches: Callable[[Sequence[int]], Iterator[dict[str, Tensor]]],
+    ) -> float:
+        """Run the loop for this stage on (module, learning-rate scale) pairs; returns the seconds it took."""
+        return train(
+            self.fabric,
+            objective,
+            parameter_groups(modules, optimizer.weight_decay),
+            batches,
+            schedule=optimizer.schedule(config.batch),
+            betas=optimizer.betas,
+            settings=LoopSettings(
+                stage=self.label,
+                steps=config.steps,
+                seed=(self.seed, config.name),
+                fingerprint=self.fingerprint,
+                clip=optimizer.clip,
+                log_every=self.log_every,
+                checkpoint_every=self.checkpoint_every,
+            ),
+            folder=self.folder / "checkpoint",
+            log=self.log,
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
@@ -104,6 +132,7 @@ class StageResult:
     seconds: float
     parameters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:

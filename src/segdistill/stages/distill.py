@@ -6,22 +6,25 @@ Only the student's encoder is handed over; the method's heads are dropped and st
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Part, part_of
+from segdistill.config import Part, UserError, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
+from segdistill.decoders import Decoder
+from segdistill.decoders.pyramid import resize
 from segdistill.encoders import Encoder
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, random_mask
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count
 from segdistill.stages.views import student_views, teacher_views
-from segdistill.train.loop import Objective, train
-from segdistill.train.optim import CosineConfig, parameter_groups
+from segdistill.train.loop import Objective
+from segdistill.train.optim import CosineConfig
 from segdistill.types import LossTerms, Mask, Needs, Views
 from segdistill.weights import save_encoder
 
@@ -36,23 +39,51 @@ class DistillConfig(StageConfig):
     repeats: int = Field(3, ge=1, description="repeated augmentation: an epoch sees 1 / repeats of the images")
 
 
-class Distillation(nn.Module):
-    """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD."""
+def needs_of(part: Part) -> Needs:
+    """What the method of ``part`` wants to be given with its settings."""
+    method: Any = METHODS[part.type]
+    return method.needs_for(part.settings)
 
-    def __init__(self, student: Encoder, teacher: Encoder, part: Part, seed: tuple[int | str, ...]) -> None:
+
+def check_method(config: DistillConfig) -> None:
+    """Raise a :class:`UserError` for a method that this stage cannot feed."""
+    if needs_of(config.method).logits:
+        raise UserError(
+            f"stage {config.name}: {config.method.type} compares class scores, and a distill stage has no decoder; "
+            "make it the method of a task stage, or choose settings that compare features"
+        )
+
+
+class Distillation(nn.Module):
+    """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD.
+
+    ``teacher_decoder`` makes the teacher a segmenter: where the method reads logits, and only there.
+    """
+
+    def __init__(
+        self,
+        student: Encoder,
+        teacher: Encoder,
+        part: Part,
+        seed: tuple[int | str, ...],
+        teacher_decoder: Decoder | None = None,
+    ) -> None:
         super().__init__()
-        self.teacher, self.seed, self.patch = teacher, seed, student.patch
-        method: Any = METHODS[part.type]
-        taps = method.needs_for(part.settings).taps
+        self.teacher, self.teacher_decoder = teacher, teacher_decoder
+        self.seed, self.patch = seed, student.patch
+        self.needs = needs_of(part)
+        assert self.needs.logits == (teacher_decoder is not None), part.type
+        taps, method = self.needs.taps, METHODS[part.type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
             self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
-        self.needs: Needs = method.needs_for(part.settings)
 
     def train(self, mode: bool = True) -> Distillation:
         """Everything but the teacher, which stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
+        if self.teacher_decoder is not None:
+            self.teacher_decoder.eval()
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
@@ -66,10 +97,18 @@ class Distillation(nn.Module):
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
     def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:
-        """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1]."""
+        """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
+
+        The student's logits are resampled to the size of the teacher's where the decoders' strides differ.
+        """
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
-        return self.method(student, teacher_views(self.teacher, images, self.needs.taps))
+        teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_decoder)
+        if teacher.logits is not None:
+            assert student.logits is not None
+            height, width = teacher.logits.shape[-2:]
+            student = replace(student, logits=resize(student.logits, (height, width)))
+        return self.method(student, teacher)
 
 
 class DistillObjective(Objective):
@@ -87,7 +126,8 @@ class DistillObjective(Objective):
         """The method's terms on the batch's images (B, 3, H, W) uint8."""
         images = batch["image"].float() / 255.0
         mask = self.distillation.mask(images, step)
-        views = student_views(self.student, images, self.distillation.needs.taps, mask)
+        needs = self.distillation.needs
+        views = student_views(self.student, images, needs.taps, mask, plain=needs.plain)
         return self.distillation(views, images, step, steps)
 
     def diagnostics(self) -> dict[str, float]:
@@ -98,6 +138,7 @@ class DistillObjective(Objective):
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
+    check_method(config)
     student, seed = context.build_student(), (context.seed, config.name)
     distillation = Distillation(student, context.build_teacher(), config.method, seed)
     method = distillation.method
@@ -110,16 +151,12 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         rank=context.fabric.global_rank,
         world_size=context.fabric.world_size,
     )
-    seconds = train(
-        context.fabric,
+    seconds = context.train(
+        config,
+        config.optimizer,
         DistillObjective(student, distillation),
-        parameter_groups([(student, 1.0), (method, 1.0)], config.optimizer.weight_decay),
+        [(student, 1.0), (method, 1.0)],
         lambda order: batches(data, order, context.workers),
-        schedule=config.optimizer.schedule(config.batch),
-        betas=config.optimizer.betas,
-        settings=context.loop_settings(config, config.optimizer.clip),
-        folder=context.folder / "checkpoint",
-        log=context.log,
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")

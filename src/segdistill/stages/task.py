@@ -8,11 +8,13 @@ with a distillation term (the single-stage protocol of vanilla KD and its kin).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, part_of
@@ -20,18 +22,18 @@ from segdistill.criteria import presence_loss
 from segdistill.data.dataset import DataSelection
 from segdistill.data.loader import Batch, StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
-from segdistill.decoders import DECODERS
+from segdistill.decoders import DECODERS, Decoder
 from segdistill.encoders import Encoder
 from segdistill.files import write_atomic
 from segdistill.methods import METHODS
-from segdistill.ops import derive_seed, tokens_to_map
+from segdistill.ops import derive_seed
 from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, need, need_decoder
-from segdistill.stages.distill import Distillation
-from segdistill.stages.views import student_views
-from segdistill.train.loop import Objective, train
-from segdistill.train.optim import PolyConfig, parameter_groups
-from segdistill.types import Features, LossTerms, Views
+from segdistill.stages.distill import Distillation, needs_of
+from segdistill.stages.views import maps, rows, split_taps, student_views
+from segdistill.train.loop import Objective
+from segdistill.train.optim import PolyConfig
+from segdistill.types import LossTerms, Views
 from segdistill.weights import save_encoder
 
 
@@ -109,32 +111,39 @@ class TaskObjective(Objective):
         return self
 
     def forward(self, batch: Batch, step: int, steps: int) -> LossTerms:
-        """Task terms on the labelled images, distillation terms on them and on the batch's proxy images."""
+        """Task terms on the labelled images, distillation terms on them and on the batch's proxy images.
+
+        The decoder runs once: on all images where the method reads logits, else on the labelled ones.
+        """
         images, labels = batch["image"].float() / 255.0, batch["label"]
         taps = self.segmenter.taps
         if self.distillation is None:
             with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
                 features = self.segmenter.encoder(images, taps)
-            return self._task_terms(features, labels)
+            return self._task_terms(self.segmenter.decoder.decode(maps(features)), features.cls, labels)
         labelled = images.shape[0]
         if "proxy" in batch:
             images = torch.cat([images, batch["proxy"].float() / 255.0])
-        mask = self.distillation.mask(images, step)
-        views = student_views(self.encoder, images, taps + self.distillation.needs.taps, mask)
-        terms = self._task_terms(_first(views.plain, labelled, len(taps)), labels)
+        needs, mask = self.distillation.needs, self.distillation.mask(images, step)
+        views = student_views(self.encoder, images, taps + needs.taps, mask)
+        read, plain = split_taps(views.plain, len(taps))
+        decoder, own = self.segmenter.decoder, rows(read, slice(0, labelled))
+        decoded = decoder.decode(maps(read if needs.logits else own))
+        terms = self._task_terms(decoded, own.cls, labels)
         student = Views(
-            plain=_after(views.plain, len(taps)),
-            masked=None if views.masked is None else _after(views.masked, len(taps)),
+            plain=plain,
+            masked=None if views.masked is None else split_taps(views.masked, len(taps))[1],
             mask=views.mask,
+            logits=decoder.logits_of(decoded) if needs.logits else None,
         )
         return terms | self.distillation(student, images, step, steps)
 
-    def _task_terms(self, features: Features, labels: Tensor) -> LossTerms:
-        maps = tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
-        terms = self.segmenter.decoder.loss(maps, labels)
+    def _task_terms(self, decoded: Any, cls: Tensor | None, labels: Tensor) -> LossTerms:
+        """The decoder's terms and the presence term, given the CLS tokens (B, C) of the labelled images."""
+        terms = self.segmenter.decoder.loss_of(decoded, labels)
         if self.presence is not None:
-            assert features.cls is not None
-            terms["presence"] = self.presence_weight * presence_loss(self.presence(features.cls), labels)
+            assert cls is not None
+            terms["presence"] = self.presence_weight * presence_loss(self.presence(cls), labels)
         return terms
 
     def diagnostics(self) -> dict[str, float]:
@@ -154,6 +163,15 @@ def build_segmenter(model: ModelConfig, encoder: Encoder, num_classes: int, *, s
     return Segmenter(encoder, decoder, taps, num_classes)
 
 
+def load_decoder(decoder: Decoder, path: Path) -> None:
+    """Read the weights that a task stage left at ``path``."""
+    try:
+        decoder.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the decoder {path}: {reason}; run its stage again") from None
+
+
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     """Train on source labels; leaves ``decoder.safetensors`` and, where it was trained, ``encoder.safetensors``."""
     is_teacher = config.model == "teacher"
@@ -166,35 +184,37 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     segmenter = build_segmenter(
         model, encoder, len(dataset.names), seed=derive_seed(*seed, "decoder"), stage=context.label
     )
-    distillation = None
-    if config.method is not None:
-        distillation = Distillation(encoder, context.build_teacher(), config.method, seed)
     objective = TaskObjective(
         segmenter,
         frozen=frozen,
-        distillation=distillation,
+        distillation=_distillation(config, context, encoder, segmenter.num_classes),
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),
     )
     scales = {"encoder": config.optimizer.encoder_lr_scale}
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
-    seconds = train(
-        context.fabric,
-        objective,
-        parameter_groups(trained, config.optimizer.weight_decay),
-        _task_batches(config, context, seed),
-        schedule=config.optimizer.schedule(config.batch),
-        betas=config.optimizer.betas,
-        settings=context.loop_settings(config, config.optimizer.clip),
-        folder=context.folder / "checkpoint",
-        log=context.log,
-    )
+    seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, seed))
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in segmenter.decoder.state_dict().items()}
         write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
-    return StageResult(seconds, parameters={"encoder": count(encoder), "decoder": count(segmenter.decoder)})
+    parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
+    return StageResult(seconds, parameters, classes=tuple(dataset.names))
+
+
+def _distillation(config: TaskConfig, context: StageContext, student: Encoder, num_classes: int) -> Distillation | None:
+    """The distillation term, if the stage has one; with the teacher's decoder where its method reads logits."""
+    if config.method is None:
+        return None
+    teacher, decoder = context.build_teacher(), None
+    if needs_of(config.method).logits:
+        assert context.teacher_decoder is not None, "the recipe's validation asks for it"
+        model = need(context.teacher, "teacher", context.label)
+        decoder = build_segmenter(model, teacher, num_classes, seed=0, stage=context.label).decoder
+        load_decoder(decoder, context.teacher_decoder)
+        decoder.eval().requires_grad_(False)
+    return Distillation(student, teacher, config.method, (context.seed, config.name), decoder)
 
 
 def check_terms(config: TaskConfig) -> None:
@@ -229,14 +249,3 @@ def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | s
         return (batch | {"proxy": extra["image"]} for batch, extra in pairs)
 
     return both
-
-
-def _first(features: Features, rows: int, taps: int) -> Features:
-    """The first ``taps`` taps of the first ``rows`` images."""
-    cls = None if features.cls is None else features.cls[:rows]
-    return Features(tokens=tuple(tokens[:rows] for tokens in features.tokens[:taps]), cls=cls, grid=features.grid)
-
-
-def _after(features: Features, taps: int) -> Features:
-    """All taps but the first ``taps``."""
-    return Features(tokens=features.tokens[taps:], cls=features.cls, grid=features.grid)

@@ -1,37 +1,71 @@
-"""Runs the networks as a method needs them: one pass of the teacher, one of the student for all its views."""
+"""Runs the networks as a method needs them: one pass of the teacher, one of the student for all its views.
+
+Where a method reads logits, one pass of an encoder serves the decoder's taps and the method's: the decoder's first.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segdistill.decoders import Decoder, Maps
 from segdistill.encoders import Encoder
+from segdistill.ops import tokens_to_map
 from segdistill.types import Features, Mask, Views
 
 
 @torch.no_grad()
-def teacher_views(encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...]) -> Views:
-    """The frozen teacher's features of the unmasked images."""
-    return Views(plain=encoder(images, taps))
+def teacher_views(
+    encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], decoder: Decoder | None = None
+) -> Views:
+    """The frozen teacher's features of the unmasked images and, where its ``decoder`` is given, its logits."""
+    if decoder is None:
+        return Views(plain=encoder(images, taps))
+    own = encoder.record.taps
+    read, plain = split_taps(encoder(images, own + taps), len(own))
+    return Views(plain=plain, logits=decoder.logits_of(decoder.decode(maps(read))))
 
 
 def student_views(
-    encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], mask: Mask | None = None
+    encoder: Encoder,
+    images: Float[Tensor, "b 3 H W"],
+    taps: tuple[int, ...],
+    mask: Mask | None = None,
+    *,
+    plain: bool = True,
 ) -> Views:
     """The student's plain features of all B images and its masked ones of the M masked samples, in one pass of B + M.
 
-    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11).
+    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11). Without ``plain``, a
+    pass of M alone: ``Needs.plain``.
     """
     if mask is None or len(mask.samples) == 0:
+        assert plain, "no view to run"
         return Views(plain=encoder(images, taps))
+    if not plain:
+        masked = encoder(images[mask.samples], taps, mask.tokens)
+        return Views(plain=Features(tokens=(), cls=None, grid=masked.grid), masked=masked, mask=mask)
     b = images.shape[0]
     hidden = torch.zeros(b + len(mask.samples), mask.tokens.shape[1], dtype=torch.bool, device=images.device)
     hidden[b:] = mask.tokens
     both = encoder(torch.cat([images, images[mask.samples]]), taps, hidden)
-    return Views(plain=_rows(both, slice(0, b)), masked=_rows(both, slice(b, None)), mask=mask)
+    return Views(plain=rows(both, slice(0, b)), masked=rows(both, slice(b, None)), mask=mask)
 
 
-def _rows(features: Features, rows: slice) -> Features:
-    cls = None if features.cls is None else features.cls[rows]
-    return Features(tokens=tuple(tokens[rows] for tokens in features.tokens), cls=cls, grid=features.grid)
+def maps(features: Features) -> Maps:
+    """The taps as maps (B, C, h, w), as a decoder reads them."""
+    return tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
+
+
+def split_taps(features: Features, count: int) -> tuple[Features, Features]:
+    """The first ``count`` taps and the others."""
+    return replace(features, tokens=features.tokens[:count]), replace(features, tokens=features.tokens[count:])
+
+
+def rows(features: Features, chosen: slice) -> Features:
+    """The ``chosen`` images."""
+    cls = None if features.cls is None else features.cls[chosen]
+    return Features(tokens=tuple(tokens[chosen] for tokens in features.tokens), cls=cls, grid=features.grid)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from segdistill.data.dataset import Split
+from segdistill.data.dataset import Protocol, Split
 
 IGNORE = 255
+WINDOW, STRIDE = (512, 512), (341, 341)
 RGB = tuple[int, int, int]
 
 FIELDS = {"number": r"\d+", "path": ".+", "ext": "(?i:png|jpe?g|tiff?|bmp|webp)"}
@@ -76,6 +77,11 @@ class DatasetRecord:
     subsets: tuple[str, ...] = ()
     raw: tuple[Layout, ...] = ()  # official forms that must be prepared before they can be read
     note: str = ""
+
+    @property
+    def protocol(self) -> Protocol:
+        """Where the papers resize test images they also see them through windows (spec A.11)."""
+        return Protocol() if self.resize is None else Protocol(self.resize, WINDOW, STRIDE)
 
 
 def trainids(classes: int, *, ignored: Iterable[int] = (IGNORE,)) -> Encoding:

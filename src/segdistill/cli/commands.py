@@ -79,15 +79,29 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="evaluate.* and data.* settings, such as evaluate.images=200")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the scores; default: the run folder")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SUBSET][:SPLIT]...", help="other data, such as cityscapes:val acdc:night"),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the scores; default: the run folder, with --data one below it")
+    ] = None,
 ) -> None:
-    """Score the segmenters of a finished run again, on other domains, images or windows."""
+    """Score the segmenters of a finished run again, on other domains, data sets, images or windows."""
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
     from segdistill.run import evaluate_run
 
     settings = recipes.load(folder / "recipe.yaml")
-    changed = recipes.load(folder / "recipe.yaml", overrides)
+    if data:  # the names after the first one look like arguments
+        items = data + [text for text in overrides or [] if "=" not in text]
+        changed = recipes.retarget(settings, items, root, [text for text in overrides or [] if "=" in text])
+        out = out or folder / "on" / "-".join(item.replace(":", "_") for item in items)
+    elif root is not None:
+        raise UserError("--root is for --data NAME ...: say which data sets to score")
+    else:
+        changed = recipes.load(folder / "recipe.yaml", overrides)
     with Bars(settings.name, 0) as bars:
         evaluate_run(settings, changed, folder, out or folder, watcher=bars)
     _show([out or folder], (out or folder) / "report.html")
@@ -100,6 +114,38 @@ def report(
 ) -> None:
     """Compare run folders: a table here and one self-contained HTML page."""
     _show(folders, out)
+
+
+@app.command()
+def bench(
+    table: Annotated[Path, typer.Argument(help="a table file, such as recipes/tables/table1_world.yaml")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
+    jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
+) -> None:
+    """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues."""
+    from segdistill import bench as benches
+    from segdistill.demo import recipes_folder
+    from segdistill.progress import Bars
+
+    config = benches.load_table(table)
+    benches.check_paper(config)
+    cells = benches.cells_of(config, recipes_folder(), tuple(overrides or ()))
+    gpus = benches.visible_gpus()
+    with Bars(config.name, 0) as bars:
+        outcomes = benches.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+    result = benches.collect_table(config, outcomes)
+    for path in benches.write_table(result, out / config.name):
+        typer.echo(str(path))
+    print_table(benches.plain_rows(result))
+    for error in result.errors:
+        typer.echo(f"not finished: {error}", err=True)
+    if result.errors:
+        raise typer.Exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @app.command()

@@ -1,0 +1,92 @@
+"""Class scores of large images, a band of rows at a time: memory does not grow with an image's height."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BAND = 2**22
+"""Score values (classes x rows x width) that are enlarged at once: 16 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of the answer for one image of a batch, from row ``top`` on.
+
+    ``classes`` (rows, W) int64; ``confidence`` (rows, W) float32: the probability of the class, as in :func:`decide`.
+    """
+
+    image: int
+    top: int
+    classes: Tensor
+    confidence: Tensor
+
+
+def decide(scores: Float[Tensor, "k h w"], *, logits: bool) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """The best class of every pixel and its probability.
+
+    The softmax over the classes where the scores are logits. Scores that are not (Mask2Former's sums over queries of
+    class probability times mask probability: not negative, but of no fixed sum) are divided by their sum.
+    """
+    best, classes = scores.max(dim=0)
+    if logits:
+        return classes, 1 / (scores - best).exp_().sum(dim=0)
+    return classes, best / scores.sum(dim=0).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def enlarge(
+    bands: Iterable[Float[Tensor, "b k _rows w"]], source: tuple[int, int], target: tuple[int, int]
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Scores of size ``source`` (h, w), given as bands from top to bottom, bilinearly resampled to ``target`` (H, W).
+
+    Yields (image, first row, float32 scores (K, rows, W)) from top to bottom. The values are those of
+    ``F.interpolate(..., mode="bilinear", align_corners=False)`` up to rounding, and do not depend on how the rows are
+    cut. Memory: the source rows that are still needed, and at any time no more than four arrays (the two rows that are
+    blended, their source, and one of the caller) of :data:`BAND` values, or of one row where that is more:
+    4 x 4 x 2**22 bytes = 64 MiB, where the full scores of 19 classes on 5000 x 4000 pixels are 1.5 GB.
+    """
+    above, below, share = _blend(source[0], target[0])
+    last_rows = below.tolist()
+    kept, first, done = None, 0, 0  # source rows from ``first`` on; target rows given out
+    for band in bands:
+        kept = band if kept is None else torch.cat([kept, band], dim=2)
+        ready = bisect_left(last_rows, first + kept.shape[2])
+        shrink = -(-source[0] // target[0])  # source rows per target row, at least one
+        step = max(1, BAND // (kept.shape[1] * max(source[1], target[1]) * shrink))
+        for top in range(done, ready, step):
+            rows = slice(top, min(top + step, ready))
+            low, high = int(above[top]), last_rows[rows.stop - 1] + 1
+            places = [index[rows].sub(low).to(band.device) for index in (above, below)]
+            for image, scores in enumerate(kept):
+                wide = _widen(scores[:, low - first : high - first].float(), target[1])
+                if source[0] == target[0]:
+                    yield image, top, wide
+                    continue
+                lower = share[rows, None].to(band.device)
+                upper_part, lower_part = (wide.index_select(1, place) for place in places)
+                yield image, top, upper_part.mul_(1 - lower).add_(lower_part.mul_(lower))
+        done = ready
+        drop = min(int(above[done]) - first if done < target[0] else kept.shape[2], kept.shape[2])
+        kept, first = kept[:, :, drop:], first + drop
+
+
+def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For every target row the two source rows that it lies between (one, if on it), and the lower one's share."""
+    centre = ((torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    above = centre.long().clamp(max=source - 1)
+    share = centre - above
+    return above, (above + (share > 0)).clamp(max=source - 1), share
+
+
+def _widen(scores: Tensor, width: int) -> Tensor:
+    """Rows (K, rows, w) resampled to ``width``; every row on its own."""
+    if scores.shape[-1] == width:
+        return scores
+    size = (scores.shape[1], width)
+    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]

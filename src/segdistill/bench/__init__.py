@@ -1,0 +1,25 @@
+"""Tables as a command: a grid of runs that share what is shared, in the papers' layout, their numbers beside ours."""
+
+from segdistill.bench.execute import Outcome, run_cells, visible_gpus
+from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown, write_table
+from segdistill.bench.result import Entry, TableResult, check_paper, collect_table
+from segdistill.bench.table import Cell, TableConfig, cells_of, load_table
+
+__all__ = [
+    "Cell",
+    "Entry",
+    "Outcome",
+    "TableConfig",
+    "TableResult",
+    "cells_of",
+    "check_paper",
+    "collect_table",
+    "load_table",
+    "plain_rows",
+    "run_cells",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "visible_gpus",
+    "write_table",
+]

@@ -1,0 +1,178 @@
+"""A table in the paper's layout as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segdistill.bench.result import TEACHER, Entry, TableResult
+from segdistill.files import write_atomic
+from segdistill.report.compare import Stat
+from segdistill.report.page import write_report
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title, the number of a row (a share, points or seconds), its text, and whether its best is marked."""
+
+    title: str
+    number: Callable[[int], Stat | float | None]
+    text: Callable[[Stat | float], str]
+    ranked: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """``heading`` where a group of rows starts; ``best[j]`` says that cell j is its column's best student."""
+
+    heading: str
+    title: str
+    cells: tuple[str, ...]
+    best: tuple[bool, ...]
+
+
+def layout(result: TableResult) -> tuple[list[str], list[Line]]:
+    """The heads and the lines, teacher first; best by what is shown, students only."""
+    columns = [*_sweep_columns(result)] if result.table.sweep else [*_domain_columns(result)]
+    rows = range(len(result.table.rows))
+    tops = [max((_shown(column, row) for row in rows), default=None) if column.ranked else None for column in columns]
+    lines, group = [], ""
+    if result.teachers:
+        title = f"Teacher: {next(iter(result.teachers.values())).title}"
+        lines.append(Line("", title, tuple(_cell(column, TEACHER) for column in columns), (False,) * len(columns)))
+    for row in rows:
+        config = result.table.rows[row]
+        best = tuple(
+            top is not None and column.number(row) is not None and _shown(column, row) == top
+            for column, top in zip(columns, tops, strict=True)
+        )
+        heading = config.group if config.group != group else ""
+        lines.append(Line(heading, config.title, tuple(_cell(column, row) for column in columns), best))
+        group = config.group
+    first = result.table.sweep.title if result.table.sweep else "method"
+    return [first, *(column.title for column in columns)], lines
+
+
+def plain_rows(result: TableResult) -> list[list[str]]:
+    """The table as rows of text, heads first; a star marks a column's best student."""
+    heads, lines = layout(result)
+    rows = [heads]
+    for line in lines:
+        title = f"{line.heading}: {line.title}" if line.heading else line.title
+        rows.append([title, *(cell + "*" * best for cell, best in zip(line.cells, line.best, strict=True))])
+    return rows
+
+
+def write_table(result: TableResult, folder: Path) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX and the page that compares its runs; the files that were written."""
+    files = {"table.md": to_markdown(result), "table.csv": to_csv(result), "table.tex": to_latex(result)}
+    for name, text in files.items():
+        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
+    paths = [folder / name for name in files]
+    if result.runs:
+        paths.append(folder / "report.html")
+        write_report([run.folder for run in result.runs.values()], paths[-1])
+    return paths
+
+
+def to_markdown(result: TableResult) -> str:
+    """The table; the best student of a column is bold, numbers are mean ± standard deviation over the seeds."""
+    heads, lines = layout(result)
+    texts = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    for line in lines:
+        if line.heading:
+            texts.append(f"| *{line.heading}* |{' |' * (len(heads) - 1)}")
+        cells = (f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True))
+        texts.append(f"| {' | '.join([line.title, *cells])} |")
+    return "\n".join(texts) + "\n"
+
+
+def to_latex(result: TableResult) -> str:
+    """The same table for the package booktabs."""
+    heads, lines = layout(result)
+    texts = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+    texts += [" & ".join(map(_tex, heads)) + r" \\", r"\midrule"]
+    for line in lines:
+        if line.heading:
+            texts.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{_tex(line.heading)}}}}} \\")
+        pairs = zip(map(_tex, line.cells), line.best, strict=True)
+        cells = (rf"\textbf{{{cell}}}" if best else cell for cell, best in pairs)
+        texts.append(" & ".join([_tex(line.title), *cells]) + r" \\")
+    return "\n".join([*texts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def to_csv(result: TableResult) -> str:
+    """One line per row, sweep value and seed: unrounded shares in [0, 1], seconds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "row", "sweep", "seed", *result.unseen, "mean_unseen", "retention", "seconds"])
+    for (number, value, seed), run in sorted(result.runs.items()):
+        row = result.table.rows[number]
+        scores = [run.student.domains[name].miou for name in result.unseen]
+        numbers = [*scores, run.student.mean_unseen, run.retention, run.student.seconds]
+        writer.writerow([row.group, row.title, value, seed, *("" if n is None else repr(n) for n in numbers)])
+    return text.getvalue()
+
+
+def _domain_columns(result: TableResult) -> list[Column]:
+    """Unseen domains, their mean, gain over the group's baseline, retention, seconds, and the paper's mean."""
+
+    def of(pick: Callable[[Entry], Stat | None]) -> Callable[[int], Stat | None]:
+        return lambda row: None if (found := result.entry(row, "")) is None else pick(found)
+
+    columns = [
+        Column(domain, of(lambda found, domain=domain: found.score(domain)), _percent, ranked=True)
+        for domain in result.unseen
+    ]
+    columns.append(Column("Avg.", of(lambda found: found.mean_unseen), _percent, ranked=True))
+    columns.append(Column("gain", lambda row: result.gain(row, ""), lambda points: f"{_mean(points):+.1f}"))
+    columns.append(Column("retention (%)", of(lambda found: found.retention), _percent))
+    columns.append(Column("seconds", of(lambda found: found.seconds), lambda seconds: f"{_mean(seconds):.0f}"))
+    if result.paper is not None:
+        columns.append(Column("paper: Avg.", result.paper_average, lambda score: f"{_mean(score):.1f}"))
+    return columns
+
+
+def _sweep_columns(result: TableResult) -> list[Column]:
+    """The mean over the unseen domains at each value of the sweep."""
+
+    def at(value: str) -> Callable[[int], Stat | None]:
+        def number(row: int) -> Stat | None:
+            found = result.entry(row, value)
+            return found.mean_unseen if found else None
+
+        return number
+
+    return [Column(value, at(value), _percent, ranked=True) for value in result.values]
+
+
+def _shown(column: Column, row: int) -> float:
+    """The number as a reader sees it: with one decimal of a percent; minus infinity where there is none."""
+    number = column.number(row)
+    return float("-inf") if number is None else round(100 * _mean(number), 1)
+
+
+def _cell(column: Column, row: int) -> str:
+    number = column.number(row)
+    return DASH if number is None else column.text(number)
+
+
+def _percent(number: Stat | float) -> str:
+    text = f"{100 * _mean(number):.1f}"
+    spread = number.sd if isinstance(number, Stat) else None
+    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+
+
+def _mean(number: Stat | float) -> float:
+    return number.mean if isinstance(number, Stat) else number
+
+
+def _tex(text: str) -> str:
+    for sign, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$")):
+        text = text.replace(sign, escaped)
+    return text.replace(DASH, "--")

@@ -1,0 +1,145 @@
+"""What a table's runs say: one entry per row and sweep value, over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from segdistill.bench.execute import Outcome
+from segdistill.bench.table import TableConfig
+from segdistill.config import UserError
+from segdistill.report.compare import Stat
+from segdistill.report.papers import PaperBlock, paper_block
+from segdistill.report.runs import ModelResult, Run, load_run
+
+TEACHER = -1
+"""The row number of the teacher's line."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The student (or the teacher) of one row and sweep value, over the seeds that finished."""
+
+    title: str
+    models: tuple[ModelResult, ...]
+    retentions: tuple[float, ...] = ()
+
+    def score(self, domain: str) -> Stat | None:
+        """mIoU on a domain, a share in [0, 1]."""
+        return _stat(model.domains[domain].miou for model in self.models)
+
+    @property
+    def mean_unseen(self) -> Stat | None:
+        """Mean mIoU over the unseen domains."""
+        return _stat(model.mean_unseen for model in self.models)
+
+    @property
+    def retention(self) -> Stat | None:
+        """Student's mean over unseen domains divided by its teacher's."""
+        return _stat(self.retentions)
+
+    @property
+    def seconds(self) -> Stat | None:
+        """Training time of its own stages."""
+        return _stat(model.seconds for model in self.models)
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """All entries: ``entries[row, value]``; ``runs`` behind them; ``errors`` of cells that did not finish."""
+
+    table: TableConfig
+    unseen: tuple[str, ...]
+    teachers: dict[str, Entry]  # per sweep value
+    entries: dict[tuple[int, str], Entry]
+    runs: dict[tuple[int, str, int], Run]
+    errors: tuple[str, ...]
+    paper: PaperBlock | None
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Titles of the sweep's columns; one empty title without a sweep."""
+        return tuple(self.table.sweep.values) if self.table.sweep else ("",)
+
+    def baseline(self, row: int) -> int | None:
+        """The row that gains of ``row`` are counted from: its group's baseline."""
+        group = self.table.rows[row].group
+        found = [i for i, other in enumerate(self.table.rows) if other.baseline and other.group == group]
+        return found[0] if found and found[0] != row else None
+
+    def entry(self, row: int, value: str) -> Entry | None:
+        """The teacher's or a row's numbers at one sweep value."""
+        return self.teachers.get(value) if row == TEACHER else self.entries.get((row, value))
+
+    def gain(self, row: int, value: str) -> float | None:
+        """Mean over unseen domains minus the baseline's, in points."""
+        base = None if row == TEACHER else self.baseline(row)
+        own, other = self.entries.get((row, value)), None if base is None else self.entries.get((base, value))
+        if own is None or other is None or own.mean_unseen is None or other.mean_unseen is None:
+            return None
+        return 100 * (own.mean_unseen.mean - other.mean_unseen.mean)
+
+    def paper_average(self, row: int) -> float | None:
+        """The last column of the row's counterpart in the paper, in percent."""
+        if self.paper is None:
+            return None
+        if row == TEACHER:
+            return next((line.scores[-1] for line in self.paper.rows if line.role == "teacher"), None)
+        name = self.table.rows[row].paper
+        return self.paper.row(name).scores[-1] if name else None
+
+
+def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResult:
+    """Read the folders of the cells that finished."""
+    runs: dict[tuple[int, str, int], Run] = {}
+    errors = []
+    for outcome in outcomes:
+        cell = outcome.cell
+        if outcome.error is None:
+            runs[cell.row, cell.value, cell.seed] = load_run(outcome.folder)
+        else:
+            value = f", {cell.value}" if cell.value else ""
+            errors.append(f"{table.rows[cell.row].title}{value}, seed {cell.seed}: {outcome.error}")
+    values = tuple(table.sweep.values) if table.sweep else ("",)
+    entries = {}
+    for number, row in enumerate(table.rows):
+        for value in values:
+            if own := [run for (i, v, _), run in sorted(runs.items()) if (i, v) == (number, value)]:
+                entries[number, value] = _entry(row.title, own)
+    unseen = next(iter(runs.values())).unseen if runs else ()
+    return TableResult(table, unseen, _teachers(values, runs), entries, runs, tuple(errors), _paper(table))
+
+
+def check_paper(table: TableConfig) -> None:
+    """Raise a :class:`UserError` where the table names rows that the paper does not have; before anything is run."""
+    block = _paper(table)
+    for row in table.rows:
+        if row.paper and block is not None:
+            block.row(row.paper)
+        elif row.paper:
+            raise UserError(f"row '{row.title}' names a row of a paper, and the table has no 'paper'")
+
+
+def _paper(table: TableConfig) -> PaperBlock | None:
+    place = table.paper
+    return None if place is None else paper_block(place.table, place.block, place.source)
+
+
+def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Entry]:
+    """The teacher per sweep value: one model per seed (all rows share it)."""
+    found = {}
+    for value in values:
+        seeds = {seed: run.teacher for (_, v, seed), run in sorted(runs.items()) if v == value and run.teacher}
+        if seeds:
+            found[value] = Entry(next(iter(seeds.values())).title, tuple(seeds.values()))
+    return found
+
+
+def _entry(title: str, runs: Sequence[Run]) -> Entry:
+    kept = tuple(run.retention for run in runs if run.retention is not None)
+    return Entry(title, tuple(run.student for run in runs), kept)
+
+
+def _stat(values: Iterable[float | None]) -> Stat | None:
+    known = tuple(value for value in values if value is not None)
+    return Stat(known) if known else None

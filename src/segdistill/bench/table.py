@@ -1,0 +1,148 @@
+"""A table file: which recipes are its rows, which settings vary, which seeds; and the runs that this makes.
+
+Rows x sweep values x seeds = cells; a cell is one recipe with its overrides, run in a folder of its own. The folder's
+name holds a hash of everything that the result depends on: cells that two tables have in common are run once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import Field, model_validator
+
+from segdistill.config import Config, UserError, nearest, parse
+from segdistill.recipe import Recipe, load
+from segdistill.run import fingerprints
+
+
+class PaperTable(Config):
+    """Where the paper prints the same comparison: its numbers stand beside ours, never among them."""
+
+    table: str = Field(description="number of the paper's table, such as '1'")
+    block: str = Field(description="group of its rows, such as 'DINOv2-B to ViT-S'")
+    source: str = Field("", description="columns to show: those of this source, such as 'GTAV'; empty: all")
+
+
+class RowConfig(Config):
+    """One line of the table."""
+
+    title: str = Field(min_length=1)
+    recipe: str = Field(description="name of a recipe, or a path")
+    settings: tuple[str, ...] = Field((), description="key=value overrides of that recipe")
+    baseline: bool = Field(False, description="gains are counted from this row")
+    paper: str = Field("", description="the row's name in the paper's table; empty: the paper has none")
+    group: str = Field("", description="rows of one group stand under one heading")
+
+
+class SweepConfig(Config):
+    """A setting that varies along the columns: label fractions, sources, decoders."""
+
+    title: str
+    values: dict[str, tuple[str, ...]] = Field(min_length=1, description="column title -> key=value overrides")
+
+
+class TableConfig(Config):
+    """A table; unknown keys are errors, as everywhere."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    title: str
+    paper: PaperTable | None = None
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    settings: tuple[str, ...] = Field((), description="key=value overrides of every cell")
+    rows: tuple[RowConfig, ...] = Field(min_length=1)
+    sweep: SweepConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TableConfig:
+        titles = [(row.group, row.title) for row in self.rows]
+        if twice := sorted({f"{group} {title}".strip() for group, title in titles if titles.count((group, title)) > 1}):
+            raise ValueError(f"rows must differ in title or group; {', '.join(twice)} stands twice")
+        for group in dict.fromkeys(row.group for row in self.rows):
+            if sum(row.baseline for row in self.rows if row.group == group) > 1:
+                raise ValueError(f"group '{group}' has more than one baseline; gains are counted from one")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table: the row, sweep value and seed that it fills, its recipe and its stages' fingerprints."""
+
+    row: int
+    value: str
+    seed: int
+    recipe: Recipe
+    prints: tuple[str, ...]
+    key: str  # of everything that its numbers depend on
+
+    @property
+    def folder_name(self) -> str:
+        """Readable, and different wherever the numbers may differ."""
+        return f"{self.recipe.name}-s{self.seed}-{self.key[:10]}"
+
+    @property
+    def steps(self) -> int:
+        """Training steps of all stages."""
+        return sum(stage.steps for stage in self.recipe.stages)
+
+
+def load_table(path: Path) -> TableConfig:
+    """The validated table in ``path``; a :class:`UserError` lists all problems."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"no table at {path}; {nearest(path.stem, known)}tables are in recipes/tables") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the table {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    return parse(TableConfig, values, str(path.name))
+
+
+def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ()) -> list[Cell]:
+    """All runs of ``table``, seed by seed; ``recipes`` is the folder in which names of recipes are looked up.
+
+    Every recipe is resolved and validated, and every weight file read, before anything runs. ``overrides`` come last.
+    """
+    values = table.sweep.values if table.sweep else {"": ()}
+    cells, problems = [], []
+    for seed in table.seeds:
+        for number, row in enumerate(table.rows):
+            for value, changes in values.items():
+                settings = [*table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
+                try:
+                    cells.append(_cell(number, row, value, seed, _recipe_path(row.recipe, recipes), settings))
+                except UserError as error:
+                    problems.append(f"row '{row.title}'{f', {value}' if value else ''}: {error}")
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
+    return cells
+
+
+def _recipe_path(name: str, recipes: Path) -> Path:
+    path = Path(name)
+    return path if path.suffix else recipes / f"{name}.yaml"
+
+
+def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> Cell:
+    recipe = load(path, settings)
+    evaluate = recipe.evaluate
+    if evaluate is None:
+        raise UserError(f"{path} scores nothing: a table needs 'evaluate'")
+    recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
+    prints = fingerprints(recipe)
+    facts = [prints, evaluate.model_dump(mode="json")]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Cell(number, value, seed, recipe, tuple(prints), key)
+
+
+def _slug(*parts: str) -> str:
+    """A recipe's name: lower-case letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", " ".join(part for part in parts if part).lower()).strip("_")

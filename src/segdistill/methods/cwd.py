@@ -1,0 +1,72 @@
+"""Channel-wise distillation: where in the image each channel is active.
+
+Paper: "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021 (arXiv 2011.13256); readings checked
+against three public implementations, which agree (spec B.2). For maps y (B, C, h, w) of student S and teacher T:
+
+    p = softmax_{hw}( y_c / tau )                           one distribution over the pixels of each channel
+    L = weight tau^2 / (B C) sum_{b, c} KL( p_T || p_S )
+
+Two forms, chosen by ``maps``. ``features``: y_S is a 1x1 convolution Ds -> Dt of the final-norm patch tokens as maps,
+y_T are the teacher's. How GKD's comparison attached CWD to ViTs is not established; this is the fairest reading (spec
+B). The convolution has no bias, which the softmax would remove; the batch norm and ReLU that the authors put behind it,
+made for CNNs, are left out. Tokens of another grid are resampled to the teacher's. ``logits``: y are the decoders'
+class logits before upsampling, the channels are the classes, and nothing is learnt beside the student.
+``form: cross_entropy`` is G2SD's copy of the loss: it adds the teacher's entropy, a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdistill import config as base
+from segdistill.methods.kl import channel_cross_entropy, channel_kl
+from segdistill.ops import resize_tokens, tokens_to_map
+from segdistill.types import FeatureSpec, LossTerms, Needs, Views
+
+FORMS = {"kl": channel_kl, "cross_entropy": channel_cross_entropy}
+
+
+class CWD(nn.Module):
+    """The adapter of the feature form, and the divergence per channel; see the module's text."""
+
+    needs = Needs()
+
+    class Config(base.Config):
+        """Weight and temperature are the authors' for logits; those for features are not established."""
+
+        maps: Literal["features", "logits"] = Field("features", description="what is compared: tokens or class logits")
+        weight: float = Field(3.0, ge=0, description="weight of the term")
+        tau: float = Field(4.0, gt=0, description="temperature of the softmax over the pixels of a channel")
+        form: Literal["kl", "cross_entropy"] = Field("kl", description="cross_entropy: as G2SD, the same gradient")
+
+    def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.needs = self.needs_for(config)
+        self.adapter: nn.Module | None = None
+        if config.maps == "features":
+            self.adapter = nn.Conv2d(student.channels[0], teacher.channels[0], 1, bias=False)
+
+    @staticmethod
+    def needs_for(config: Config) -> Needs:
+        """The final-norm tokens, or the logits alone."""
+        return Needs() if config.maps == "features" else Needs(taps=(), logits=True)
+
+    def forward(self, student: Views, teacher: Views) -> LossTerms:
+        """The weighted ``channel`` term."""
+        ours, target = self._maps(student, teacher)
+        config = self.config
+        return {"channel": config.weight * FORMS[config.form](ours, target, config.tau)}
+
+    def _maps(self, student: Views, teacher: Views) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        if self.adapter is None:
+            assert student.logits is not None
+            assert teacher.logits is not None
+            return student.logits, teacher.logits
+        grid = teacher.plain.grid
+        tokens = resize_tokens(student.plain.tokens[0], student.plain.grid, grid)
+        return self.adapter(tokens_to_map(tokens, grid)), tokens_to_map(teacher.plain.tokens[0], grid)

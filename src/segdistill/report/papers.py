@@ -1,0 +1,65 @@
+"""The numbers that the papers print, to stand beside ours."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from segdistill.config import UserError, choose, nearest
+
+
+class PaperRow(BaseModel):
+    """One line of a paper's table; ``scores`` are mIoU in percent, one per column of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: str
+    role: str
+    name: str
+    arch: str
+    scores: tuple[float | None, ...]
+
+
+class PaperBlock(BaseModel):
+    """The rows of one group of a table, and its columns, such as ``GTAV/Citys``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    columns: tuple[str, ...]
+    rows: tuple[PaperRow, ...]
+
+    def row(self, name: str) -> PaperRow:
+        """The line of a method (or of the student without distillation, by its name)."""
+        for row in self.rows:
+            if row.name == name and row.role != "teacher":
+                return row
+        names = [row.name for row in self.rows]
+        raise UserError(f"the paper's table has no row '{name}': {nearest(name, names)}allowed: {', '.join(names)}")
+
+
+def paper_block(table: str, block: str, source: str = "") -> PaperBlock:
+    """The group ``block`` of the table with this number, cut to the columns of ``source`` (empty: all)."""
+    content = choose("table of the paper", table, _tables())
+    blocks = list(dict.fromkeys(row["block"] for row in content["rows"]))
+    if block not in blocks:
+        raise UserError(f"table {table} of the paper has no '{block}': {nearest(block, blocks)}allowed: {blocks}")
+    picked = [i for i, name in enumerate(content["columns"]) if not source or name.split("/")[0] == source]
+    if not picked:
+        sources = ", ".join(dict.fromkeys(name.split("/")[0] for name in content["columns"]))
+        raise UserError(f"table {table} of the paper has no source '{source}': allowed: {sources}")
+    rows = [
+        PaperRow.model_validate({**row, "scores": [row["scores"][i] for i in picked]})
+        for row in content["rows"]
+        if row["block"] == block
+    ]
+    return PaperBlock(columns=tuple(content["columns"][i] for i in picked), rows=tuple(rows))
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    text = resources.files("segdistill.report").joinpath("papers.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["gkd"]

@@ -1,0 +1,256 @@
+"""Encoder weights on disk: every official checkpoint of the papers, every key accounted for, nothing unpickled.
+
+Our own files are safetensors with ``Encoder.state_dict()`` and, in their header, the encoder's name and the grid of its
+positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the folder's ``manifest.json``; the
+``sha256`` found there (one digest, or a digest per file name) is checked. Shipped files live in ``segdistill/assets``.
+
+``layouts``: whose names a file uses. ``reading``: how it is opened. ``resample``: other patches and grids.
+``hub``: timm and Hugging Face names. ``heads``: the authors' task decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from segdistill.config import UserError, nearest
+from segdistill.files import sha256, write_atomic
+from segdistill.weights.layouts import State, encoder_state
+from segdistill.weights.reading import read_file
+from segdistill.weights.report import LoadReport, some
+from segdistill.weights.resample import Resample, resample_kernel, resample_positions, resample_relative
+
+__all__ = [
+    "ASSETS", "LoadReport", "Resample", "load_encoder_weights", "resample_kernel", "resample_positions", "save_encoder",
+    "shipped_assets", "weights_path",
+]  # fmt: skip
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
+RELATIVE = re.compile(r"\.rel_pos_[hw]$")
+NEEDED = 0.95  # of the encoder's parameters must come from the file
+
+
+class HasWeights(Protocol):
+    """What this module needs of an encoder."""
+
+    name: str
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def shipped_assets() -> list[str]:
+    """Names of the assets that come with the package."""
+    return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+
+
+def weights_path(source: str, name: str) -> Path:
+    """The file that ``source`` means for the encoder ``name``; a :class:`UserError` where there is none."""
+    if source == "shipped" or source.startswith("shipped:"):
+        asset = source.partition(":")[2] or name
+        path = ASSETS / f"{asset}.safetensors"
+        if not path.is_file():
+            known = shipped_assets()
+            raise UserError(
+                f"no shipped weights '{asset}': {nearest(asset, known)}"
+                f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
+            )
+        return path
+    if source.startswith(("timm:", "hf:")):
+        from segdistill.weights.hub import hub_file  # a client that needs time to import
+
+        return hub_file(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"no encoder weights at '{path}': give a checkpoint (.safetensors, .pth, .pt, .bin), a stage folder that "
+            "contains encoder.safetensors, timm:<name>, hf:<owner>/<name>, 'shipped', 'shipped:<asset>' or 'random'"
+        )
+    return path
+
+
+def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None:
+    """Write the encoder's weights atomically, as fp32 or with ``half`` as fp16."""
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in encoder.state_dict().items()
+    }
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
+    header = {"encoder": encoder.name, "grid": _text(encoder.grid)}
+    data = save(state, metadata=header)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def load_encoder_weights(
+    encoder: HasWeights, source: str, name: str | None = None, *, resample: Resample = "papers"
+) -> LoadReport | None:
+    """Fill ``encoder`` from ``source`` (see ``EncoderConfig.weights``); ``random`` leaves it as it is (no report).
+
+    ``name`` is the asset that a bare ``shipped`` means, by default the encoder's name. Stored half precision is cast
+    up; a patch kernel and a positional embedding of another size are resampled in float32 by the way ``resample``.
+    The report accounts for every key. A :class:`UserError` is raised for a key that nobody knows, for another width
+    or depth, and where less than 95 % of the parameters arrive. A tensor may be missing only where the encoder's own
+    is neutral (a mask token or bias of 0, a gain of 1: without it a network computes the same), and never in our own
+    files, except for the mask token of a file that has none of ours.
+    """
+    if source == "random":
+        return None
+    path = weights_path(source, name or encoder.name)
+    _check_digest(path)
+    content, header = read_file(path)
+    report = LoadReport(source=str(path), encoder=encoder.name)
+    state = encoder_state(content, header, encoder, report)
+    wanted = encoder.state_dict()
+    _account(state, wanted, header, report)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    _fit(state, wanted, _Grids(encoder.grid, header, report), resample)
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if wrong:
+        raise UserError(f"'{path}' does not fit {encoder.name}: {some(wrong)}{_sizes(state, wanted)}")
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"'{path}' has weights that are not finite: {some(broken)}")
+    if MASK_TOKEN in report.missing:
+        state[MASK_TOKEN] = torch.zeros_like(wanted[MASK_TOKEN])
+    filled = {key: state.get(key, value).to(value.dtype) for key, value in wanted.items()}
+    encoder.load_state_dict(filled)
+    return report
+
+
+def _account(state: State, wanted: State, header: dict[str, str], report: LoadReport) -> None:
+    """Fill the report's lists; a :class:`UserError` for what may be neither missing nor there."""
+    missing = sorted(wanted.keys() - state.keys())
+    report.unexpected += sorted(state.keys() - wanted.keys())
+    report.loaded = [key for key in wanted if key in state]
+    total = sum(value.numel() for value in wanted.values())
+    report.share = sum(wanted[key].numel() for key in report.loaded) / total
+    forgiven = [] if report.layout == "segdistill" else [key for key in missing if _neutral(key, wanted[key])]
+    report.missing = forgiven
+    needed = [key for key in missing if key not in forgiven]
+    if not needed and not report.unexpected and report.share >= NEEDED:
+        return
+    made_for = f" (made for {header.get('encoder', 'an unknown encoder')})" if report.layout == "segdistill" else ""
+    hint = ""
+    if any(re.search(r"\.ls[12]\.gamma$", key) for key in report.unexpected):
+        hint = "; set layer_scale: true for a network with LayerScale"
+    raise UserError(
+        f"'{report.source}' does not fit {report.encoder}{made_for}: missing {some(needed)}; "
+        f"unexpected {some(report.unexpected)}; {100 * report.share:.1f} % of the parameters are there"
+        f"{_sizes(state, wanted)}{hint}"
+    )
+
+
+def _neutral(key: str, value: Tensor) -> bool:
+    """Whether a network without this tensor computes what it computes with the encoder's own."""
+    if key == MASK_TOKEN:
+        return True
+    return not key.endswith(("running_mean", "running_var")) and bool((value == 0).all() or (value == 1).all())
+
+
+def _sizes(state: State, wanted: State) -> str:
+    """The widths and depths of file and encoder where they differ, and what to do; else an empty string."""
+
+    def of(tensors: State) -> tuple[int, int]:
+        widths = [tensors[key].shape[-1] for key in (POSITIONS, "backbone.cls_token") if key in tensors]
+        blocks = [int(match[1]) for key in tensors if (match := re.match(r"backbone\.blocks\.(\d+)\.", key))]
+        return (widths or [0])[0], 1 + max(blocks, default=-1)
+
+    theirs, ours = of(state), of(wanted)
+    if theirs == ours or not all(theirs + ours):
+        return ""
+    return (
+        f"; the file has width {theirs[0]} and depth {theirs[1]}, the encoder width {ours[0]} and depth {ours[1]}: "
+        "choose the encoder that it was made for"
+    )
+
+
+class _Grids:
+    """The grids of a file's positions and of the encoder's."""
+
+    def __init__(self, new: tuple[int, int], header: dict[str, str], report: LoadReport) -> None:
+        self.new, self.header, self.report = new, header, report
+
+    def old(self, patches: int) -> tuple[int, int]:
+        """Of the file: from its header; without one the encoder's if it is ours and as long, else a square."""
+        ours = self.report.layout == "segdistill"
+        if "grid" not in self.header and ours and patches == self.new[0] * self.new[1]:
+            return self.new
+        try:
+            h, w = map(int, self.header["grid"].split("x"))
+        except (KeyError, ValueError):
+            h = w = math.isqrt(max(patches, 0))
+        if h * w != patches or patches < 1:
+            raise UserError(f"'{self.report.source}': {patches} positions do not form the grid {h} x {w}")
+        return h, w
+
+
+def _fit(state: State, wanted: State, grids: _Grids, how: Resample) -> None:
+    """Resample, in place, what was made for another patch or grid; the report says what."""
+    changed = grids.report.changed
+
+    def note(key: str, what: str) -> None:
+        changed[key] = f"{changed[key]}, {what}" if key in changed else what
+
+    for key, target in wanted.items():
+        value = state.get(key)
+        if value is None or value.ndim != target.ndim:
+            continue
+        if key == KERNEL and value.ndim == 4 and value.shape[:2] == target.shape[:2] and value.shape != target.shape:
+            state[key] = resample_kernel(value, (target.shape[-2], target.shape[-1]), how)
+            note(key, f"{_text(value.shape[-2:])} -> {_text(target.shape[-2:])}, {how}")
+        elif key == POSITIONS and value.ndim == 3 and value.shape[-1] == target.shape[-1]:
+            prefix = target.shape[1] - grids.new[0] * grids.new[1]  # 1: CLS; 0 where prefix tokens have no position
+            old = grids.old(value.shape[1] - prefix)
+            if old != grids.new:
+                state[key] = resample_positions(value, old, grids.new, prefix=prefix, how=how)
+                note(key, f"{_text(old)} -> {_text(grids.new)}, {how}")
+        elif key == POSITIONS and value.ndim == 4 and value.shape[-1] == target.shape[-1]:  # SAM: (1, h, w, C)
+            old = (value.shape[1], value.shape[2])
+            if old != grids.new:
+                rows = resample_positions(value.flatten(1, 2), old, grids.new, prefix=0, how=how)
+                state[key] = rows.unflatten(1, grids.new)
+                note(key, f"{_text(old)} -> {_text(grids.new)}, {how}")
+        elif RELATIVE.search(key) and value.shape[0] != target.shape[0]:
+            state[key] = resample_relative(value, target.shape[0])
+            note(key, f"{value.shape[0]} -> {target.shape[0]} places, linear")
+
+
+def _check_digest(path: Path) -> None:
+    """Compare the file with the SHA-256 of its manifest, where there is one."""
+    for manifest in (path.with_suffix(".json"), path.parent / "manifest.json"):
+        if not manifest.is_file():
+            continue
+        try:
+            content = json.loads(manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{manifest}' is damaged ({error}): make or fetch '{path.name}' again") from None
+        digests = content.get("sha256") if isinstance(content, dict) else None
+        expected = digests.get(path.name) if isinstance(digests, dict) else digests
+        if isinstance(expected, str) and expected != sha256(path):
+            raise UserError(f"'{path}' differs from the sha256 in '{manifest.name}': it is damaged or was replaced")
+        return
+
+
+def _text(grid: Any) -> str:
+    return f"{grid[0]}x{grid[1]}"

@@ -1,0 +1,70 @@
+"""``timm:<name>`` and ``hf:<owner>/<name>``: a file of the Hugging Face hub, fetched and cached by its own client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from timm.models import get_pretrained_cfg
+
+from segdistill.config import UserError, nearest
+
+FILES = ("model.safetensors", "pytorch_model.bin")  # in this order
+
+
+def hub_file(source: str) -> Path:
+    """The local copy of what ``timm:<name>`` or ``hf:<owner>/<name>[@revision]`` means, fetched where it is missing.
+
+    A :class:`UserError` says what is wrong with the name, or, without a network, where to put the file.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        repository, _, revision = name.partition("@")
+        return _fetch(source, repository, revision or None, FILES)
+    architecture, _, tag = name.partition(".")
+    config = get_pretrained_cfg(name) if timm.is_model_pretrained(architecture) and _is_tag(architecture, tag) else None
+    if config is None:
+        known = timm.list_models(pretrained=True)
+        raise UserError(f"timm has no weights '{name}': {nearest(name, known)}see timm.list_models(pretrained=True)")
+    if not config.hf_hub_id:
+        raise UserError(f"timm has '{name}' outside the hub only: fetch {config.url} and give its path as weights")
+    repository, _, revision = config.hf_hub_id.partition("@")
+    return _fetch(source, repository, revision or None, FILES)
+
+
+def _is_tag(architecture: str, tag: str) -> bool:
+    return not tag or f"{architecture}.{tag}" in timm.list_models(f"{architecture}.*", pretrained=True)
+
+
+def _fetch(source: str, repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    page = f"https://huggingface.co/{repository}"
+    for file in files:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except HFValidationError:
+            raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
+        except GatedRepoError:
+            raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
+        except RepositoryNotFoundError:
+            raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
+        except LocalEntryNotFoundError:
+            continue  # no network; another of the files may be in the cache
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its path") from None
+    raise UserError(
+        f"{source}: neither {' nor '.join(files)} can be had (no network, or the repository has other files): fetch "
+        f"one from {page} and give its path as weights, or copy the hub's cache of a machine that has it to "
+        f"{constants.HF_HUB_CACHE}"
+    )

@@ -1,0 +1,229 @@
+"""Whose names a checkpoint uses, and which of its tensors are the encoder's (spec A.8, E).
+
+=================  ====================================================================================================
+official, timm     flat, or in ``model`` / ``module`` / ``state_dict``: DINOv2 (with and without registers), DINO, DeiT,
+                   EVA02, DINOv3, SAM (``image_encoder.*``), and what timm saves
+GKD stage          ``model`` with ``student.backbone.*``, ``teacher.backbone.*`` and three heads: the student alone
+mmengine           ``state_dict`` with ``backbone.*`` and ``decode_head.*``: the backbone alone
+transformers       ViT, DeiT and DINOv2 (``embeddings.*``, ``encoder.layer.*``)
+segdistill         ``backbone.*`` and ``mask_token``: our own stages
+=================  ====================================================================================================
+
+timm's own converters change the official names; they are shown a model of the file's sizes, so that they never
+resample (they would do so with antialiasing and a pseudo-inverse, spec A.6). What timm leaves out without a word is
+left out by us first, with the reason in the report; a tensor that disappears all the same is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from timm.models import convnext, eva, vision_transformer, vision_transformer_sam
+from torch import Tensor
+
+from segdistill.config import UserError
+from segdistill.weights.report import LoadReport, some
+
+State = dict[str, Tensor]
+KERNEL, STUDENT, SAM = "patch_embed.proj.weight", "student.backbone.", "image_encoder."
+
+CONTAINERS = ("model", "module", "state_dict")  # the EMA of GKD's files (`model_ema`) is never the network handed over
+
+OTHER_NETWORKS = {
+    "GKD stage": (
+        (r".*teacher\.backbone\.", "the teacher"),
+        (r"(module\.)?(patch|fea|token)_head\.", "the distillation heads"),
+    ),
+    "mmengine": (
+        (r"(decode|auxiliary)_head\.", "the task decoder"),
+        (r"data_preprocessor\.", "the normalisation (each encoder has its own)"),
+    ),
+}
+
+# Known parts of official files that an encoder has no use for; a name that the encoder has is never left out.
+NOT_ENCODER = (
+    (r"(head|head_dist|lm_head|fc|classifier|cls_classifier|distillation_classifier|pre_logits)\.", "the classifier"),
+    (r"(.*\.)?rope[._].*|.*\.(periods|freqs_cos|freqs_sin)$", "RoPE buffers (rebuilt)"),
+    (r".*\.bias_mask$", "masks of biases"),
+    (r"(projectors|norms|local_cls_norm)\.", "heads of the pre-training"),
+    (r"(prompt_encoder|mask_decoder)\.|pixel_(mean|std)$|(image_encoder\.)?neck\.", "SAM's other parts"),
+    (r"pooler\.", "the pooler"),
+)  # fmt: skip
+
+CONVERTERS: dict[str, Callable[..., State]] = {
+    "VisionTransformer": vision_transformer.checkpoint_filter_fn,
+    "Eva": eva.checkpoint_filter_fn,
+    "VisionTransformerSAM": vision_transformer_sam.checkpoint_filter_fn,
+    "ConvNeXt": convnext.checkpoint_filter_fn,
+}
+
+TRANSFORMERS = (
+    (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
+
+
+def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report: LoadReport) -> State:
+    """The tensors of a file under the encoder's names; ``report`` learns the layout and what was left out."""
+    state = tensors_of(content, report)
+    if "encoder" in header or ("mask_token" in state and any(key.startswith("backbone.") for key in state)):
+        report.layout = "segdistill"
+        return state
+    wanted = {key.removeprefix("backbone.") for key in encoder.state_dict()}
+    state = _backbone(state, report)
+    state = _leave_out(state, encoder.backbone, wanted, report)
+    mask_token = state.pop("mask_token", None)
+    state = _without_distillation_token(state, wanted, report)
+    state = _timm_names(state, encoder.backbone, report)
+    if "fc_norm.weight" in state and "fc_norm.weight" not in wanted and "norm.weight" not in state:
+        state = {key.replace("fc_norm.", "norm.", 1): value for key, value in state.items()}  # EVA02 saved by timm
+    state = {f"backbone.{key}": value for key, value in state.items()}
+    if mask_token is not None:
+        size = encoder.state_dict()["mask_token"].shape
+        state["mask_token"] = mask_token.reshape(size) if mask_token.numel() == size.numel() else mask_token
+    return state
+
+
+def tensors_of(content: Any, report: LoadReport) -> State:
+    """The dictionary of tensors inside the containers of a file."""
+    while isinstance(content, Mapping):
+        name = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        report.dropped |= {str(key): "the file's other entries" for key in content if key != name}
+        content = content[name]
+    names = [str(key) for key in content] if isinstance(content, Mapping) else []
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if names else {}
+    if not state:
+        what = f"its entries are {some(names)}" if names else f"it holds a {type(content).__name__}"
+        raise UserError(f"'{report.source}' has no weights that we know: {what}; give a state dictionary")
+    report.dropped |= {key: "entries that are no tensors" for key in names if key not in state}
+    if all(key.startswith("module.") for key in state):  # saved from DistributedDataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _backbone(state: State, report: LoadReport) -> State:
+    """One network of those in the file, without its prefix."""
+    if any(STUDENT in key for key in state):
+        layout, prefix = "GKD stage", STUDENT
+    elif any(key.startswith("backbone.") for key in state):
+        layout, prefix = "mmengine", "backbone."
+    elif any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
+        report.layout = "transformers"
+        return _from_transformers(state)
+    else:
+        report.layout = "official or timm"
+        return dict(state)
+    report.layout = layout
+    kept: State = {}
+    for key, value in state.items():
+        why = next((why for pattern, why in OTHER_NETWORKS[layout] if re.match(pattern, key)), None)
+        if why is not None:
+            report.dropped[key] = why
+        else:
+            kept[key.partition(prefix)[2] if prefix in key else key] = value
+    return kept
+
+
+def _leave_out(state: State, backbone: Any, wanted: set[str], report: LoadReport) -> State:
+    """``state`` without the known parts that this encoder does not have."""
+    named = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    classifier = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
+    kept: State = {}
+    for key, value in state.items():
+        why = next((why for pattern, why in NOT_ENCODER if re.match(pattern, key)), None)
+        if key.startswith(classifier):
+            why = "the classifier"
+        if why is None or key.removeprefix(SAM) in wanted:
+            kept[key] = value
+        else:
+            report.dropped[key] = why
+    return kept
+
+
+def _without_distillation_token(state: State, wanted: set[str], report: LoadReport) -> State:
+    """DeiT's distilled models as the papers use them: without the second token and its row of positions (spec A.6)."""
+    if "dist_token" not in state or "dist_token" in wanted:
+        return state
+    rest = {key: value for key, value in state.items() if key != "dist_token"}
+    report.dropped["dist_token"] = "the distillation token"
+    if "pos_embed" in rest:
+        rest["pos_embed"] = torch.cat([rest["pos_embed"][:, :1], rest["pos_embed"][:, 2:]], dim=1)
+        report.changed["backbone.pos_embed"] = "without the distillation token's row"
+    return rest
+
+
+class _SameSizes:
+    """The backbone as timm's converters see it: with the file's kernel and no positions, so nothing to resample."""
+
+    pos_embed = None
+
+    def __init__(self, backbone: Any, kernel: Tensor | None) -> None:
+        self._backbone = backbone
+        self.patch_embed = SimpleNamespace(proj=SimpleNamespace(weight=kernel))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+
+def _timm_names(state: State, backbone: Any, report: LoadReport) -> State:
+    """timm's names for official ones; tensors that get lost are unexpected unless they are zero everywhere."""
+    family = type(backbone).__name__
+    given = dict(state)
+    kernel = given.get(KERNEL)
+    if family not in CONVERTERS or (kernel is not None and kernel.ndim != 4):
+        return state
+    if family == "VisionTransformer":
+        given["mask_token"] = torch.zeros(0)  # timm knows DINOv2's files by it, and throws it away
+    with contextlib.redirect_stdout(io.StringIO()):  # timm prints where a DINOv3 model has no bias
+        named = CONVERTERS[family](given, _SameSizes(backbone, kernel))
+    alive = {_storage(value) for value in named.values()}
+    for key, value in state.items():
+        if _storage(value) in alive:
+            continue
+        if key in named:  # registers: the CLS token takes its row of the positions
+            report.changed[f"backbone.{key}"] = "merged with its position"
+        elif value.nan_to_num().any():
+            report.unexpected.append(key)
+        else:
+            report.dropped[key] = "zeros without a place"
+    return named
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _from_transformers(state: State) -> State:
+    """Official names for those of transformers' ViT, DeiT and DINOv2 files; query, key and value become one."""
+    named: State = {}
+    for key, value in state.items():
+        for pattern, replacement in TRANSFORMERS:
+            key = re.sub(pattern, replacement, key)
+        named[key] = value
+    for key in [key for key in named if ".attn.query." in key]:
+        parts = [named.pop(key.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")]
+        whole = [part for part in parts if part is not None]
+        named[key.replace(".query.", ".qkv.")] = torch.cat(whole)
+    return named

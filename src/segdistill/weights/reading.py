@@ -1,0 +1,78 @@
+"""Checkpoint files -> plain tensors, without running anything that a file says.
+
+``.pth`` files are pickles, and a pickle can be a program. They are read with torch's ``weights_only`` unpickler, which
+builds tensors and plain containers and nothing else. One class is allowed beside them: ``argparse.Namespace``, which
+the authors' files hold (spec A.9, 7) and which is plain attributes without behaviour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from segdistill.config import UserError
+
+
+def read_file(path: Path) -> tuple[Any, dict[str, str]]:
+    """The content of a checkpoint and, for safetensors, its header. :class:`UserError` where it is not one."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): check its permissions") from None
+    problem = _not_weights(start)
+    if problem:
+        raise UserError(f"'{path}' {problem}")
+    if start[8:9] == b"{":  # a length in eight bytes, then JSON
+        return _read_safetensors(path)
+    return _read_torch(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is damaged or no safetensors file ({error}): make or fetch it again") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        foreign = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
+        if foreign:
+            name = next(filter(None, foreign.groups()))
+            raise UserError(
+                f"'{path}' holds more than tensors ({name}) and could run code, so it was not opened: if you trust "
+                "its source, convert it once, in a container or virtual machine without anything of value: "
+                f"python -c \"import torch; c = torch.load('{path.name}', weights_only=False); "
+                "torch.save(c.get('model', c.get('state_dict', c)), 'weights.pth')\""
+            ) from None
+        line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"'{path}' is damaged or no PyTorch file ({line}): make or fetch it again") from None
+
+
+def _not_weights(start: bytes) -> str:
+    """What the first bytes of a file say that it is, where it is no weights at all; else an empty string."""
+    text = start.lstrip()[:200].lower()
+    if not start:
+        return "is empty: fetch it again"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page and no weights: its address was refused or moved; fetch it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer and not the file itself: run 'git lfs pull', or fetch it from its page"
+    printable = bytes(range(32, 127)) + b"\t\r\n"
+    if not start.translate(None, printable):
+        return "is a text file and no weights: give a .pth, .pt, .bin or .safetensors file"
+    return ""

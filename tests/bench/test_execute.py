@@ -1,0 +1,72 @@
+"""The grid runs: each stage once, in one process or in several, and on after a failure."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from segdistill import cli
+from segdistill.bench import cells_of, run_cells
+from segdistill.bench.table import TableConfig
+from segdistill.config import parse
+from segdistill.weights import ASSETS
+from tiny_runs import TINY
+
+SHORT = ["stages.agnostic.steps=2", "stages.task.steps=2", "stages.task.method=null", "stages.task.proxy=null"]
+
+
+def cells(folder, *rows):
+    (folder / "tiny.yaml").write_text(TINY)
+    rows = [{"title": title, "recipe": "tiny", "settings": [*SHORT, *settings]} for title, *settings in rows]
+    return cells_of(parse(TableConfig, {"name": "t", "title": "T", "rows": rows}), folder)
+
+
+def manifests(outcomes, stage):
+    return [json.loads((o.folder / "stages" / stage / "manifest.json").read_text()) for o in outcomes]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_shared_stage_is_run_once_and_a_second_call_runs_nothing(tmp_path, jobs):
+    grid = cells(tmp_path, ["A"], ["B", "stages.task.steps=3"])
+    said = []
+    outcomes = run_cells(grid, tmp_path / "out", jobs=jobs, watch=lambda *what: said.append(what))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    one, other = manifests(outcomes, "01-agnostic")
+    assert one == other  # copied, with the time at which it was finished
+    assert manifests(outcomes, "02-task")[0] != manifests(outcomes, "02-task")[1]
+    assert said[-1][1:] == (sum(cell.steps for cell in grid),) * 2
+    assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")}
+    run_cells(grid, tmp_path / "out", jobs=1)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")} == before
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
+    weights = tmp_path / "student.safetensors"
+    weights.write_bytes((ASSETS / "world_student_local.safetensors").read_bytes())
+    bad, good = cells(tmp_path, ["Bad", f"student.encoder.weights={weights}"], ["Good"])
+    weights.unlink()
+    outcomes = run_cells([bad, good], tmp_path / "out", jobs=1)
+    assert "no encoder weights" in outcomes[0].error
+    assert outcomes[1].error is None
+    assert (outcomes[1].folder / "results.json").is_file()
+
+
+def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, monkeypatch, capsys):
+    arguments = ["bench", "recipes/tables/table1_world_smoke.yaml", "--out", str(tmp_path), "--jobs", "1"]
+    monkeypatch.setattr(sys, "argv", ["segdistill", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    folder = tmp_path / "table1_world_smoke"
+    markdown = (folder / "table.md").read_text()
+    for title in ("No distillation", "+ Vanilla KD", "+ GKD", "Teacher"):
+        assert title in printed
+        assert title in markdown
+    assert "57.7" in markdown  # the paper's number beside ours
+    assert (folder / "table.csv").read_text().count("\n") == 1 + len(list((tmp_path / "cells").iterdir()))
+    assert r"\toprule" in (folder / "table.tex").read_text()
+    assert "<html" in (folder / "report.html").read_text()

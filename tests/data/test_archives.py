@@ -1,0 +1,145 @@
+"""Archives are read like folders, in any process, and a damaged one is one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from segdistill.config import UserError
+from segdistill.data.archives import BadSample, Folder, Several, open_store
+from segdistill.data.catalog import DATASETS
+from segdistill.data.dataset import DataSelection
+from segdistill.data.files import FilesSource
+from tiny_sets import pack, put_together, truncate, write
+
+FILES = {"a/b/one.txt": b"1" * 5000, "a/two.txt": b"2", "zebra.txt": b"3"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, content in FILES.items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for hidden in (".DS_Store", "a/._two.txt", "__MACOSX/x.txt", ".cache/y.txt"):
+        path = tmp_path / "folder" / hidden
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"hidden")
+    return tmp_path / "folder"
+
+
+def archive(folder, name):
+    path = folder.parent / name
+    put_together(path, {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()})
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tgz"])
+def test_an_archive_has_the_files_of_the_folder_and_none_of_the_hidden_ones(folder, name):
+    store, plain = open_store(archive(folder, name)), open_store(folder)
+    assert store.names() == plain.names() == sorted(FILES)
+    for file in sorted(FILES, reverse=True):
+        assert store.read(file) == plain.read(file) == FILES[file]
+    assert plain.names("a") == ["a/b/one.txt", "a/two.txt"]
+    assert plain.names("nothing") == []
+
+
+def _read(store, name, pipe):
+    pipe.send_bytes(store.read(name))
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_a_fork_has_a_handle_of_its_own(folder, name):
+    store = open_store(archive(folder, name))
+    before = store.handle()
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_read, args=(store, "a/b/one.txt", there))
+    child.start()
+    assert store.read("zebra.txt") == b"3"
+    assert here.recv_bytes() == FILES["a/b/one.txt"]
+    child.join()
+    assert child.exitcode == 0
+    assert store.handle() is before
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.read("a/two.txt") == b"2"
+    assert copy.handle() is not before
+    store._handle = (os.getpid() + 1, before)  # as a fork finds it
+    assert store.read("a/two.txt") == b"2"
+    assert store.handle() is not before
+
+
+def test_links_are_followed_and_a_loop_ends(folder):
+    (folder / "link").symlink_to(folder / "a", target_is_directory=True)
+    (folder / "a" / "up").symlink_to(folder, target_is_directory=True)
+    names = Folder(folder).names()
+    assert "zebra.txt" in names
+    assert len(names) < 20
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_a_damaged_archive_is_one_line(folder, name):
+    path = archive(folder, name)
+    path.write_bytes(path.read_bytes()[:100] + b"\x07" * 400)
+    with pytest.raises(UserError, match=r"cannot read the archive .*it is damaged or incomplete"):
+        open_store(path)
+    with pytest.raises(UserError, match="neither a folder nor an archive"):
+        open_store(folder / "zebra.txt")
+
+
+def test_a_damaged_member_names_itself(folder):
+    path = archive(folder, "x.zip")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1" * 5000, b"1" * 4999 + b"x"))
+    with pytest.raises(BadSample, match=r"cannot read a/b/one.txt in .*x.zip"):
+        open_store(path).read("a/b/one.txt")
+    with pytest.raises(BadSample, match=r"cannot read .*nothing.txt"):
+        open_store(folder).read("nothing.txt")
+
+
+def test_several_archives_are_one(folder):
+    first, second = archive(folder, "x.zip"), folder.parent / "y.tar"
+    put_together(second, {"more.txt": folder / "zebra.txt", "zebra.txt": folder / "a/two.txt"})
+    store = Several(folder, [open_store(first), open_store(second)])
+    assert store.names() == sorted([*FILES, "more.txt"])
+    assert store.read("zebra.txt") == store.read("more.txt") == b"3"
+
+
+OFFICIAL = [("cityscapes", 1, ""), ("acdc", 0, ""), ("bdd100k", 0, "bdd100k/"), ("voc2012", 0, "VOCdevkit/VOC2012/"),
+            ("ade20k", 0, "ADEChallengeData2016/"), ("mapillary", 2, ""), ("gtav", 1, "")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "layout", "above"), OFFICIAL)
+def test_official_archives_give_what_the_folder_gives(tmp_path, name, layout, above):
+    truth = write(name, tmp_path, layout=layout)
+    folder = tmp_path / DATASETS[name].folders[0]
+    names = DATASETS[name].layouts[layout].archives
+    selection = DataSelection(domains=(name,), split="train")
+    plain = FilesSource(root=tmp_path)
+    unpacked, facts = list(plain.open(selection)), plain.facts(selection)
+    shutil.copytree(folder, tmp_path / "one")
+    put_together(tmp_path / "all.zip", {f"top/{p.relative_to(folder)}": p for p in folder.rglob("*") if p.is_file()})
+    pack(folder, (*names[:1], names[-1]) if len(names) > 1 else names, above)
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    for source in (FilesSource(root=tmp_path), FilesSource(roots={name: tmp_path / "all.zip"})):
+        packed = list(source.open(selection))
+        assert len(packed) == len(unpacked) == sum(split == "train" for split, _ in truth)
+        for one, other in zip(packed, unpacked, strict=True):
+            assert np.array_equal(one.image, other.image)
+            assert np.array_equal(one.label, other.label)
+        assert source.facts(selection) == facts
+
+
+def test_a_truncated_official_archive_is_one_line_of_problems(tmp_path):
+    write("cityscapes", tmp_path, layout=1)
+    folder = tmp_path / "cityscapes"
+    pack(folder, DATASETS["cityscapes"].layouts[1].archives)
+    truncate(folder / "gtFine_trainvaltest.zip")
+    lines = FilesSource(root=tmp_path).problems(DataSelection(domains=("cityscapes",)), labelled=True)
+    assert len(lines) == 1
+    assert "gtFine_trainvaltest.zip" in lines[0]
