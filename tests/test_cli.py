@@ -96,6 +96,23 @@ def test_preview_writes_a_picture_of_the_named_domains(call, tmp_path):
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
+def test_a_data_set_is_sampled_prepared_and_checked(call, complaint, tmp_path):
+    size = ("--images", 1, "--size", 32, 64)
+    status, out, _ = call("data", "sample", "mapillary", "--out", tmp_path / "raw", "--zip", *size)
+    assert (status, out) == (0, f"{tmp_path / 'raw' / 'mapillary'}: 1 archive\n")
+    arguments = ("data", "prepare", "mapillary_half", "--root", tmp_path / "raw", "--out", tmp_path / "out")
+    for made in ("2 files made, 0 kept", "0 files made, 2 kept"):
+        status, out, _ = call(*arguments, "--processes", 1)
+        assert status == 0
+        assert made in out
+    status, out, _ = call("data", "check", "mapillary_half", "--root", tmp_path / "out", "--processes", 1)
+    assert status == 0
+    assert "mapillary_half: can be evaluated on" in out
+    assert "unknown sample 'gta': did you mean 'gtav'" in complaint("data", "sample", "gta", "--out", tmp_path)
+    assert "holds a sample with other settings" in complaint("data", "sample", "mapillary", "--out", tmp_path / "raw")
+    assert "acdc is read as it is" in complaint("data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x")
+
+
 def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_compared(call, tmp_path, finished):
     folder, recipe = shutil.copytree(finished, tmp_path / "a"), tiny_file(tmp_path)
     status, out, err = call("run", recipe, "--out", folder, "title=Tiny one")
