@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table
 from segdistill.config import UserError
+
+if TYPE_CHECKING:  # torch is imported when a command needs it
+    from segdistill.recipe import Recipe
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -54,6 +57,7 @@ def run(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
     reuse: Annotated[list[Path] | None, typer.Option(help="another run folder to take equal stages from")] = None,
+    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
 ) -> None:
     """Run a recipe's stages; finished ones are skipped, an interrupted one continues."""
     from segdistill import recipe as recipes
@@ -61,6 +65,9 @@ def run(
     from segdistill.run import run as run_recipe
 
     settings = recipes.load(recipe, overrides)
+    if dry_run:
+        _show_plan(settings)
+        return
     folder = out or Path("runs") / settings.name
     for other in reuse or []:
         if not other.is_dir():
@@ -144,6 +151,16 @@ def bench(
         typer.echo(f"not finished: {error}", err=True)
     if result.errors:
         raise typer.Exit(1)
+
+
+def _show_plan(recipe: Recipe) -> None:
+    """Print what a recipe will do and cost."""
+    from segdistill.plan import make_plan
+
+    plan = make_plan(recipe)
+    print_table(plan.rows())
+    for line in (*plan.weights, plan.summary()):
+        typer.echo(line)
 
 
 def _cores() -> int:

@@ -115,6 +115,10 @@ class DataSource(Config):
         """The images that ``selection`` names, prepared where they must be."""
         raise NotImplementedError
 
+    def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
+        """How many images ``selection`` means and the names of their classes; nothing is prepared or decoded."""
+        raise NotImplementedError
+
     def faults(self) -> list[str]:
         """One line for each setting of the source itself that cannot work, whatever is read from it."""
         return []

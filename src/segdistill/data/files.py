@@ -55,6 +55,11 @@ class FilesSource(DataSource):
             raise UserError("; ".join(problems))
         return FilesDataset(selection, [self._part(name, selection) for name in selection.domains], self.on_bad_sample)
 
+    def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
+        """The files that are there."""
+        parts = [self._part(name, selection) for name in selection.domains]
+        return sum(len(part.items) for part in parts), parts[0].place.record.classes
+
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """Unknown and missing data sets, splits and labels, images that a list or a number asks for in vain."""
         lines = []

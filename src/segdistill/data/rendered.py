@@ -42,6 +42,14 @@ class WorldSource(DataSource):
         """Rendered images, from the cache where they were rendered before."""
         return World(self, selection, progress)
 
+    def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
+        """The numbers asked for; nothing is rendered."""
+        if problems := [*self.faults(), *self.problems(selection, labelled=False)]:
+            raise UserError("; ".join(problems))
+        assert selection.images is not None, "problems() asks for it"
+        images = sum(len(chosen_rows(selection, name, selection.images)) for name in selection.domains)
+        return images, tuple(world.LABEL_SPACES[self.classes].names)
+
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """Unknown domains, labels of the proxy, and a selection that does not say how many images to render."""
         lines = []
