@@ -312,6 +312,24 @@ def test_facts_are_the_same_elsewhere_and_change_with_the_images(root, written):
     assert FilesSource(root=root, size=(8, 8)).facts() != FilesSource(root=root).facts()
 
 
+def test_facts_know_how_labels_are_read(root):
+    path = root / "dataset.yaml"
+    (root / "imagenet").rename(root / "images")
+    shutil.copytree(root / "images", root / "labels")
+    seen = []
+    for settings in ("classes: [a, b]", "classes: [a, b]\nids: {0: 1}", "classes: [a, c]", "labels: null"):
+        path.write_text(f"{settings}\nsplits: {{train: train}}\n")
+        seen.append(FilesSource(sets={"own": path}).facts(select("own")))
+    assert len({str(facts) for facts in seen}) == 4
+
+
+def test_places_of_unknown_data_sets_are_faults(tmp_path):
+    source = FilesSource(roots={"citiscapes": tmp_path, "acdc": tmp_path}, sets={"a:b": tmp_path})
+    first, second = source.faults()
+    assert "roots: unknown data set 'citiscapes': did you mean 'cityscapes'" in first
+    assert "'a:b' has a colon" in second
+
+
 def test_a_selection_without_the_later_settings_is_written_as_before():
     plain = select("a", images=3)
     assert plain.model_dump(mode="json") == {"domains": ["a"], "split": "train", "images": 3, "first": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 
-from segdistill.config import UserError
+from segdistill.config import UserError, nearest
 from segdistill.data.archives import BadSample
+from segdistill.data.catalog import DATASETS
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
@@ -59,6 +60,15 @@ class FilesSource(DataSource):
         """The files that are there."""
         parts = [self._part(name, selection) for name in selection.domains]
         return sum(len(part.items) for part in parts), parts[0].place.record.classes
+
+    def faults(self) -> list[str]:
+        """Places of data sets that nobody knows, and names of one's own that a recipe could not write."""
+        strange = [name for name in self.roots if name not in DATASETS]
+        allowed = ", ".join(sorted(DATASETS))
+        lines = [f"roots: unknown data set '{name}': {nearest(name, DATASETS)}allowed: {allowed}" for name in strange]
+        return lines + [
+            f"sets: '{name}' has a colon, which marks subsets; rename it" for name in self.sets if ":" in name
+        ]
 
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """Unknown and missing data sets, splits and labels, images that a list or a number asks for in vain."""
@@ -125,11 +135,12 @@ class FilesSource(DataSource):
 
     def _described(self, name: str, selection: DataSelection) -> dict[str, Any]:
         part = self._part(name, selection)
-        names = "\n".join(repr(item.key) for item in part.items)
+        encoding = part.read_label.encoding if part.read_label else None
         return {
             "domain": name,
             "count": len(part.items),
-            "images": hashlib.sha256(names.encode()).hexdigest(),
+            "images": _digest(item.key for item in part.items),
+            "labels": encoding and _digest([*encoding.ids.items(), *encoding.colors.items(), encoding.channel]),
             "classes": part.place.record.classes,
         }
 
@@ -227,3 +238,7 @@ def _selected(name: str, items: list[Item], selection: DataSelection) -> list[It
         )
     items = items[selection.first : last]
     return [items[row] for row in chosen_rows(selection, name, len(items))]
+
+
+def _digest(values: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(repr, values)).encode()).hexdigest()
