@@ -14,6 +14,7 @@ from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig
+from segdistill.papers import PaperPlace
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
@@ -70,6 +71,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str = ""
+    paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
     seed: int = Field(0, ge=0)
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
@@ -90,6 +92,8 @@ class Recipe(Config):
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
         problems += [f"data: {line}" for line in self.data.faults()]
+        if self.paper is not None:
+            problems += [f"paper: {line}" for line in _attempt(self.paper.block_of)]
         problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
         if self.evaluate is not None:
             problems += _evaluation_problems(self, self.evaluate)

@@ -30,7 +30,7 @@ from segdistill.stages.task import TaskConfig, run_task
 from segdistill.weights import weights_path
 
 FORMAT = 1
-COSMETIC = ("title", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
+COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,7 @@ def _results(finished: Finished, out: Path, fabric: Fabric, reuse: Sequence[Path
     recipe = finished.recipe
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
+    results["paper"] = None if recipe.paper is None else recipe.paper.model_dump(mode="json")
     results["stages"] = [
         {key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in finished.manifests
     ]

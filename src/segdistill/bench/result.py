@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from segdistill.bench.execute import Outcome
 from segdistill.bench.table import TableConfig
 from segdistill.config import UserError
+from segdistill.papers import PaperBlock
 from segdistill.report.compare import Stat
-from segdistill.report.papers import PaperBlock, paper_block
 from segdistill.report.runs import ModelResult, Run, load_run
 
 TEACHER = -1
@@ -107,22 +107,25 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
             if own := [run for (i, v, _), run in sorted(runs.items()) if (i, v) == (number, value)]:
                 entries[number, value] = _entry(row.title, own)
     unseen = next(iter(runs.values())).unseen if runs else ()
-    return TableResult(table, unseen, _teachers(values, runs), entries, runs, tuple(errors), _paper(table))
+    return TableResult(
+        table,
+        unseen,
+        _teachers(values, runs),
+        entries,
+        runs,
+        tuple(errors),
+        table.paper.block_of() if table.paper else None,
+    )
 
 
 def check_paper(table: TableConfig) -> None:
     """Raise a :class:`UserError` where the table names rows that the paper does not have; before anything is run."""
-    block = _paper(table)
+    block = table.paper.block_of() if table.paper else None
     for row in table.rows:
         if row.paper and block is not None:
             block.row(row.paper)
         elif row.paper:
             raise UserError(f"row '{row.title}' names a row of a paper, and the table has no 'paper'")
-
-
-def _paper(table: TableConfig) -> PaperBlock | None:
-    place = table.paper
-    return None if place is None else paper_block(place.table, place.block, place.source)
 
 
 def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Entry]:

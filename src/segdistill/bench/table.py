@@ -16,16 +16,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from segdistill.config import Config, UserError, nearest, parse
+from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, load
 from segdistill.run import fingerprints
-
-
-class PaperTable(Config):
-    """Where the paper prints the same comparison: its numbers stand beside ours, never among them."""
-
-    table: str = Field(description="number of the paper's table, such as '1'")
-    block: str = Field(description="group of its rows, such as 'DINOv2-B to ViT-S'")
-    source: str = Field("", description="columns to show: those of this source, such as 'GTAV'; empty: all")
 
 
 class RowConfig(Config):
@@ -51,7 +44,7 @@ class TableConfig(Config):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
-    paper: PaperTable | None = None
+    paper: PaperPlace | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     settings: tuple[str, ...] = Field((), description="key=value overrides of every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from segdistill.config import UserError, parse
+from segdistill.papers import PaperPlace
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
 
@@ -30,7 +31,7 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-_COPIED = ("name", "title", "seed", "classes", "colors", "source", "unseen", "validation", "retention")
+_COPIED = ("name", "title", "seed", "paper", "classes", "colors", "source", "unseen", "validation", "retention")
 
 
 class _Record(BaseModel):
@@ -86,6 +87,7 @@ class _Results(_Record):
     validation: tuple[str, ...] = ()
     models: _Models
     retention: Number = None
+    paper: PaperPlace | None = None
     pictures: _Pictures = _Pictures()
 
 
@@ -134,6 +136,7 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Step, ...] = ()
     stages: tuple[Stage, ...] = ()
+    paper: PaperPlace | None = None
 
 
 def load_run(folder: Path) -> Run:

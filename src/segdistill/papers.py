@@ -7,9 +7,21 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from segdistill.config import UserError, choose, nearest
+from segdistill.config import Config, UserError, choose, nearest
+
+
+class PaperPlace(Config):
+    """Where a paper prints the same comparison: its numbers stand beside ours, never among them."""
+
+    table: str = Field(description="number of the paper's table, such as '1'")
+    block: str = Field(description="group of its rows, such as 'DINOv2-B to ViT-S'")
+    source: str = Field("", description="columns to show: those of this source, such as 'GTAV'; empty: all")
+
+    def block_of(self) -> PaperBlock:
+        """The numbers; a :class:`UserError` where the paper has no such table, block or source."""
+        return paper_block(self.table, self.block, self.source)
 
 
 class PaperRow(BaseModel):
@@ -61,5 +73,5 @@ def paper_block(table: str, block: str, source: str = "") -> PaperBlock:
 
 @cache
 def _tables() -> dict[str, Any]:
-    text = resources.files("segdistill.report").joinpath("papers.yaml").read_text(encoding="utf-8")
+    text = resources.files("segdistill").joinpath("papers.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)["gkd"]
