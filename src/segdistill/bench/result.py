@@ -107,6 +107,7 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
             if own := [run for (i, v, _), run in sorted(runs.items()) if (i, v) == (number, value)]:
                 entries[number, value] = _entry(row.title, own)
     unseen = next(iter(runs.values())).unseen if runs else ()
+    paper = table.paper.block_of() if table.paper else None
     return TableResult(
         table,
         unseen,
