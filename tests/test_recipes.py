@@ -9,11 +9,48 @@ from pathlib import Path
 import pytest
 
 from segdistill import cli
+from segdistill.data.prepare import prepare
+from segdistill.data.sample import write_sample
 from segdistill.demo import ARMS, SMOKE, recipes_folder, shortened
 from segdistill.listing import recipes as listed
 from segdistill.recipe import dump, load
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
+NEEDED = {  # sample -> its layout that recipes read
+    "gtav": None, "cityscapes": None, "bdd100k": None, "acdc": None, "potsdam": "clips",
+    "vaihingen": "clips", "endovis18": None, "imagenet": None,
+}  # fmt: skip
+# Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.
+NARROW = [
+    "accelerator=cpu", "workers=0", "data.size=[32,64]", "teacher.encoder={name: world_teacher}",
+    "student.encoder={name: world_student}", "teacher.decoder={type: semfpn, width: 8}",
+    "student.decoder={type: semfpn, width: 8}", "evaluate.resize=[32,64]",
+    "evaluate.window={size: [32,32], stride: [32,32]}", "evaluate.pictures=1", "evaluate.images=1",
+    "log_every=1", "checkpoint_every=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def official_files(tmp_path_factory):
+    """A root with a small instance of every data set that a recipe names, in its official form."""
+    root = tmp_path_factory.mktemp("datasets")
+    for name, layout in NEEDED.items():
+        write_sample(name, root, layout=layout, images=4, size=(32, 64))
+    raw, _ = write_sample("mapillary", tmp_path_factory.mktemp("raw"), images=2, size=(64, 128))
+    prepare("mapillary_half", raw, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGDISTILL_DATA", str(root))
+        yield root
+
+
+def small(recipe):
+    """Overrides that make a recipe run in seconds."""
+    changes = shortened(recipe)
+    if recipe.data.source == "world":
+        return [*changes, *(change for change in SMOKE if recipe.evaluate or "evaluate" not in change)]
+    own = [f"stages.{stage.name}.{key}=null" for stage in recipe.stages if stage.type == "distill"
+           for key in ("size", "patch", "teacher_resample")]  # fmt: skip
+    return [*changes, *own, *NARROW]
 
 
 def test_the_demonstration_and_the_list_show_recipes_that_are_there():
@@ -28,14 +65,13 @@ def test_a_recipe_is_named_like_its_file_and_its_resolved_form_says_the_same(tmp
     assert recipe.name == path.stem
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump(recipe), encoding="utf-8")
-    assert load(resolved) == recipe
+    assert load(resolved).model_dump() == recipe.model_dump()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, monkeypatch, capsys, path):
     recipe, out = load(path), tmp_path / "run"
-    small = [*shortened(recipe), *(change for change in SMOKE if recipe.evaluate or "evaluate" not in change)]
-    monkeypatch.setattr(sys, "argv", ["segdistill", "run", str(path), *small, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["segdistill", "run", str(path), *small(recipe), "--out", str(out)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code, capsys.readouterr().err
@@ -47,3 +83,47 @@ def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, monkeypatch,
     if recipe.evaluate is not None:
         assert set(results["models"]["student"]["domains"]) == set(recipe.evaluate.domains)
         assert Path(out / "report.html").stat().st_size > 1000
+
+
+def test_a_recipe_that_names_its_papers_table_shows_the_papers_numbers(tmp_path, monkeypatch):
+    path, out = recipes_folder() / "gtav_single_stage.yaml", tmp_path / "run"
+    arguments = ["run", str(path), *small(load(path)), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["segdistill", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    page = (out / "report.html").read_text()
+    assert "Table 1, DINOv2-B to ViT-S" in page
+    for number in ("58.8", "46.4", "54.1"):  # teacher, vanilla KD and GKD on GTAV's targets
+        assert f"<td>{number}</td>" in page
+
+
+@pytest.mark.parametrize("name", ["world_gkd", "world_vanilla_kd_proxy", "cityscapes_gkd", "endovis18_gkd"])
+def test_a_dry_run_tells_the_stages_and_leaves_nothing(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    recipe = load(recipes_folder() / f"{name}.yaml")
+    changes = small(recipe) if recipe.data.source == "files" else []
+    monkeypatch.setattr(
+        sys, "argv", ["segdistill", "run", str(recipes_folder() / f"{name}.yaml"), *changes, "--dry-run"]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert not end.value.code
+    assert all(f"{number:02d}-{stage.name}" in printed for number, stage in enumerate(recipe.stages))
+    assert "GFLOP/s assumed" in printed
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_names_weights_and_data_that_are_not_there(tmp_path, monkeypatch, capsys):
+    path = recipes_folder() / "gtav_gkd.yaml"
+    monkeypatch.setattr(sys, "argv", ["segdistill", "run", str(path), "accelerator=cpu", "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    line = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "dinov2_vitb14_pretrain.pth" in line
+    assert "deit_small_distilled_patch16_224-649709d9.pth" in line
+    monkeypatch.setenv("SEGDISTILL_DATA", str(tmp_path))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "GTA5" in capsys.readouterr().err

@@ -107,13 +107,17 @@ class Recipe(Config):
         own = self.evaluate.data if self.evaluate is not None else None
         return self.data if own is None else own
 
-    def trained_on(self, domain: str) -> str | None:
-        """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of."""
+    def trained_on(self, domain: str, split: Split) -> str | None:
+        """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
+
+        Where a domain's splits are domains of their own, only the same split counts.
+        """
         for stage in self.stages:
-            proxy = stage.proxy.data.domains if isinstance(stage, TaskConfig) and stage.proxy is not None else ()
-            for seen in (*stage.data.domains, *proxy):
-                if f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:"):
-                    return stage.name
+            for selection in stage.selections():
+                for seen in selection.domains:
+                    related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
+                    if related and not (selection.split != split and self.data.splits_apart(seen)):
+                        return stage.name
         return None
 
 
@@ -180,7 +184,9 @@ def _evaluation_problems(recipe: Recipe, config: EvaluateConfig) -> list[str]:
     source = recipe.scored_source
     lines = [line for name in config.domains for line in source.problems(config.selection(source, name), labelled=True)]
     for name in config.unseen:
-        if type(source) is type(recipe.data) and (stage := recipe.trained_on(name)):
+        if type(source) is type(recipe.data) and (
+            stage := recipe.trained_on(name, config.selection(source, name).split)
+        ):
             lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
     return [f"evaluate: {line}" for line in lines]
 
@@ -224,7 +230,8 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
         raise UserError(f"--data {' '.join(items)}: one domain stands twice; score its splits in two commands")
     values = recipe.model_dump(mode="json")
     config, data = values["evaluate"] or {}, values["data"]
-    known = any(not recipe.data.problems(DataSelection(domains=(name,), images=1), labelled=False) for name in splits)
+    source = recipe.data
+    known = any(not source.problems(DataSelection(domains=(name,), images=1), labelled=False) for name in splits)
     files = data["source"] == "files"
     at_home = files or (known and root is None)
     if not at_home:
@@ -234,7 +241,8 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     if files or not at_home:
         config |= {"images": None, "batch": 4}
     validation = [name for name in splits if at_home and name in config.get("validation", [])]
-    unseen = [name for name in splits if name not in validation and not (at_home and recipe.trained_on(name))]
+    seen = [name for name, split in splits.items() if recipe.trained_on(name, split or source.evaluation_split(name))]
+    unseen = [name for name in splits if name not in validation and not (at_home and name in seen)]
     config |= {"domains": list(splits), "unseen": unseen, "validation": validation, "split": None}
     config |= {"data": None if data == values["data"] else data}
     config |= {"splits": {name: split for name, split in splits.items() if split is not None}}

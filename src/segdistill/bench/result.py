@@ -108,15 +108,7 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
                 entries[number, value] = _entry(row.title, own)
     unseen = next(iter(runs.values())).unseen if runs else ()
     paper = table.paper.block_of() if table.paper else None
-    return TableResult(
-        table,
-        unseen,
-        _teachers(values, runs),
-        entries,
-        runs,
-        tuple(errors),
-        table.paper.block_of() if table.paper else None,
-    )
+    return TableResult(table, unseen, _teachers(values, runs), entries, runs, tuple(errors), paper)
 
 
 def check_paper(table: TableConfig) -> None:

@@ -131,6 +131,10 @@ class DataSource(Config):
         """The split that ``domain`` is scored on where nobody names one."""
         return "test"
 
+    def splits_apart(self, domain: str) -> bool:
+        """Whether the splits of ``domain`` are domains of their own: trained on one, another is unseen."""
+        return False
+
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """What the images of ``selections`` depend on: part of a stage's fingerprint."""
         return self.model_dump(mode="json")

@@ -94,6 +94,10 @@ class FilesSource(DataSource):
         except UserError:  # there is no such data set: problems() says so
             return "val"
 
+    def splits_apart(self, domain: str) -> bool:
+        """As the data set's record says."""
+        return self._place(domain).record.splits_apart
+
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
         facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"})

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from segdistill.files import write_atomic
+from segdistill.papers import PaperPlace
 from segdistill.report import charts
 from segdistill.report.answer import headline, ranking, remarks
 from segdistill.report.compare import Comparison, collect
@@ -37,6 +38,7 @@ def render(comparison: Comparison) -> str:
     """The page as text."""
     sections: list[tuple[str, str, Callable[[Comparison], str]]] = [
         ("table", "Table", table_section),
+        ("paper", "The paper's numbers", paper_section),
         ("bars", "Unseen domains", bars_section),
         ("classes", "Classes", class_section),
         ("curves", "Learning", curve_section),
@@ -147,6 +149,29 @@ def _classes(column: Column, first: bool) -> str:
 def _cell(cell: Cell) -> str:
     text = f"<strong>{cell.number}</strong>" if cell.best else cell.number
     return f"{text}<small> {cell.spread.replace(' ', '&nbsp;')}</small>" if cell.spread else text
+
+
+def paper_section(comparison: Comparison) -> str:
+    """What the paper prints where it makes this comparison, its own data and networks."""
+    places = list(dict.fromkeys(run.paper for run in comparison.runs if run.paper is not None))
+    return "".join(_paper_table(place) for place in places)
+
+
+def _paper_table(place: PaperPlace) -> str:
+    block = place.block_of()
+    heads = "".join(f'<th scope="col">{e(name)}</th>' for name in block.columns)
+    rows = "".join(
+        f'<tr class="{e(row.role)}"><th scope="row">{e(row.name)}</th>'
+        + "".join(f"<td>{'–' if score is None else f'{score:.1f}'}</td>" for score in row.scores)
+        + "</tr>"
+        for row in block.rows
+    )
+    return (
+        f'<p class="lead">arXiv 2603.02554, Table {e(place.table)}, {e(place.block)}: mIoU in percent, as printed. '
+        "Other data, networks and schedules than in the table above.</p>"
+        f'<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">model</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def bars_section(comparison: Comparison) -> str:

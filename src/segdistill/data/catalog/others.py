@@ -148,6 +148,7 @@ ENDOVIS18 = DatasetRecord(
     licence="CC BY-NC-SA 4.0, challenge registration",
     source="https://endovissub2018-roboticscenesegmentation.grand-challenge.org/",
     note="corrected labels of sequences 1 and 4 are reported to lie in a folder 'repairs': put them in place first",
+    splits_apart=True,  # other operations: the papers' source and target
 )
 
 VOC2012 = DatasetRecord(

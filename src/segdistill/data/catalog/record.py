@@ -77,6 +77,7 @@ class DatasetRecord:
     subsets: tuple[str, ...] = ()
     raw: tuple[Layout, ...] = ()  # official forms that must be prepared before they can be read
     note: str = ""
+    splits_apart: bool = False  # its splits are domains of their own: trained on one, another is unseen
 
     @property
     def protocol(self) -> Protocol:
