@@ -242,6 +242,8 @@ def _execute(stage: StageConfig, context: StageContext, fingerprint: str) -> dic
         "seconds": round(result.seconds, 2),
         "parameters": result.parameters,
         "classes": result.classes,
+        "weights": result.weights,
+        "memory_mb": environment.peak_memory_mb(),
         "settings": stage.model_dump(mode="json"),
         "commit": environment.commit(),
         "hardware": environment.hardware(),

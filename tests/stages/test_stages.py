@@ -14,6 +14,7 @@ from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
 from segdistill.run import run, student_weights
+from segdistill.weights import ASSETS
 from tiny_runs import only, tiny, tiny_file
 
 
@@ -140,3 +141,14 @@ def test_a_distillation_stage_may_have_a_size_and_a_patch_of_its_own(tmp_path):
         config.fit(stem)
     with pytest.raises(UserError, match=r"stage agnostic: size: .*image size 30 x 42 is not divisible by the patch 14"):
         load(path, [*other, "stages.agnostic.size=[30,42]"])
+
+
+def test_a_manifest_says_what_the_weights_were_and_what_the_stage_cost(tmp_path):
+    path = ASSETS / "world_student_local.safetensors"
+    run(load(tiny_file(tmp_path, only("agnostic", evaluate=None)), [f"student.encoder.weights={path}",
+        "stages.agnostic.steps=1"]), tmp_path / "run")  # fmt: skip
+    manifest = json.loads((tmp_path / "run" / "stages" / "00-agnostic" / "manifest.json").read_text())
+    assert list(manifest["weights"]) == ["student"]  # the teacher's are random: nothing was read
+    assert "100.00 % of the parameters" in manifest["weights"]["student"]
+    assert str(path) in manifest["weights"]["student"]
+    assert 100 < manifest["memory_mb"] < 100_000

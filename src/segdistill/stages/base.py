@@ -134,8 +134,8 @@ class StageResult:
 
     seconds: float
     parameters: dict[str, int] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    weights: dict[str, str] = field(default_factory=dict)  # role -> what its start weights were and what became of them
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:
@@ -150,6 +150,15 @@ def need_decoder(model: ModelConfig, role: str, stage: str) -> Part:
     if model.decoder is None:
         raise UserError(f"stage {stage} needs a decoder for the {role}; add 'decoder: {{type: semfpn}}' to it")
     return model.decoder
+
+
+def weights_read(**encoders: Encoder | None) -> dict[str, str]:
+    """One line for each role whose encoder was read from a file: every key accounted for."""
+    return {
+        role: encoder.loaded.summary()
+        for role, encoder in encoders.items()
+        if encoder is not None and encoder.loaded is not None
+    }
 
 
 def count(module: Any) -> int:

@@ -22,7 +22,7 @@ from segdistill.decoders.pyramid import resize
 from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, random_mask
-from segdistill.stages.base import StageConfig, StageContext, StageResult, count
+from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import CosineConfig
@@ -178,4 +178,5 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
-    return StageResult(seconds, parameters={"encoder": count(student), "method": count(method)})
+    parameters = {"encoder": count(student), "method": count(method)}
+    return StageResult(seconds, parameters, weights=weights_read(student=student, teacher=teacher))

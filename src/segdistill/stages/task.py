@@ -28,7 +28,16 @@ from segdistill.files import write_atomic
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
 from segdistill.segmenter import Segmenter
-from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, need, need_decoder
+from segdistill.stages.base import (
+    ModelConfig,
+    StageConfig,
+    StageContext,
+    StageResult,
+    count,
+    need,
+    need_decoder,
+    weights_read,
+)
 from segdistill.stages.distill import Distillation, needs_of
 from segdistill.stages.views import maps, split_taps, student_views
 from segdistill.train.loop import Objective
@@ -200,7 +209,9 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
     parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
-    return StageResult(seconds, parameters, classes=tuple(dataset.names))
+    teacher = None if objective.distillation is None else cast(Encoder, objective.distillation.teacher)
+    weights = weights_read(teacher=encoder) if is_teacher else weights_read(student=encoder, teacher=teacher)
+    return StageResult(seconds, parameters, classes=tuple(dataset.names), weights=weights)
 
 
 def _distillation(config: TaskConfig, context: StageContext, student: Encoder, num_classes: int) -> Distillation | None:
