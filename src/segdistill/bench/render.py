@@ -135,6 +135,7 @@ def _domain_columns(result: TableResult) -> list[Column]:
     columns.append(Column("gain", lambda row: result.gain(row, ""), lambda points: f"{_mean(points):+.1f}"))
     columns.append(Column("retention (%)", of(lambda found: found.retention), _percent))
     columns.append(Column("seconds", of(lambda found: found.seconds), lambda seconds: f"{_mean(seconds):.0f}"))
+    columns.append(Column("peak MiB", of(lambda found: found.memory), lambda memory: f"{_mean(memory):.0f}"))
     if result.paper is not None:
         columns.append(Column("paper: Avg.", result.paper_average, lambda score: f"{_mean(score):.1f}"))
     return columns

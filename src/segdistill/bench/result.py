@@ -23,6 +23,7 @@ class Entry:
     title: str
     models: tuple[ModelResult, ...]
     retentions: tuple[float, ...] = ()
+    memories: tuple[float, ...] = ()  # MiB, the highest of all stages
 
     def score(self, domain: str) -> Stat | None:
         """mIoU on a domain, a share in [0, 1]."""
@@ -42,6 +43,11 @@ class Entry:
     def seconds(self) -> Stat | None:
         """Training time of its own stages."""
         return _stat(model.seconds for model in self.models)
+
+    @property
+    def memory(self) -> Stat | None:
+        """Peak memory in MiB."""
+        return _stat(self.memories)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> d
 
 def _entry(title: str, runs: Sequence[Run]) -> Entry:
     kept = tuple(run.retention for run in runs if run.retention is not None)
-    return Entry(title, tuple(run.student for run in runs), kept)
+    peaks = [[stage.memory_mb for stage in run.stages if stage.memory_mb is not None] for run in runs]
+    return Entry(title, tuple(run.student for run in runs), kept, tuple(max(peak) for peak in peaks if peak))
 
 
 def _stat(values: Iterable[float | None]) -> Stat | None:
