@@ -76,7 +76,7 @@ def task(batch: int, autocast: Callable[[], object]) -> tuple[Step, Step]:
     encoder = build_encoder(EncoderConfig(name="world_teacher"), seed=0)
     semfpn = DECODERS["semfpn"]
     taps = encoder.record.taps
-    decoder = semfpn(semfpn.Config(width=48), encoder.spec(taps).channels, encoder.patch, 13)
+    decoder = semfpn(semfpn.Config(width=48), encoder.spec(taps).channels, encoder.strides(taps), 13)
     segmenter = Segmenter(encoder, decoder, taps, 13)
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, 64, 128, generator=rng)

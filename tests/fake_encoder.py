@@ -20,6 +20,9 @@ class FakeEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Conv2d(3, width, self.patch, self.patch)
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        return height + -height % self.patch, width + -width % self.patch
+
     def forward(self, images: Tensor, taps: tuple[int, ...] = (-1,), hidden: Tensor | None = None) -> Features:
         assert images.shape[-2] % self.patch == images.shape[-1] % self.patch == 0, images.shape
         assert hidden is None

@@ -18,7 +18,7 @@ K = 3
 
 def make():
     config = SemFPN.Config(width=8, dropout=0.5)
-    segmenter = seeded(lambda: Segmenter(FakeEncoder(6), SemFPN(config, (6,), 8, K), (-1,), K))
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(6), SemFPN(config, (6,), (8,), K), (-1,), K))
     with torch.no_grad():
         weight = segmenter.decoder.classifier.weight  # an untrained one tends to a single class
         weight -= weight.mean(dim=1, keepdim=True)

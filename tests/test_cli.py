@@ -74,7 +74,7 @@ def test_help_needs_no_heavy_module(tmp_path):
 
 
 def test_lists_show_every_table(call):
-    for what, names in (("encoders", ENCODERS), ("decoders", DECODERS), ("methods", METHODS)):
+    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("decoders", DECODERS), ("methods", METHODS)):
         status, out, _ = call("list", what)
         assert status == 0
         assert [line.split()[0] for line in out.splitlines()[1:] if not line.startswith(" ")] == list(names)
@@ -94,6 +94,23 @@ def test_preview_writes_a_picture_of_the_named_domains(call, tmp_path):
         assert picture.format == "PNG"
         assert f"{picture.width} x {picture.height} pixels, 2 domains" in out
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_a_data_set_is_sampled_prepared_and_checked(call, complaint, tmp_path):
+    size = ("--images", 1, "--size", 32, 64)
+    status, out, _ = call("data", "sample", "mapillary", "--out", tmp_path / "raw", "--zip", *size)
+    assert (status, out) == (0, f"{tmp_path / 'raw' / 'mapillary'}: 1 archive\n")
+    arguments = ("data", "prepare", "mapillary_half", "--root", tmp_path / "raw", "--out", tmp_path / "out")
+    for made in ("2 files made, 0 kept", "0 files made, 2 kept"):
+        status, out, _ = call(*arguments, "--processes", 1)
+        assert status == 0
+        assert made in out
+    status, out, _ = call("data", "check", "mapillary_half", "--root", tmp_path / "out", "--processes", 1)
+    assert status == 0
+    assert "mapillary_half: can be evaluated on" in out
+    assert "unknown sample 'gta': did you mean 'gtav'" in complaint("data", "sample", "gta", "--out", tmp_path)
+    assert "holds a sample with other settings" in complaint("data", "sample", "mapillary", "--out", tmp_path / "raw")
+    assert "acdc is read as it is" in complaint("data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x")
 
 
 def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_compared(call, tmp_path, finished):
@@ -122,6 +139,19 @@ def test_evaluate_scores_other_domains(call, tmp_path, finished):
     assert (tmp_path / "scores" / "report.html").is_file()
 
 
+def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    status, out, _ = call("evaluate", folder, "--data", "dusk:val", "game", "evaluate.images=1")
+    assert status == 0
+    assert "dusk" in out
+    results = json.loads((folder / "on/dusk_val-game/results.json").read_text())
+    assert (results["source"], results["unseen"]) == (["game"], ["dusk"])
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (folder / "on/dusk_val-game/report.html").is_file()
+    assert "--root is for --data" in complaint("evaluate", folder, "--root", tmp_path)
+    assert "not of the form key=value" in complaint("evaluate", folder, "game")
+
+
 def test_pack_writes_half_precision_and_a_manifest(call, tmp_path, finished):
     status, out, _ = call("pack", finished, tmp_path / "small.safetensors")
     assert status == 0
@@ -146,6 +176,8 @@ RECIPES = [
     ("seed", "not of the form key=value"),
     ("seed=[", "no valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
+    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
+    ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
     ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
     ("student=null", "stage agnostic needs a student"),

@@ -8,9 +8,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
+from fake_encoder import FakeEncoder, Largest, seeded
 from fake_world import K, batches, make, share_of_two
+from segdistill import bands
 from segdistill.config import UserError
 from segdistill.data.dataset import Protocol
+from segdistill.decoders import SemFPN
 from segdistill.evaluate import (
     DomainResult,
     evaluate,
@@ -176,6 +179,19 @@ def test_scores_of_images_add_up_and_stand_in_the_order_of_the_data_set():
     assert forward.images.counts.sum() == forward.confusion.counts.sum() == 6 * 24 * 32
     without = [{key: value for key, value in batch.items() if key != "index"} for batch in data]
     assert evaluate(make(), {"a": without})["a"].as_dict("a") == forward.as_dict("a")
+
+
+def test_no_array_grows_with_classes_times_height(monkeypatch):
+    """1000 rows, 19 classes: nothing is larger than the image itself, whose full scores are six times its size."""
+    monkeypatch.setattr(bands, "BAND", 2**17)
+    config = SemFPN.Config(width=8, dropout=0.0)
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), 8, 19), (-1,), 19))
+    (batch,) = batches(0, count=1, size=(1000, 200))
+    batch = {key: value[:1] for key, value in batch.items()}
+    with Largest() as largest:
+        result = evaluate(segmenter, {"a": [batch]}, window=Window(size=(64, 64), stride=(48, 48)))["a"]
+    assert largest.values == 3 * 1000 * 200
+    assert result.confusion.counts.sum() == 1000 * 200
 
 
 def test_calibration_is_that_of_the_softmax_at_the_labels_size():

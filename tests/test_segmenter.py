@@ -14,7 +14,7 @@ K = 4
 def make(taps=(0, 1, 2, 3)):
     def build():
         config = SemFPN.Config(width=8, dropout=0.5)
-        return Segmenter(FakeEncoder(6), SemFPN(config, (6,) * len(taps), FakeEncoder.patch, K), taps, K)
+        return Segmenter(FakeEncoder(6), SemFPN(config, (6,) * len(taps), (FakeEncoder.patch,) * len(taps), K), taps, K)
 
     return seeded(build)
 
@@ -146,7 +146,7 @@ def test_bands_of_windows_come_from_top_to_bottom_and_only_the_rows_of_unfinishe
 def test_a_full_size_image_is_answered_as_by_the_naive_way_in_bounded_memory():
     """2048 x 1024 pixels, fitted into 1024 x 512, windows 512 / 341, 19 classes (spec A.11): 160 MB of scores."""
     config = SemFPN.Config(width=8, dropout=0.0)
-    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), 8, 19), (-1,), 19)).eval()
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), (8,), 19), (-1,), 19)).eval()
     image, window = some_images(1, (512, 1024)), Window(size=(512, 512), stride=(341, 341))
     with Largest() as largest, torch.inference_mode():
         classes = segmenter.predict(image, window, (1024, 2048))

@@ -8,14 +8,16 @@ Rows = list[list[str]]
 
 
 def encoders() -> Rows:
-    """Name, parameters, patch, blocks, width, decoder taps and the licence of the weights."""
+    """Name, family, parameters, patch (last stride), blocks (stages), width, taps and the licence of the weights."""
     from segdistill.encoders import ENCODERS
+    from segdistill.encoders.anytimm import LICENCE, PREFIX
 
-    rows = [["encoder", "parameters", "patch", "blocks", "width", "taps", "licence of the weights"]]
+    rows = [["encoder", "family", "parameters", "patch", "blocks", "width", "taps", "licence of the weights"]]
     for name, record in ENCODERS.items():
         shape = [f"{record.parameters / 1e6:.1f} M", str(record.patch), str(record.depth), str(record.width)]
-        rows.append([name, *shape, " ".join(map(str, record.taps)), record.licence])
-    return rows
+        licence = f"{record.licence}, to be accepted at their host" if record.gated else record.licence
+        rows.append([name, record.family, *shape, " ".join(map(str, record.taps)), licence])
+    return [*rows, [f"{PREFIX}NAME", "any of timm", *[""] * 5, LICENCE]]
 
 
 def decoders() -> Rows:

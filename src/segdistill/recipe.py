@@ -13,7 +13,7 @@ from segdistill.config import Config, UserError, choose, nearest, parse
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
-from segdistill.encoders import ENCODERS, check_size
+from segdistill.encoders import EncoderConfig
 from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
@@ -44,6 +44,9 @@ class EvaluateConfig(Config):
     splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
     images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
     batch: int = Field(16, ge=1, description="images at once, where those that follow one another have one size")
+    resize: tuple[int, int] | None = Field(
+        None, description="height and width that images are fitted into; None: as the data set's protocol says"
+    )
     window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
     pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
 
@@ -134,10 +137,7 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _attempt(lambda role=role, model=model: need(model, role, stage.name))
         if model is None:
             continue
-        patch = model.encoder.patch or ENCODERS[model.encoder.name].patch
-        problems += [
-            f"data.size: {line}" for line in _attempt(lambda patch=patch: check_size(*recipe.data.size, patch))
-        ]
+        problems += _size_problems(recipe, stage, role, model.encoder)
         if task and role == task.model:
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
     if isinstance(stage, DistillConfig):
@@ -154,6 +154,19 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
 
 
+def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConfig) -> list[str]:
+    """Sizes that an encoder cannot take in a stage, where the stage or the data says the size."""
+    size, where = recipe.data.size, "data.size"
+
+    def check() -> None:
+        own = stage.fit(encoder, teacher=role == "teacher") if isinstance(stage, DistillConfig) else encoder
+        own.check(*size)
+
+    if isinstance(stage, DistillConfig) and stage.size is not None:
+        size, where = stage.size, f"stage {stage.name}: size"
+    return [f"{where}: {line}" for line in _attempt(check)]
+
+
 def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
     return [f"{where}: {line}" for line in recipe.data.problems(selection, labelled=labelled)]
 
@@ -164,7 +177,7 @@ def _evaluation_problems(recipe: Recipe, config: EvaluateConfig) -> list[str]:
     lines = [line for name in config.domains for line in source.problems(config.selection(source, name), labelled=True)]
     for name in config.unseen:
         if type(source) is type(recipe.data) and (stage := recipe.trained_on(name)):
-            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen', where it is for reference")
+            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
     return [f"evaluate: {line}" for line in lines]
 
 

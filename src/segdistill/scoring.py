@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset, Sample
+from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.encoders import build_encoder
 from segdistill.evaluate import (
     DomainResult,
@@ -112,7 +112,7 @@ def score(
     assert config is not None
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
     names, colors = _label_space(datasets, scored)
-    protocols = {name: datasets[name].protocol(name) for name in datasets}
+    protocols = {name: _protocol(config, dataset, name) for name, dataset in datasets.items()}
     facts = [
         FORMAT,
         scored.fingerprint,
@@ -208,6 +208,12 @@ def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, w
     return dataset
 
 
+def _protocol(config: EvaluateConfig, dataset: Dataset, domain: str) -> Protocol:
+    """The data set's way of evaluating ``domain``, with the recipe's size in place of its own where it names one."""
+    protocol = dataset.protocol(domain)
+    return protocol if config.resize is None else replace(protocol, resize=config.resize)
+
+
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
     """Class names and colours: one list for all domains, and the one that the segmenter was trained on."""
     first, *others = datasets
@@ -239,7 +245,7 @@ def _measure(
         segmenter,
         loaders,
         device=fabric.device,
-        protocols={name: dataset.protocol(name) for name, dataset in datasets.items()},
+        protocols={name: _protocol(config, dataset, name) for name, dataset in datasets.items()},
         window=config.window,
         precision=fabric.autocast,
         progress=lambda name, done, total: watcher.work(f"scoring the {scored.role} on {name}", done, total or done),
@@ -264,7 +270,7 @@ def _keep_pictures(
     """The first images of every domain, their truth and this segmenter's class maps, as PNG of a page's size."""
     folder = scored.folder / "pictures"
     for name, dataset in datasets.items():
-        protocol = dataset.protocol(name)
+        protocol = _protocol(config, dataset, name)
         view = sliding(protocol, config.window)
         for index in range(min(config.pictures, len(dataset))):
             sample = dataset[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,16 +42,14 @@ def positions(length: int, size: int, stride: int) -> list[int]:
 class Segmenter(nn.Module):
     """A segmentation model of ``num_classes`` classes: the decoder reads the encoder's ``taps``.
 
-    Images are RGB in [0, 1], (B, 3, H, W), of any size: a side that is no multiple of the encoder's ``patch``
-    is padded at the bottom or right by repeating the border, and the result is cropped.
+    Images are RGB in [0, 1], (B, 3, H, W), of any size: one that the encoder does not take (a side is no multiple of
+    its patch or final stride) is padded at the bottom or right by repeating the border, and the result is cropped.
     """
 
     def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.taps, self.num_classes = tuple(taps), num_classes
-        assert isinstance(encoder.patch, int), encoder.patch  # pixels
-        self.patch = encoder.patch
 
     def freeze_encoder(self) -> None:
         """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
@@ -73,7 +72,7 @@ class Segmenter(nn.Module):
         """The taps as maps (B, C, h, w), shallow to deep; without gradient where the encoder is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             features = self.encoder(images, taps=self.taps)
-        return tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
+        return tuple(map(tokens_to_map, features.tokens, features.grids))
 
     def loss(self, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, "b h w"]) -> LossTerms:
         """The decoder's loss terms; labels are class indices, 255 where there is none."""
@@ -155,7 +154,9 @@ class Segmenter(nn.Module):
     def _padding(self, images: Tensor) -> tuple[int, int]:
         """Missing pixels at the bottom and at the right."""
         height, width = images.shape[-2:]
-        return -height % self.patch, -width % self.patch
+        encoder: Any = self.encoder  # any module with an encoder's methods
+        high, wide = encoder.padded(height, width)
+        return high - height, wide - width
 
 
 def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:

@@ -16,11 +16,28 @@ class Features:
     """What an encoder says about a batch: patch tokens of the requested taps, in their order.
 
     The tap ``-1`` is the output of the last block *after* the final norm; any other tap is a raw block output.
+    A plain ViT has one grid for all taps, a hierarchical network one per tap.
     """
 
-    tokens: tuple[Float[Tensor, "b n _c"], ...]
+    tokens: tuple[Float[Tensor, "b _n _c"], ...]
     cls: Float[Tensor, "b _c"] | None
-    grid: tuple[int, int]  # (h, w), n = h * w
+    grid: tuple[int, int]  # (h, w) of the last tap given here
+    grids: tuple[tuple[int, int], ...] = ()  # (h, w) of each tap, n = h * w; left out: all taps are on `grid`
+
+    def __post_init__(self) -> None:
+        if not self.grids:
+            object.__setattr__(self, "grids", (self.grid,) * len(self.tokens))
+        assert len(self.grids) == len(self.tokens), (len(self.grids), len(self.tokens))
+
+    def part(self, *, rows: slice = slice(None), taps: slice = slice(None)) -> Features:
+        """The features of some images (``rows``) and of some taps."""
+        grids = self.grids[taps]
+        return Features(
+            tokens=tuple(tokens[rows] for tokens in self.tokens[taps]),
+            cls=None if self.cls is None else self.cls[rows],
+            grid=grids[-1] if grids else self.grid,
+            grids=grids,
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Mask:
     """Which student tokens are hidden. Samples that are not listed stay whole and are not run a second time."""
 
     samples: Tensor  # (M,) int64 indices into the batch of the masked samples
-    tokens: Tensor  # (M, N) bool, True = hidden
+    tokens: Tensor  # (M, N) bool, True = hidden; N cells of the student's final grid, that of the tap -1
 
 
 @dataclass(frozen=True)

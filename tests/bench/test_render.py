@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 
-from fake_runs import flat
-from segdistill.bench import Outcome, collect_table, to_csv, to_latex, to_markdown
+from fake_runs import UNSEEN, flat
+from segdistill.bench import Outcome, collect_table, lead, leads, to_csv, to_latex, to_markdown
 from segdistill.bench.table import Cell, TableConfig
 from segdistill.config import parse
+from segdistill.metrics import ImageCounts
+from segdistill.scoring import write_images
 from tiny_runs import tiny
 
 PAPER = {"table": "1", "block": "DINOv2-B to ViT-S", "source": "Cityscapes"}
 ROWS = [{"title": "None", "recipe": "x", "baseline": True, "paper": "DeiT"},
         {"title": "GKD & co", "recipe": "x", "paper": "GKD"}, {"title": "Ours", "recipe": "x"}]  # fmt: skip
+
+
+def table_lines(found):
+    """The lines of the Markdown table, without the sentences below it."""
+    return [line for line in to_markdown(found).splitlines() if line.startswith("|")]
+
+
+def guesses(score, images=20):
+    """Images of two classes whose mIoU is near ``score``, all alike."""
+    hits = round(200 * score / (1 + score))
+    return ImageCounts.of(2, [np.array([[hits, 100 - hits], [100 - hits, hits]])] * images)
 
 
 def result(folder, scores, **changes):
@@ -26,7 +40,8 @@ def result(folder, scores, **changes):
         place = folder / f"{row}-{value}-{seed}".replace("/", "_")
         cell = Cell(row, value, seed, recipe, (), "")
         if score is not None:
-            flat(place, score, name=f"r{row}", seed=seed)
+            run = flat(place, score, name=f"r{row}", seed=seed)
+            write_images(run / "scores" / "student.npz", dict.fromkeys(UNSEEN, guesses(score)))
         outcomes.append(Outcome(cell, place, None if score is not None else "went wrong"))
     return collect_table(table, outcomes)
 
@@ -41,7 +56,7 @@ def test_means_spreads_gains_and_the_best_are_what_they_should_be(tmp_path):
         (2, "", 1): None,
     }
     found = result(tmp_path, scores, paper=PAPER)
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in to_markdown(found).splitlines()]
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table_lines(found)]
     heads, teacher, none, gkd, ours = lines[0], *lines[2:]
     at = heads.index
     assert heads[0] == "method"
@@ -57,7 +72,7 @@ def test_means_spreads_gains_and_the_best_are_what_they_should_be(tmp_path):
 
 def test_a_tie_by_what_is_shown_marks_both_and_the_teacher_is_never_marked(tmp_path):
     found = result(tmp_path, {(0, "", 0): 0.30001, (1, "", 0): 0.30004, (2, "", 0): 0.29})
-    markdown = to_markdown(found).splitlines()
+    markdown = table_lines(found)
     assert [line.count("**30.0**") > 0 for line in markdown[3:]] == [True, True, False]
     assert "**" not in markdown[2]
 
@@ -89,3 +104,27 @@ def test_latex_escapes_and_csv_keeps_every_digit(tmp_path):
     rows = list(csv.DictReader(to_csv(found).splitlines()))
     assert [float(row["mean_unseen"]) for row in rows] == pytest.approx([1 / 3, 0.25], abs=0)
     assert [row["row"] for row in rows] == ["None", "GKD & co"]
+
+
+def test_the_best_row_is_held_against_its_runner_up_on_the_same_images(tmp_path):
+    scores = {(0, "", 0): 0.20, (1, "", 0): 0.30, (2, "", 0): 0.28, (1, "", 1): 0.32, (2, "", 1): 0.25}
+    (found,) = leads(result(tmp_path, scores))
+    assert (found.first, found.second, found.seeds) == (1, 2, (0, 1))
+    assert found.points == pytest.approx(4.5)
+    assert found.beaten == 0.0
+    assert found.interval[0] == pytest.approx(found.interval[1])  # images that are all alike: any draw says the same
+    assert found.interval[0] == pytest.approx(4.5, abs=0.6)
+
+
+def test_a_lead_that_the_images_do_not_carry_has_zero_in_its_interval(tmp_path):
+    found = result(tmp_path, {(0, "", 0): 0.20, (1, "", 0): 0.201})
+    hits = np.random.default_rng(0).integers(20, 90, 40)
+    for row, own in ((0, hits), (1, hits[::-1])):
+        matrices = [np.array([[h, 100 - h], [100 - h, h]]) for h in own]
+        path = found.runs[row, "", 0].folder / "scores" / "student.npz"
+        write_images(path, dict.fromkeys(UNSEEN, ImageCounts.of(2, matrices)))
+    one = lead(found, 1, 0)
+    assert one.interval[0] < 0 < one.interval[1]
+    assert 0.0 < one.beaten < 1.0
+    assert lead(found, 1, 2) is None  # no seed in common
+    assert "paired bootstrap" in one.sentence(found)

@@ -26,9 +26,11 @@ K, STRIDE, CHANNELS = 3, 8, (4, 5, 6, 7)
 every = pytest.mark.parametrize("name", DECODERS)
 
 
-def build(name, *, channels=CHANNELS, stride=STRIDE, seed=0, **settings):
+def build(name, *, channels=CHANNELS, pixels=None, seed=0, **settings):
+    """``pixels`` per cell of each tap; by default 8 of all."""
+    pixels = pixels or (STRIDE,) * len(channels)
     cls = DECODERS[name]
-    return seeded(lambda: cls(cls.Config(**{**SMALL[name], **settings}), channels, stride, K), seed)
+    return seeded(lambda: cls(cls.Config(**{**SMALL[name], **settings}), channels, pixels, K), seed)
 
 
 def some_maps(batch=2, grid=(4, 4), channels=CHANNELS):
@@ -53,7 +55,7 @@ def loss_of(decoder, maps, labels, seed=0):
     ("grid", "stride", "size"), [((3, 5), 8, (23, 37)), ((2, 3), 14, (28, 42)), ((1, 1), 16, (9, 16))]
 )
 def test_scores_have_the_asked_size_and_a_loss_exists(name, grid, stride, size):
-    decoder, maps = build(name, stride=stride), some_maps(grid=grid)
+    decoder, maps = build(name, pixels=(stride,) * 4), some_maps(grid=grid)
     assert decoder.scores(maps, size).shape == (2, K, *size)
     assert decoder(maps, size).shape == (2, K, *size)
     for term in decoder.loss(maps, some_labels(size=size)).values():
@@ -64,16 +66,16 @@ def test_scores_have_the_asked_size_and_a_loss_exists(name, grid, stride, size):
 
 @every
 def test_maps_of_differing_grids(name):
-    decoder = build(name, stride=4)
+    decoder = build(name, pixels=(4, 8, 16, 32))
     maps = tuple(torch.randn(2, c, 16 // f, 24 // f) for c, f in zip(CHANNELS, (1, 2, 4, 8), strict=True))
     assert decoder.scores(maps, (64, 96)).shape == (2, K, 64, 96)
 
 
 @every
 def test_one_tap_serves_all_levels(name):
-    decoder = build(name, channels=(5,))
+    single, four = build(name, channels=(5,)), build(name, channels=(5,) * 4)
     one = some_maps(channels=(5,))
-    torch.testing.assert_close(decoder.scores(one, (32, 32)), decoder.scores(one * 4, (32, 32)))
+    torch.testing.assert_close(single.scores(one, (32, 32)), four.scores(one * 4, (32, 32)))
 
 
 @every
@@ -141,7 +143,7 @@ def test_state_round_trip(name):
 @every
 def test_the_classes_are_those_asked_for(name):
     cls = DECODERS[name]
-    decoder = cls(cls.Config(**SMALL[name]), (4,), 8, 11)
+    decoder = cls(cls.Config(**SMALL[name]), (4,), (8,), 11)
     assert decoder.num_classes == 11
     assert decoder.scores(some_maps(channels=(4,)), (8, 8)).shape[1] == 11
 

@@ -16,7 +16,7 @@ TINY = {
 
 
 def make(classes=4, **settings):
-    return seeded(lambda: Mask2Former(Mask2Former.Config(**{**TINY, **settings}), (6,), 8, classes))
+    return seeded(lambda: Mask2Former(Mask2Former.Config(**{**TINY, **settings}), (6,), (8,), classes))
 
 
 def maps(batch=2):

@@ -7,7 +7,7 @@ from segdistill.decoders.pyramid import feature_pyramid, level_sizes, per_level
 
 def test_patches_of_16_give_the_papers_factors():
     maps = tuple(torch.randn(1, 2, 6, 8) for _ in range(4))
-    for level, tap, factor in zip(feature_pyramid(maps, 16), maps, (4, 2, 1, 0.5), strict=True):
+    for level, tap, factor in zip(feature_pyramid(maps, (16,) * 4), maps, (4, 2, 1, 0.5), strict=True):
         torch.testing.assert_close(level, F.interpolate(tap, scale_factor=factor, mode="bilinear"))
 
 
@@ -20,7 +20,18 @@ def test_patches_of_16_give_the_papers_factors():
     ],
 )
 def test_levels_follow_the_patch(grid, stride, sizes):
-    assert level_sizes((torch.zeros(1, 1, *grid),), stride, (4, 8, 16, 32)) == sizes
+    assert level_sizes((torch.zeros(1, 1, *grid),), (stride,), (4, 8, 16, 32)) == sizes
+
+
+def test_maps_that_are_levels_already_stay_as_they_are():
+    maps = tuple(torch.randn(1, 2, 16 // f, 24 // f) for f in (1, 2, 4, 8))
+    for level, map_ in zip(feature_pyramid(maps, (4, 8, 16, 32)), maps, strict=True):
+        assert level is map_
+
+
+def test_maps_that_cover_different_images_are_our_mistake():
+    with pytest.raises(AssertionError, match="cover images of"):
+        level_sizes((torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)), (8, 16), (4, 8))
 
 
 def test_taps_go_to_levels_in_order():

@@ -9,7 +9,7 @@ from segdistill.decoders import SemFPN
 
 def make(**settings):
     config = SemFPN.Config(width=8, dropout=0.0, **settings)
-    return seeded(lambda: SemFPN(config, (3, 3, 3, 3), 8, 5))
+    return seeded(lambda: SemFPN(config, (3, 3, 3, 3), (8,) * 4, 5))
 
 
 def test_it_is_the_papers_branch_on_a_top_down_sum():
@@ -46,9 +46,8 @@ def test_all_ignored_is_zero():
 
 def test_fewer_levels():
     config = SemFPN.Config(width=8, strides=(8, 16))
-    assert (
-        SemFPN(config, (3, 4), 8, 5).scores((torch.randn(1, 3, 4, 4), torch.randn(1, 4, 4, 4)), (32, 32)).shape[1] == 5
-    )
+    maps = (torch.randn(1, 3, 4, 4), torch.randn(1, 4, 4, 4))
+    assert SemFPN(config, (3, 4), (8, 8), 5).scores(maps, (32, 32)).shape[1] == 5
 
 
 @pytest.mark.parametrize("strides", [(), (4, 8, 32), (8, 4), (0, 0)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
@@ -29,7 +30,7 @@ def test_hand_over_is_the_students_encoder_without_teacher_and_heads(finished):
     changed = [key for key, value in student.state_dict().items() if not torch.equal(value, left[key])]
     assert "backbone.blocks.0.attn.qkv.weight" in changed
     assert sorted(path.name for path in (finished / "stages" / "00-teacher").iterdir()) == [
-        "decoder.safetensors", "manifest.json"]  # fmt: skip
+        "decoder.safetensors", "images.txt", "manifest.json"]  # fmt: skip
 
 
 def test_the_last_stage_that_trained_the_encoder_hands_it_over(tmp_path, finished):
@@ -115,3 +116,27 @@ def test_the_log_holds_the_terms_their_sum_and_what_the_method_measured(finished
     assert set(lines[2]["terms"]) == {"token", "feature", "patch"}
     assert set(lines[-1]["terms"]) == {"cross_entropy", "presence", "token", "feature", "patch"}
     assert 0 <= lines[2]["diagnostics"]["own_position_share"] <= 1
+
+
+def test_a_distillation_stage_may_have_a_size_and_a_patch_of_its_own(tmp_path):
+    """As the papers' first stage: 224 pixels at patch 14, the next one 512 at patch 16; the weights follow."""
+    text = (
+        only("agnostic", evaluate=None)
+        .replace("world_student", "timm:test_vit")
+        .replace("world_teacher", "timm:test_vit")
+    )
+    path = tiny_file(tmp_path, text)
+    other = ["stages.agnostic.size=[28,42]", "stages.agnostic.patch=14", "stages.agnostic.steps=1",
+             "stages.agnostic.teacher_resample=hub", "teacher.encoder.image_size=[32,64]"]  # fmt: skip
+    run(load(path, other), tmp_path / "run")
+    state = load_file(tmp_path / "run" / "stages" / "00-agnostic" / "encoder.safetensors")
+    assert state["backbone.patch_embed.proj.weight"].shape[-2:] == (14, 14)
+    assert state["backbone.pos_embed"].shape[1] == 1 + 2 * 3
+    config = load(path, other).stages[0]
+    assert config.fit(EncoderConfig(name="timm:test_vit"), teacher=True).resample == "hub"
+    assert config.fit(EncoderConfig(name="timm:test_vit")).resample == "papers"
+    stem = EncoderConfig(name="world_student")
+    with pytest.raises(UserError, match="leave `patch` out"):
+        config.fit(stem)
+    with pytest.raises(UserError, match=r"stage agnostic: size: .*image size 30 x 42 is not divisible by the patch 14"):
+        load(path, [*other, "stages.agnostic.size=[30,42]"])

@@ -93,7 +93,8 @@ def test_the_teacher_runs_without_gradients(encoder, images):
 
 def test_one_pass_gives_the_teachers_taps_and_its_logits(encoder, images):
     taps = encoder.record.taps
-    decoder = SemFPN(SemFPN.Config(width=8, dropout=0.0), encoder.spec(taps).channels, encoder.patch, 5).double()
+    config = SemFPN.Config(width=8, dropout=0.0)
+    decoder = SemFPN(config, encoder.spec(taps).channels, encoder.strides(taps), 5).double()
     segmenter, calls = Segmenter(encoder, decoder, taps, 5).eval(), []
     expected, plain = segmenter.scores(images), encoder(images, (2, -1))
     hook = encoder.register_forward_hook(lambda *_: calls.append(1))

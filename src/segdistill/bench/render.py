@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segdistill.bench.result import TEACHER, Entry, TableResult
+from segdistill.bench.significance import leads
 from segdistill.files import write_atomic
 from segdistill.report.compare import Stat
 from segdistill.report.page import write_report
@@ -89,7 +90,8 @@ def to_markdown(result: TableResult) -> str:
             texts.append(f"| *{line.heading}* |{' |' * (len(heads) - 1)}")
         cells = (f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True))
         texts.append(f"| {' | '.join([line.title, *cells])} |")
-    return "\n".join(texts) + "\n"
+    sentences = [one.sentence(result) for one in leads(result)]
+    return "\n".join([*texts, *([""] if sentences else []), *sentences]) + "\n"
 
 
 def to_latex(result: TableResult) -> str:

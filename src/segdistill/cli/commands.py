@@ -138,6 +138,8 @@ def bench(
     for path in benches.write_table(result, out / config.name):
         typer.echo(str(path))
     print_table(benches.plain_rows(result))
+    for lead in benches.leads(result):
+        typer.echo(lead.sentence(result))
     for error in result.errors:
         typer.echo(f"not finished: {error}", err=True)
     if result.errors:

@@ -73,6 +73,43 @@ def list_() -> None:
     print_table(rows)
 
 
+@data_app.command()
+def sample(
+    name: Annotated[str, typer.Argument(help="a data set; a wrong name shows all")],
+    out: Annotated[Path, typer.Option(help="folder in which the data set's own folder is made")],
+    *,
+    layout: Annotated[str | None, typer.Option(help="one of its forms; a wrong name shows all")] = None,
+    images: Annotated[int, typer.Option(min=1, max=1000, help="images per split")] = 2,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="height and width in pixels")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    zipped: Annotated[bool, typer.Option("--zip", help="the official archives instead of folders")] = False,
+) -> None:
+    """Write a small instance of a data set in its official form, made from the built-in world."""
+    from segdistill.data.sample import write_sample
+
+    folder, count = write_sample(name, out, layout=layout, images=images, size=size, seed=seed, zipped=zipped)
+    typer.echo(f"{folder}: {count} {'archive' if zipped else 'file'}{'s' * (count != 1)}")
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="a data set that must be converted; a wrong name shows all")],
+    out: Annotated[Path, typer.Option(help="folder in which the data set's own folder is made; not the root")],
+    *,
+    root: Annotated[Path | None, typer.Option(help="folder of the data sets; default: SEGDISTILL_DATA")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that convert")] = os.cpu_count() or 1,
+) -> None:
+    """Convert a data set into a layout that is read: trainId labels, clips of tiles, halved images. Continues."""
+    from segdistill.data.index import place
+    from segdistill.data.prepare import prepare as convert
+    from segdistill.progress import Bars
+
+    source = place(name, root, {}).where
+    with Bars(name, 0) as bars:
+        folder, counts = convert(name, source, out, processes=processes, progress=bars.work)
+    typer.echo(f"{folder}: {counts.made} files made, {counts.kept} kept, {counts.unlabelled} images without label")
+
+
 def _print_check(outcome: Check, show: int) -> None:
     """The splits, what is wrong with them, and how often each class occurs."""
     rows = [["split", "images", "official", "labelled", "sizes", "layout", "where"]]

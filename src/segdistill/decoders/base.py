@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from segdistill.types import LossTerms
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
-"""One map per tap of the encoder, shallow to deep; for a plain ViT all on the patch grid."""
+"""One map per tap of the encoder, shallow to deep: of a plain ViT all on the patch grid, else each on its own."""
 
 
 class Decoder(nn.Module):
     """Maps of an encoder's taps -> a loss on labels, and class scores per pixel.
 
-    Built as ``Decoder(config, channels, stride, num_classes)``: ``channels`` of the taps, ``stride`` the pixels per
-    cell of the first map. A decoder owns :meth:`decode`, the one pass of its network, and what is read from its
-    outcome: :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the
-    scores is the probability of a class.
+    Built as ``Decoder(config, channels, strides, num_classes)``: ``channels`` and ``strides`` (pixels per cell) of the
+    taps. A decoder owns :meth:`decode`, the one pass of its network, and what is read from its outcome:
+    :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the scores
+    is the probability of a class.
     """
 
     scores_are_logits: bool = True
-    stride: int
+    strides: tuple[int, ...]
     num_classes: int
 
     def decode(self, maps: Maps) -> Any:

@@ -57,12 +57,12 @@ class Mask2Former(Decoder):
         dice_weight: float = Field(5.0, ge=0)
         no_object_weight: float = Field(0.1, ge=0)
 
-    def __init__(self, config: Config, channels: tuple[int, ...], stride: int, num_classes: int) -> None:
-        """``channels``: of the taps, one per level or one for all. ``stride``: pixels per cell of the first map."""
+    def __init__(self, config: Config, channels: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
+        """``channels`` and ``strides`` (pixels per cell) of the taps, one per level or one for all."""
         super().__init__()
         if config.width % config.heads:
             raise UserError(f"width {config.width} must be a multiple of heads {config.heads}: choose another width")
-        self.config, self.stride, self.num_classes = config, stride, num_classes
+        self.config, self.strides, self.num_classes = config, tuple(strides), num_classes
         from segdistill.decoders import mask2former_parts as parts  # transformers takes seconds to import
 
         self.pixel_decoder, self.transformer, self.criterion = parts.build(
@@ -73,7 +73,7 @@ class Mask2Former(Decoder):
     def decode(self, maps: Maps) -> Queries:
         """The queries' classes and masks, before the first layer and after each."""
         with torch.autocast(maps[0].device.type, enabled=False):
-            levels = feature_pyramid(tuple(m.float() for m in maps), self.stride, STRIDES)
+            levels = feature_pyramid(tuple(m.float() for m in maps), self.strides, STRIDES)
             pixels = self.pixel_decoder(levels, output_hidden_states=False, return_dict=True)
         decoded = self.transformer(list(pixels.multi_scale_features), pixels.mask_features)
         classes = [self.classifier(state.transpose(0, 1)) for state in decoded.intermediate_hidden_states]

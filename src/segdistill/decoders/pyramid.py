@@ -1,4 +1,7 @@
-"""From the maps of a plain ViT, all on the patch grid, to the levels that pyramid heads expect."""
+"""From the maps of an encoder to the levels that pyramid heads expect.
+
+Those of a plain ViT are all on the patch grid and are resized; those of a hierarchical network are levels already.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,15 @@ def per_level(taps: tuple[T, ...], levels: int) -> tuple[T, ...]:
     return taps * (levels // len(taps))
 
 
-def level_sizes(maps: Maps, stride: int, strides: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(h, w) of the levels with the given ``strides`` (pixels per cell) over the image that the first map covers."""
-    height, width = (side * stride for side in maps[0].shape[-2:])
-    return [(max(1, round(height / s)), max(1, round(width / s))) for s in strides]
+def level_sizes(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(h, w) of ``levels`` (pixels per cell) over the image that the maps, of ``strides``, all cover."""
+    covered = {
+        (features.shape[-2] * stride, features.shape[-1] * stride)
+        for features, stride in zip(maps, strides, strict=True)
+    }
+    assert len(covered) == 1, f"maps of strides {strides} cover images of {sorted(covered)}"
+    height, width = covered.pop()
+    return [(max(1, round(height / level)), max(1, round(width / level))) for level in levels]
 
 
 def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:
@@ -34,11 +42,11 @@ def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
-def feature_pyramid(maps: Maps, stride: int, strides: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
-    """Levels, fine to coarse, with ``strides`` pixels per cell: level i is map i (or the only map) resized.
+def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
+    """``levels``, fine to coarse, in pixels per cell: level i is map i (or the only map), resized where that is needed.
 
-    Spec A.10: for patches of 16 pixels the factors are 4, 2, 1 and 0.5. ``stride`` is the pixels per cell of the
-    first map, which for a plain ViT is the patch size of all of them; maps on other grids cover the same image.
+    Spec A.10: for patches of 16 pixels the factors are 4, 2, 1 and 0.5. ``strides`` are the maps' pixels per cell:
+    the patch size of all of them for a plain ViT, 4 to 32 for a hierarchical network.
     """
-    sizes = level_sizes(maps, stride, strides)
+    sizes = level_sizes(maps, strides, levels)
     return [resize(features, size) for features, size in zip(per_level(maps, len(sizes)), sizes, strict=True)]

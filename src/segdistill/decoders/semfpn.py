@@ -1,8 +1,8 @@
 """Semantic FPN: Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019 (arXiv 1901.02446), section 3.1.
 
-Deviations, for plain ViTs and for speed: the pyramid is a simple one (the taps resized to strides 4-32); every lateral
-1x1 convolution runs on the tap's own grid, before the resizing, and carries a group norm, since raw block outputs
-differ in scale by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
+Deviations, for plain ViTs and for speed: the pyramid is a simple one (taps that are not at strides 4-32 are resized);
+every lateral 1x1 convolution runs on the tap's own grid, before the resizing, and carries a group norm, since raw block
+outputs differ in scale by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class SemFPN(Decoder):
                 raise ValueError("each stride must be twice the one before it, such as [4, 8, 16, 32]")
             return strides
 
-    def __init__(self, config: Config, channels: tuple[int, ...], stride: int, num_classes: int) -> None:
-        """``channels``: of the taps, one per level or one for all. ``stride``: pixels per cell of the first map."""
+    def __init__(self, config: Config, channels: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
+        """``channels`` and ``strides`` (pixels per cell) of the taps, one per level or one for all."""
         super().__init__()
-        self.config, self.stride, self.num_classes = config, stride, num_classes
+        self.config, self.strides, self.num_classes = config, tuple(strides), num_classes
         width = config.width
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, width, 1, bias=False), _norm(width))
@@ -55,7 +55,7 @@ class SemFPN(Decoder):
 
     def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
         """Class logits at the finest level's stride."""
-        sizes = level_sizes(maps, self.stride, self.config.strides)
+        sizes = level_sizes(maps, self.strides, self.config.strides)
         read = zip(self.laterals, per_level(maps, len(sizes)), sizes, strict=True)
         levels = [resize(lateral(features), size) for lateral, features, size in read]
         for fine in range(len(levels) - 2, -1, -1):  # top-down

@@ -4,8 +4,8 @@
 
 FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) on encoder tokens, as GKD's comparison uses it: its "vanilla KD" row
 is the same as "MSE, single stage", ``||F_t(x) - F_s(x)||^2`` beside the task loss. Layer, adapter and weight are not
-established there (spec B.1); ours: final-norm patch tokens, weight 1. Tokens of another grid are resampled to the
-teacher's. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
+established there (spec B.1); ours: final-norm patch tokens, weight 1. Tokens of another grid are resampled to that of
+the teacher's same tap, before the adapter. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ class MSE(nn.Module):
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """Weighted ``feature`` (and ``token``) terms."""
-        pairs = zip(self.adapters, student.plain.tokens, teacher.plain.tokens, strict=True)
+        ours, theirs = student.plain, teacher.plain
+        pairs = zip(self.adapters, ours.tokens, ours.grids, theirs.tokens, theirs.grids, strict=True)
         errors = [
-            F.mse_loss(adapter(resize_tokens(tokens, student.plain.grid, teacher.plain.grid)), target.detach())
-            for adapter, tokens, target in pairs
+            F.mse_loss(adapter(resize_tokens(tokens, grid, to)), target.detach())
+            for adapter, tokens, grid, target, to in pairs
         ]
         terms = {"feature": self.config.weight * torch.stack(errors).mean()}
         if self.cls_adapter is not None:

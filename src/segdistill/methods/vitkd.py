@@ -63,15 +63,15 @@ class ViTKD(nn.Module):
         ``noise`` ranks the teacher's tokens: of each sample, those with the largest values are hidden. Without it, it
         is drawn from torch's global generator.
         """
-        config, grid = self.config, teacher.plain.grid
-        targets = [tokens.detach() for tokens in teacher.plain.tokens]
-        sources = [resize_tokens(tokens, student.plain.grid, grid) for tokens in student.plain.tokens]
+        config, ours, theirs = self.config, student.plain, teacher.plain
+        targets = [tokens.detach() for tokens in theirs.tokens]
+        sources = list(map(resize_tokens, ours.tokens, ours.grids, theirs.grids))
         batch, count, _ = targets[-1].shape
         shallow = zip(self.mimics, sources[:-1], targets[:-1], strict=True)
         mimic = torch.stack([_errors(mimic(source), target).sum() for mimic, source, target in shallow]).sum()
 
         hidden = hide(torch.rand(batch, count) if noise is None else noise, config.drop).to(targets[-1].device)
-        errors = _errors(self.generate(sources[-1], hidden, grid), targets[-1])  # (B, N)
+        errors = _errors(self.generate(sources[-1], hidden, theirs.grids[-1]), targets[-1])  # (B, N)
         return {
             "mimic": config.mimic_weight / batch * mimic,
             "generate": config.generate_weight / config.drop / batch * (errors * hidden).sum(),

@@ -110,18 +110,21 @@ class StageContext:
         self.fabric.barrier()
         return self.source.open(selection)
 
-    def build_student(self) -> Encoder:
-        """The student's encoder with the weights of the last stage, or with its first ones."""
-        model = need(self.student, "student", self.label)
-        config = model.encoder
+    def build_student(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
+        """The student's encoder with the weights of the last stage, or with its first ones.
+
+        ``fit`` changes its settings for this stage alone: another size or patch.
+        """
+        config = need(self.student, "student", self.label).encoder
+        config = fit(config) if fit else config
         if self.student_weights is not None:
             config = config.model_copy(update={"weights": str(self.student_weights)})
         return build_encoder(config, seed=derive_seed(self.seed, "student"))
 
-    def build_teacher(self) -> Encoder:
+    def build_teacher(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """The frozen teacher's encoder: evaluation mode, no gradients."""
-        model = need(self.teacher, "teacher", self.label)
-        encoder = build_encoder(model.encoder, seed=derive_seed(self.seed, "teacher"))
+        config = need(self.teacher, "teacher", self.label).encoder
+        encoder = build_encoder(fit(config) if fit else config, seed=derive_seed(self.seed, "teacher"))
         return encoder.eval().requires_grad_(False)
 
 

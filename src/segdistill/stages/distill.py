@@ -7,18 +7,19 @@ Only the student's encoder is handed over; the method's heads are dropped and st
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Part, UserError, part_of
+from segdistill.config import Part, UserError, parse, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.decoders import Decoder
 from segdistill.decoders.pyramid import resize
-from segdistill.encoders import Encoder
+from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, random_mask
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count
@@ -26,7 +27,7 @@ from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import CosineConfig
 from segdistill.types import LossTerms, Mask, Needs, Views
-from segdistill.weights import save_encoder
+from segdistill.weights import Resample, save_encoder
 
 
 class DistillConfig(StageConfig):
@@ -37,6 +38,22 @@ class DistillConfig(StageConfig):
     augment: DistillAugment = DistillAugment()
     optimizer: CosineConfig = CosineConfig()
     repeats: int = Field(3, ge=1, description="repeated augmentation: an epoch sees 1 / repeats of the images")
+    size: tuple[int, int] | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
+    patch: int | None = Field(None, ge=1, description="patch of plain ViTs in this stage, pixels; None: the model's")
+    teacher_resample: Resample | None = Field(
+        None, description="how the teacher's weights are fitted to size and patch: papers | hub | timm; None: its own"
+    )
+
+    def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
+        """The encoder's settings in this stage: built for its size and patch where they are given (spec A.6)."""
+        changes: dict[str, Any] = {}
+        if self.size is not None and record_of(encoder.name).sized:
+            changes["image_size"] = self.size
+        if self.patch is not None and record_of(encoder.name).plain:
+            changes["patch"] = self.patch
+        if self.teacher_resample is not None and teacher:
+            changes["resample"] = self.teacher_resample
+        return parse(EncoderConfig, encoder.model_dump() | changes, encoder.name) if changes else encoder
 
 
 def needs_of(part: Part) -> Needs:
@@ -70,7 +87,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher, self.teacher_decoder = teacher, teacher_decoder
-        self.seed, self.patch = seed, student.patch
+        self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_decoder is not None), part.type
         taps, method = self.needs.taps, METHODS[part.type]
@@ -90,7 +107,7 @@ class Distillation(nn.Module):
         """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
         if not self.needs.masked:
             return None
-        h, w = (side // self.patch for side in images.shape[-2:])
+        h, w = self.mask_grid(images.shape[-2], images.shape[-1])
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = generator(*self.seed, "mask", step, rank)
         mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())
@@ -139,12 +156,13 @@ class DistillObjective(Objective):
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
     check_method(config)
-    student, seed = context.build_student(), (context.seed, config.name)
-    distillation = Distillation(student, context.build_teacher(), config.method, seed)
+    student, seed = context.build_student(config.fit), (context.seed, config.name)
+    teacher = context.build_teacher(partial(config.fit, teacher=True))
+    distillation = Distillation(student, teacher, config.method, seed)
     method = distillation.method
     data = StepBatches(
         context.open(config.data),
-        DistillTransform(config.augment, context.source.size),
+        DistillTransform(config.augment, config.size or context.source.size),
         batch=config.batch,
         seed=seed,
         repeats=config.repeats,

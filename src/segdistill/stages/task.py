@@ -30,7 +30,7 @@ from segdistill.ops import derive_seed
 from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, need, need_decoder
 from segdistill.stages.distill import Distillation, needs_of
-from segdistill.stages.views import maps, rows, split_taps, student_views
+from segdistill.stages.views import maps, split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import LossTerms, Views
@@ -127,7 +127,7 @@ class TaskObjective(Objective):
         needs, mask = self.distillation.needs, self.distillation.mask(images, step)
         views = student_views(self.encoder, images, taps + needs.taps, mask)
         read, plain = split_taps(views.plain, len(taps))
-        decoder, own = self.segmenter.decoder, rows(read, slice(0, labelled))
+        decoder, own = self.segmenter.decoder, read.part(rows=slice(labelled))
         decoded = decoder.decode(maps(read if needs.logits else own))
         terms = self._task_terms(decoded, own.cls, labels)
         student = Views(
@@ -159,7 +159,7 @@ def build_segmenter(model: ModelConfig, encoder: Encoder, num_classes: int, *, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build: Any = DECODERS[part.type]  # its Config is part.settings' class
-        decoder = build(part.settings, encoder.spec(taps).channels, encoder.patch, num_classes)
+        decoder = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), num_classes)
     return Segmenter(encoder, decoder, taps, num_classes)
 
 

@@ -5,8 +5,6 @@ Where a method reads logits, one pass of an encoder serves the decoder's taps an
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,7 +38,8 @@ def student_views(
     """The student's plain features of all B images and its masked ones of the M masked samples, in one pass of B + M.
 
     The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11). Without ``plain``, a
-    pass of M alone: ``Needs.plain``.
+    pass of M alone: ``Needs.plain``. A student with batch norms takes the statistics of all images of the pass, hidden
+    parts included.
     """
     if mask is None or len(mask.samples) == 0:
         assert plain, "no view to run"
@@ -52,20 +51,14 @@ def student_views(
     hidden = torch.zeros(b + len(mask.samples), mask.tokens.shape[1], dtype=torch.bool, device=images.device)
     hidden[b:] = mask.tokens
     both = encoder(torch.cat([images, images[mask.samples]]), taps, hidden)
-    return Views(plain=rows(both, slice(0, b)), masked=rows(both, slice(b, None)), mask=mask)
+    return Views(plain=both.part(rows=slice(0, b)), masked=both.part(rows=slice(b, None)), mask=mask)
 
 
 def maps(features: Features) -> Maps:
     """The taps as maps (B, C, h, w), as a decoder reads them."""
-    return tuple(tokens_to_map(tokens, features.grid) for tokens in features.tokens)
+    return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 
 def split_taps(features: Features, count: int) -> tuple[Features, Features]:
     """The first ``count`` taps and the others."""
-    return replace(features, tokens=features.tokens[:count]), replace(features, tokens=features.tokens[count:])
-
-
-def rows(features: Features, chosen: slice) -> Features:
-    """The ``chosen`` images."""
-    cls = None if features.cls is None else features.cls[chosen]
-    return Features(tokens=tuple(tokens[chosen] for tokens in features.tokens), cls=cls, grid=features.grid)
+    return features.part(taps=slice(count)), features.part(taps=slice(count, None))

@@ -59,15 +59,16 @@ def _potsdam(kind: str, ortho: str) -> DatasetRecord:
         counts={"train": 3456, "val": 2016},
         licence="ISPRS terms: research, registration",
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-potsdam.aspx",
-        raw=tuple(  # 24 and 14 tiles of 6000 x 6000 pixels
+        raw=tuple(  # 24 and 14 tiles of 6000 x 6000 pixels; one folder per archive, or (in some archives) none
             _tiles(
-                labels,
+                f"{labels}{', flat' if flat else ''}",
                 POTSDAM_TILES,
-                f"{ortho}/top_potsdam_{{tile}}_{kind}.tif",
-                f"{labels}/top_potsdam_{{tile}}_label_noBoundary.tif",
+                f"{'' if flat else f'{ortho}/'}top_potsdam_{{tile}}_{kind}.tif",
+                f"{'' if flat else f'{labels}/'}top_potsdam_{{tile}}_label_noBoundary.tif",
                 (f"{ortho}.zip", f"{labels}.zip"),
             )
             for labels in ("5_Labels_all_noBoundary", "5_Labels_for_participants_no_Boundary")
+            for flat in (False, True)
         ),
         note="as a source it does not count towards the mean of the targets (spec A.9)" if kind == "RGB" else "",
         **_AERIAL,
@@ -94,6 +95,13 @@ VAIHINGEN_IRRG = DatasetRecord(
             VAIHINGEN_TILES,
             f"{_VAIHINGEN}/top/top_mosaic_09cm_{{tile}}.tif",
             f"{_ERODED}/top_mosaic_09cm_{{tile}}_noBoundary.tif",
+            (f"{_VAIHINGEN}.zip", f"{_ERODED}.zip"),
+        ),
+        _tiles(  # inside the archives, or both unpacked in one place
+            "in archives",
+            VAIHINGEN_TILES,
+            "top/top_mosaic_09cm_{tile}.tif",
+            "top_mosaic_09cm_{tile}_noBoundary.tif",
             (f"{_VAIHINGEN}.zip", f"{_ERODED}.zip"),
         ),
     ),

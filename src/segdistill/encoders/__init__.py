@@ -1,0 +1,23 @@
+"""Encoders: one record each, built through timm, with what distillation needs on top.
+
+======================= =========================================================================
+:mod:`.table`           ``ENCODERS``: the encoders that have a name here
+:mod:`.anytimm`         every other backbone of timm, as ``timm:<name>``: its record is derived
+:mod:`.record`          what a record says
+:mod:`.world`           the convolutional stem of the world's own encoders
+:mod:`.walks`           images -> tokens of the taps, for plain ViTs, SAM's, and everything else
+:mod:`.encoder`         ``Encoder`` and its settings
+======================= =========================================================================
+"""
+
+from __future__ import annotations
+
+from segdistill.encoders.anytimm import record_of
+from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size
+from segdistill.encoders.record import EncoderRecord
+from segdistill.encoders.table import ENCODERS
+from segdistill.encoders.world import ConvStem
+
+__all__ = [
+    "ENCODERS", "ConvStem", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "check_size", "record_of",
+]  # fmt: skip

@@ -1,0 +1,219 @@
+"""An encoder of the package: a network of timm that takes RGB in [0, 1] and returns features.
+
+An :class:`Encoder` normalises images itself, with the statistics of its weights, and returns
+:class:`~segdistill.types.Features`: raw outputs of the blocks or stages at the requested taps, tokens after the final
+norm at the tap ``-1``, and the final-norm CLS token where there is one. Selected cells of the grid of the tap ``-1``
+can be hidden behind a learnt mask token (see :mod:`segdistill.encoders.walks`).
+
+Sizes: any height and width that are multiples of ``patch``, the pixels per cell of the tap ``-1``; for another grid
+than the built one, timm resamples the positional embedding (bicubic, antialiased) and pads windows.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from segdistill.config import Config, UserError
+from segdistill.encoders.anytimm import record_of, takes
+from segdistill.encoders.walks import mask_shape, walk_of
+from segdistill.types import Features, FeatureSpec
+from segdistill.weights import LoadReport, Resample, load_encoder_weights
+
+
+class EncoderConfig(Config):
+    """Which encoder, with which weights, at which native size."""
+
+    name: str = Field(description="a name of the table (segdistill list encoders), or timm:<name>")
+    weights: str = Field(
+        "random",
+        description="random | shipped | shipped:<asset> | timm:<name> | hf:<owner>/<name> | an official checkpoint "
+        "(.pth, .pt, .bin, .safetensors) | a folder with encoder.safetensors",
+    )
+    resample: Resample = Field(
+        "papers", description="patch kernel and positions of another size: papers | hub | timm (segdistill.weights)"
+    )
+    layer_scale: bool = Field(
+        False, description="build LayerScale gains of 1, as the authors' DINO students have (spec A.9, 2)"
+    )
+    image_size: tuple[int, int] | None = Field(
+        None, description="(H, W) of the positional embedding, pixels; None: the record's"
+    )
+    patch: int | None = Field(None, ge=1, description="patch side, pixels; None: the record's")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        record_of(name)
+        return name
+
+    @model_validator(mode="after")
+    def _sizes(self) -> EncoderConfig:
+        record, patch = record_of(self.name), self.cell
+        if not record.plain and self.patch is not None:
+            raise UserError(f"{self.name} is no plain ViT, its patch of {record.patch} is fixed: leave `patch` out")
+        if not record.plain and self.layer_scale:
+            raise UserError(f"{self.name} is no plain ViT: leave `layer_scale` out")
+        if not record.sized and self.image_size is not None:
+            raise UserError(f"{self.name} is built for no size and takes any: leave `image_size` out")
+        if record.timm_name is None and patch != record.patch:
+            raise UserError(f"{self.name} has a convolutional stem of patch {record.patch}: leave `patch` out")
+        if self.image_size is not None:
+            check_size(*self.image_size, patch)
+            if not record.flexible and not takes(self.name, self.image_size):
+                raise UserError(
+                    f"{self.name} cannot be built for {self.image_size}: leave image_size out, its own is "
+                    f"{record.image_size}, or choose another backbone"
+                )
+        elif any(side % patch for side in record.image_size):
+            raise UserError(
+                f"patch {patch} does not divide {self.name}'s native size {record.image_size}: set image_size"
+            )
+        return self
+
+    @property
+    def cell(self) -> int:
+        """Pixels per cell of the tap -1, which the sides of all images are multiples of."""
+        return self.patch or record_of(self.name).patch
+
+    @property
+    def built_for(self) -> tuple[int, int]:
+        """(H, W), pixels."""
+        return self.image_size or record_of(self.name).image_size
+
+    def check(self, height: int, width: int) -> None:
+        """Raise a :class:`UserError` unless the encoder takes images of ``height`` x ``width`` pixels."""
+        check_size(height, width, self.cell)
+        if not record_of(self.name).flexible and (height, width) != self.built_for:
+            raise UserError(
+                f"{self.name} takes images of the size alone that it is built for, {self.built_for[0]} x "
+                f"{self.built_for[1]}, not {height} x {width}: set its image_size to the images' or the window's size"
+            )
+
+
+def check_size(height: int, width: int, patch: int) -> None:
+    """Raise a :class:`UserError` unless ``patch`` divides both sides (pixels)."""
+    if height < patch or width < patch or height % patch or width % patch:
+        padded = tuple(max(-(-side // patch), 1) * patch for side in (height, width))
+        raise UserError(
+            f"image size {height} x {width} is not divisible by the patch {patch}: "
+            f"pad or resize it, for example to {padded[0]} x {padded[1]}"
+        )
+
+
+class FullPrecisionAttention(TorchFunctionMode):
+    """Attention in fp32 inside bf16 autocast: torch's bf16 CPU kernel takes 3.5 times as long backwards.
+
+    Measured at 129 tokens (LOG.md, 2026-11-20): 41 ms instead of 11 ms a layer; every other operation stays in bf16.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Cast queries, keys, values and a bias up and the result back."""
+        if func is not F.scaled_dot_product_attention or args[0].dtype != torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            named = {name: _up(value) for name, value in (kwargs or {}).items()}
+            return func(*map(_up, args), **named).to(args[0].dtype)
+
+
+def _up(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _attention(images: Tensor) -> AbstractContextManager[Any]:
+    """:class:`FullPrecisionAttention` where it pays: bf16 training on a CPU."""
+    slow = images.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return FullPrecisionAttention() if slow else nullcontext()
+
+
+class Encoder(nn.Module):
+    """A timm network as the rest of the package sees it. Built with random weights; see :func:`build_encoder`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.name = config.name
+        self.record = record_of(config.name)
+        self.config = config
+        self.patch = config.cell
+        settings: dict[str, Any] = dict(self.record.switches)
+        if self.record.sized:
+            settings["img_size"] = config.built_for
+        if self.record.plain:
+            settings["patch_size"] = self.patch
+        if config.layer_scale:
+            settings["init_values"] = 1.0
+        self.backbone: Any = self.record.build(**settings)
+        self.walk = walk_of(self.backbone)
+        self.loaded: LoadReport | None = None  # what became of the keys of the file that filled it
+        self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
+        for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the tap -1 at the size that the encoder is built for: that of a stored positional embedding."""
+        return self.mask_grid(*self.config.built_for)
+
+    def mask_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the cells that can be hidden in an image of ``height`` x ``width`` pixels: those of the tap -1."""
+        return height // self.patch, width // self.patch
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest (H, W) from ``height`` x ``width`` upwards that the encoder takes; else a :class:`UserError`."""
+        size = (height + -height % self.patch, width + -width % self.patch)
+        if not self.record.flexible and height <= self.config.built_for[0] and width <= self.config.built_for[1]:
+            size = self.config.built_for
+        self.config.check(*size)
+        return size
+
+    def spec(self, taps: tuple[int, ...] = (-1,)) -> FeatureSpec:
+        """Widths of the given taps; a :class:`UserError` for a tap that the encoder does not have."""
+        record = self.record
+        for tap in taps:
+            if not -1 <= tap < record.depth:
+                unit = "block" if len({stride for _, stride in record.stages}) <= 1 else "stage"
+                raise UserError(
+                    f"{self.name} has no tap {tap}: allowed are {unit}s 0 to {record.depth - 1} "
+                    f"and -1, the last {unit} after the final norm"
+                )
+        channels = tuple(record.shape(tap)[0] for tap in taps)
+        return FeatureSpec(channels, record.width if record.has_cls else None, record.depth)
+
+    def strides(self, taps: tuple[int, ...] = (-1,)) -> tuple[int, ...]:
+        """Pixels per cell of the given taps."""
+        return tuple(self.patch if self.record.plain else self.record.shape(tap)[1] for tap in taps)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        taps: tuple[int, ...] = (-1,),
+        hidden: Bool[Tensor, "b n"] | None = None,
+    ) -> Features:
+        """RGB in [0, 1] -> tokens of ``taps`` and the CLS token; ``hidden`` cells of the mask grid are not shown."""
+        self.spec(taps)
+        height, width = images.shape[-2:]
+        self.config.check(height, width)
+        where = None if hidden is None else hidden.view(-1, *self.mask_grid(height, width))
+        with _attention(images):
+            tapped, cls = self.walk(self.backbone, (images - self.mean) / self.std, taps, self.mask_token, where)
+        tokens, grids = zip(*(tapped[tap] for tap in taps), strict=True)
+        return Features(tokens=tokens, cls=cls, grid=grids[-1], grids=grids)
+
+
+def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:
+    """The encoder of ``config`` with its weights; random ones depend on ``seed`` and on nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        encoder = Encoder(config)
+    encoder.loaded = load_encoder_weights(encoder, config.weights, resample=config.resample)
+    return encoder

@@ -1,0 +1,108 @@
+"""The encoders that have a name here: those of the papers and their successors, and the world's own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import timm
+
+from segdistill.encoders.record import EncoderRecord, block_taps
+from segdistill.encoders.world import world_encoder
+
+
+def _vit(weights: str, patch: int, depth: int, width: int, *, size: int, **others: Any) -> EncoderRecord:
+    """A plain ViT. DeiT's distilled weights go into the plain architecture, without their distillation token."""
+    name = weights.partition(".")[0].replace("_distilled", "")
+    build = partial(timm.create_model, name, pretrained=False)
+    taps = block_taps(depth)
+    return EncoderRecord(name, build, patch, depth, width, taps, (size, size), timm_weights=weights, **others)
+
+
+def _convnext(weights: str, width: int, **others: Any) -> EncoderRecord:
+    """A ConvNeXt whose first stage has ``width`` channels."""
+    name = weights.partition(".")[0]
+    return EncoderRecord(
+        timm_name=name,
+        build=partial(timm.create_model, name, pretrained=False),
+        patch=32,
+        depth=4,
+        width=8 * width,
+        taps=(0, 1, 2, 3),
+        image_size=(256, 256),
+        has_cls=False,
+        timm_weights=weights,
+        stages=tuple((width << stage, 4 << stage) for stage in range(4)),
+        sized=False,
+        switches={"num_classes": 0},
+        **others,
+    )
+
+
+def _sam(weights: str, parameters: int) -> EncoderRecord:
+    """SAM's ViT-B, whose neck has 256 channels."""
+    name = weights.partition(".")[0]
+    return EncoderRecord(
+        timm_name=name,
+        build=partial(timm.create_model, name, pretrained=False),
+        patch=16,
+        depth=12,
+        width=256,
+        taps=block_taps(12),
+        image_size=(1024, 1024),
+        parameters=parameters,
+        licence="Apache-2.0",
+        has_cls=False,
+        family="SAM",
+        timm_weights=weights,
+        stages=((768, 16),) * 12,
+        switches={"num_classes": 0},
+    )
+
+
+_dinov2 = partial(_vit, patch=14, size=518, licence="Apache-2.0", family="DINOv2")
+_dinov3 = {"licence": "DINOv3 License", "gated": True, "family": "DINOv3"}
+_dinov3_vit = partial(_vit, patch=16, size=256, **_dinov3)
+_dinov3_convnext = partial(_convnext, **_dinov3)
+_dino = partial(_vit, patch=16, depth=12, size=224, licence="Apache-2.0", family="DINO")
+_deit = partial(_vit, patch=16, depth=12, size=224, licence="Apache-2.0", family="DeiT")
+_eva02 = partial(_vit, patch=14, size=224, licence="MIT", family="EVA02")
+_REG = "_reg4_dinov2.lvd142m"
+
+ENCODERS: dict[str, EncoderRecord] = {
+    "world_teacher": world_encoder(256, 32, parameters=4_899_104),
+    "world_student": world_encoder(128, 16, parameters=1_238_672),
+    "dinov2_s": _dinov2("vit_small_patch14_dinov2.lvd142m", depth=12, width=384, parameters=22_056_576),
+    "dinov2_b": _dinov2("vit_base_patch14_dinov2.lvd142m", depth=12, width=768, parameters=86_580_480),
+    "dinov2_l": _dinov2("vit_large_patch14_dinov2.lvd142m", depth=24, width=1024, parameters=304_368_640),
+    "dinov2_g": _dinov2("vit_giant_patch14_dinov2.lvd142m", depth=40, width=1536, parameters=1_136_480_768),
+    # With four registers, which like the CLS token are no patch tokens.
+    "dinov2_s_reg": _dinov2(f"vit_small_patch14{_REG}", depth=12, width=384, parameters=22_057_728),
+    "dinov2_b_reg": _dinov2(f"vit_base_patch14{_REG}", depth=12, width=768, parameters=86_582_784),
+    "dinov2_l_reg": _dinov2(f"vit_large_patch14{_REG}", depth=24, width=1024, parameters=304_371_712),
+    "dinov2_g_reg": _dinov2(f"vit_giant_patch14{_REG}", depth=40, width=1536, parameters=1_136_485_376),
+    "dinov3_s": _dinov3_vit("vit_small_patch16_dinov3.lvd1689m", depth=12, width=384, parameters=21_587_328),
+    "dinov3_s_plus": _dinov3_vit("vit_small_plus_patch16_dinov3.lvd1689m", depth=12, width=384, parameters=28_683_648),
+    "dinov3_b": _dinov3_vit("vit_base_patch16_dinov3.lvd1689m", depth=12, width=768, parameters=85_641_984),
+    "dinov3_l": _dinov3_vit("vit_large_patch16_dinov3.lvd1689m", depth=24, width=1024, parameters=303_080_448),
+    "dinov3_h_plus": _dinov3_vit("vit_huge_plus_patch16_dinov3.lvd1689m", depth=32, width=1280, parameters=840_510_720),
+    "dinov3_7b": _dinov3_vit("vit_7b_patch16_dinov3.lvd1689m", depth=40, width=4096, parameters=6_716_035_072),
+    "dinov3_convnext_ti": _dinov3_convnext("convnext_tiny.dinov3_lvd1689m", 96, parameters=27_820_131),
+    "dinov3_convnext_s": _dinov3_convnext("convnext_small.dinov3_lvd1689m", 96, parameters=49_454_691),
+    "dinov3_convnext_b": _dinov3_convnext("convnext_base.dinov3_lvd1689m", 128, parameters=87_566_467),
+    "dinov3_convnext_l": _dinov3_convnext("convnext_large.dinov3_lvd1689m", 192, parameters=196_230_339),
+    "dino_s": _dino("vit_small_patch16_224.dino", width=384, parameters=21_666_048),
+    "dino_b": _dino("vit_base_patch16_224.dino", width=768, parameters=85_799_424),
+    # The papers use the distilled weights, without their distillation token.
+    "deit_ti": _deit("deit_tiny_distilled_patch16_224.fb_in1k", width=192, parameters=5_524_608),
+    "deit_s": _deit("deit_small_distilled_patch16_224.fb_in1k", width=384, parameters=21_666_048),
+    "deit_b": _deit("deit_base_distilled_patch16_224.fb_in1k", width=768, parameters=85_799_424),
+    "deit_ti_plain": _deit("deit_tiny_patch16_224.fb_in1k", width=192, parameters=5_524_608),
+    "deit_s_plain": _deit("deit_small_patch16_224.fb_in1k", width=384, parameters=21_666_048),
+    "deit_b_plain": _deit("deit_base_patch16_224.fb_in1k", width=768, parameters=85_799_424),
+    "eva02_ti": _eva02("eva02_tiny_patch14_224.mim_in22k", depth=12, width=192, parameters=5_502_336),
+    "eva02_s": _eva02("eva02_small_patch14_224.mim_in22k", depth=12, width=384, parameters=21_621_504),
+    "eva02_b": _eva02("eva02_base_patch14_224.mim_in22k", depth=12, width=768, parameters=85_759_488),
+    "eva02_l": _eva02("eva02_large_patch14_224.mim_m38m", depth=24, width=1024, parameters=303_269_824),
+    "sam_b": _sam("samvit_base_patch16.sa1b", parameters=89_671_680),
+}

@@ -1,0 +1,154 @@
+"""How images pass through a network of timm: the tokens of every tap on their way.
+
+Three kinds, told apart by the network's class:
+
+* a plain ViT (timm's ``VisionTransformer`` and ``Eva``): hidden patch embeddings become the mask token, after the patch
+  embedding and before the positional one, as in BEiT, iBOT, Proteus and GKD, so that a hidden token keeps its place and
+  the sequence its length. Class, distillation and register tokens go through the blocks and are no patch tokens.
+  DINOv3's rotations are rescaled at random while it trains, by torch's global generator, as timm does.
+* SAM's ViT: the same with maps instead of sequences, windows in most blocks and no CLS token. It has no final norm;
+  its neck (1x1 and 3x3 convolutions to 256 channels, each with a LayerNorm) stands there: the tap -1 is SAM's image
+  embedding. The other taps are block outputs before the neck.
+* everything else, through ``forward_intermediates``: the cells of the tap -1 that are hidden become a learnt colour in
+  the normalised image, which starts as the mean colour. The tap -1 is what timm's ``forward_features`` gives, after the
+  norm that ConvNeXt and its kin have behind the pooling, which acts on every cell here. It has a CLS token where the
+  network has one; a pooled map is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead, PatchEmbed, resample_abs_pos_embed_nhwc
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from segdistill.ops import map_to_tokens
+
+Grid = tuple[int, int]
+Walked = tuple[dict[int, tuple[Tensor, Grid]], Tensor | None]
+"""Tokens (B, h * w, C) and grid (h, w) of each asked tap, and the CLS token (B, C) after the final norm."""
+
+Walk = Callable[[Any, Tensor, tuple[int, ...], Tensor, Tensor | None], Walked]
+"""(network, normalised images, taps, mask token, hidden cells) -> tokens and CLS token."""
+
+
+def is_plain(network: nn.Module) -> bool:
+    """Whether it is a ViT whose patch embedding is one; its patch can be chosen."""
+    return isinstance(network, VisionTransformer | Eva) and isinstance(network.patch_embed, PatchEmbed)
+
+
+def walk_of(network: nn.Module) -> Walk:
+    """How to pass through ``network``."""
+    if isinstance(network, VisionTransformer | Eva):
+        return walk_vit
+    return walk_sam if isinstance(network, VisionTransformerSAM) else walk_maps
+
+
+def mask_shape(network: Any) -> tuple[int, ...]:
+    """The mask token's: a patch embedding, or a colour.
+
+    More than two dimensions: like the authors', it is decayed (optimisers spare vectors and biases only).
+    """
+    return (1, 3, 1, 1) if walk_of(network) is walk_maps else (1, 1, network.embed_dim)
+
+
+def walk_vit(
+    network: Any,
+    images: Float[Tensor, "b 3 H W"],
+    taps: tuple[int, ...],
+    mask_token: Float[Tensor, "1 1 c"],
+    hidden: Bool[Tensor, "b _h _w"] | None,
+) -> Walked:
+    """Through a plain ViT."""
+    tokens = _hide(network.patch_embed(images), mask_token, hidden)  # (B, h, w, C)
+    grid = (tokens.shape[1], tokens.shape[2])
+    positioned = network._pos_embed(tokens)
+    tokens, rope = positioned if isinstance(positioned, tuple) else (positioned, None)  # Eva adds a rotation
+    tokens = network.norm_pre(tokens)  # (B, prefix + N, C)
+    prefix, per_block = network.num_prefix_tokens, getattr(network, "rope_mixed", False)
+    tapped: dict[int, tuple[Tensor, Grid]] = {}
+    for index, block in enumerate(network.blocks):
+        rotation = {} if rope is None else {"rope": rope[index] if per_block else rope}
+        tokens = block(tokens, **rotation)
+        if index in taps:
+            tapped[index] = tokens[:, prefix:], grid
+    tokens = network.norm(tokens)
+    tapped[-1] = tokens[:, prefix:], grid
+    return tapped, None if network.cls_token is None else tokens[:, 0]
+
+
+def walk_sam(
+    network: Any,
+    images: Float[Tensor, "b 3 H W"],
+    taps: tuple[int, ...],
+    mask_token: Float[Tensor, "1 1 c"],
+    hidden: Bool[Tensor, "b _h _w"] | None,
+) -> Walked:
+    """Through SAM's image encoder."""
+    cells = _hide(network.patch_embed(images), mask_token, hidden)  # (B, h, w, C)
+    grid = (cells.shape[1], cells.shape[2])
+    if network.pos_embed is not None:
+        cells = cells + resample_abs_pos_embed_nhwc(network.pos_embed, grid)
+    cells = network.norm_pre(cells)
+    tapped: dict[int, tuple[Tensor, Grid]] = {}
+    for index, block in enumerate(network.blocks):
+        cells = block(cells)
+        if index in taps:
+            tapped[index] = cells.flatten(1, 2), grid
+    if -1 in taps:
+        tapped[-1] = map_to_tokens(network.neck(cells.permute(0, 3, 1, 2))), grid
+    return tapped, None
+
+
+def walk_maps(
+    network: Any,
+    images: Float[Tensor, "b 3 H W"],
+    taps: tuple[int, ...],
+    mask_token: Float[Tensor, "1 3 1 1"],
+    hidden: Bool[Tensor, "b _h _w"] | None,
+) -> Walked:
+    """Through any network with ``forward_intermediates``."""
+    if hidden is not None:
+        images = torch.where(_pixels(hidden, images), mask_token.to(images.dtype), images)
+    wanted = sorted({tap for tap in taps if tap >= 0})
+    final, maps = network.forward_intermediates(images, indices=wanted or 1, norm=False, output_fmt="NCHW")
+    tapped = {
+        tap: (map_to_tokens(features), (features.shape[-2], features.shape[-1]))
+        for tap, features in zip(wanted, maps if wanted else (), strict=True)
+    }
+    if final.ndim == 3:  # a sequence: on the one grid that all of its maps have
+        prefix = getattr(network, "num_prefix_tokens", 0)
+        tapped[-1] = final[:, prefix:], (maps[-1].shape[-2], maps[-1].shape[-1])
+        return tapped, final[:, 0] if getattr(network, "cls_token", None) is not None else None
+    norm = final_norm(network)
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":
+        final = (final if norm is None else norm(final)).permute(0, 3, 1, 2)
+    elif norm is not None:
+        final = norm(final)
+    tapped[-1] = map_to_tokens(final), (final.shape[-2], final.shape[-1])
+    return tapped, None
+
+
+def final_norm(network: nn.Module) -> nn.Module | None:
+    """The norm that a hierarchical network has between its pooling and its classifier."""
+    head = getattr(network, "head", None)
+    if isinstance(head, NormMlpClassifierHead | ClNormMlpClassifierHead) and isinstance(head.pre_logits, nn.Identity):
+        return head.norm
+    return None
+
+
+def _hide(cells: Float[Tensor, "b h w c"], mask_token: Tensor, hidden: Tensor | None) -> Float[Tensor, "b h w c"]:
+    """Patch embeddings with the mask token in place of the hidden ones."""
+    return cells if hidden is None else torch.where(hidden.unsqueeze(-1), mask_token.to(cells.dtype), cells)
+
+
+def _pixels(hidden: Bool[Tensor, "b _h _w"], images: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b 1 H W"]:
+    """Which pixels the hidden cells cover."""
+    down, right = (side // count for side, count in zip(images.shape[-2:], hidden.shape[-2:], strict=True))
+    return hidden.unsqueeze(1).repeat_interleave(down, dim=2).repeat_interleave(right, dim=3)

@@ -1,0 +1,191 @@
+"""Finished segmenters on data sets: protocols, images of unequal size, side files, what counts as unseen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segdistill import scoring
+from segdistill.config import UserError
+from segdistill.data.dataset import Dataset, Protocol, Sample
+from segdistill.data.files import FilesSource
+from segdistill.data.rendered import WorldSource
+from segdistill.evaluate import evaluate, retention_interval, summary_interval
+from segdistill.recipe import load, retarget
+from segdistill.run import evaluate_run, run
+from segdistill.scoring import Loader, Scored, load_segmenter, read_images
+from segdistill.segmenter import Window
+from tiny_runs import only, tiny, tiny_file
+from tiny_sets import write
+
+SIZES = [(24, 32), (24, 32), (24, 32), (16, 40), (24, 32), (40, 16), (40, 16)]
+ONE_STAGE = [{"type": "task", "name": "task", "data": {"domains": ["game"], "images": 2}, "batch": 2, "steps": 1}]
+
+
+class Unequal(Dataset):
+    """Images of these sizes; every label is one of 19 classes."""
+
+    names = tuple(f"class {i}" for i in range(19))
+    colors = np.zeros((19, 3), np.uint8)
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (*SIZES[index], 3)).astype(np.uint8)
+        return Sample(image, rng.integers(0, 13, SIZES[index]).astype(np.uint8), "a", str(index))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_images_of_one_size_that_follow_one_another_form_batches_and_none_comes_twice(processes):
+    seen, data = [], Unequal()
+    for rank in range(processes):
+        for batch in Loader(data, 2, rank, processes):
+            assert len(batch["image"]) <= 2
+            for image, label, index in zip(batch["image"], batch["label"], batch["index"].tolist(), strict=True):
+                assert np.array_equal(image.permute(1, 2, 0), data[index].image)
+                assert np.array_equal(label, data[index].label)
+                seen.append(index)
+    assert sorted(seen) == list(range(len(SIZES)))
+    assert [len(batch["index"]) for batch in Loader(data, 2, 0, 1)] == [2, 1, 1, 1, 2]
+
+
+def student_of(folder, recipe):
+    scored = Scored("student", folder, folder / "stages/02-task/decoder.safetensors",
+                    folder / "stages/02-task/encoder.safetensors", "", {}, 0.0, ())  # fmt: skip
+    return load_segmenter(recipe, scored, 13)
+
+
+def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_path, finished):
+    segmenter, data = student_of(finished, tiny(tmp_path)), Unequal()
+    window = Window(size=(16, 16), stride=(8, 8), batch=3)
+    options = {"protocols": {"a": Protocol(resize=(16, 32))}, "window": window}
+    whole = evaluate(segmenter, {"a": Loader(data, 3, 0, 1)}, **options)["a"]
+    alone = evaluate(segmenter, {"a": Loader(data, 1, 0, 1)}, **options)["a"]
+    assert whole.images.size == len(SIZES)
+    assert whole.confusion.counts.sum() == sum(h * w for h, w in SIZES)
+    assert torch.equal(whole.confusion.counts, alone.confusion.counts)
+    assert np.array_equal(whole.images.cells, alone.images.cells)
+    share = evaluate(segmenter, {"a": Loader(data, 3, 1, 2)}, **options)["a"].images
+    mine = [np.isin(whole.images.images, range(1, len(SIZES), 2))]
+    assert np.array_equal(share.counts, whole.images.counts[mine[0]])
+
+
+def test_the_papers_sizes_windows_and_splits_come_from_the_records(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEGDISTILL_DATA", raising=False)
+    write("cityscapes", tmp_path)
+    write("acdc", tmp_path)
+    source = FilesSource(root=tmp_path)
+    for name, size in (("cityscapes", (512, 1024)), ("acdc:night", (540, 960))):
+        assert source.evaluation_split(name) == "val"
+        selection = tiny(tmp_path).evaluate.model_copy(update={"images": None}).selection(source, name)
+        assert source.open(selection).protocol(name) == Protocol(size, (512, 512), (341, 341))
+    world = WorldSource()
+    assert world.evaluation_split("fog") == "test"
+    selection = tiny(tmp_path).evaluate.selection(world, "fog")
+    assert world.open(selection).protocol("fog") == Protocol()
+
+
+def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_path, finished):
+    results = json.loads((finished / "results.json").read_text())
+    images = {role: read_images(finished / "scores" / f"{role}.npz") for role in ("teacher", "student")}
+    for role, model in results["models"].items():
+        for domain, scores in model["domains"].items():
+            counts = images[role][domain]
+            total = np.bincount(counts.cells, counts.counts, minlength=13 * 13).reshape(13, 13)
+            assert total.tolist() == scores["confusion"]
+            assert counts.size == scores["images"] == 2
+            assert 0 <= scores["calibration_error"] <= 1
+            low, high = scores["miou_interval"]
+            assert low <= high
+        assert model["mean_unseen_interval"] == pytest.approx(summary_interval(images[role], ["fog", "rain"]))
+    interval = retention_interval(images["student"], images["teacher"], ["fog", "rain"])
+    assert results["retention_interval"] == pytest.approx(interval)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "scores/student.npz").unlink()
+    again = run(tiny(tmp_path), folder)
+    assert again["models"] == results["models"]
+    for name, counts in read_images(folder / "scores/student.npz").items():
+        assert all(np.array_equal(value, getattr(counts, key)) for key, value in vars(images["student"][name]).items())
+    (folder / "scores/student.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"damaged scores .*student.npz; delete the file"):
+        run(tiny(tmp_path), folder)
+
+
+def test_a_run_of_the_world_is_scored_on_files_of_other_sizes(tmp_path, image_cache, monkeypatch):
+    monkeypatch.setattr(scoring, "PICTURE", 20)
+    write("cityscapes", tmp_path / "data", size=(24, 80))
+    write("acdc", tmp_path / "data", subsets=("night",))
+    text = only(stages=ONE_STAGE, data={"size": [32, 64]}, teacher=None, evaluate=None)
+    recipe = load(tiny_file(tmp_path, text))
+    run(recipe, tmp_path / "run")
+    changes = ["evaluate.resize=[32,64]", "evaluate.window={size: [32,32], stride: [16,16]}", "evaluate.pictures=1"]
+    changed = retarget(recipe, ["cityscapes:train", "acdc:night"], tmp_path / "data", changes)
+    results = evaluate_run(recipe, changed, tmp_path / "run", tmp_path / "out")
+    domains = results["models"]["student"]["domains"]
+    assert results["unseen"] == list(domains) == ["cityscapes", "acdc:night"]
+    assert results["source"] == []
+    assert changed.evaluate.splits == {"cityscapes": "train"}
+    mean = sum(domain["miou"] for domain in domains.values()) / 2
+    assert results["models"]["student"]["mean_unseen"] == pytest.approx(mean)
+    truth = [sample.label for sample in changed.scored_source.open(changed.evaluate.selection(
+        changed.scored_source, "cityscapes"))]  # fmt: skip
+    assert truth[0].shape == (24, 80)  # labels keep their size
+    pixels = np.bincount(np.concatenate([label[label != 255] for label in truth]), minlength=19)
+    assert np.array(domains["cityscapes"]["confusion"]).sum(1).tolist() == pixels.tolist()
+    for kind in ("image", "truth", "student"):
+        with Image.open(tmp_path / "out/pictures" / kind / "cityscapes-0.png") as picture:
+            assert picture.size == (20, 6)
+
+
+def test_classes_that_the_segmenter_was_not_trained_on_are_refused(tmp_path, finished):
+    write("cityscapes", tmp_path)
+    changed = retarget(tiny(tmp_path), ["cityscapes"], tmp_path)
+    with pytest.raises(
+        UserError, match=r"the teacher was trained on the classes .*'cityscapes' has road, .*same classes"
+    ):
+        evaluate_run(tiny(tmp_path), changed, finished, tmp_path / "out")
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_a_trained_on_domain_is_listed_for_reference_and_never_enters_the_mean(tmp_path):
+    for name in ("potsdam_rgb", "potsdam_irrg", "vaihingen_irrg"):
+        write(name, tmp_path, size=(32, 32))
+    stages = [ONE_STAGE[0] | {"data": {"domains": ["potsdam_rgb"]}}]
+    data = {"source": "files", "root": str(tmp_path), "size": [32, 32]}
+    recipe = load(tiny_file(tmp_path, only(stages=stages, data=data, teacher=None, evaluate=None)))
+    names = ["potsdam_rgb", "potsdam_irrg", "vaihingen_irrg"]
+    config = retarget(recipe, names).evaluate
+    assert (config.domains, config.unseen, config.validation) == (tuple(names), tuple(names[1:]), ())
+    with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; take it out of 'unseen'"):
+        retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"])
+
+
+def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_split(tmp_path):
+    recipe = load(tiny_file(tmp_path), ["evaluate.domains=[game,dusk,fog]", "evaluate.unseen=[fog]",
+                                        "evaluate.validation=[dusk]", "evaluate.images=3"])  # fmt: skip
+    config = retarget(recipe, ["dusk:val", "game", "night"]).evaluate
+    assert (config.domains, config.unseen, config.validation) == (("dusk", "game", "night"), ("night",), ("dusk",))
+    assert [config.selection(recipe.data, name).split for name in config.domains] == ["val", "test", "test"]
+    assert (config.data, config.images) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (["fog", "cityscapes"], "unknown domain 'cityscapes'"),
+        (["fog:val", "fog:test"], "one domain stands twice"),
+        (["acdc::val"], r"write NAME\[:SUBSET\]\[:SPLIT\]"),
+        (["cityscaps"], "cityscaps"),
+    ],
+)
+def test_a_mistake_in_what_to_score_is_one_line(tmp_path, items, message):
+    with pytest.raises(UserError, match=message) as error:
+        retarget(tiny(tmp_path), items, None)
+    assert "\n" not in str(error.value)
