@@ -17,4 +17,5 @@ os.environ["NO_COLOR"] = "1"
 # Every shape annotation of the package is checked at run time, in tests only.
 jaxtyping.install_import_hook("segdistill", "typecheck.check")
 
-pytest_plugins = ["tiny_runs"]  # the shared run and the tests' image cache; imported below the hook above
+# The shared run with the tests' image cache, and data sets in their official form; imported below the hook above.
+pytest_plugins = ["tiny_runs", "official_files"]

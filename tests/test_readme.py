@@ -119,6 +119,7 @@ def cli() -> Any:
     return typer.main.get_command(app)
 
 
+@pytest.mark.usefixtures("official_files")
 def test_every_command_line_parses() -> None:
     tree = cli()
     problems = []

@@ -9,17 +9,13 @@ from pathlib import Path
 import pytest
 
 from segdistill import cli
-from segdistill.data.prepare import prepare
-from segdistill.data.sample import write_sample
 from segdistill.demo import ARMS, SMOKE, recipes_folder, shortened
 from segdistill.listing import recipes as listed
 from segdistill.recipe import dump, load
 
+pytestmark = pytest.mark.usefixtures("official_files")
+
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
-NEEDED = {  # sample -> its layout that recipes read
-    "gtav": None, "cityscapes": None, "bdd100k": None, "acdc": None, "potsdam": "clips",
-    "vaihingen": "clips", "endovis18": None, "imagenet": None,
-}  # fmt: skip
 # Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.
 NARROW = [
     "accelerator=cpu", "workers=0", "data.size=[32,64]", "teacher.encoder={name: world_teacher}",
@@ -28,19 +24,6 @@ NARROW = [
     "evaluate.window={size: [32,32], stride: [32,32]}", "evaluate.pictures=1", "evaluate.images=1",
     "log_every=1", "checkpoint_every=2",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def official_files(tmp_path_factory):
-    """A root with a small instance of every data set that a recipe names, in its official form."""
-    root = tmp_path_factory.mktemp("datasets")
-    for name, layout in NEEDED.items():
-        write_sample(name, root, layout=layout, images=4, size=(32, 64))
-    raw, _ = write_sample("mapillary", tmp_path_factory.mktemp("raw"), images=2, size=(64, 128))
-    prepare("mapillary_half", raw, root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGDISTILL_DATA", str(root))
-        yield root
 
 
 def small(recipe):

@@ -1,0 +1,26 @@
+"""A small instance of every data set that the shipped recipes read, in its official form, as a session fixture."""
+
+from __future__ import annotations
+
+import pytest
+
+NEEDED = {  # sample -> the layout that recipes read; None: its first one
+    "gtav": None, "synthia": None, "urbansyn": None, "cityscapes": None, "bdd100k": None, "mapillary": None, "acdc": None,
+    "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def official_files(tmp_path_factory):
+    """The root of the data sets, which SEGDISTILL_DATA names meanwhile."""
+    from segdistill.data.prepare import prepare
+    from segdistill.data.sample import write_sample
+
+    root = tmp_path_factory.mktemp("datasets")
+    for name, layout in NEEDED.items():
+        write_sample(name, root, layout=layout, images=4, size=(32, 64))
+    raw, _ = write_sample("mapillary", tmp_path_factory.mktemp("raw"), images=2, size=(64, 128))
+    prepare("mapillary_half", raw, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGDISTILL_DATA", str(root))
+        yield root
