@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 NEEDED = {  # sample -> the layout that recipes read; None: its first one
-    "gtav": None, "synthia": None, "urbansyn": None, "cityscapes": None, "bdd100k": None, "mapillary": None, "acdc": None,
-    "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None,
+    "gtav": None, "synthia": None, "urbansyn": None, "cityscapes": None, "bdd100k": None, "mapillary": None,
+    "acdc": None, "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None,
 }  # fmt: skip
 
 
