@@ -2,13 +2,12 @@
 
 from segdistill.bench.execute import Outcome, run_cells, visible_gpus
 from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown, write_table
-from segdistill.bench.result import Entry, TableResult, check_paper, collect_table
+from segdistill.bench.result import TableResult, check_paper, collect_table
 from segdistill.bench.significance import Lead, lead, leads
 from segdistill.bench.table import Cell, TableConfig, cells_of, load_table
 
 __all__ = [
     "Cell",
-    "Entry",
     "Lead",
     "Outcome",
     "TableConfig",

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segdistill.bench.result import TEACHER, Entry, TableResult
+from segdistill.bench.result import TEACHER, TableResult
 from segdistill.bench.significance import leads
 from segdistill.files import write_atomic
-from segdistill.report.compare import Stat
+from segdistill.report.compare import Arm, Stat
 from segdistill.report.page import write_report
 
 DASH = "–"
@@ -124,7 +124,7 @@ def to_csv(result: TableResult) -> str:
 def _domain_columns(result: TableResult) -> list[Column]:
     """Unseen domains, their mean, gain over the group's baseline, retention, seconds, and the paper's mean."""
 
-    def of(pick: Callable[[Entry], Stat | None]) -> Callable[[int], Stat | None]:
+    def of(pick: Callable[[Arm], Stat | None]) -> Callable[[int], Stat | None]:
         return lambda row: None if (found := result.entry(row, "")) is None else pick(found)
 
     columns = [
@@ -135,7 +135,7 @@ def _domain_columns(result: TableResult) -> list[Column]:
     columns.append(Column("gain", lambda row: result.gain(row, ""), lambda points: f"{_mean(points):+.1f}"))
     columns.append(Column("retention (%)", of(lambda found: found.retention), _percent))
     columns.append(Column("seconds", of(lambda found: found.seconds), lambda seconds: f"{_mean(seconds):.0f}"))
-    columns.append(Column("peak MiB", of(lambda found: found.memory), lambda memory: f"{_mean(memory):.0f}"))
+    columns.append(Column("peak MiB", lambda row: result.memory(row, ""), lambda memory: f"{_mean(memory):.0f}"))
     if result.paper is not None:
         columns.append(Column("paper: Avg.", result.paper_average, lambda score: f"{_mean(score):.1f}"))
     return columns

@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segdistill.bench.execute import Outcome
 from segdistill.bench.table import TableConfig
 from segdistill.config import UserError
 from segdistill.papers import PaperBlock
-from segdistill.report.compare import Stat
-from segdistill.report.runs import ModelResult, Run, load_run
+from segdistill.report.compare import Arm, Stat
+from segdistill.report.runs import Run, load_run
 
 TEACHER = -1
 """The row number of the teacher's line."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The student (or the teacher) of one row and sweep value, over the seeds that finished."""
-
-    title: str
-    models: tuple[ModelResult, ...]
-    retentions: tuple[float, ...] = ()
-    memories: tuple[float, ...] = ()  # MiB, the highest of all stages
-
-    def score(self, domain: str) -> Stat | None:
-        """mIoU on a domain, a share in [0, 1]."""
-        return _stat(model.domains[domain].miou for model in self.models)
-
-    @property
-    def mean_unseen(self) -> Stat | None:
-        """Mean mIoU over the unseen domains."""
-        return _stat(model.mean_unseen for model in self.models)
-
-    @property
-    def retention(self) -> Stat | None:
-        """Student's mean over unseen domains divided by its teacher's."""
-        return _stat(self.retentions)
-
-    @property
-    def seconds(self) -> Stat | None:
-        """Training time of its own stages."""
-        return _stat(model.seconds for model in self.models)
-
-    @property
-    def memory(self) -> Stat | None:
-        """Peak memory in MiB."""
-        return _stat(self.memories)
-
-
-@dataclass(frozen=True)
 class TableResult:
-    """All entries: ``entries[row, value]``; ``runs`` behind them; ``errors`` of cells that did not finish."""
+    """An arm over the seeds per row and sweep value; the ``runs`` behind; ``errors`` of cells that did not finish."""
 
     table: TableConfig
     unseen: tuple[str, ...]
-    teachers: dict[str, Entry]  # per sweep value
-    entries: dict[tuple[int, str], Entry]
+    teachers: dict[str, Arm]  # per sweep value
+    entries: dict[tuple[int, str], Arm]
     runs: dict[tuple[int, str, int], Run]
     errors: tuple[str, ...]
     paper: PaperBlock | None
@@ -73,9 +39,16 @@ class TableResult:
         found = [i for i, other in enumerate(self.table.rows) if other.baseline and other.group == group]
         return found[0] if found and found[0] != row else None
 
-    def entry(self, row: int, value: str) -> Entry | None:
+    def entry(self, row: int, value: str) -> Arm | None:
         """The teacher's or a row's numbers at one sweep value."""
         return self.teachers.get(value) if row == TEACHER else self.entries.get((row, value))
+
+    def memory(self, row: int, value: str) -> Stat | None:
+        """Peak memory in MiB over the stages of a row's runs."""
+        runs = [run for (r, v, _), run in self.runs.items() if (r, v) == (row, value)]
+        peaks = [[stage.memory_mb for stage in run.stages if stage.memory_mb is not None] for run in runs]
+        values = tuple(max(peak) for peak in peaks if peak)
+        return Stat(values) if values else None
 
     def gain(self, row: int, value: str) -> float | None:
         """Mean over unseen domains minus the baseline's, in points."""
@@ -127,22 +100,17 @@ def check_paper(table: TableConfig) -> None:
             raise UserError(f"row '{row.title}' names a row of a paper, and the table has no 'paper'")
 
 
-def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Entry]:
+def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Arm]:
     """The teacher per sweep value: one model per seed (all rows share it)."""
     found = {}
     for value in values:
         seeds = {seed: run.teacher for (_, v, seed), run in sorted(runs.items()) if v == value and run.teacher}
         if seeds:
-            found[value] = Entry(next(iter(seeds.values())).title, tuple(seeds.values()))
+            models = tuple(seeds.values())
+            found[value] = Arm("teacher", models[0].title, tuple(seeds), models)
     return found
 
 
-def _entry(title: str, runs: Sequence[Run]) -> Entry:
-    kept = tuple(run.retention for run in runs if run.retention is not None)
-    peaks = [[stage.memory_mb for stage in run.stages if stage.memory_mb is not None] for run in runs]
-    return Entry(title, tuple(run.student for run in runs), kept, tuple(max(peak) for peak in peaks if peak))
-
-
-def _stat(values: Iterable[float | None]) -> Stat | None:
-    known = tuple(value for value in values if value is not None)
-    return Stat(known) if known else None
+def _entry(title: str, runs: Sequence[Run]) -> Arm:
+    students = tuple(run.student for run in runs)
+    return Arm(runs[0].name, title, tuple(run.seed for run in runs), students, tuple(run.retention for run in runs))
