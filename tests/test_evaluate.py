@@ -185,7 +185,7 @@ def test_no_array_grows_with_classes_times_height(monkeypatch):
     """1000 rows, 19 classes: nothing is larger than the image itself, whose full scores are six times its size."""
     monkeypatch.setattr(bands, "BAND", 2**17)
     config = SemFPN.Config(width=8, dropout=0.0)
-    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), 8, 19), (-1,), 19))
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), (8,), 19), (-1,), 19))
     (batch,) = batches(0, count=1, size=(1000, 200))
     batch = {key: value[:1] for key, value in batch.items()}
     with Largest() as largest:

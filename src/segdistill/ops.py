@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded by :func:`derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of ``like``; nothing to switch off where tensors have no data (``meta``)."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:

@@ -193,8 +193,8 @@ class _Cost:
     def __init__(self) -> None:
         self.flops = self.kept = self.parameters = self.frozen = 0
 
-    def forward(self, call: Callable[[], Any], *, trains: bool) -> Any:
-        """Count one forward pass; one that trains counts three times and keeps what its backward pass needs."""
+    def forward(self, call: Callable[[], Any], *, trains: bool, times: int = 1) -> Any:
+        """Count ``times`` such passes; one that trains counts three times and keeps what its backward pass needs."""
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -207,8 +207,8 @@ class _Cost:
                     result = call()
             else:
                 result = call()
-        self.flops += counter.get_total_flops() * (3 if trains else 1)
-        self.kept += sum(kept.values())
+        self.flops += times * counter.get_total_flops() * (3 if trains else 1)
+        self.kept += times * sum(kept.values())
         return result
 
     def trained(self, *modules: nn.Module) -> None:
@@ -251,11 +251,13 @@ def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: int) -> list[
     is_teacher = stage.model == "teacher"
     model = need(recipe.teacher if is_teacher else recipe.student, stage.model, stage.name)
     encoder, frozen = _bare(model), stage.freeze_encoder or is_teacher
-    segmenter = build_segmenter(model, encoder, classes, seed=0, stage=stage.name).to("meta")
+    segmenter = build_segmenter(model, encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
-    maps = tuple(tokens_to_map(t, grid) for t, grid in zip(features.tokens, features.grids, strict=True))
-    cost.forward(lambda: segmenter.decoder.scores(maps, recipe.data.size), trains=True)
+    # Mask2Former looks at its own numbers, so the decoder is counted on one image that has some.
+    one = (torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens)
+    maps = tuple(tokens_to_map(tokens, grid) for tokens, grid in zip(one, features.grids, strict=True))
+    cost.forward(lambda: segmenter.decoder.decode(maps), trains=True, times=stage.batch)
     cost.trained(segmenter.decoder)
     if frozen:
         cost.frozen += sum(p.numel() for p in encoder.parameters())

@@ -24,7 +24,7 @@ def decoder() -> Mask2Former:
         queries=QUERIES, width=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, heads=HEADS,
         encoder_feedforward=ENCODER_FFN, decoder_feedforward=DECODER_FFN,
     )  # fmt: skip
-    return Mask2Former(config, (CHANNELS,) * 4, 16, CLASSES).eval()
+    return Mask2Former(config, (CHANNELS,) * 4, (16,) * 4, CLASSES).eval()
 
 
 def linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:

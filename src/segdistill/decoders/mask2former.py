@@ -17,6 +17,7 @@ from segdistill.config import Config, UserError
 from segdistill.criteria import IGNORE
 from segdistill.decoders.base import Decoder, Maps, first
 from segdistill.decoders.pyramid import feature_pyramid, per_level, resize
+from segdistill.ops import full_precision
 from segdistill.types import LossTerms
 
 STRIDES = (4, 8, 16, 32)
@@ -72,7 +73,7 @@ class Mask2Former(Decoder):
 
     def decode(self, maps: Maps) -> Queries:
         """The queries' classes and masks, before the first layer and after each."""
-        with torch.autocast(maps[0].device.type, enabled=False):
+        with full_precision(maps[0]):
             levels = feature_pyramid(tuple(m.float() for m in maps), self.strides, STRIDES)
             pixels = self.pixel_decoder(levels, output_hidden_states=False, return_dict=True)
         decoded = self.transformer(list(pixels.multi_scale_features), pixels.mask_features)
@@ -83,7 +84,7 @@ class Mask2Former(Decoder):
         """Class, mask and dice terms, each weighted and summed over the initial queries and all layers."""
         classes, masks = ([first(rows, len(labels)) for rows in outputs] for outputs in decoded)
         class_labels, mask_labels = present_masks(labels)
-        with torch.autocast(labels.device.type, enabled=False):
+        with full_precision(labels):
             outputs = [
                 {"masks_queries_logits": m.float(), "class_queries_logits": c.float()}
                 for c, m in zip(classes, masks, strict=True)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from segdistill import config as base
 from segdistill.config import UserError
 from segdistill.methods.kl import pixel_kl
-from segdistill.ops import resize_tokens, tokens_to_map
+from segdistill.ops import full_precision, resize_tokens, tokens_to_map
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -144,7 +144,7 @@ def omni_contrast(
     """
     b, _, h, w = student.shape
     queries, keys = (_vectors(x, groups, patch) for x in (student, teacher))
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student):
         logits = -torch.cdist(queries, keys, p=1.0) / tau  # (P, k k m, k k m)
     group = torch.arange(logits.shape[-1], device=logits.device) % groups
     excluded = (group.unsqueeze(1) == group).fill_diagonal_(False)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import mean_over_hidden, norm_linear, resize_tokens
+from segdistill.ops import full_precision, mean_over_hidden, norm_linear, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -49,7 +49,7 @@ class QSDHead(nn.Module):
         """Reconstructed tokens, attention (rows sum to 1 over teacher positions) and logits (without ``own_bias``)."""
         query, value = self.proj_q(student), self.proj_v(student)
         precision = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with full_precision(query):
             logits = query.to(precision) @ teacher.to(precision).transpose(1, 2)  # (B, N, N)
             if self.scale is not None:
                 logits = logits * self.scale
