@@ -161,7 +161,7 @@ def _paper_table(place: PaperPlace) -> str:
     block = place.block_of()
     heads = "".join(f'<th scope="col">{e(name)}</th>' for name in block.columns)
     rows = "".join(
-        f'<tr class="{e(row.role)}"><th scope="row">{e(row.name)}</th>'
+        f'<tr class="{e(row.role)}"><th scope="row">{e(f"{row.name}, {row.arch}" if row.arch else row.name)}</th>'
         + "".join(f"<td>{'–' if score is None else f'{score:.1f}'}</td>" for score in row.scores)
         + "</tr>"
         for row in block.rows
