@@ -26,7 +26,7 @@ from segdistill.stages.base import ModelConfig, StageConfig, need
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig, build_segmenter
 
-UTILISED = 0.4  # of a large matrix product's speed, as measured in benchmarks/steps.md for the world's steps
+UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
 FLOAT = 4  # bytes
 ADAM = 3 * FLOAT  # bytes per trained parameter beside its value: gradient and two moments
 
