@@ -45,12 +45,12 @@ def domains() -> Rows:
 
 def recipes() -> Rows:
     """The shipped recipes and their first line."""
-    from segdistill.demo import recipes_folder
+    return _files("recipe", "*.yaml")
 
-    rows = [["recipe", "what it is"]]
-    for path in sorted(recipes_folder().glob("*.yaml")):
-        rows.append([str(path), path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
-    return rows
+
+def tables() -> Rows:
+    """The shipped tables and their first line."""
+    return _files("table", "tables/*.yaml")
 
 
 def weights() -> Rows:
@@ -71,11 +71,21 @@ def _documented(kind: str, table: dict[str, type]) -> Rows:
     return [[kind, "what it is"]] + [[name, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in table.items()]
 
 
+def _files(kind: str, pattern: str) -> Rows:
+    from segdistill.demo import recipes_folder
+
+    rows = [[kind, "what it is"]]
+    for path in sorted(recipes_folder().glob(pattern)):
+        rows.append([str(path), path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
+    return rows
+
+
 LISTS: dict[str, Callable[[], Rows]] = {
     "encoders": encoders,
     "decoders": decoders,
     "methods": methods,
     "domains": domains,
     "recipes": recipes,
+    "tables": tables,
     "weights": weights,
 }

@@ -212,9 +212,17 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, got {type(values).__name__}")
+    values = unshared(values)
     for override in overrides or []:
         apply(values, override)
     return parse(Recipe, values)
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which what YAML's aliases name several times stands several times: an override means one of them."""
+    if isinstance(value, dict):
+        return {key: unshared(child) for key, child in value.items()}
+    return [unshared(child) for child in value] if isinstance(value, list) else value
 
 
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,5 +1,6 @@
 """Tables as a command: a grid of runs that share what is shared, in the papers' layout, their numbers beside ours."""
 
+from segdistill.bench.costs import plan_cells
 from segdistill.bench.execute import Outcome, run_cells, visible_gpus
 from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown, write_table
 from segdistill.bench.result import TableResult, check_paper, collect_table
@@ -18,6 +19,7 @@ __all__ = [
     "lead",
     "leads",
     "load_table",
+    "plan_cells",
     "plain_rows",
     "run_cells",
     "to_csv",

@@ -2,7 +2,8 @@
 
 A stage that several cells have in common (one teacher's decoder, one proxy stage) belongs to the first of them; the
 others wait for that cell and take the finished stage from its folder. Those waits only point backwards in the list, so
-they cannot form a circle.
+they cannot form a circle. What other tables have left in the same folder is taken too: GKD's task-agnostic stage is one
+computation for all sources, label fractions and ablations.
 """
 
 from __future__ import annotations
@@ -77,11 +78,12 @@ def _silent(what: str, done: int, total: int) -> None:
 def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watch) -> dict[str, Outcome]:
     """In this process."""
     outcomes, before, total = {}, 0, sum(cell.steps for cell in cells)
+    reuse = _reusable(cells, waits, out)
     for number, cell in enumerate(cells):
         title = f"{number} of {len(cells)} runs; {cell.recipe.title}, seed {cell.seed}"
         teller = _Teller(lambda steps, title=title, before=before: watch(title, before + steps, total))
         folder = out / cell.folder_name
-        error = _run(cell.recipe, folder, [out / cells[i].folder_name for i in sorted(waits[number])], teller)
+        error = _run(cell.recipe, folder, reuse[number], teller)
         outcomes[cell.key] = Outcome(cell, folder, error)
         before += cell.steps
         watch(f"{number + 1} of {len(cells)} runs", before, total)
@@ -92,18 +94,25 @@ def _side_by_side(
     cells: list[Cell], waits: list[set[int]], out: Path, jobs: int, gpus: int, watch: Watch
 ) -> dict[str, Outcome]:
     """In processes of their own, each computing with its share of the cores."""
-    state = _State(cells, out, gpus, watch)
+    state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
     with _children_threads(max(1, (os.cpu_count() or 1) // jobs)):
         try:
             while len(state.outcomes) < len(cells):
                 for number in range(len(cells)):
                     free = len(state.running) < jobs
                     if free and number not in state.started and waits[number] <= state.outcomes.keys():
-                        state.start(number, [out / cells[i].folder_name for i in sorted(waits[number])])
+                        state.start(number, reuse[number])
                 state.wait()
         finally:
             state.stop()
     return {outcome.cell.key: outcome for outcome in state.outcomes.values()}
+
+
+def _reusable(cells: list[Cell], waits: list[set[int]], out: Path) -> list[list[Path]]:
+    """For every cell the folders to take finished stages from: the owners of its stages, then those of other tables."""
+    own = {cell.folder_name for cell in cells}
+    others = sorted(path for path in out.glob("*") if path.name not in own and (path / "stages").is_dir())
+    return [[out / cells[i].folder_name for i in sorted(wait)] + others for wait in waits]
 
 
 class _State:

@@ -2,6 +2,9 @@
 
 Rows x sweep values x seeds = cells; a cell is one recipe with its overrides, run in a folder of its own. The folder's
 name holds a hash of everything that the result depends on: cells that two tables have in common are run once.
+
+Overrides of the command come last and are meant for every cell; those that begin with ``table.`` are meant for the
+table file itself, such as ``table.seeds=[0]``.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from pydantic import Field, model_validator
 
 from segdistill.config import Config, UserError, nearest, parse
 from segdistill.papers import PaperPlace
-from segdistill.recipe import Recipe, load
+from segdistill.recipe import Recipe, apply, load, unshared
 from segdistill.run import fingerprints
+
+
+OWN = "table."
 
 
 class RowConfig(Config):
@@ -85,8 +91,8 @@ class Cell:
         return sum(stage.steps for stage in self.recipe.stages)
 
 
-def load_table(path: Path) -> TableConfig:
-    """The validated table in ``path``; a :class:`UserError` lists all problems."""
+def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
+    """The validated table in ``path`` with the ``table.`` ones of ``overrides``; a :class:`UserError` lists all problems."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -96,6 +102,10 @@ def load_table(path: Path) -> TableConfig:
         raise UserError(f"cannot read the table {path}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    values = unshared(values)
+    for override in overrides if isinstance(values, dict) else ():
+        if override.startswith(OWN):
+            apply(values, override.removeprefix(OWN))
     return parse(TableConfig, values, str(path.name))
 
 
@@ -103,13 +113,16 @@ def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ())
     """All runs of ``table``, seed by seed; ``recipes`` is the folder in which names of recipes are looked up.
 
     Every recipe is resolved and validated, and every weight file read, before anything runs. ``overrides`` come last.
+    The runs' pages show the table's place in the paper, whatever place their recipes name.
     """
+    place = [f"paper={table.paper.model_dump_json()}"] if table.paper else []
+    overrides = tuple(override for override in overrides if not override.startswith(OWN))
     values = table.sweep.values if table.sweep else {"": ()}
     cells, problems = [], []
     for seed in table.seeds:
         for number, row in enumerate(table.rows):
             for value, changes in values.items():
-                settings = [*table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
+                settings = [*place, *table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
                 try:
                     cells.append(_cell(number, row, value, seed, _recipe_path(row.recipe, recipes), settings))
                 except UserError as error:

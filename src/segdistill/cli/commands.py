@@ -16,7 +16,7 @@ from segdistill.cli.show import print_table
 from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
-    from segdistill.recipe import Recipe
+    from segdistill.plan import Plan
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -66,7 +66,9 @@ def run(
 
     settings = recipes.load(recipe, overrides)
     if dry_run:
-        _show_plan(settings)
+        from segdistill.plan import make_plan
+
+        _show_plan(make_plan(settings))
         return
     folder = out or Path("runs") / settings.name
     for other in reuse or []:
@@ -129,15 +131,23 @@ def bench(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
     jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
 ) -> None:
-    """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues."""
+    """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues.
+
+    Settings are meant for every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
+    """
     from segdistill import bench as benches
     from segdistill.demo import recipes_folder
     from segdistill.progress import Bars
 
-    config = benches.load_table(table)
+    changes = tuple(overrides or ())
+    config = benches.load_table(table, changes)
     benches.check_paper(config)
-    cells = benches.cells_of(config, recipes_folder(), tuple(overrides or ()))
+    cells = benches.cells_of(config, recipes_folder(), changes)
+    if dry_run:
+        _show_plan(benches.plan_cells(cells))
+        return
     gpus = benches.visible_gpus()
     with Bars(config.name, 0) as bars:
         outcomes = benches.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
@@ -153,11 +163,8 @@ def bench(
         raise typer.Exit(1)
 
 
-def _show_plan(recipe: Recipe) -> None:
-    """Print what a recipe will do and cost."""
-    from segdistill.plan import make_plan
-
-    plan = make_plan(recipe)
+def _show_plan(plan: Plan) -> None:
+    """Print what a recipe or a table will do and cost."""
     print_table(plan.rows())
     for line in (*plan.weights, plan.summary()):
         typer.echo(line)
@@ -181,7 +188,7 @@ def pack(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="encoders, decoders, methods, domains, recipes or weights")],
+    what: Annotated[str, typer.Argument(help="encoders, decoders, methods, domains, recipes, tables or weights")],
 ) -> None:
     """Show what there is to choose from."""
     from segdistill import listing
