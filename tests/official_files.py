@@ -1,4 +1,7 @@
-"""A small instance of every data set that the shipped recipes read, in its official form, as a session fixture."""
+"""A small instance of every data set that the shipped recipes read, in its official form, as a session fixture.
+
+And what makes such a recipe small.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,15 @@ NEEDED = {  # sample -> the layout that recipes read; None: its first one
     "gtav": None, "synthia": None, "urbansyn": None, "cityscapes": None, "bdd100k": None, "mapillary": None,
     "acdc": None, "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None,
 }  # fmt: skip
+
+# Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.
+NARROW = [
+    "accelerator=cpu", "workers=0", "data.size=[32,64]", "teacher.encoder={name: world_teacher}",
+    "student.encoder={name: world_student}", "teacher.decoder={type: semfpn, width: 8}",
+    "student.decoder={type: semfpn, width: 8}", "evaluate.resize=[32,64]",
+    "evaluate.window={size: [32,32], stride: [32,32]}", "evaluate.pictures=1", "evaluate.images=1",
+    "log_every=1", "checkpoint_every=2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,9 @@ def test_lists_show_every_table(call):
     assert "unseen" in domains
     recipes = call("list", "recipes")[1]
     assert "world_pretrain_teacher.yaml" in recipes
+    tables = call("list", "tables")[1]
+    assert "table1_world.yaml" in tables
+    assert "table1_gtav.yaml" in tables
     assert "weights" in call("list", "weights")[1]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from official_files import NARROW
 from segdistill import cli
 from segdistill.demo import ARMS, SMOKE, recipes_folder, shortened
 from segdistill.listing import recipes as listed
@@ -16,14 +17,6 @@ from segdistill.recipe import dump, load
 pytestmark = pytest.mark.usefixtures("official_files")
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
-# Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.
-NARROW = [
-    "accelerator=cpu", "workers=0", "data.size=[32,64]", "teacher.encoder={name: world_teacher}",
-    "student.encoder={name: world_student}", "teacher.decoder={type: semfpn, width: 8}",
-    "student.decoder={type: semfpn, width: 8}", "evaluate.resize=[32,64]",
-    "evaluate.window={size: [32,32], stride: [32,32]}", "evaluate.pictures=1", "evaluate.images=1",
-    "log_every=1", "checkpoint_every=2",
-]  # fmt: skip
 
 
 def small(recipe):

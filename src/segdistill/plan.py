@@ -238,12 +238,13 @@ def _distillation(
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     extra = stage.proxy.batch if isinstance(stage, TaskConfig) and stage.proxy else 0
     batch = stage.batch + extra
-    cost.forward(lambda: teacher(_images(batch, size), needs.taps), trains=False)
+    taps = needs.taps or (-1,)  # of class scores alone too, the networks are run
+    cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
     views = batch if isinstance(stage, DistillConfig) and needs.plain else extra
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])
     if views:
-        cost.forward(lambda: student(_images(views, size), needs.taps), trains=True)
+        cost.forward(lambda: student(_images(views, size), taps), trains=True)
 
 
 def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: int) -> list[nn.Module]:

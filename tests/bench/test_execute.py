@@ -54,6 +54,14 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
     assert (outcomes[1].folder / "results.json").is_file()
 
 
+def test_stages_that_another_table_has_left_are_taken(tmp_path):
+    one = run_cells(cells(tmp_path, ["A"]), tmp_path / "out", jobs=1)
+    other = run_cells(cells(tmp_path, ["B", "stages.task.steps=3"]), tmp_path / "out", jobs=1)
+    assert one[0].folder != other[0].folder
+    assert manifests(one, "01-agnostic") == manifests(other, "01-agnostic")
+    assert manifests(one, "02-task") != manifests(other, "02-task")
+
+
 def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, monkeypatch, capsys):
     arguments = ["bench", "recipes/tables/table1_world_smoke.yaml", "--out", str(tmp_path), "--jobs", "1"]
     monkeypatch.setattr(sys, "argv", ["segdistill", *arguments])

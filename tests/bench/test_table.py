@@ -86,8 +86,28 @@ def test_a_paper_row_that_is_not_there_is_named_before_anything_runs():
         check_paper(table(rows=[ROWS[1] | {"paper": "GKD"}]))
 
 
-@pytest.mark.parametrize("path", sorted((recipes_folder() / "tables").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_table_resolves_and_is_named_like_its_file(path):
+def test_overrides_that_begin_with_table_change_the_table_and_no_cell(recipes):
+    path = recipes / "t.yaml"
+    path.write_text("name: t\ntitle: T\nseeds: [0, 1]\nrows:\n- {title: A, recipe: tiny, settings: &all [stages.task.steps=4]}\n"
+                    "- {title: B, recipe: tiny, settings: *all}\n")  # fmt: skip
+    changes = ("table.seeds=[7]", "table.name=u", "table.rows.1.settings.0=stages.task.steps=6", "log_every=3")
+    config = load_table(path, changes)
+    assert (config.name, config.seeds) == ("u", (7,))
+    cells = cells_of(config, recipes, changes)
+    assert [(cell.recipe.stages[-1].steps, cell.recipe.log_every) for cell in cells] == [(4, 3), (6, 3)]
+    with pytest.raises(UserError, match="unknown key"):
+        load_table(path, ("table.sedes=[7]",))
+
+
+def test_a_tables_place_in_the_paper_is_that_of_its_runs(recipes):
+    place = {"table": "2", "block": "DINOv2-B to DINOv2-S", "source": "GTAV"}
+    config = table(paper=place)
+    assert {cell.recipe.paper for cell in cells_of(config, recipes)} == {config.paper}
+    assert {cell.key for cell in cells_of(config, recipes)} == {cell.key for cell in cells_of(table(), recipes)}
+
+
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "tables").glob("*world*.yaml")), ids=lambda path: path.stem)
+def test_every_table_on_the_world_resolves_and_is_named_like_its_file(path):
     config = load_table(path)
     assert config.name == path.stem
     check_paper(config)
