@@ -149,6 +149,8 @@ def test_a_recipe_in_another_encoding_or_a_folder_is_one_line(tmp_path):
 
 
 def test_an_override_means_one_place_also_where_the_file_says_it_once_for_several(tmp_path):
-    text = TINY.replace("{domains: [game], images: 4}, batch: 2, steps: 2", "&data {domains: [game], images: 4}, batch: 2, steps: 2", 1)
+    text = TINY.replace(
+        "{domains: [game], images: 4}, batch: 2, steps: 2", "&data {domains: [game], images: 4}, batch: 2, steps: 2", 1
+    )
     path = tiny_file(tmp_path, text.replace("    data: {domains: [game], images: 4}\n", "    data: *data\n", 1))
     assert [stage.data.images for stage in load(path, ["stages.task.data.images=2"]).stages] == [4, 4, 2]

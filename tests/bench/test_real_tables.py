@@ -13,6 +13,7 @@ from segdistill import cli
 from segdistill.bench import cells_of, check_paper, load_table
 from segdistill.demo import recipes_folder, shortened
 from segdistill.recipe import load
+from segdistill.run import fingerprints
 
 pytestmark = pytest.mark.usefixtures("official_files")
 
@@ -137,6 +138,8 @@ def test_tables_share_the_stages_that_no_source_and_no_ablation_changes():
                  print_of("figure1_gtav_synthia", "+ GKD", "task_agnostic"),
                  print_of("table7_cityscapes", "Mask2Former", "task_agnostic")}  # fmt: skip
     assert len(agnostic) == 1
+    (alone,) = (cell.prints for cell in resolved("table1_gtav")[1] if cell.recipe.title == "+ GKD")
+    assert list(alone) == fingerprints(load(recipes_folder() / "gtav_gkd.yaml"))  # run by itself, with several GPUs
     assert print_of("table1_gtav", "+ GKD", "teacher") == print_of("table2_gtav", "+ GKD", "teacher")
 
 

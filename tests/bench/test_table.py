@@ -88,8 +88,10 @@ def test_a_paper_row_that_is_not_there_is_named_before_anything_runs():
 
 def test_overrides_that_begin_with_table_change_the_table_and_no_cell(recipes):
     path = recipes / "t.yaml"
-    path.write_text("name: t\ntitle: T\nseeds: [0, 1]\nrows:\n- {title: A, recipe: tiny, settings: &all [stages.task.steps=4]}\n"
-                    "- {title: B, recipe: tiny, settings: *all}\n")  # fmt: skip
+    rows = (
+        "- {title: A, recipe: tiny, settings: &all [stages.task.steps=4]}\n- {title: B, recipe: tiny, settings: *all}"
+    )
+    path.write_text(f"name: t\ntitle: T\nseeds: [0, 1]\nrows:\n{rows}\n")
     changes = ("table.seeds=[7]", "table.name=u", "table.rows.1.settings.0=stages.task.steps=6", "log_every=3")
     config = load_table(path, changes)
     assert (config.name, config.seeds) == ("u", (7,))

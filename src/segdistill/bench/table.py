@@ -23,7 +23,6 @@ from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load, unshared
 from segdistill.run import fingerprints
 
-
 OWN = "table."
 
 
@@ -92,7 +91,10 @@ class Cell:
 
 
 def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
-    """The validated table in ``path`` with the ``table.`` ones of ``overrides``; a :class:`UserError` lists all problems."""
+    """The validated table in ``path`` with ``overrides``, of which only those that begin with ``table.`` count here.
+
+    A :class:`UserError` lists all problems.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
