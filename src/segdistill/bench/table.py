@@ -12,10 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, UserError, nearest, parse
+from segdistill.config import Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, load
 from segdistill.run import fingerprints
@@ -87,15 +86,8 @@ class Cell:
 
 def load_table(path: Path) -> TableConfig:
     """The validated table in ``path``; a :class:`UserError` lists all problems."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no table at {path}; {nearest(path.stem, known)}tables are in recipes/tables") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
     return parse(TableConfig, values, str(path.name))
 
 
