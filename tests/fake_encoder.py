@@ -1,9 +1,10 @@
-"""The smallest module that keeps the encoders' contract: one linear map per patch; and a look at what torch makes."""
+"""The smallest module that keeps the encoders' contract: one linear map per patch; and looks at what torch makes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,4 +52,22 @@ class Largest(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in old:
                 self.values = max(self.values, tensor.numel())
+        return out
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that new tensors made inside held at one time, each storage once; ``most``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self.alive = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        old = {arg.untyped_storage()._cdata for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor)}
+        self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in old:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
         return out

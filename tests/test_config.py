@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from segdistill.config import Config, Part, UserError, choose, nearest, parse, part_of
+from segdistill.config import Config, Part, UserError, choose, nearest, parse, part_of, read_yaml
 
 
 class Wheel(Config):
@@ -100,3 +100,26 @@ def test_choose_names_what_is_allowed(name):
 def test_nearest_is_silent_where_nothing_resembles():
     assert nearest("gdk", ["gkd", "mse"]) == "did you mean 'gkd'? "
     assert nearest("zzz", ["gkd", "mse"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no menu at {path}; write one"),
+        (b"\xff\xfe\x00", "cannot read the menu {path}: "),
+        (b"a: [", "{path} is no valid YAML: while parsing"),
+        (b"day: 2026-02-31", "{path} is no valid YAML: day "),
+        (b"- 1", "{path}: a menu is a mapping of settings (key: value), got list"),
+        (b"", "{path}: a menu is a mapping of settings (key: value), got NoneType"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_line(tmp_path, content, message):
+    path = tmp_path / "menu.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_yaml(path, "menu", "write one")
+    assert str(caught.value).startswith(message.format(path=path))
+    assert "\n" not in str(caught.value)
+    path.write_text("soup: {of: the day}")
+    assert read_yaml(path, "menu", "") == {"soup": {"of": "the day"}}

@@ -34,7 +34,7 @@ def picture(size: tuple[int, int], batch: int = 2, seed: int = 0) -> torch.Tenso
 @pytest.fixture(scope="module", params=SMALL)
 def small(request) -> Encoder:
     """A small encoder of every kind, built for a small rectangular image; biases and gains are not the initial ones."""
-    encoder = build(request.param, image_size=SMALL[request.param])
+    encoder = build(request.param, image_size=SMALL[request.param], resample="timm")
     with torch.no_grad():
         for index, parameter in enumerate(encoder.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator("jitter", index)))

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
-from fake_encoder import FakeEncoder, Largest, seeded
+from fake_encoder import FakeEncoder, Held, Largest, seeded
 from fake_world import K, batches, make, share_of_two
 from segdistill import bands
 from segdistill.config import UserError
@@ -192,6 +192,21 @@ def test_no_array_grows_with_classes_times_height(monkeypatch):
         result = evaluate(segmenter, {"a": [batch]}, window=Window(size=(64, 64), stride=(48, 48)))["a"]
     assert largest.values == 3 * 1000 * 200
     assert result.confusion.counts.sum() == 1000 * 200
+
+
+def test_memory_grows_with_the_image_and_not_with_its_scores(monkeypatch):
+    """Per pixel of a taller image 12 bytes more, those of its three floats; scores of 19 classes would take 76."""
+    monkeypatch.setattr(bands, "BAND", 2**15)
+    config = SemFPN.Config(width=8, dropout=0.0)
+    segmenter = seeded(lambda: Segmenter(FakeEncoder(4), SemFPN(config, (4,), (8,), 19), (-1,), 19))
+    window, width, most = Window(size=(64, 64), stride=(48, 48)), 112, {}
+    for height in (304, 1168):
+        (batch,) = batches(0, count=1, size=(height, width))
+        with Held() as held:
+            evaluate(segmenter, {"a": [{key: value[:1] for key, value in batch.items()}]}, window=window)
+        most[height] = held.most
+    assert most[304] > 19 * 64 * width * 4  # the rows that unfinished windows reach
+    assert 12 <= (most[1168] - most[304]) / (864 * width) < 12.5
 
 
 def test_calibration_is_that_of_the_softmax_at_the_labels_size():

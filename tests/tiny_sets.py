@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from segdistill.data.catalog import DATASETS, IGNORE
@@ -124,8 +125,19 @@ def put_together(archive, files):
                 out.add(path, name)
 
 
+def noisy(sample):
+    """A transform without torchvision, whose import takes a fresh process seconds: image, label and two draws."""
+    return {
+        "image": torch.from_numpy(np.array(sample.image)),
+        "label": torch.from_numpy(np.array(sample.label)),
+        "noise": torch.rand(2),
+    }
+
+
 def truncate(path: Path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-__all__ = ["IGNORE", "SIZE", "numbers", "pack", "picture", "png16", "put_together", "save_label", "truncate", "write"]
+__all__ = [
+    "IGNORE", "SIZE", "noisy", "numbers", "pack", "picture", "png16", "put_together", "save_label", "truncate", "write",
+]  # fmt: skip

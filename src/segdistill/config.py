@@ -1,11 +1,13 @@
-"""The base of every settings class, and the one exception that a user's mistake raises."""
+"""The base of every settings class, how settings are read, and the one exception that a user's mistake raises."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_serializer
 
 T = TypeVar("T")
@@ -57,6 +59,31 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
             got = "" if whole else f", got {problem['input']!r}"
             lines.append(": ".join([*([path] if path else []), message + got]))
     return lines
+
+
+def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
+    """The settings in the file ``path``, not validated yet; a :class:`UserError` where there are none.
+
+    ``what`` the file is, such as "recipe", and what to say where it is ``missing``.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {what} at {path}; {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the {what} {path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that does not exist
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a {what} is a mapping of settings (key: value), got {type(values).__name__}")
+    return _unshared(values)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML's aliases name several times stands several times: an override means one of them."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
 
 
 def parse(cls: type[C], values: object, root: str = "") -> C:

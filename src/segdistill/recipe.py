@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from segdistill.config import Config, UserError, choose, nearest, parse
+from segdistill.config import Config, UserError, choose, nearest, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
@@ -202,27 +202,10 @@ def _attempt(check: Callable[[], object]) -> list[str]:
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; `segdistill list recipes` names those that are there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, got {type(values).__name__}")
-    values = unshared(values)
+    values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
     for override in overrides or []:
         apply(values, override)
     return parse(Recipe, values)
-
-
-def unshared(value: Any) -> Any:
-    """A copy in which what YAML's aliases name several times stands several times: an override means one of them."""
-    if isinstance(value, dict):
-        return {key: unshared(child) for key, child in value.items()}
-    return [unshared(child) for child in value] if isinstance(value, list) else value
 
 
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:

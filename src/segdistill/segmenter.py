@@ -111,7 +111,10 @@ class Segmenter(nn.Module):
         columns = positions(width, window.size[1], window.stride[1])
         high, wide = min(height, window.size[0]), min(width, window.size[1])
         places = [(y, i, x) for y in rows for i in range(batch) for x in columns]
-        count = torch.outer(_covering(rows, high, height), _covering(columns, wide, width)).to(images.device)
+        down, across = (
+            _covering(starts, size, length).to(images.device)
+            for starts, size, length in ((rows, high, height), (columns, wide, width))
+        )
         total, top = torch.zeros(batch, self.num_classes, 0, width, device=images.device), 0
         for start in range(0, len(places), window.batch):
             chunk = places[start : start + window.batch]
@@ -122,7 +125,7 @@ class Segmenter(nn.Module):
             ahead = places[start + window.batch : start + window.batch + 1]
             ready = ahead[0][0] if ahead else height
             if ready > top:
-                yield total[:, :, : ready - top] / count[top:ready]
+                yield total[:, :, : ready - top] / torch.outer(down[top:ready], across)
                 total, top = total[:, :, ready - top :], ready
 
     @torch.no_grad()

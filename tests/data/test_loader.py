@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
+import tiny_sets
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset, Sample
+from segdistill.data.dataset import DataSelection, Dataset, Sample
+from segdistill.data.files import FilesSource
 from segdistill.data.loader import StepBatches, batches
+from segdistill.data.rendered import WorldSource
+from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
 
 SEED = (0, "stage")
 
@@ -55,6 +61,37 @@ def test_two_processes_see_the_halves_of_the_batch_of_one():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing():
     assert_equal(batches(make(), range(5)), batches(make(), range(5), workers=2))
+
+
+@pytest.fixture
+def spawned():
+    """Processes start as on macOS and Windows: they share nothing, all that they need is sent to them."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_may_be_fresh_processes(spawned, tmp_path):
+    """Both kinds of sources; their two workers start side by side."""
+    tiny_sets.write("cityscapes", tmp_path, layout=1, count=3)
+    world = WorldSource(size=(16, 32)).open(DataSelection(domains=("game", "fog"), images=3, weights=(2, 1)))
+    files = FilesSource(root=tmp_path).open(DataSelection(domains=("cityscapes",)))
+    steps = [StepBatches(data, tiny_sets.noisy, batch=2, seed=SEED) for data in (world, files)]
+    made = [iter(batches(each, range(2, 5), workers=1)) for each in steps]
+    for each, sent in zip(steps, made, strict=True):
+        assert_equal(sent, batches(each, range(2, 5)))
+
+
+@pytest.mark.parametrize(
+    "transform", [DistillTransform(DistillAugment(), (16, 16)), TaskTransform(TaskAugment(), (16, 16))]
+)
+def test_what_a_worker_is_sent_is_small_and_means_the_same(transform):
+    world = WorldSource(size=(32, 64)).open(DataSelection(domains=("game",), images=4))
+    steps = StepBatches(world, transform, batch=2, seed=SEED)
+    assert len(pickle.dumps(world)) < 4000 < 4 * 32 * 64 * 3  # the images stay where they are
+    sent = pickle.loads(pickle.dumps(steps))
+    assert_equal([steps[0], steps[3]], [sent[0], sent[3]])
 
 
 def test_a_run_that_begins_at_a_step_gets_the_tail():

@@ -237,7 +237,8 @@ def test_a_mistake_in_the_description_is_one_line(tmp_path, settings, message):
 
 
 def test_a_description_that_is_not_there_or_no_yaml_is_one_line(tmp_path):
-    for content, message in ((None, "it says what your data set is"), ("a: [", "no valid YAML"), ("- 1", "expected")):
+    wrong = {"": "it says what your data set is", "a: [": "no valid YAML", "- 1": "a description is a mapping"}
+    for content, message in wrong.items():
         if content:
             (tmp_path / "dataset.yaml").write_text(content)
         (line,) = FilesSource(sets={"farm": tmp_path / "dataset.yaml"}).problems(

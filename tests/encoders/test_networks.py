@@ -42,7 +42,8 @@ def jitter(module: torch.nn.Module) -> None:
 
 
 def build(name: str, seed: int = 0) -> Encoder:
-    encoder = build_encoder(EncoderConfig(name=name, image_size=NETWORKS.get(name)), seed=seed).eval()
+    config = EncoderConfig(name=name, image_size=NETWORKS.get(name), resample="timm")
+    encoder = build_encoder(config, seed=seed).eval()
     jitter(encoder)
     return encoder
 

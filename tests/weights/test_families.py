@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from official import DEPTH, HEADS, VIT, WIDTH, Bare, dinov2_state, fill, noise
 from segdistill.config import UserError
@@ -23,7 +24,7 @@ REGISTERS = partial(
 DINOV3 = partial(
     Eva, patch_size=16, embed_dim=WIDTH, depth=DEPTH, num_heads=1, num_reg_tokens=4, use_rot_pos_emb=True,
     use_abs_pos_emb=False, init_values=1e-5, rope_type="dinov3", rope_rotate_half=True, num_classes=0,
-    global_pool="token",
+    global_pool="token", dynamic_img_size=True,
 )  # fmt: skip
 SAM = partial(
     VisionTransformerSAM, patch_size=16, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, use_rel_pos=True,
@@ -125,6 +126,37 @@ def test_dinov3_with_and_without_biases(tmp_path, capsys):
         assert report.dropped["rope_embed.periods"] == "RoPE buffers (rebuilt)"
         assert report.share == 1.0
     assert capsys.readouterr().out == ""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("gated", [False, True])
+def test_dinov3_equals_transformers(tmp_path, gated, published):
+    """The keys have no bias in these files; S+ and H+ have a gate. Published files lack what newer versions write."""
+    hidden = 64
+    config = DINOv3ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=hidden, image_size=32,
+        num_register_tokens=4, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu",
+    )  # fmt: skip
+    model = DINOv3ViTModel(config).eval()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator("filled", index)))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    written = load_file(path)
+    if published:
+        save_file({key.removeprefix("model."): value for key, value in written.items()}, path)
+    build = partial(DINOV3, num_heads=HEADS, rope_temperature=100, norm_layer=partial(nn.LayerNorm, eps=1e-5))
+    gate = {"swiglu_mlp": True, "swiglu_align_to": 8} if gated else {}
+    encoder = Bare(build(img_size=32, qkv_bias=True, mlp_ratio=hidden / WIDTH, **gate).eval(), (2, 2))
+    report = load_encoder_weights(encoder, str(path))
+    assert (report.layout, report.share, report.missing, report.dropped) == ("transformers", 1.0, [], {})
+    assert torch.equal(encoder.mask_token, model.embeddings.mask_token)
+    for size in ((32, 32), (48, 32)):
+        images = torch.rand(2, 3, *size, generator=generator("picture"))
+        torch.testing.assert_close(
+            encoder.backbone.forward_features(images), model(images).last_hidden_state, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_bias_without_a_place_is_an_error(tmp_path):

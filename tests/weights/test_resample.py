@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from checks import golden, wave
 from official import deit_state, dinov2_state, install, load
 from segdistill.config import UserError, parse
-from segdistill.encoders import EncoderConfig
+from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import generator
 from segdistill.weights import resample_kernel, resample_positions
 from segdistill.weights.resample import resample_relative
@@ -148,6 +148,31 @@ def test_half_precision_files_are_resampled_in_float32(tmp_path, monkeypatch):
     encoder = load("tiny_dinov2", tmp_path / "half.pth", image_size=(42, 42))
     expected = resample_positions(state["pos_embed"].float(), (4, 4), (3, 3))
     assert torch.equal(encoder.backbone.pos_embed, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["papers", "hub", "timm"])
+@pytest.mark.parametrize("name", ["tiny_dinov2", "tiny_eva_fused", "world_student"])
+def test_images_of_another_size_get_positions_resampled_in_the_same_way(monkeypatch, name, how):
+    """Against a network built for the images' size and given positions that stand here: one side grows, one shrinks."""
+    install(monkeypatch)
+    encoder = build_encoder(EncoderConfig(name=name, resample=how), seed=3).eval()
+    (h, w), patch = encoder.grid, encoder.patch
+    torch.nn.init.normal_(encoder.backbone.pos_embed, generator=generator("positions"))
+    state, new = encoder.state_dict(), (h + 2, w - 1)
+    fitted = build_encoder(EncoderConfig(name=name, image_size=(new[0] * patch, new[1] * patch)), seed=3).eval()
+    first, rows = state["backbone.pos_embed"].split([1, h * w], dim=1)
+    maps = rows.unflatten(1, (h, w)).permute(0, 3, 1, 2)
+    if how == "timm":
+        maps = F.interpolate(maps, size=new, mode="bicubic", antialias=True)
+    else:
+        maps = F.interpolate(maps, scale_factor=((new[0] + 0.1) / h, (new[1] + 0.1) / w), mode="bicubic")
+    rows = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    fitted.load_state_dict(state | {"backbone.pos_embed": torch.cat([first, rows], dim=1)})
+    images = torch.rand(2, 3, *fitted.config.built_for, generator=generator("picture"))
+    ours, theirs = encoder(images), fitted(images)
+    torch.testing.assert_close(ours.tokens[0], theirs.tokens[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.cls, theirs.cls, rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_way_is_a_user_error():

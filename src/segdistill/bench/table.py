@@ -15,12 +15,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, UserError, nearest, parse
+from segdistill.config import Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
-from segdistill.recipe import Recipe, apply, load, unshared
+from segdistill.recipe import Recipe, apply, load
 from segdistill.run import fingerprints
 
 OWN = "table."
@@ -95,17 +94,9 @@ def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
 
     A :class:`UserError` lists all problems.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no table at {path}; {nearest(path.stem, known)}tables are in recipes/tables") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
-    values = unshared(values)
-    for override in overrides if isinstance(values, dict) else ():
+    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
+    for override in overrides:
         if override.startswith(OWN):
             apply(values, override.removeprefix(OWN))
     return parse(TableConfig, values, str(path.name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class StepBatches(TorchDataset[Batch]):
         self.dataset, self.transform, self.batch, self.seed, self.repeats = dataset, transform, batch, seed, repeats
         share = batch // world_size
         self.positions = range(rank * share, (rank + 1) * share)
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._orders: dict[int, list[int]] = {}  # of the last two epochs; plain, so that it can be sent to a worker
 
     def indices(self, step: int) -> list[int]:
         """The data-set indices of this process's samples of ``step``."""
@@ -59,6 +58,13 @@ class StepBatches(TorchDataset[Batch]):
                 torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
                 samples.append(self.transform(self.dataset[index]))
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _order(self, epoch: int) -> list[int]:
+        """:meth:`_permutation`, which takes time, kept for as long as steps ask for it."""
+        if epoch not in self._orders:
+            last = list(self._orders.items())[-1:]
+            self._orders = {**dict(last), epoch: self._permutation(epoch)}
+        return self._orders[epoch]
 
     def _permutation(self, epoch: int) -> list[int]:
         rng = generator(*self.seed, "epoch", epoch)
@@ -100,7 +106,10 @@ class _Told(TorchDataset[Batch | UserError]):
 
 
 def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
-    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one)."""
+    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one).
+
+    They may be started in any way that ``multiprocessing`` knows: what they need is sent to them, images are not.
+    """
     loader = DataLoader(
         _Told(steps),
         batch_size=None,

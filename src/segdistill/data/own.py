@@ -10,10 +10,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, UserError, parse
+from segdistill.config import Config, parse, read_yaml
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.coco import CocoStore, category_names
@@ -85,14 +84,7 @@ class OwnConfig(Config):
 
 def load_own(path: Path) -> OwnConfig:
     """The settings in ``path``; a :class:`UserError` lists all problems."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path}; it says what your data set is, for example 'classes: [soil, crop]'") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, "description", "it says what your data set is, for example 'classes: [soil, crop]'")
     return parse(OwnConfig, values, str(path))
 
 

@@ -105,6 +105,13 @@ class World(Dataset):
         """``domain/index`` of every image."""
         return (f"{self._selection.domains[which]}/{self._name(row)}" for which, row in self._rows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: where the images lie, not what is in them."""
+        return self.__dict__ | {"_arrays": [[array.filename for array in pair] for pair in self._arrays]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_arrays": [_mapped(*paths) for paths in state["_arrays"]]})
+
     def _name(self, row: int) -> str:
         return f"{self._selection.first + row:06d}"
 
@@ -116,7 +123,7 @@ def cache_folder() -> Path:
 
 def _load_or_render(
     source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[np.memmap, np.memmap]:
     """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain; rendered first where they are missing."""
     key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
     stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
@@ -130,6 +137,11 @@ def _load_or_render(
                 raise UserError(
                     f"cannot write the image cache {path}: {error.strerror}; free space or set SEGDISTILL_CACHE"
                 ) from None
+    return _mapped(*paths)
+
+
+def _mapped(*paths: Path) -> tuple[np.memmap, np.memmap]:
+    """The two arrays of a domain, mapped and not read."""
     try:
         images, labels = (np.load(path, mmap_mode="r") for path in paths)
     except (ValueError, OSError) as error:

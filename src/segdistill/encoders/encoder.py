@@ -6,7 +6,7 @@ norm at the tap ``-1``, and the final-norm CLS token where there is one. Selecte
 can be hidden behind a learnt mask token (see :mod:`segdistill.encoders.walks`).
 
 Sizes: any height and width that are multiples of ``patch``, the pixels per cell of the tap ``-1``; for another grid
-than the built one, timm resamples the positional embedding (bicubic, antialiased) and pads windows.
+than the built one, the positional embedding is resampled at every pass as ``resample`` says, and timm pads windows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from segdistill.config import Config, UserError
 from segdistill.encoders.anytimm import record_of, takes
 from segdistill.encoders.walks import mask_shape, walk_of
 from segdistill.types import Features, FeatureSpec
-from segdistill.weights import LoadReport, Resample, load_encoder_weights
+from segdistill.weights import LoadReport, Resample, RunTimePositions, load_encoder_weights
 
 
 class EncoderConfig(Config):
@@ -38,7 +38,9 @@ class EncoderConfig(Config):
         "(.pth, .pt, .bin, .safetensors) | a folder with encoder.safetensors",
     )
     resample: Resample = Field(
-        "papers", description="patch kernel and positions of another size: papers | hub | timm (segdistill.weights)"
+        "papers",
+        description="patch kernel and positions of another size, in the file or of the images: papers | hub | timm "
+        "(segdistill.weights.resample)",
     )
     layer_scale: bool = Field(
         False, description="build LayerScale gains of 1, as the authors' DINO students have (spec A.9, 2)"
@@ -204,7 +206,8 @@ class Encoder(nn.Module):
         height, width = images.shape[-2:]
         self.config.check(height, width)
         where = None if hidden is None else hidden.view(-1, *self.mask_grid(height, width))
-        with _attention(images):
+        resized = self.record.sized and (height, width) != self.config.built_for and self.config.resample != "timm"
+        with _attention(images), RunTimePositions() if resized else nullcontext():
             tapped, cls = self.walk(self.backbone, (images - self.mean) / self.std, taps, self.mask_token, where)
         tokens, grids = zip(*(tapped[tap] for tap in taps), strict=True)
         return Features(tokens=tokens, cls=cls, grid=grids[-1], grids=grids)

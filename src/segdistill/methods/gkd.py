@@ -28,10 +28,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill import config as base
-from segdistill.config import UserError
+from segdistill.methods.masked import MaskedDistillation
 from segdistill.ops import full_precision, mean_over_hidden, norm_linear, resize_tokens
-from segdistill.types import FeatureSpec, LossTerms, Needs, Views
+from segdistill.types import FeatureSpec, LossTerms, Views
 
 
 class QSDHead(nn.Module):
@@ -60,20 +59,12 @@ class QSDHead(nn.Module):
             return attention @ value.to(precision), attention, logits
 
 
-class GKD(nn.Module):
+class GKD(MaskedDistillation):
     """The three heads and their loss; see the module's text."""
 
-    needs = Needs(masked=True)
-
-    class Config(base.Config):
+    class Config(MaskedDistillation.Config):
         """Defaults are the authors'."""
 
-        token_weight: float = Field(1.0, ge=0, description="weight of the CLS term (paper: gamma)")
-        feature_weight: float = Field(1.0, ge=0, description="weight of the plain-view term (paper: alpha)")
-        patch_weight: float = Field(1.0, ge=0, description="weight of the masked-view term (paper: beta)")
-        mask_probability: float = Field(0.5, ge=0, le=1, description="share of the samples with hidden tokens")
-        mask_ratio: float = Field(0.5, ge=0, le=1, description="share of the tokens hidden in such a sample")
-        mask_first: bool = Field(True, description="hide in the first samples of the (shuffled) batch, else in random")
         masked_only: bool = Field(False, description="patch term over hidden tokens alone (as Proteus)")
         scale: float | None = Field(None, gt=0, description="ours: factor on the attention logits; None: as published")
         own_position_bias: float = Field(0.0, ge=0, description="ours: logit bonus of a token's own position")
@@ -82,26 +73,12 @@ class GKD(nn.Module):
         )
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        super().__init__()
-        if student.cls_channels is None or teacher.cls_channels is None:
-            raise UserError("gkd distils the CLS token: choose a student and a teacher that have one")
-        self.config = config
-        widths = (student.channels[0], teacher.channels[0])
-        self.patch_head = QSDHead(*widths, scale=config.scale)
-        self.fea_head = QSDHead(*widths, scale=config.scale)
-        self.token_head = QSDHead(student.cls_channels, teacher.cls_channels, scale=config.scale)
+        super().__init__(config, student, teacher)
+        self.patch_head = QSDHead(*self.widths, scale=config.scale)
+        self.fea_head = QSDHead(*self.widths, scale=config.scale)
+        self.token_head = QSDHead(*self.cls_widths, scale=config.scale)
         self.progress = 0.0
         self.diagnostics: dict[str, Tensor] = {}
-
-    @staticmethod
-    def needs_for(config: Config) -> Needs:
-        """The masked view, whatever the settings; ``mask_probability=0`` makes it empty."""
-        return GKD.needs
-
-    def mask_settings(self) -> dict[str, float | bool]:
-        """Keyword arguments for :func:`segdistill.ops.random_mask`."""
-        config = self.config
-        return {"probability": config.mask_probability, "ratio": config.mask_ratio, "first": config.mask_first}
 
     def set_progress(self, fraction: float) -> None:
         """Tell how much of the stage is done, from 0 to 1."""

@@ -19,49 +19,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from segdistill import config as base
-from segdistill.config import UserError
+from segdistill.methods.masked import MaskedDistillation
 from segdistill.ops import mean_over_hidden, norm_linear, resize_tokens
-from segdistill.types import FeatureSpec, LossTerms, Needs, Views
+from segdistill.types import FeatureSpec, LossTerms, Views
 
 
-class Proteus(nn.Module):
+class Proteus(MaskedDistillation):
     """Three heads and their squared errors; see the module's text."""
 
-    needs = Needs(masked=True)
-
-    class Config(base.Config):
-        """Defaults are the authors'."""
-
-        token_weight: float = Field(1.0, ge=0, description="weight of the CLS term")
-        feature_weight: float = Field(1.0, ge=0, description="weight of the plain-view term")
-        patch_weight: float = Field(1.0, ge=0, description="weight of the masked-view term")
-        mask_probability: float = Field(0.5, ge=0, le=1, description="share of the samples with hidden tokens")
-        mask_ratio: float = Field(0.5, ge=0, le=1, description="share of the tokens hidden in such a sample")
-        mask_first: bool = Field(True, description="hide in the first samples of the (shuffled) batch, else in random")
-
-    def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        super().__init__()
-        if student.cls_channels is None or teacher.cls_channels is None:
-            raise UserError("proteus distils the CLS token: choose a student and a teacher that have one")
-        self.config = config
-        widths = (student.channels[0], teacher.channels[0])
-        self.patch_head = norm_linear(*widths)
-        self.token_head = norm_linear(student.cls_channels, teacher.cls_channels)
-        self.fea_head = norm_linear(*widths)
-
-    @staticmethod
-    def needs_for(config: Config) -> Needs:
-        """The masked view, whatever the settings; ``mask_probability=0`` makes it empty."""
-        return Proteus.needs
-
-    def mask_settings(self) -> dict[str, float | bool]:
-        """Keyword arguments for :func:`segdistill.ops.random_mask`."""
-        config = self.config
-        return {"probability": config.mask_probability, "ratio": config.mask_ratio, "first": config.mask_first}
+    def __init__(self, config: MaskedDistillation.Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().__init__(config, student, teacher)
+        self.patch_head = norm_linear(*self.widths)
+        self.token_head = norm_linear(*self.cls_widths)
+        self.fea_head = norm_linear(*self.widths)
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """Weighted ``token``, ``feature`` and ``patch`` terms."""

@@ -25,11 +25,17 @@ from segdistill.files import sha256, write_atomic
 from segdistill.weights.layouts import State, encoder_state
 from segdistill.weights.reading import read_file
 from segdistill.weights.report import LoadReport, some
-from segdistill.weights.resample import Resample, resample_kernel, resample_positions, resample_relative
+from segdistill.weights.resample import (
+    Resample,
+    RunTimePositions,
+    resample_kernel,
+    resample_positions,
+    resample_relative,
+)
 
 __all__ = [
-    "ASSETS", "LoadReport", "Resample", "load_encoder_weights", "resample_kernel", "resample_positions", "save_encoder",
-    "shipped_assets", "weights_path",
+    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "load_encoder_weights", "resample_kernel",
+    "resample_positions", "save_encoder", "shipped_assets", "weights_path",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).parents[1] / "assets"

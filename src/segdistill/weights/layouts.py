@@ -5,7 +5,7 @@ official, timm     flat, or in ``model`` / ``module`` / ``state_dict``: DINOv2 (
                    EVA02, DINOv3, SAM (``image_encoder.*``), and what timm saves
 GKD stage          ``model`` with ``student.backbone.*``, ``teacher.backbone.*`` and three heads: the student alone
 mmengine           ``state_dict`` with ``backbone.*`` and ``decode_head.*``: the backbone alone
-transformers       ViT, DeiT and DINOv2 (``embeddings.*``, ``encoder.layer.*``)
+transformers       ViT, DeiT, DINOv2 (with and without registers), DINOv3's ViTs (``embeddings.*``, ``*layer.*``)
 segdistill         ``backbone.*`` and ``mask_token``: our own stages
 =================  ====================================================================================================
 
@@ -31,6 +31,7 @@ from segdistill.config import UserError
 from segdistill.weights.report import LoadReport, some
 
 State = dict[str, Tensor]
+DINOV3_KERNEL = "embeddings.patch_embeddings.weight"  # in transformers' files
 KERNEL, STUDENT, SAM = "patch_embed.proj.weight", "student.backbone.", "image_encoder."
 
 CONTAINERS = ("model", "module", "state_dict")  # the EMA of GKD's files (`model_ema`) is never the network handed over
@@ -64,23 +65,28 @@ CONVERTERS: dict[str, Callable[..., State]] = {
 }
 
 TRANSFORMERS = (
-    (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^(vit|deit|dinov2|dinov2_with_registers|dinov3_vit)\.", ""),
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.", "blocks."),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+    (r"^(encoder\.|model\.)?layer\.", "blocks."),
     (r"^layernorm\.", "norm."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.attention\.", ".attn."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.mlp\.weights_in\.", ".mlp.w12."),
     (r"\.mlp\.weights_out\.", ".mlp.w3."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
+DINOV3 = ((r"^register_tokens$", "storage_tokens"), (r"\.up_proj\.", ".fc1."), (r"\.down_proj\.", ".fc2."))
+DINOV3_GATED = (*DINOV3[:1], (r"\.gate_proj\.", ".w1."), (r"\.up_proj\.", ".w2."), (r"\.down_proj\.", ".w3."))
 
 
 def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report: LoadReport) -> State:
@@ -129,7 +135,7 @@ def _backbone(state: State, report: LoadReport) -> State:
         layout, prefix = "GKD stage", STUDENT
     elif any(key.startswith("backbone.") for key in state):
         layout, prefix = "mmengine", "backbone."
-    elif any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
+    elif any(key.endswith(("embeddings.patch_embeddings.projection.weight", DINOV3_KERNEL)) for key in state):
         report.layout = "transformers"
         return _from_transformers(state)
     else:
@@ -216,14 +222,21 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _from_transformers(state: State) -> State:
-    """Official names for those of transformers' ViT, DeiT and DINOv2 files; query, key and value become one."""
+    """Official names for those of transformers' files; query, key and value become one.
+
+    DINOv3's keys have no bias there and one of 0 in the official files.
+    """
+    rules = TRANSFORMERS
+    if any(key.endswith(DINOV3_KERNEL) for key in state):
+        rules += DINOV3_GATED if any(".gate_proj." in key for key in state) else DINOV3
     named: State = {}
     for key, value in state.items():
-        for pattern, replacement in TRANSFORMERS:
+        for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
         named[key] = value
     for key in [key for key in named if ".attn.query." in key]:
         parts = [named.pop(key.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")]
-        whole = [part for part in parts if part is not None]
-        named[key.replace(".query.", ".qkv.")] = torch.cat(whole)
+        if parts[1] is None and parts[0] is not None and key.endswith(".bias"):
+            parts[1] = torch.zeros_like(parts[0])
+        named[key.replace(".query.", ".qkv.")] = torch.cat([part for part in parts if part is not None])
     return named

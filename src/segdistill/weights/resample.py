@@ -7,16 +7,21 @@ Three ways, and they give different weights (spec A.6, F):
 * ``hub``: what DINOv2's own code does at run time (GKD's stage-1a teacher). Positions are interpolated by the factor
   (h + 0.1) / old, not to a size. It has no kernel path; a kernel of another patch is resampled as the papers'.
 * ``timm``: antialiased positions and FlexiViT's pseudo-inverse kernel (arXiv 2212.08013), timm's own functions.
+
+Where a network runs at another size than it is built for, its positions are resampled at every pass
+(:class:`RunTimePositions`). The authors' networks then interpolate by the hub's factor, whatever was done when the
+weights were read (spec A.6); ``papers`` does so too.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Resample = Literal["papers", "hub", "timm"]
 OFFSET = 0.1  # DINOv2's, against rounding
@@ -32,13 +37,30 @@ def resample_positions(
         return resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=prefix)
     first, patches = positions[:, :prefix], positions[:, prefix:]
     maps = patches.transpose(1, 2).reshape(1, -1, *old)
-    if how == "hub":
-        factors = tuple((side + OFFSET) / before for side, before in zip(new, old, strict=True))
-        maps = F.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
-        assert maps.shape[-2:] == new, (maps.shape, new)
-    else:
-        maps = F.interpolate(maps, size=new, mode="bicubic", align_corners=False)
+    maps = _by_factor(maps, new) if how == "hub" else F.interpolate(maps, size=new, mode="bicubic", align_corners=False)
     return torch.cat([first, maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _by_factor(maps: Tensor, new: tuple[int, int]) -> Tensor:
+    """DINOv2's way for positions (1, C, h, w)."""
+    factors = tuple((side + OFFSET) / before for side, before in zip(new, maps.shape[-2:], strict=True))
+    resized = F.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
+    assert resized.shape[-2:] == new, (resized.shape, new)
+    return resized
+
+
+class RunTimePositions(TorchFunctionMode):
+    """Inside, timm's networks resample their positions by DINOv2's factor instead of antialiased to a size.
+
+    The one antialiased interpolation in a network of timm is that of an absolute positional embedding.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace that interpolation; every other operation stays."""
+        named = kwargs or {}
+        if func is not F.interpolate or not named.get("antialias"):
+            return func(*args, **named)
+        return _by_factor(args[0], tuple(named["size"]))
 
 
 def resample_kernel(kernel: Tensor, new: tuple[int, int], how: Resample = "papers") -> Tensor:
