@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape as e
 
@@ -43,8 +43,13 @@ def everyone(comparison: Comparison) -> list[tuple[Arm, str]]:
 
 def legend(entries: Sequence[tuple[Arm, str]]) -> str:
     """Colour chips with titles."""
-    chips = "".join(f'<li class="{color}"><i></i>{e(arm.title)}</li>' for arm, color in entries)
-    return f'<ul class="legend">{chips}</ul>'
+    return chips((arm.title, color) for arm, color in entries)
+
+
+def chips(entries: Iterable[tuple[str, str]]) -> str:
+    """(title, CSS colour class) as a list."""
+    items = "".join(f'<li class="{color}"><i></i>{e(title)}</li>' for title, color in entries)
+    return f'<ul class="legend">{items}</ul>'
 
 
 def mean_bars(comparison: Comparison) -> str:
@@ -241,7 +246,5 @@ def grid(step: float, top: float) -> str:
 
 def axis(step: float, top: float, label: str) -> str:
     """The numbers below the tracks (percent) and what they are."""
-    marks = "".join(
-        f'<q style="left:{at(i * step, top)}">{100 * i * step:g}</q>' for i in range(round(top / step) + 1)
-    )
+    marks = "".join(f'<q style="left:{at(i * step, top)}">{100 * i * step:g}</q>' for i in range(round(top / step) + 1))
     return f'<div class="row axis"><span class="name"></span><span class="track">{marks}</span><p>{label}</p></div>'

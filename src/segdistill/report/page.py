@@ -194,7 +194,16 @@ def curve_section(comparison: Comparison) -> str:
 
 def picture_section(comparison: Comparison) -> str:
     """The gallery with its legend and a switch between classes and errors (plain CSS)."""
-    rows = gallery(comparison)
+    return picture_rows([("", comparison)])
+
+
+def picture_rows(named: Sequence[tuple[str, Comparison]]) -> str:
+    """(heading, comparison): several galleries under one switch."""
+    rows = "".join(
+        f"{f'<h3 class=group>{e(name)}</h3>' if name else ''}{shown}"
+        for name, comparison in named
+        if (shown := gallery(comparison))
+    )
     if not rows:
         return ""
     return (
@@ -202,7 +211,7 @@ def picture_section(comparison: Comparison) -> str:
         "with the right class.</p>"
         '<div class="switch" role="radiogroup" aria-label="Show"><label><input type="radio" name="view" checked>'
         'Classes</label><label><input type="radio" name="view" id="view-errors">Errors</label></div>'
-        f'<div class="keys">{class_legend(comparison)}<p class="key-errors"><i></i>wrong class '
+        f'<div class="keys">{class_legend(named[0][1])}<p class="key-errors"><i></i>wrong class '
         f'<i class="right"></i>right <i class="ignored"></i>not counted</p></div>{rows}'
     )
 
