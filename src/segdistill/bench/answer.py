@@ -48,7 +48,7 @@ def _answer(result: TableResult, ranked: Sequence[int], found: Sequence[Lead]) -
     """``X is best on unseen domains: 32.2 mIoU, 2.6 points ahead of Y (...); it keeps 91.5 % of its teacher's.``"""
     best = result.entries[ranked[0], ""]
     score, kept = percent(_mean(best)), best.retention
-    end = "" if kept is None else f"; it keeps {percent(kept.mean)} % of its teacher's"
+    end = "" if kept is None else f"; it keeps {percent(kept.mean)} % of its teacher's mIoU"
     if kept is not None and kept.mean > 1:
         end = f"; that is {percent(kept.mean - 1)} % above its teacher"
     if len(ranked) == 1:
@@ -84,7 +84,8 @@ def _sweep_answer(result: TableResult, group: str) -> str:
     total, name = sum(wins.values()), result.table.sweep.title
     places = f"all {total} values" if wins[order[0]] == total and total > 1 else f"{wins[order[0]]} of {total} values"
     others = "".join(f", {title} at {wins[title]}" for title in order[1:])
-    by = f", by {min(gaps):.1f} to {max(gaps):.1f} points" if gaps and not others else ""
+    ends = list(dict.fromkeys(f"{gap:.1f}" for gap in (min(gaps), max(gaps)))) if gaps else []
+    by = f", by {' to '.join(ends)} points" if ends and not others else ""
     return f"{_prefix(group)}{order[0]} is best at {places} of {name}{others}{by}."
 
 

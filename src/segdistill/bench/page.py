@@ -37,7 +37,7 @@ def render(result: TableResult) -> str:
         ("errors", "Not finished", errors_section(result)),
         ("table", "Table", table_section(result) if result.runs else ""),
         ("paper", "The paper's numbers", paper_table(result.table.paper) if result.table.paper else ""),
-        ("sweep", result.table.sweep.title if result.table.sweep else "", sweep_section(result)),
+        ("sweep", _sweep_title(result), sweep_section(result)),
         ("bars", "Unseen domains", domain_section(result, value, details)),
         ("leads", "How sure", lead_section(result, found)),
         ("classes", "Classes", _each(details, class_section)),
@@ -159,7 +159,7 @@ def _notes(result: TableResult) -> list[str]:
     """What the table's columns are."""
     names = ", ".join(result.unseen)
     lines = ["mIoU in percent." if not result.table.sweep else f"Mean mIoU in percent over {names}."]
-    lines.append("Bold: the best student of a column.")
+    lines.append(f"Bold: the best student of a column{' in its group' if len(result.groups) > 1 else ''}.")
     if len(result.table.seeds) > 1:
         lines.append("With several seeds: mean ± standard deviation over the seeds.")
     if result.table.sweep:
@@ -187,9 +187,14 @@ def sweep_section(result: TableResult) -> str:
     )
     several = " Whiskers: one standard deviation over the seeds." if len(result.table.seeds) > 1 else ""
     return (
-        f'<p class="lead">Mean mIoU over the unseen domains; the teacher is dashed, the axis does not start at zero.'
+        f'<p class="lead">Mean mIoU over the unseen domains; the teacher is dashed. The axis covers the scores.'
         f'{several}</p>{charts.chips(entries.items())}<div class="curves wide">{figures}</div>'
     )
+
+
+def _sweep_title(result: TableResult) -> str:
+    title = result.table.sweep.title if result.table.sweep else ""
+    return title[:1].upper() + title[1:]
 
 
 def domain_section(result: TableResult, value: str, details: list[View]) -> str:
@@ -199,12 +204,11 @@ def domain_section(result: TableResult, value: str, details: list[View]) -> str:
     parts = []
     if not result.table.sweep:
         dots = " Each dot is a seed." if len(result.table.seeds) > 1 else ""
-        parts.append(f'<p class="lead">Mean mIoU over domains that no training stage saw.{dots}'
-                     f' The dashed line is the teacher.</p>')  # fmt: skip
+        dashed = " The dashed line is the teacher." if result.teachers else ""
+        parts.append(f'<p class="lead">Mean mIoU over domains that no training stage saw.{dots}{dashed}</p>')
         parts += [f"{_heading(view)}{charts.mean_bars(view.comparison)}" for view in group_views(result, value)]
     front = {str(number) for number, row in enumerate(result.table.rows) if row.baseline}
-    at = f" at {result.table.sweep.title}: {value}" if result.table.sweep else ""
-    parts.append(f"<h3>Domain by domain{e(at)}</h3>")
+    parts.append("<h3>Domain by domain</h3>")
     if any(radar(view.comparison) for view in details):
         parts.append('<p class="lead">Radar: zero in the middle, percent on the rings; the best student is filled, '
                      "the teacher dashed, rows other than the best and the baseline are thin.</p>")  # fmt: skip

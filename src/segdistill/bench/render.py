@@ -36,10 +36,13 @@ class Line:
 
 
 def layout(result: TableResult) -> tuple[list[str], list[Line]]:
-    """The heads and the lines, teacher first; best by what is shown, students only."""
+    """The heads and the lines, teacher first; best by what is shown, students of one group only."""
     columns = [*_sweep_columns(result)] if result.table.sweep else [*_domain_columns(result)]
     rows = range(len(result.table.rows))
-    tops = [max((_shown(column, row) for row in rows), default=None) if column.ranked else None for column in columns]
+    tops = {
+        group: [max(_shown(column, row) for row in rows if result.table.rows[row].group == group) for column in columns]
+        for group in result.groups
+    }
     lines, group = [], ""
     if result.teachers:
         title = f"Teacher: {next(iter(result.teachers.values())).title}"
@@ -49,8 +52,8 @@ def layout(result: TableResult) -> tuple[list[str], list[Line]]:
     for row in rows:
         config = result.table.rows[row]
         best = tuple(
-            top is not None and column.number(row) is not None and _shown(column, row) == top
-            for column, top in zip(columns, tops, strict=True)
+            column.ranked and column.number(row) is not None and _shown(column, row) == top
+            for column, top in zip(columns, tops[config.group], strict=True)
         )
         heading = config.group if config.group != group else ""
         lines.append(Line(row, heading, config.title, tuple(_cell(column, row) for column in columns), best))

@@ -33,12 +33,13 @@ def group_views(result: TableResult, value: str) -> list[View]:
 
 
 def detail_views(result: TableResult, value: str) -> list[View]:
-    """As :func:`group_views`; of a long table one view of each group's best row."""
+    """As :func:`group_views`, with the value in the titles; of a long table one view of the best row of each group."""
+    at = f"{result.table.sweep.title}: {value}" if result.table.sweep else ""
     if len(result.table.rows) <= MANY or len(result.groups) == 1:
-        return group_views(result, value)
+        return [replace(view, title=", ".join(filter(None, (view.title, at)))) for view in group_views(result, value)]
     best = [ranked[0] for group in result.groups if (ranked := result.ranked(group, value))]
     found = _compare(result, best, value, full=True)
-    return [View("", found)] if found else []
+    return [View(", ".join(filter(None, ("The best row of each group", at))), found)] if found else []
 
 
 def everything(result: TableResult) -> Comparison:

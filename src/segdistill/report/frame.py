@@ -49,7 +49,7 @@ def meter(share: float) -> str:
 
 
 def unbroken(text: str) -> str:
-    """``text`` whose numbers keep their units on the same line."""
+    """``text`` whose numbers keep their units, and names such as ``+ GKD`` their sign, on the same line."""
     for unit in ("mIoU", "%", "M"):
         text = text.replace(f" {unit}", f"&nbsp;{unit}")
-    return text
+    return text.replace("+ ", "+&nbsp;")

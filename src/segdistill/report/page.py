@@ -229,7 +229,9 @@ def _environment(runs: Sequence[Run]) -> str:
         values: dict[str, list[Run]] = {}
         for run in runs:
             values.setdefault(run.environment.get(key, "unknown"), []).append(run)
-        if len(values) == 1:
+        if key == "started" and len(values) > 1:
+            text = f"<code>{e(min(values))}</code> to <code>{e(max(values))}</code>"
+        elif len(values) == 1:
             text = f"<code>{e(next(iter(values)))}</code>"
         else:
             lines = (f"<li><code>{e(v)}</code> <small>{e(_whose(who))}</small></li>" for v, who in values.items())

@@ -36,7 +36,7 @@ def radar(comparison: Comparison, named: Collection[str] = ()) -> str:
     )
     return (
         f'<svg class="radar" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{e(label)}">'
-        f"{_web(domains, step, top)}{shapes}</svg>"
+        f"{_web(domains, step, top)}{shapes}{_scale(len(domains), step, top)}</svg>"
     )
 
 
@@ -74,10 +74,16 @@ def _web(domains: Sequence[str], step: float, top: float) -> str:
         side = (x - MIDDLE[0]) / RADIUS
         anchor = "middle" if abs(side) < 0.1 else "start" if side > 0 else "end"
         parts.append(f'<text class="axis" x="{tx:.1f}" y="{ty:.1f}" dy=".32em" text-anchor="{anchor}">{e(name)}</text>')
+    return "".join(parts)
+
+
+def _scale(count: int, step: float, top: float) -> str:
+    """The rings' numbers, beside the first axis."""
+    texts = []
     for ring in range(1, round(top / step) + 1):
         y = _point(0, count, ring * step / top)[1]
-        parts.append(f'<text x="{MIDDLE[0] + 4}" y="{y + 10:.1f}">{100 * ring * step:g}</text>')
-    return "".join(parts)
+        texts.append(f'<text x="{MIDDLE[0] + 5}" y="{y + 11:.1f}">{100 * ring * step:g}</text>')
+    return "".join(texts)
 
 
 def _point(axis: int, axes: int, share: float) -> tuple[float, float]:
