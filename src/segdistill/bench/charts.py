@@ -23,11 +23,11 @@ class Frame:
     values: tuple[str, ...]
     ticks: tuple[float, ...]
 
-    def x(self, index: float) -> float:
+    def x(self, index: float | int) -> float:
         """Half a step of room at both ends."""
         return LEFT + (WIDTH - LEFT - RIGHT) * (index + 0.5) / len(self.values)
 
-    def y(self, score: float) -> float:
+    def y(self, score: float | int) -> float:
         """Higher is better."""
         low, high = self.ticks[0], self.ticks[-1]
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (score - low) / (high - low))
@@ -96,7 +96,7 @@ def lead_rows(found: Sequence[tuple[str, str, Lead]]) -> str:
     marks = linear_ticks(min(0.0, *ends), max(1.0, *ends))
     low, span = marks[0], marks[-1] - marks[0]
 
-    def at(points: float) -> str:
+    def at(points: float | int) -> str:
         return f"{100 * (points - low) / span:.2f}%"
 
     grid = "".join(f'<q style="left:{at(mark)}"></q>' for mark in marks)

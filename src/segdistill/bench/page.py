@@ -82,7 +82,7 @@ def best_tiles(result: TableResult, found: list[Lead]) -> str:
     if len(ranked) > 1:
         second = _unseen(result, ranked[1], "")
         lead = next((one for one in found if (one.first, one.second) == (best, ranked[1])), None)
-        sure = "" if lead is None else f"<br>95 % interval {lead.interval[0]:.1f} to {lead.interval[1]:.1f}"
+        sure = "" if lead is None else f"<div>95 % interval {lead.interval[0]:.1f} to {lead.interval[1]:.1f}</div>"
         note = f"{e(result.table.rows[ranked[1]].title)}, {percent(second.mean)}{sure}"
         parts.append(tile("ahead of the runner-up", f"{100 * (score.mean - second.mean):+.1f}", "points", note))
     gain, base = result.gain(best, ""), result.baseline(best)

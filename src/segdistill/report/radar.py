@@ -67,7 +67,7 @@ def _web(domains: Sequence[str], step: float, top: float) -> str:
         corners = (_point(i, count, ring * step / top) for i in range(count))
         parts.append(f'<path class="grid" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in corners)}Z"/>')
     for i, domain in enumerate(domains):
-        x, y = _point(i, count, 1)
+        x, y = _point(i, count, 1.0)
         parts.append(f'<path class="grid" d="M{MIDDLE[0]} {MIDDLE[1]}L{x:.1f} {y:.1f}"/>')
         tx, ty = _point(i, count, 1 + 14 / RADIUS)
         name = domain if len(domain) <= LONGEST else f"{domain[: LONGEST - 1]}…"
