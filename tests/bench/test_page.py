@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,7 @@ def test_the_answer_names_the_best_its_lead_and_what_it_keeps(tmp_path):
     found = result(tmp_path / "a", {(0, "", 0): 0.2, (1, "", 0): 0.4, (2, "", 0): 0.25})
     (one,) = leads(found)
     low, high = one.interval
+    assert one.bounds == (f"{low:.1f}", f"{high:.1f}")
     assert spoken(found) == (
         f"GKD & co is best on unseen domains: 40.0 mIoU, 15.0 points ahead of Ours "
         f"(95 % interval {low:.1f} to {high:.1f}); it keeps 80.0 % of its teacher's mIoU."
@@ -99,6 +101,8 @@ def test_a_lead_within_the_images_chance_is_said_and_drawn_open(tmp_path):
     found = result(tmp_path, {(0, "", 0): 0.20, (1, "", 0): 0.2006})
     (one,) = leads(found)  # the images of both are alike: an interval of zero width at zero
     assert not one.settled
+    assert one.bounds == ("0.0", "0.0")
+    assert replace(one, interval=(-0.04, 0.3)).bounds == ("0.0", "0.3")
     assert ", so it may be chance)" in spoken(found)
     assert re.search(r'class="row a\d open"', render(found))
 
@@ -219,8 +223,10 @@ def test_seconds_and_peak_memory_stand_in_the_cost(tmp_path):
 
 
 def test_bold_is_the_best_of_its_own_group(tmp_path):
-    scores = {(0, "", 0): 0.1, (1, "", 0): 0.3, (2, "", 0): 0.2, (3, "", 0): 0.15}
-    lines = plain_rows(result(tmp_path, scores, rows=GROUPED))
+    scores = {(0, "", 0): 0.1, (1, "", 0): 0.3, (2, "", 0): 0.2, (3, "", 0): 0.15, (3, "", 1): None}
+    found = result(tmp_path, scores, rows=GROUPED)
+    lines = plain_rows(found)
+    assert found.errors == ("F2F: GKD & co, seed 1: went wrong",)
     at = lines[0].index("Avg.")
     assert [line[at] for line in lines[2:]] == ["10.0", "30.0*", "20.0*", "15.0"]
     assert len(UNSEEN) == at - 1

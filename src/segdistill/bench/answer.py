@@ -60,8 +60,8 @@ def _answer(result: TableResult, ranked: Sequence[int], found: Sequence[Lead]) -
     gap = f"{100 * (_mean(best) - _mean(second)):.1f}"
     sure = ""
     if lead is not None:
-        low, high = lead.interval
-        sure = f" (95 % interval {low:.1f} to {high:.1f}{'' if lead.settled else ', so it may be chance'})"
+        low, high = lead.bounds
+        sure = f" (95 % interval {low} to {high}{'' if lead.settled else ', so it may be chance'})"
     return f"{best.title} is best on unseen domains: {score} mIoU, {gap} points ahead of {second.title}{sure}{end}."
 
 

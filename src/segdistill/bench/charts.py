@@ -109,7 +109,7 @@ def lead_rows(found: Sequence[tuple[str, str, Lead]]) -> str:
             f'<div class="row {color}{doubt}"><span class="name">{name}</span><span class="track">{grid}'
             f'<s class="mark" style="left:{at(0)}"></s><u style="left:{at(start)};width:{width}"></u>'
             f'<b style="left:{at(one.points)}"></b></span><span class="value">{one.points:+.1f}'
-            f"<small>[{start:.1f}, {end:.1f}]{'' if one.settled else ', may be chance'}</small></span></div>"
+            f"<small>[{', '.join(one.bounds)}]{'' if one.settled else ', may be chance'}</small></span></div>"
         )
     numbers = "".join(f'<q style="left:{at(mark)}">{mark:g}</q>' for mark in marks)
     foot = "<p>points of mean mIoU over unseen domains; the bar is the 95 % interval</p>"

@@ -11,7 +11,7 @@ from segdistill.bench.charts import lead_rows, sweep_panels
 from segdistill.bench.render import DASH, layout, to_csv, to_latex, to_markdown
 from segdistill.bench.result import TEACHER, TableResult
 from segdistill.bench.significance import Lead, leads, leads_over_all
-from segdistill.bench.views import View, detail_views, everything, full_title, group_views, last_value, row_colors
+from segdistill.bench.views import View, detail_views, everything, group_views, last_value, row_colors
 from segdistill.files import write_atomic
 from segdistill.report import charts
 from segdistill.report.compare import Comparison, Stat
@@ -78,11 +78,15 @@ def best_tiles(result: TableResult, found: list[Lead]) -> str:
         return ""
     ranked = max(tops, key=lambda ranked: _unseen(result, ranked[0], "").mean)
     best, score = ranked[0], _unseen(result, ranked[0], "")
-    parts = [tile("mean over unseen", percent(score.mean), "mIoU", f"{e(full_title(result, best))}, {_seeds(score)}")]
+    parts = [
+        tile(
+            "mean over unseen", percent(score.mean), "mIoU", f"{e(result.table.rows[best].full_title)}, {_seeds(score)}"
+        )
+    ]
     if len(ranked) > 1:
         second = _unseen(result, ranked[1], "")
         lead = next((one for one in found if (one.first, one.second) == (best, ranked[1])), None)
-        sure = "" if lead is None else f"<div>95 % interval {lead.interval[0]:.1f} to {lead.interval[1]:.1f}</div>"
+        sure = "" if lead is None else f"<div>95 % interval {' to '.join(lead.bounds)}</div>"
         note = f"{e(result.table.rows[ranked[1]].title)}, {percent(second.mean)}{sure}"
         parts.append(tile("ahead of the runner-up", f"{100 * (score.mean - second.mean):+.1f}", "points", note))
     gain, base = result.gain(best, ""), result.baseline(best)
@@ -106,7 +110,9 @@ def sweep_tiles(result: TableResult) -> str:
             best = max(tops, key=lambda row: _unseen(result, row, value).mean)
             score = _unseen(result, best, value)
             label = f"{e(result.table.sweep.title)}: {e(value)}"
-            parts.append(tile(label, percent(score.mean), "mIoU", f"{e(full_title(result, best))}, {_seeds(score)}"))
+            parts.append(
+                tile(label, percent(score.mean), "mIoU", f"{e(result.table.rows[best].full_title)}, {_seeds(score)}")
+            )
     return f'<div class="tiles">{"".join(parts)}</div>' if parts else ""
 
 
@@ -231,7 +237,7 @@ def lead_section(result: TableResult, found: list[Lead]) -> str:
         body = ""
         for group in result.groups:
             if ahead := leads_over_all(result, group, ""):
-                title = f"{full_title(result, ahead[0].first)} ahead of"
+                title = f"{result.table.rows[ahead[0].first].full_title} ahead of"
                 body += f"<h3>{e(title)}</h3>"
                 body += lead_rows([(e(rows[one.second].title), colors[one.second], one) for one in ahead])
     if not body:
@@ -268,7 +274,7 @@ def _cost_row(result: TableResult, row: int, longest: float) -> str:
     cells = [DASH if time is None else duration(time.mean) for time in times]
     cells += [f"{max(peaks):,.0f}" if peaks else DASH, DASH if size is None else millions(size)]
     bar = 100 * min(max((time.mean for time in times if time), default=0.0) / longest, 1.0)
-    title = result.teachers[next(iter(result.teachers))].title if row == TEACHER else full_title(result, row)
+    title = result.teachers[next(iter(result.teachers))].title if row == TEACHER else result.table.rows[row].full_title
     numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
     role = "teacher" if row == TEACHER else "student"
     head = f'<th scope="row" class="{row_colors(result)[row]}"><i></i>{e(title)}</th>'

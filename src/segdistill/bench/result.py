@@ -92,7 +92,7 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
             runs[cell.row, cell.value, cell.seed] = load_run(outcome.folder)
         else:
             value = f", {cell.value}" if cell.value else ""
-            errors.append(f"{table.rows[cell.row].title}{value}, seed {cell.seed}: {outcome.error}")
+            errors.append(f"{table.rows[cell.row].full_title}{value}, seed {cell.seed}: {outcome.error}")
     values = tuple(table.sweep.values) if table.sweep else ("",)
     entries = {}
     for number, row in enumerate(table.rows):

@@ -33,6 +33,12 @@ class Lead:
         """Whether the interval is on one side of zero."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """The interval's ends with one decimal; what rounds to zero has no sign."""
+        low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
+        return low, high
+
     def where(self, result: TableResult) -> str:
         """The group and the sweep's value, where the table has them: ``F2L, 1/16``."""
         return ", ".join(part for part in (result.table.rows[self.first].group, self.value) if part)
@@ -40,12 +46,12 @@ class Lead:
     def sentence(self, result: TableResult) -> str:
         """One line for below the table."""
         rows = result.table.rows
-        low, high = self.interval
+        low, high = self.bounds
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
         where = f"{where}: " if (where := self.where(result)) else ""
         return (
             f"{where}{rows[self.first].title} is ahead of {rows[self.second].title} by {self.points:.1f} points "
-            f"(95 % interval {low:.1f} to {high:.1f}; not ahead in {100 * self.beaten:.1f} % of the draws; "
+            f"(95 % interval {low} to {high}; not ahead in {100 * self.beaten:.1f} % of the draws; "
             f"paired bootstrap over the test images, {seeds})."
         )
 

@@ -46,7 +46,8 @@ def everything(result: TableResult) -> Comparison:
     """Every cell, for what needs no scores: environment, stages, recipes."""
     first = next(iter(result.runs.values()))
     titles = {
-        (row, value): f"{full_title(result, row)}{f', {value}' if value else ''}" for row, value in result.entries
+        (row, value): f"{result.table.rows[row].full_title}{f', {value}' if value else ''}"
+        for row, value in result.entries
     }
     names = {key: str(number) for number, key in enumerate(titles)}
     return Comparison(
@@ -67,12 +68,6 @@ def everything(result: TableResult) -> Comparison:
 def last_value(result: TableResult) -> str:
     """The last value of the sweep at which a run finished."""
     return next((value for value in reversed(result.values) if any(v == value for _, v, _ in result.runs)), "")
-
-
-def full_title(result: TableResult, row: int) -> str:
-    """A row's title with its group's."""
-    config = result.table.rows[row]
-    return f"{config.group}: {config.title}" if config.group else config.title
 
 
 def row_colors(result: TableResult) -> dict[int, str]:
@@ -102,7 +97,7 @@ def _standing(result: TableResult, title: str) -> float:
 
 def _compare(result: TableResult, rows: Sequence[int], value: str, *, full: bool) -> Comparison | None:
     """These rows at one value; ``full`` titles name the group. Colours are the table's where they can differ."""
-    title = {row: full_title(result, row) if full else result.table.rows[row].title for row in rows}
+    title = {row: result.table.rows[row].full_title if full else result.table.rows[row].title for row in rows}
     entries = {row: entry for row in rows if (entry := result.entries.get((row, value)))}
     runs = tuple(
         replace(run, name=str(row), title=title[row])
