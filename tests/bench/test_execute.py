@@ -78,4 +78,6 @@ def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, monkey
     assert "57.7" in markdown  # the paper's number beside ours
     assert (folder / "table.csv").read_text().count("\n") == 1 + len(list((tmp_path / "cells").iterdir()))
     assert r"\toprule" in (folder / "table.tex").read_text()
-    assert "<html" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert page.count('<svg class="radar"') == 1
+    assert "Table 1 on the world (smoke)" in page

@@ -7,43 +7,16 @@ import csv
 import numpy as np
 import pytest
 
-from fake_runs import UNSEEN, flat
-from segdistill.bench import Outcome, collect_table, lead, leads, to_csv, to_latex, to_markdown
-from segdistill.bench.table import Cell, TableConfig
-from segdistill.config import parse
+from fake_runs import UNSEEN
+from fake_tables import PAPER, ROWS, result
+from segdistill.bench import lead, leads, to_csv, to_latex, to_markdown
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
-from tiny_runs import tiny
-
-PAPER = {"table": "1", "block": "DINOv2-B to ViT-S", "source": "Cityscapes"}
-ROWS = [{"title": "None", "recipe": "x", "baseline": True, "paper": "DeiT"},
-        {"title": "GKD & co", "recipe": "x", "paper": "GKD"}, {"title": "Ours", "recipe": "x"}]  # fmt: skip
 
 
 def table_lines(found):
     """The lines of the Markdown table, without the sentences below it."""
     return [line for line in to_markdown(found).splitlines() if line.startswith("|")]
-
-
-def guesses(score, images=20):
-    """Images of two classes whose mIoU is near ``score``, all alike."""
-    hits = round(200 * score / (1 + score))
-    return ImageCounts.of(2, [np.array([[hits, 100 - hits], [100 - hits, hits]])] * images)
-
-
-def result(folder, scores, **changes):
-    """A table of the given student scores: {(row, value, seed): score or None for a cell that failed}."""
-    table = parse(TableConfig, {"name": "t", "title": "T", "rows": ROWS, "seeds": [0, 1]} | changes)
-    recipe = tiny(folder)
-    outcomes = []
-    for (row, value, seed), score in scores.items():
-        place = folder / f"{row}-{value}-{seed}".replace("/", "_")
-        cell = Cell(row, value, seed, recipe, (), "")
-        if score is not None:
-            run = flat(place, score, name=f"r{row}", seed=seed)
-            write_images(run / "scores" / "student.npz", dict.fromkeys(UNSEEN, guesses(score)))
-        outcomes.append(Outcome(cell, place, None if score is not None else "went wrong"))
-    return collect_table(table, outcomes)
 
 
 def test_means_spreads_gains_and_the_best_are_what_they_should_be(tmp_path):

@@ -2,7 +2,8 @@
 
 from segdistill.bench.costs import plan_cells
 from segdistill.bench.execute import Outcome, run_cells, visible_gpus
-from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown, write_table
+from segdistill.bench.page import write_table
+from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown
 from segdistill.bench.result import TableResult, check_paper, collect_table
 from segdistill.bench.significance import Lead, lead, leads
 from segdistill.bench.table import Cell, TableConfig, cells_of, load_table

@@ -6,13 +6,10 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from segdistill.bench.result import TEACHER, TableResult
 from segdistill.bench.significance import leads
-from segdistill.files import write_atomic
 from segdistill.report.compare import Arm, Stat
-from segdistill.report.page import write_report
 
 DASH = "–"
 
@@ -31,6 +28,7 @@ class Column:
 class Line:
     """``heading`` where a group of rows starts; ``best[j]`` says that cell j is its column's best student."""
 
+    row: int
     heading: str
     title: str
     cells: tuple[str, ...]
@@ -38,22 +36,27 @@ class Line:
 
 
 def layout(result: TableResult) -> tuple[list[str], list[Line]]:
-    """The heads and the lines, teacher first; best by what is shown, students only."""
+    """The heads and the lines, teacher first; best by what is shown, students of one group only."""
     columns = [*_sweep_columns(result)] if result.table.sweep else [*_domain_columns(result)]
     rows = range(len(result.table.rows))
-    tops = [max((_shown(column, row) for row in rows), default=None) if column.ranked else None for column in columns]
+    tops = {
+        group: [max(_shown(column, row) for row in rows if result.table.rows[row].group == group) for column in columns]
+        for group in result.groups
+    }
     lines, group = [], ""
     if result.teachers:
         title = f"Teacher: {next(iter(result.teachers.values())).title}"
-        lines.append(Line("", title, tuple(_cell(column, TEACHER) for column in columns), (False,) * len(columns)))
+        lines.append(
+            Line(TEACHER, "", title, tuple(_cell(column, TEACHER) for column in columns), (False,) * len(columns))
+        )
     for row in rows:
         config = result.table.rows[row]
         best = tuple(
-            top is not None and column.number(row) is not None and _shown(column, row) == top
-            for column, top in zip(columns, tops, strict=True)
+            column.ranked and column.number(row) is not None and _shown(column, row) == top
+            for column, top in zip(columns, tops[config.group], strict=True)
         )
         heading = config.group if config.group != group else ""
-        lines.append(Line(heading, config.title, tuple(_cell(column, row) for column in columns), best))
+        lines.append(Line(row, heading, config.title, tuple(_cell(column, row) for column in columns), best))
         group = config.group
     first = result.table.sweep.title if result.table.sweep else "method"
     return [first, *(column.title for column in columns)], lines
@@ -67,18 +70,6 @@ def plain_rows(result: TableResult) -> list[list[str]]:
         title = f"{line.heading}: {line.title}" if line.heading else line.title
         rows.append([title, *(cell + "*" * best for cell, best in zip(line.cells, line.best, strict=True))])
     return rows
-
-
-def write_table(result: TableResult, folder: Path) -> list[Path]:
-    """Write the table as Markdown, CSV and LaTeX and the page that compares its runs; the files that were written."""
-    files = {"table.md": to_markdown(result), "table.csv": to_csv(result), "table.tex": to_latex(result)}
-    for name, text in files.items():
-        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
-    paths = [folder / name for name in files]
-    if result.runs:
-        paths.append(folder / "report.html")
-        write_report([run.folder for run in result.runs.values()], paths[-1])
-    return paths
 
 
 def to_markdown(result: TableResult) -> str:

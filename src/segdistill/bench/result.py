@@ -29,6 +29,11 @@ class TableResult:
     paper: PaperBlock | None
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """Headings of the rows, in their order; one empty heading without groups."""
+        return tuple(dict.fromkeys(row.group for row in self.table.rows))
+
+    @property
     def values(self) -> tuple[str, ...]:
         """Titles of the sweep's columns; one empty title without a sweep."""
         return tuple(self.table.sweep.values) if self.table.sweep else ("",)
@@ -42,6 +47,15 @@ class TableResult:
     def entry(self, row: int, value: str) -> Arm | None:
         """The teacher's or a row's numbers at one sweep value."""
         return self.teachers.get(value) if row == TEACHER else self.entries.get((row, value))
+
+    def ranked(self, group: str, value: str) -> list[int]:
+        """The rows of a group that have a mean over the unseen domains, best first."""
+        scores = {
+            number: entry.mean_unseen.mean
+            for number, row in enumerate(self.table.rows)
+            if row.group == group and (entry := self.entry(number, value)) and entry.mean_unseen
+        }
+        return sorted(scores, key=lambda number: -scores[number])
 
     def memory(self, row: int, value: str) -> Stat | None:
         """Peak memory in MiB over the stages of a row's runs."""
@@ -78,7 +92,7 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
             runs[cell.row, cell.value, cell.seed] = load_run(outcome.folder)
         else:
             value = f", {cell.value}" if cell.value else ""
-            errors.append(f"{table.rows[cell.row].title}{value}, seed {cell.seed}: {outcome.error}")
+            errors.append(f"{table.rows[cell.row].full_title}{value}, seed {cell.seed}: {outcome.error}")
     values = tuple(table.sweep.values) if table.sweep else ("",)
     entries = {}
     for number, row in enumerate(table.rows):

@@ -26,15 +26,32 @@ class Lead:
     interval: tuple[float, float]  # 95 %
     beaten: float  # share of the draws in which the first is not ahead
     seeds: tuple[int, ...]
+    value: str = ""  # of the sweep
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval is on one side of zero."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """The interval's ends with one decimal; what rounds to zero has no sign."""
+        low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
+        return low, high
+
+    def where(self, result: TableResult) -> str:
+        """The group and the sweep's value, where the table has them: ``F2L, 1/16``."""
+        return ", ".join(part for part in (result.table.rows[self.first].group, self.value) if part)
 
     def sentence(self, result: TableResult) -> str:
         """One line for below the table."""
         rows = result.table.rows
-        low, high = self.interval
+        low, high = self.bounds
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+        where = f"{where}: " if (where := self.where(result)) else ""
         return (
-            f"{rows[self.first].title} is ahead of {rows[self.second].title} by {self.points:.1f} points "
-            f"(95 % interval {low:.1f} to {high:.1f}; not ahead in {100 * self.beaten:.1f} % of the draws; "
+            f"{where}{rows[self.first].title} is ahead of {rows[self.second].title} by {self.points:.1f} points "
+            f"(95 % interval {low} to {high}; not ahead in {100 * self.beaten:.1f} % of the draws; "
             f"paired bootstrap over the test images, {seeds})."
         )
 
@@ -59,22 +76,21 @@ def lead(result: TableResult, first: int, second: int, value: str = "") -> Lead 
     if bounds is None:
         return None
     low, high = bounds
-    return Lead(first, second, float(np.mean(points)), (low, high), float(np.mean(samples <= 0)), tuple(seeds))
+    return Lead(first, second, float(np.mean(points)), (low, high), float(np.mean(samples <= 0)), tuple(seeds), value)
 
 
 def leads(result: TableResult) -> list[Lead]:
-    """The best row of every group of rows against its runner-up; empty for a sweep, whose columns are many tables."""
-    if result.table.sweep:
-        return []
-    found = []
-    for group in dict.fromkeys(row.group for row in result.table.rows):
-        scores = {
-            number: entry.mean_unseen.mean
-            for number, row in enumerate(result.table.rows)
-            if row.group == group and (entry := result.entry(number, "")) and entry.mean_unseen
-        }
-        best = sorted(scores, key=lambda number: -scores[number])[:2]
-        one = lead(result, best[0], best[1]) if len(best) == 2 else None
-        if one is not None:
-            found.append(one)
-    return found
+    """The best row of every group of rows against its runner-up, at every value of a sweep."""
+    return [found[0] for group in result.groups for value in result.values if (found := _over(result, group, value, 1))]
+
+
+def leads_over_all(result: TableResult, group: str, value: str) -> list[Lead]:
+    """The best row of a group against each other one of it, the runner-up first."""
+    return _over(result, group, value, len(result.table.rows))
+
+
+def _over(result: TableResult, group: str, value: str, count: int) -> list[Lead]:
+    """The best row against the next ``count`` ones."""
+    ranked = result.ranked(group, value)
+    found = (lead(result, ranked[0], other, value) for other in ranked[1 : 1 + count])
+    return [one for one in found if one is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape as e
 
@@ -12,7 +12,7 @@ from segdistill.report.compare import Arm, Comparison
 from segdistill.report.runs import Step
 from segdistill.report.table import percent
 
-COLORS = 8  # .a0 to .a7 in page.css
+COLORS = 10  # .a0 to .a9 in page.css
 POINTS = 160  # of a curve; longer logs are averaged in bins
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 44, 12, 10, 24
 
@@ -27,10 +27,11 @@ class Curve:
 
 
 def arm_colors(comparison: Comparison) -> dict[str, str]:
-    """The CSS class of each arm, the best first; ``teacher`` is neutral."""
+    """The CSS class of each arm, the best first where the comparison has none of its own; ``teacher`` is neutral."""
     ranked = ranking(comparison)
     order = ranked + [arm for arm in comparison.arms if arm not in ranked]
-    return {"teacher": "teacher"} | {arm.name: f"a{i % COLORS}" for i, arm in enumerate(order)}
+    own = comparison.hues or {arm.name: f"a{i % COLORS}" for i, arm in enumerate(order)}
+    return {"teacher": "teacher"} | own
 
 
 def everyone(comparison: Comparison) -> list[tuple[Arm, str]]:
@@ -42,8 +43,13 @@ def everyone(comparison: Comparison) -> list[tuple[Arm, str]]:
 
 def legend(entries: Sequence[tuple[Arm, str]]) -> str:
     """Colour chips with titles."""
-    chips = "".join(f'<li class="{color}"><i></i>{e(arm.title)}</li>' for arm, color in entries)
-    return f'<ul class="legend">{chips}</ul>'
+    return chips((arm.title, color) for arm, color in entries)
+
+
+def chips(entries: Iterable[tuple[str, str]]) -> str:
+    """(title, CSS colour class) as a list."""
+    items = "".join(f'<li class="{color}"><i></i>{e(title)}</li>' for title, color in entries)
+    return f'<ul class="legend">{items}</ul>'
 
 
 def mean_bars(comparison: Comparison) -> str:
@@ -51,23 +57,23 @@ def mean_bars(comparison: Comparison) -> str:
     entries = [(arm, color, stat) for arm, color in everyone(comparison) if (stat := arm.mean_unseen) is not None]
     if not entries:
         return ""
-    step, top = _ticks(max(value for _, _, stat in entries for value in stat.values))
+    step, top = share_ticks(max(value for _, _, stat in entries for value in stat.values))
     teacher = comparison.teacher.mean_unseen if comparison.teacher else None
-    line = f'<s class="mark" style="left:{_at(teacher.mean, top)}"></s>' if teacher else ""
+    line = f'<s class="mark" style="left:{at(teacher.mean, top)}"></s>' if teacher else ""
     rows = []
     for arm, color, stat in entries:
         dots = "".join(
-            f'<b style="left:{_at(value, top)}" title="seed {seed}: {percent(value)}"></b>'
+            f'<b style="left:{at(value, top)}" title="seed {seed}: {percent(value)}"></b>'
             for seed, value in zip(arm.seeds, stat.values, strict=True)
         )
         spread = f"<small> ± {percent(stat.sd)}</small>" if stat.sd is not None else ""
         rows.append(
             f'<div class="row {color}"><span class="name">{e(arm.title)}</span>'
-            f'<span class="track">{_grid(step, top)}<i style="width:{_at(stat.mean, top)}"></i>'
+            f'<span class="track">{grid(step, top)}<i style="width:{at(stat.mean, top)}"></i>'
             f"{'' if arm is comparison.teacher else line}{dots if len(stat.values) > 1 else ''}</span>"
             f'<span class="value">{percent(stat.mean)}{spread}</span></div>'
         )
-    return f'<div class="bars">{"".join(rows)}{_axis(step, top, "mIoU, mean over unseen domains")}</div>'
+    return f'<div class="bars">{"".join(rows)}{axis(step, top, "mIoU, mean over unseen domains")}</div>'
 
 
 def domain_dots(comparison: Comparison) -> str:
@@ -76,24 +82,24 @@ def domain_dots(comparison: Comparison) -> str:
     stats = {(a.name, d): s for a, _ in entries for d in comparison.domains if (s := a.score(d)) is not None}
     if not stats:
         return ""
-    step, top = _ticks(max(stat.mean for stat in stats.values()))
+    step, top = share_ticks(max(stat.mean for stat in stats.values()))
     rows = []
     for domain in comparison.domains:
         known = [(arm, color, stats[arm.name, domain].mean) for arm, color in entries if (arm.name, domain) in stats]
         dots = "".join(
-            f'<b class="{color}" style="left:{_at(value, top)}" title="{e(arm.title)}: {percent(value)}"></b>'
+            f'<b class="{color}" style="left:{at(value, top)}" title="{e(arm.title)}: {percent(value)}"></b>'
             for arm, color, value in known
         )
         values = [value for _, _, value in known]
         span = ""
         if values:
-            span = f'<u style="left:{_at(min(values), top)};width:{_at(max(values) - min(values), top)}"></u>'
+            span = f'<u style="left:{at(min(values), top)};width:{at(max(values) - min(values), top)}"></u>'
         role = role_of(comparison, domain)
         rows.append(
             f'<div class="row {role}"><span class="name">{e(domain)}<small>{ROLES[role]}</small></span>'
-            f'<span class="track">{_grid(step, top)}{span}{dots}</span></div>'
+            f'<span class="track">{grid(step, top)}{span}{dots}</span></div>'
         )
-    return f'<div class="dots">{"".join(rows)}{_axis(step, top, "mIoU")}</div>'
+    return f'<div class="dots">{"".join(rows)}{axis(step, top, "mIoU")}</div>'
 
 
 ROLES = {"source": "source", "unseen": "unseen", "validation": "validation, not unseen"}
@@ -126,7 +132,7 @@ def _class_row(title: str, color: str, value: float | None, best: float | None) 
     shown = "–" if value is None else percent(value)
     strong = value is not None and best is not None and color != "teacher" and shown == percent(best)
     return (
-        f'<div class="{color}" title="{e(title)}: {shown}"><span><i style="width:{_at(value or 0, 1)}"></i></span>'
+        f'<div class="{color}" title="{e(title)}: {shown}"><span><i style="width:{at(value or 0, 1)}"></i></span>'
         f"<em>{f'<strong>{shown}</strong>' if strong else shown}</em></div>"
     )
 
@@ -162,7 +168,7 @@ def curve_svg(curves: Sequence[Curve], kind: str) -> str:
     ys = [y for curve in curves for _, y in curve.points]
     log = kind == "loss" and min(ys) > 0 and max(ys) / min(ys) > 20
     level = math.log10 if log else float
-    ticks = _log_ticks(min(ys), max(ys)) if log else _linear_ticks(min(0.0, *ys), max(ys))
+    ticks = _log_ticks(min(ys), max(ys)) if log else linear_ticks(min(0.0, *ys), max(ys))
     low, high = level(min(ticks[0], *ys)), level(max(ticks[-1], *ys))
     right = max(max(xs), 1.0)
 
@@ -177,7 +183,7 @@ def curve_svg(curves: Sequence[Curve], kind: str) -> str:
         y = f"{y_of(tick):.1f}"
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y}" dy=".32em" text-anchor="end">{tick:g}</text>')
-    for tick in _linear_ticks(0.0, right):
+    for tick in linear_ticks(0.0, right):
         if tick <= right:
             parts.append(f'<text x="{x_of(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:g}</text>')
     for curve in curves:
@@ -211,7 +217,8 @@ def _nice(span: float, count: int) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from at most ``low`` to at least ``high``, about five of them."""
     step = _nice(high - low, 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
@@ -221,22 +228,23 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [10.0**i for i in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
 
 
-def _ticks(highest: float) -> tuple[float, float]:
+def share_ticks(highest: float) -> tuple[float, float]:
     """Distance and end of a share's axis that starts at zero."""
     step = _nice(highest, 5)
     return step, min(math.ceil(highest / step - 1e-9) * step, 1.0) or 1.0
 
 
-def _at(value: float | int, top: float | int) -> str:
+def at(value: float | int, top: float | int) -> str:
+    """A place or a length on a track that ends at ``top``, as CSS has it."""
     return f"{100 * value / top:.2f}%"
 
 
-def _grid(step: float, top: float) -> str:
-    return "".join(f'<q style="left:{_at(i * step, top)}"></q>' for i in range(round(top / step) + 1))
+def grid(step: float, top: float) -> str:
+    """The lines behind a track."""
+    return "".join(f'<q style="left:{at(i * step, top)}"></q>' for i in range(round(top / step) + 1))
 
 
-def _axis(step: float, top: float, label: str) -> str:
-    ticks = "".join(
-        f'<q style="left:{_at(i * step, top)}">{100 * i * step:g}</q>' for i in range(round(top / step) + 1)
-    )
-    return f'<div class="row axis"><span class="name"></span><span class="track">{ticks}</span><p>{label}</p></div>'
+def axis(step: float, top: float, label: str) -> str:
+    """The numbers below the tracks (percent) and what they are."""
+    marks = "".join(f'<q style="left:{at(i * step, top)}">{100 * i * step:g}</q>' for i in range(round(top / step) + 1))
+    return f'<div class="row axis"><span class="name"></span><span class="track">{marks}</span><p>{label}</p></div>'

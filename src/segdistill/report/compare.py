@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -75,7 +75,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side. ``arms`` keep the order in which their first run was given."""
+    """Runs side by side. ``arms`` keep the order in which their first run was given.
+
+    ``hues`` are the CSS colour classes by an arm's name where several comparisons on one page must agree in them.
+    """
 
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -85,6 +88,7 @@ class Comparison:
     teacher: Arm | None
     arms: tuple[Arm, ...]
     runs: tuple[Run, ...]
+    hues: dict[str, str] = field(default_factory=dict)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -122,13 +126,10 @@ def collect(folders: Sequence[Path]) -> Comparison:
     if not folders:
         raise UserError("no run folder was given; give one or more, for example runs/demo/gkd")
     runs = tuple(load_run(Path(folder)) for folder in folders)
+    check_shared(runs)
     first = runs[0]
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        for what in _SHARED:
-            if getattr(run, what) != getattr(first, what):
-                theirs, ours = (", ".join(getattr(r, what)) or "none" for r in (run, first))
-                raise UserError(f"{run.folder}: {what} differ from {first.folder}: {theirs}; there: {ours}")
         group = groups.setdefault(run.name, {})
         if run.seed in group:
             raise UserError(
@@ -156,6 +157,15 @@ def collect(folders: Sequence[Path]) -> Comparison:
         arms=arms,
         runs=runs,
     )
+
+
+def check_shared(runs: Sequence[Run]) -> None:
+    """Raise a :class:`UserError` where runs differ in their classes or domains: they cannot stand in one table."""
+    for run in runs:
+        for what in _SHARED:
+            if getattr(run, what) != getattr(runs[0], what):
+                theirs, ours = (", ".join(getattr(r, what)) or "none" for r in (run, runs[0]))
+                raise UserError(f"{run.folder}: {what} differ from {runs[0].folder}: {theirs}; there: {ours}")
 
 
 def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:

@@ -16,6 +16,7 @@ from segdistill.report.charts import ROLES, role_of
 from segdistill.report.compare import Comparison
 
 LARGEST = 640  # pixels of width that are put into the page; larger pictures are reduced
+FEW = 8  # pictures of a scene that are shown large
 
 
 def gallery(comparison: Comparison) -> str:
@@ -53,7 +54,8 @@ def _scene(comparison: Comparison, domain: str, index: int) -> str:
         _figure(panels[1].caption, "", _img(_label(truth, comparison), f"Truth: {where}", "label")),
     ]
     figures += [_answer(panel, comparison, where, image, truth) for panel in panels[2:]]
-    return f'<div class="scene" style="--w:{min(image.shape[1], LARGEST)}px">{"".join(figures)}</div>'
+    kind = "scene dense" if len(figures) > FEW else "scene"
+    return f'<div class="{kind}" style="--w:{min(image.shape[1], LARGEST)}px">{"".join(figures)}</div>'
 
 
 def _answer(panel: Panel, comparison: Comparison, where: str, image: Pixels, truth: Pixels) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape as e
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -14,11 +13,11 @@ from segdistill.papers import PaperPlace
 from segdistill.report import charts
 from segdistill.report.answer import headline, ranking, remarks
 from segdistill.report.compare import Comparison, collect
+from segdistill.report.frame import frame, hero_section, meter, tile
 from segdistill.report.gallery import class_legend, gallery
 from segdistill.report.runs import Run
 from segdistill.report.table import Cell, Column, millions, percent, table_rows
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 GROUPS = {
     "source": "source",
     "unseen": "unseen domains",
@@ -36,41 +35,28 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 def render(comparison: Comparison) -> str:
     """The page as text."""
-    sections: list[tuple[str, str, Callable[[Comparison], str]]] = [
-        ("table", "Table", table_section),
-        ("paper", "The paper's numbers", paper_section),
-        ("bars", "Unseen domains", bars_section),
-        ("classes", "Classes", class_section),
-        ("curves", "Learning", curve_section),
-        ("pictures", "Pictures", picture_section),
-        ("how", "How it was made", how_section),
+    sections = [
+        ("table", "Table", table_section(comparison)),
+        ("paper", "The paper's numbers", paper_section(comparison)),
+        ("bars", "Unseen domains", bars_section(comparison)),
+        ("classes", "Classes", class_section(comparison)),
+        ("curves", "Learning", curve_section(comparison)),
+        ("pictures", "Pictures", picture_section(comparison)),
+        ("how", "How it was made", how_section(comparison)),
     ]
-    bodies = [(key, title, body) for key, title, make in sections if (body := make(comparison))]
-    nav = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in bodies)
-    main = "".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in bodies)
-    style = resources.files("segdistill.report").joinpath("page.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{e(headline(comparison))}</title>\n<style>\n{style}</style></head>\n<body>"
-        f'<header><a class="brand" href="#top">segdistill</a><nav>{nav}</nav></header>\n'
-        f'<main id="top">{hero(comparison)}\n{main}</main></body></html>\n'
-    )
+    return frame(headline(comparison), hero(comparison), sections)
 
 
 def hero(comparison: Comparison) -> str:
     """The answer: a sentence, four numbers, and what else must be said."""
-    names = _join_small(comparison.unseen)
-    eyebrow = f"{len(comparison.unseen)} unseen domains: {names}" if comparison.unseen else "no unseen domains"
-    if comparison.source:
-        eyebrow = f"Trained on {_join_small(comparison.source)} · {eyebrow}"
-    notes = "".join(f"<li>{e(line)}</li>" for line in remarks(comparison))
-    return (
-        f'<section class="hero"><p class="eyebrow">{eyebrow}</p><h1>{_unbroken(e(headline(comparison)))}</h1>'
-        f"{tiles(comparison)}{f'<ul class=remarks>{notes}</ul>' if notes else ''}</section>"
-    )
+    return hero_section(domains_line(comparison), headline(comparison), tiles(comparison), remarks(comparison))
+
+
+def domains_line(comparison: Comparison) -> str:
+    """Where the models were trained and where they are tested."""
+    names = ", ".join(comparison.unseen)
+    line = f"{len(comparison.unseen)} unseen domains: {names}" if names else "no unseen domains"
+    return f"Trained on {', '.join(comparison.source)} · {line}" if comparison.source else line
 
 
 def tiles(comparison: Comparison) -> str:
@@ -82,26 +68,20 @@ def tiles(comparison: Comparison) -> str:
     score, kept = best.mean_unseen, best.retention
     assert score is not None
     spread = f"± {percent(score.sd)} over {len(score.values)} seeds" if score.sd is not None else "one seed"
-    parts = [_tile("mean over unseen", percent(score.mean), "mIoU", f"{e(best.title)}, {spread}")]
+    parts = [tile("mean over unseen", percent(score.mean), "mIoU", f"{e(best.title)}, {spread}")]
     if len(ranked) > 1 and (second := ranked[1].mean_unseen) is not None:
         lead = f"{100 * (score.mean - second.mean):+.1f}"
-        parts.append(_tile("ahead of the next student", lead, "mIoU", f"{e(ranked[1].title)}, {percent(second.mean)}"))
+        parts.append(tile("ahead of the next student", lead, "mIoU", f"{e(ranked[1].title)}, {percent(second.mean)}"))
     if kept is not None and teacher is not None and teacher.mean_unseen is not None:
-        meter = f'<div class="meter"><i style="width:{min(100 * kept.mean, 100):.1f}%"></i></div>'
         note = f"teacher: {percent(teacher.mean_unseen.mean)} mIoU"
-        parts.append(_tile("retention", percent(kept.mean), "%", f"{meter}{note}"))
+        parts.append(tile("retention", percent(kept.mean), "%", f"{meter(kept.mean)}{note}"))
     if best.size is not None:
         note = ""
         if teacher is not None and teacher.size:
             share = best.size / teacher.size
-            meter = f'<div class="meter"><i style="width:{min(100 * share, 100):.1f}%"></i></div>'
-            note = f"{meter}{100 * share:.0f} % of the teacher's {millions(teacher.size)} M"
-        parts.append(_tile("parameters", millions(best.size), "M", note))
+            note = f"{meter(share)}{100 * share:.0f} % of the teacher's {millions(teacher.size)} M"
+        parts.append(tile("parameters", millions(best.size), "M", note))
     return f'<div class="tiles">{"".join(parts)}</div>'
-
-
-def _tile(label: str, value: str, unit: str, note: str) -> str:
-    return f'<div class="tile"><h3>{label}</h3><p>{value}<small>{unit}</small></p><div class="note">{note}</div></div>'
 
 
 def table_section(comparison: Comparison) -> str:
@@ -154,10 +134,11 @@ def _cell(cell: Cell) -> str:
 def paper_section(comparison: Comparison) -> str:
     """What the paper prints where it makes this comparison, its own data and networks."""
     places = list(dict.fromkeys(run.paper for run in comparison.runs if run.paper is not None))
-    return "".join(_paper_table(place) for place in places)
+    return "".join(paper_table(place) for place in places)
 
 
-def _paper_table(place: PaperPlace) -> str:
+def paper_table(place: PaperPlace) -> str:
+    """One group of rows of a table of the paper, all that it prints."""
     block = place.block_of()
     heads = "".join(f'<th scope="col">{e(name)}</th>' for name in block.columns)
     rows = "".join(
@@ -213,7 +194,16 @@ def curve_section(comparison: Comparison) -> str:
 
 def picture_section(comparison: Comparison) -> str:
     """The gallery with its legend and a switch between classes and errors (plain CSS)."""
-    rows = gallery(comparison)
+    return picture_rows([("", comparison)])
+
+
+def picture_rows(named: Sequence[tuple[str, Comparison]]) -> str:
+    """(heading, comparison): several galleries under one switch."""
+    rows = "".join(
+        f"{f'<h3 class=group>{e(name)}</h3>' if name else ''}{shown}"
+        for name, comparison in named
+        if (shown := gallery(comparison))
+    )
     if not rows:
         return ""
     return (
@@ -221,7 +211,7 @@ def picture_section(comparison: Comparison) -> str:
         "with the right class.</p>"
         '<div class="switch" role="radiogroup" aria-label="Show"><label><input type="radio" name="view" checked>'
         'Classes</label><label><input type="radio" name="view" id="view-errors">Errors</label></div>'
-        f'<div class="keys">{class_legend(comparison)}<p class="key-errors"><i></i>wrong class '
+        f'<div class="keys">{class_legend(named[0][1])}<p class="key-errors"><i></i>wrong class '
         f'<i class="right"></i>right <i class="ignored"></i>not counted</p></div>{rows}'
     )
 
@@ -239,7 +229,9 @@ def _environment(runs: Sequence[Run]) -> str:
         values: dict[str, list[Run]] = {}
         for run in runs:
             values.setdefault(run.environment.get(key, "unknown"), []).append(run)
-        if len(values) == 1:
+        if key == "started" and len(values) > 1:
+            text = f"<code>{e(min(values))}</code> to <code>{e(max(values))}</code>"
+        elif len(values) == 1:
             text = f"<code>{e(next(iter(values)))}</code>"
         else:
             lines = (f"<li><code>{e(v)}</code> <small>{e(_whose(who))}</small></li>" for v, who in values.items())
@@ -322,14 +314,3 @@ def duration(seconds: float | int) -> str:
 
 def _count(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
-
-
-def _unbroken(text: str) -> str:
-    """``text`` whose numbers keep their units on the same line."""
-    for unit in ("mIoU", "%", "M"):
-        text = text.replace(f" {unit}", f"&nbsp;{unit}")
-    return text
-
-
-def _join_small(names: Sequence[str]) -> str:
-    return e(", ".join(names))
