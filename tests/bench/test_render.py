@@ -10,6 +10,7 @@ import pytest
 from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
 from segdistill.bench import lead, leads, to_csv, to_latex, to_markdown
+from segdistill.config import UserError
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
 
@@ -57,6 +58,24 @@ def test_a_sweep_has_a_column_per_value(tmp_path):
     assert markdown[0].split("|")[1:4] == [" labels ", " 1/16 ", " full "]
     assert markdown[3] == "| None | 10.0 | **20.0** |"
     assert markdown[4] == "| GKD & co | **30.0** | – |"
+
+
+def test_the_papers_numbers_stand_beside_every_value_of_a_sweep_and_come_from_the_groups_place(tmp_path):
+    sweep = {"title": "labels", "values": {title: [] for title in ("1/16", "1/8", "1/4", "full")}}
+    places = {arch: {"table": "3", "block": f"F2L {arch}", "source": "Cityscapes"} for arch in ("DeiT-S", "DeiT-B")}
+    rows = [{"title": arch, "recipe": "x", "group": arch, "paper": arch} for arch in places]
+    scores = {(row, value, 0): 0.2 for row in (0, 1) for value in sweep["values"]}
+    found = result(tmp_path, scores, sweep=sweep, rows=rows, papers=places)
+    lines = to_markdown(found).splitlines()
+    assert lines[0].split(" | ")[-4:] == ["paper: 1:16", "paper: 1:8", "paper: 1:4", "paper: full |"]
+    small, large = (next(line for line in lines if line.startswith(f"| {arch} |")) for arch in places)
+    assert small.split(" | ")[-4:] == ["32.7", "38.0", "38.2", "40.7 |"]
+    assert large.split(" | ")[-4:] == ["39.1", "42.6", "43.4", "47.0 |"]
+    short = result(tmp_path / "b", {(0, "full", 0): 0.2}, sweep={"title": "l", "values": {"full": []}}, rows=rows,
+                   papers=places)  # fmt: skip
+    assert "paper" not in to_markdown(short).splitlines()[0]  # its columns are not this sweep's
+    with pytest.raises(UserError, match=r"groups F2X, and no row"):
+        result(tmp_path, {}, rows=rows, papers={"F2X": PAPER})
 
 
 def test_groups_have_headings_and_baselines_of_their_own(tmp_path):

@@ -36,7 +36,7 @@ def render(result: TableResult) -> str:
     sections = [
         ("errors", "Not finished", errors_section(result)),
         ("table", "Table", table_section(result) if result.runs else ""),
-        ("paper", "The paper's numbers", paper_table(result.table.paper) if result.table.paper else ""),
+        ("paper", "The paper's numbers", "".join(map(paper_table, result.places))),
         ("sweep", _sweep_title(result), sweep_section(result)),
         ("bars", "Unseen domains", domain_section(result, value, details)),
         ("leads", "How sure", lead_section(result, found)),
@@ -132,6 +132,8 @@ def table_section(result: TableResult) -> str:
     """The table as :func:`segdistill.bench.render.layout` has it."""
     heads, lines = layout(result)
     kinds = ["", *(_kind(head) for head in heads[1:])]
+    if "paper" in kinds:
+        kinds[kinds.index("paper")] += " first"
     top = "".join(f'<th scope="col" class="{kind}">{e(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
     colors, rows = row_colors(result), []
     for line in lines:
@@ -152,7 +154,7 @@ def table_section(result: TableResult) -> str:
 
 def _kind(head: str) -> str:
     """The CSS class of a column."""
-    return "key" if head == "Avg." else "paper first" if head.startswith("paper:") else ""
+    return "key" if head == "Avg." else "paper" if head.startswith("paper:") else ""
 
 
 def _cell(text: str, best: bool) -> str:
@@ -168,14 +170,13 @@ def _notes(result: TableResult) -> list[str]:
     lines.append(f"Bold: the best student of a column{' in its group' if len(result.groups) > 1 else ''}.")
     if len(result.table.seeds) > 1:
         lines.append("With several seeds: mean ± standard deviation over the seeds.")
-    if result.table.sweep:
-        return lines
-    if any(row.baseline for row in result.table.rows):
-        bases = dict.fromkeys(row.title for row in result.table.rows if row.baseline)
-        lines.append(f"Gain: points of the average over {', '.join(bases)}.")
-    lines.append("Retention: the average divided by the teacher's. Seconds: training of all the row's own stages.")
-    if result.paper is not None:
-        lines.append("The last column is the paper's average: other data, networks and schedules.")
+    if not result.table.sweep:
+        if any(row.baseline for row in result.table.rows):
+            bases = dict.fromkeys(row.title for row in result.table.rows if row.baseline)
+            lines.append(f"Gain: points of the average over {', '.join(bases)}.")
+        lines.append("Retention: the average divided by the teacher's. Seconds: training of all the row's own stages.")
+    if result.paper_heads:
+        lines.append("In italics what the paper prints: other data, networks and schedules.")
     return lines
 
 

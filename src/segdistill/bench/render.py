@@ -127,9 +127,7 @@ def _domain_columns(result: TableResult) -> list[Column]:
     columns.append(Column("retention (%)", of(lambda found: found.retention), _percent))
     columns.append(Column("seconds", of(lambda found: found.seconds), lambda seconds: f"{_mean(seconds):.0f}"))
     columns.append(Column("peak MiB", lambda row: result.memory(row, ""), lambda memory: f"{_mean(memory):.0f}"))
-    if result.paper is not None:
-        columns.append(Column("paper: Avg.", result.paper_average, lambda score: f"{_mean(score):.1f}"))
-    return columns
+    return columns + _paper_columns(result)
 
 
 def _sweep_columns(result: TableResult) -> list[Column]:
@@ -142,7 +140,16 @@ def _sweep_columns(result: TableResult) -> list[Column]:
 
         return number
 
-    return [Column(value, at(value), _percent, ranked=True) for value in result.values]
+    columns = [Column(value, at(value), _percent, ranked=True) for value in result.values]
+    return columns + _paper_columns(result)
+
+
+def _paper_columns(result: TableResult) -> list[Column]:
+    """What the paper prints for the row."""
+    return [
+        Column(f"paper: {head}", lambda row, i=i: result.paper_scores(row)[i], lambda score: f"{_mean(score):.1f}")
+        for i, head in enumerate(result.paper_heads)
+    ]
 
 
 def _shown(column: Column, row: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from segdistill.bench.execute import Outcome
 from segdistill.bench.table import TableConfig
 from segdistill.config import UserError
-from segdistill.papers import PaperBlock
+from segdistill.papers import PaperPlace
 from segdistill.report.compare import Arm, Stat
 from segdistill.report.runs import Run, load_run
 
@@ -26,7 +26,6 @@ class TableResult:
     entries: dict[tuple[int, str], Arm]
     runs: dict[tuple[int, str, int], Run]
     errors: tuple[str, ...]
-    paper: PaperBlock | None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -72,14 +71,42 @@ class TableResult:
             return None
         return 100 * (own.mean_unseen.mean - other.mean_unseen.mean)
 
-    def paper_average(self, row: int) -> float | None:
-        """The last column of the row's counterpart in the paper, in percent."""
-        if self.paper is None:
-            return None
+    @property
+    def places(self) -> tuple[PaperPlace, ...]:
+        """Where the paper prints what the table's groups compare."""
+        found = dict.fromkeys(self.table.place(group) for group in self.groups)
+        return tuple(place for place in found if place is not None)
+
+    @property
+    def paper_heads(self) -> tuple[str, ...]:
+        """Heads of the paper's columns that stand beside ours: one per value of a sweep, else its last, the average.
+
+        Empty where the paper has no such table, or where its columns are not the sweep's.
+        """
+        heads = dict.fromkeys(
+            tuple(title.split("/")[-1] for title in place.block_of().columns) for place in self.places
+        )
+        if len(heads) != 1:
+            return ()
+        (all_heads,) = heads
+        if not self.table.sweep:
+            return all_heads[-1:]
+        return all_heads if len(all_heads) == len(self.values) else ()
+
+    def paper_scores(self, row: int) -> tuple[float | None, ...]:
+        """The numbers of the row's counterpart in the paper below ``paper_heads``, in percent."""
+        heads = self.paper_heads
+        scores = self._paper_row(row)
+        return scores[-len(heads) :] if scores and heads else (None,) * len(heads)
+
+    def _paper_row(self, row: int) -> tuple[float | None, ...] | None:
+        """All numbers of the paper's line; None where it has none."""
         if row == TEACHER:
-            return next((line.scores[-1] for line in self.paper.rows if line.role == "teacher"), None)
-        name = self.table.rows[row].paper
-        return self.paper.row(name).scores[-1] if name else None
+            lines = [line for place in self.places for line in place.block_of().rows if line.role == "teacher"]
+            return lines[0].scores if lines else None
+        config = self.table.rows[row]
+        place = self.table.place(config.group)
+        return place.block_of().row(config.paper).scores if place is not None and config.paper else None
 
 
 def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResult:
@@ -100,18 +127,19 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> TableResul
             if own := [run for (i, v, _), run in sorted(runs.items()) if (i, v) == (number, value)]:
                 entries[number, value] = _entry(row.title, own)
     unseen = next(iter(runs.values())).unseen if runs else ()
-    paper = table.paper.block_of() if table.paper else None
-    return TableResult(table, unseen, _teachers(values, runs), entries, runs, tuple(errors), paper)
+    return TableResult(table, unseen, _teachers(values, runs), entries, runs, tuple(errors))
 
 
 def check_paper(table: TableConfig) -> None:
     """Raise a :class:`UserError` where the table names rows that the paper does not have; before anything is run."""
-    block = table.paper.block_of() if table.paper else None
     for row in table.rows:
-        if row.paper and block is not None:
-            block.row(row.paper)
-        elif row.paper:
+        place = table.place(row.group)
+        if row.paper and place is None:
             raise UserError(f"row '{row.title}' names a row of a paper, and the table has no 'paper'")
+        if place is not None:
+            block = place.block_of()
+            if row.paper:
+                block.row(row.paper)
 
 
 def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Arm]:

@@ -54,6 +54,7 @@ class TableConfig(Config):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
     paper: PaperPlace | None = None
+    papers: dict[str, PaperPlace] = Field({}, description="group -> its place in the paper, where that is not 'paper'")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     settings: tuple[str, ...] = Field((), description="key=value overrides of every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
@@ -67,9 +68,15 @@ class TableConfig(Config):
         for group in dict.fromkeys(row.group for row in self.rows):
             if sum(row.baseline for row in self.rows if row.group == group) > 1:
                 raise ValueError(f"group '{group}' has more than one baseline; gains are counted from one")
+        if strange := sorted(set(self.papers) - {row.group for row in self.rows}):
+            raise ValueError(f"'papers' names the groups {', '.join(strange)}, and no row is in them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         return self
+
+    def place(self, group: str) -> PaperPlace | None:
+        """Where the paper prints what a group of rows compares."""
+        return self.papers.get(group, self.paper)
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,15 @@ def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ())
     Every recipe is resolved and validated, and every weight file read, before anything runs. ``overrides`` come last.
     The runs' pages show the table's place in the paper, whatever place their recipes name.
     """
-    place = [f"paper={table.paper.model_dump_json()}"] if table.paper else []
     overrides = tuple(override for override in overrides if not override.startswith(OWN))
     values = table.sweep.values if table.sweep else {"": ()}
     cells, problems = [], []
     for seed in table.seeds:
         for number, row in enumerate(table.rows):
+            place = table.place(row.group)
+            paper = [f"paper={place.model_dump_json()}"] if place else []
             for value, changes in values.items():
-                settings = [*place, *table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
+                settings = [*paper, *table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
                 try:
                     cells.append(_cell(number, row, value, seed, _recipe_path(row.recipe, recipes), settings))
                 except UserError as error:
