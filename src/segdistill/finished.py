@@ -183,7 +183,8 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
 def segmenter_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
     """The network of ``role`` with the weights that the recipe names for its encoder and its decoder."""
     model: ModelConfig = getattr(recipe, role)
-    assert model.decoder_weights is not None, "it would be scored with random weights"
+    if model.decoder_weights is None:
+        raise UserError(f"the {role}'s decoder has no weights: set {role}.decoder.weights to a task checkpoint")
     return Scored(
         role=place or role,
         title=model.title or role.capitalize(),

@@ -242,6 +242,14 @@ def load(path: Path, overrides: Sequence[str] | None = None, *, reads: Reads = "
     return parse(Recipe, values, context={"reads": reads})
 
 
+def change(recipe: Recipe, overrides: Sequence[str], *, reads: Reads = "all") -> Recipe:
+    """``recipe`` with ``key=value`` overrides; see :func:`load`."""
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        apply(values, override)
+    return parse(Recipe, values, context={"reads": reads})
+
+
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """``recipe`` scored on other data: ``items`` are written NAME[:SUBSET][:SPLIT], such as ``acdc:night:val``.
 

@@ -26,7 +26,7 @@ from segdistill.finished import (
     stage_folder,
     write_results,
 )
-from segdistill.recipe import Recipe, load, retarget
+from segdistill.recipe import Recipe, change, load, retarget
 from segdistill.run import make_fabric
 from segdistill.runlog import Quiet, Watcher
 from segdistill.scoring import Scored
@@ -45,13 +45,13 @@ class Wanted:
     root: Path | None = None
     overrides: Sequence[str] = ()
 
-    def applied(self, recipe: Recipe, path: Path) -> Recipe:
-        """``recipe``, which was loaded from ``path``, with this evaluation."""
+    def applied(self, recipe: Recipe) -> Recipe:
+        """``recipe`` with this evaluation."""
         if self.data:
             return retarget(recipe, self.data, self.root, self.overrides)
         if self.root is not None:
             raise UserError("--root is for --data NAME ...: say which data sets to score")
-        return load(path, self.overrides, reads="evaluation")
+        return change(recipe, self.overrides, reads="evaluation")
 
     def folder(self, base: Path) -> Path:
         """Where the scores go: ``base``, with names of data sets a folder below it."""
@@ -71,7 +71,7 @@ def rescore(
 
     ``recipe`` is the one that a checkpoint file fits. ``role`` is the one network that is judged: by default a run's
     student, with its teacher beside it, and a file's student. Without ``out`` the scores stand in the run folder; those
-    of a stage in its folder ``on/STAGE``, those of a file beside it in ``NAME-scores``.
+    of a stage or of one role in its folder ``on/STAGE`` or ``on/ROLE``, those of a file beside it in ``NAME-scores``.
     """
     if role is not None:
         choose("role", role, ROLES)
@@ -85,12 +85,12 @@ def rescore(
         raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and there is none at {what}")
     run, label = _place(what)
     finished = load(run / "recipe.yaml", reads="nothing")
-    upto = len(finished.stages)
+    upto, part = len(finished.stages), label or role
     if label is not None:
         upto = 1 + _stage_number(finished, run, label, role)
         role = "teacher" if _task(finished, upto - 1).model == "teacher" else None
-    out = out or wanted.folder(run if label is None else run / "on" / label)
-    changed = wanted.applied(finished, run / "recipe.yaml")
+    out = out or wanted.folder(run if part is None else run / "on" / part)
+    changed = wanted.applied(finished)
     evaluate_run(finished, changed, run, out, upto=upto, role=role, watcher=watcher)
     return out
 
@@ -139,12 +139,14 @@ def evaluate_file(
     ``teacher.encoder`` and ``teacher.decoder`` the teacher is scored beside the student. Which domains are unseen
     follows from what the recipe's stages are trained on.
     """
-    plain = load(recipe, reads="nothing")
+    scoring = [setting for setting in wanted.overrides if setting.startswith("evaluate.")]
+    networks = [setting for setting in wanted.overrides if setting not in scoring]
+    plain = load(recipe, networks, reads="nothing")
     need_decoder(need(getattr(plain, role), role, "evaluate"), role, "evaluate")
-    files = [f"{role}.{part}.weights={json.dumps(str(file))}" for part in ("encoder", "decoder")]
-    settings = [*files, *wanted.overrides]
-    networks = [setting for setting in settings if not setting.startswith("evaluate.")]
-    changed = Wanted(wanted.data, wanted.root, settings).applied(load(recipe, networks, reads="nothing"), recipe)
+    given = {setting.partition("=")[0].strip() for setting in networks}
+    keys = [key for part in ("encoder", "decoder") if (key := f"{role}.{part}.weights") not in given]
+    plain = change(plain, [f"{key}={json.dumps(str(file))}" for key in keys], reads="nothing")
+    changed = Wanted(wanted.data, wanted.root, scoring).applied(plain)
     _need_evaluation(changed)
     scored = [segmenter_from_files(changed, role, out, place="student")]
     if role == "student" and changed.teacher is not None and changed.teacher.decoder_weights is not None:

@@ -46,14 +46,14 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
     :class:`UserError` for anything the user can mend; what is finished by then stays.
     """
     watcher = watcher or Quiet()
+    for model in (recipe.teacher, recipe.student):
+        if model is not None and model.decoder_weights is not None:
+            check_decoder(model, recipe.classes())  # before hours are spent
     fabric = make_fabric(recipe)
     first = fabric.is_global_zero
     if first:
         _open_folder(recipe, folder)
     fabric.barrier()
-    for model in (recipe.teacher, recipe.student):
-        if model is not None and model.decoder_weights is not None:
-            check_decoder(model, recipe.classes())  # before hours are spent
     log = RunLog(folder, watcher, writes=first)
     origins = [origin_of(recipe, stage) for stage in recipe.stages]
     prints = fingerprints(recipe, origins)
