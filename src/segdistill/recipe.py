@@ -237,6 +237,7 @@ def load(path: Path, overrides: Sequence[str] | None = None, *, reads: Reads = "
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, got {type(values).__name__}")
+    values = _apart(values)
     for override in overrides or []:
         apply(values, override)
     return parse(Recipe, values, context={"reads": reads})
@@ -324,6 +325,13 @@ def apply(values: dict[str, Any], override: str) -> None:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which what YAML's anchors share stands once for each place: an override changes the place it names."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def _child(node: Any, step: str, override: str) -> Any:
