@@ -95,6 +95,14 @@ def test_a_stage_is_another_one_where_its_outcome_may_be_another(path, value, di
     assert [i for i, (a, b) in enumerate(zip(prints(), prints((path, value)), strict=True)) if a != b] == differs
 
 
+def test_an_override_changes_the_place_that_it_names_and_not_what_an_anchor_shares_with_it(tmp_path):
+    data = "data: {domains: [game], images: 4}"
+    text = TINY.replace(data, "data: *shared").replace("*shared", "&shared {domains: [game], images: 4}", 1)
+    assert text.count("shared") == 2
+    recipe = load(tiny_file(tmp_path, text), ["stages.task.data.images=3"])
+    assert [stage.data.images for stage in recipe.stages if stage.data.domains == ("game",)] == [4, 3]
+
+
 LOGITS = (("stages", 2, "method"), {"type": "logit_kd"})
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError
 from segdistill.recipe import load
-from segdistill.run import evaluate_run, fingerprints, run
+from segdistill.rescore import evaluate_run
+from segdistill.run import fingerprints, run
 from segdistill.runlog import Quiet
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 

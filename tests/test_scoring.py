@@ -17,7 +17,8 @@ from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
 from segdistill.evaluate import evaluate, retention_interval, summary_interval
 from segdistill.recipe import load, retarget
-from segdistill.run import evaluate_run, run
+from segdistill.rescore import evaluate_run
+from segdistill.run import run
 from segdistill.scoring import Loader, Scored, load_segmenter, read_images
 from segdistill.segmenter import Window
 from tiny_runs import only, tiny, tiny_file
@@ -57,9 +58,10 @@ def test_images_of_one_size_that_follow_one_another_form_batches_and_none_comes_
 
 
 def student_of(folder, recipe):
-    scored = Scored("student", folder, folder / "stages/02-task/decoder.safetensors",
-                    folder / "stages/02-task/encoder.safetensors", "", {}, 0.0, ())  # fmt: skip
-    return load_segmenter(recipe, scored, 13)
+    stage = folder / "stages/02-task"
+    model = recipe.student.filled(encoder=stage / "encoder.safetensors", decoder=stage / "decoder.safetensors")
+    scored = Scored("student", "Student", model, 0, folder, "", {}, 0.0, ())
+    return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 
 
 def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_path, finished):

@@ -86,12 +86,15 @@ def _unshared(value: Any) -> Any:
     return [_unshared(child) for child in value] if isinstance(value, list) else value
 
 
-def parse(cls: type[C], values: object, root: str = "") -> C:
-    """Validate ``values`` as ``cls``; a :class:`UserError` lists all problems at once."""
+def parse(cls: type[C], values: object, root: str = "", *, context: object = None) -> C:
+    """Validate ``values`` as ``cls``; a :class:`UserError` lists all problems at once.
+
+    ``context`` is what the validators of ``cls`` are told beside the values.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{root or cls.__name__}: expected settings (key: value), got {values!r}")
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, context=context)
     except ValidationError as error:
         raise UserError("; ".join(describe(error, root, cls))) from None
 

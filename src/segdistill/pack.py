@@ -9,8 +9,8 @@ from typing import Any
 from segdistill.config import UserError
 from segdistill.encoders import build_encoder
 from segdistill.files import sha256, write_json
+from segdistill.finished import student_weights
 from segdistill.recipe import Recipe, load
-from segdistill.run import student_weights
 from segdistill.weights import save_encoder
 
 
@@ -19,7 +19,7 @@ def pack(run: Path, out: Path) -> dict[str, Any]:
 
     Weights are stored as fp16 and are cast up when they are loaded. Raises :class:`UserError` for an unfinished run.
     """
-    recipe = load(run / "recipe.yaml")
+    recipe = load(run / "recipe.yaml", reads="nothing")
     weights = student_weights(recipe, run, len(recipe.stages))
     if weights is None or not weights.is_file() or not (run / "results.json").is_file():
         raise UserError(f"{run} has no finished student encoder; run its recipe to the end first")

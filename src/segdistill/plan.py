@@ -9,7 +9,7 @@ right power of two tells an evening from a month. The method's own heads are cou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from segdistill.ops import tokens_to_map
 from segdistill.recipe import Recipe
 from segdistill.stages.base import ModelConfig, StageConfig, need
 from segdistill.stages.distill import DistillConfig
-from segdistill.stages.task import TaskConfig, build_segmenter
+from segdistill.stages.task import TaskConfig, build_segmenter, check_decoder
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
 FLOAT = 4  # bytes
@@ -108,9 +108,9 @@ def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
             evaluation[name] = _attempt(lambda s=selection: source.look(s)[0], problems) or 0
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
-    names = _classes(recipe)
+    classes = recipe.classes()
     plans = [
-        _stage(recipe, number, stage, images[number] or 0, names, speed) for number, stage in enumerate(recipe.stages)
+        _stage(recipe, number, stage, images[number] or 0, classes, speed) for number, stage in enumerate(recipe.stages)
     ]
     return Plan(tuple(plans), evaluation, tuple(weights), speed, device)
 
@@ -135,10 +135,14 @@ def _weights(recipe: Recipe, role: str, problems: list[str]) -> list[str]:
     model: ModelConfig | None = getattr(recipe, role)
     if model is None:
         return []
+    lines = []
     encoder = _attempt(lambda: build_encoder(model.encoder, seed=0), problems)
-    if encoder is None:
-        return []
-    return [f"{role}: {encoder.loaded.summary() if encoder.loaded else f'{encoder.name}, random weights'}"]
+    if encoder is not None:
+        lines.append(f"{role}: {encoder.loaded.summary() if encoder.loaded else f'{encoder.name}, random weights'}")
+    if model.decoder_weights is not None:
+        report = _attempt(lambda: check_decoder(model, recipe.classes()), problems)
+        lines += [] if report is None else [f"{role}: {report.summary()}"]
+    return lines
 
 
 def _attempt(what: Callable[[], Any], problems: list[str]) -> Any:
@@ -150,15 +154,9 @@ def _attempt(what: Callable[[], Any], problems: list[str]) -> Any:
         return None
 
 
-def _classes(recipe: Recipe) -> int:
-    """How many classes a decoder has: those of the first task stage's images."""
-    for stage in recipe.stages:
-        if isinstance(stage, TaskConfig):
-            return len(recipe.data.look(stage.data)[1])
-    return 1
-
-
-def _stage(recipe: Recipe, number: int, stage: StageConfig, images: int, classes: int, speed: float) -> StagePlan:
+def _stage(
+    recipe: Recipe, number: int, stage: StageConfig, images: int, classes: Sequence[str], speed: float
+) -> StagePlan:
     """Count one stage on tensors without data."""
     cost = _Cost()
     if isinstance(stage, DistillConfig):
@@ -218,8 +216,8 @@ class _Cost:
 
 def _bare(model: ModelConfig, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
     """The encoder without memory for its weights."""
-    config = fit(model.encoder) if fit else model.encoder
-    return build_encoder(config.model_copy(update={"weights": "random"}), seed=0).to("meta")
+    config = model.bare().encoder
+    return build_encoder(fit(config) if fit else config, seed=0).to("meta")
 
 
 def _images(batch: int, size: tuple[int, int]) -> Tensor:
@@ -247,12 +245,12 @@ def _distillation(
         cost.forward(lambda: student(_images(views, size), taps), trains=True)
 
 
-def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: int) -> list[nn.Module]:
+def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: Sequence[str]) -> list[nn.Module]:
     """Encoder and decoder on the labelled images, and the distillation term; the modules that the stage leaves."""
     is_teacher = stage.model == "teacher"
     model = need(recipe.teacher if is_teacher else recipe.student, stage.model, stage.name)
     encoder, frozen = _bare(model), stage.freeze_encoder or is_teacher
-    segmenter = build_segmenter(model, encoder, classes, seed=0, stage=stage.name)
+    segmenter = build_segmenter(model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
     # Mask2Former looks at its own numbers, so the decoder is counted on one image that has some.

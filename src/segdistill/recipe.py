@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +22,9 @@ from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
+
+Reads = Literal["all", "evaluation", "nothing"]
+"""Whose images must be there when a recipe is loaded: all stages' and the evaluation's, the evaluation's, nobody's."""
 
 
 def _read_stage(value: object) -> object:
@@ -85,8 +89,9 @@ class Recipe(Config):
     checkpoint_every: int = Field(200, ge=1)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self, info: Any) -> Recipe:
         """What one setting cannot tell by itself, found before hours are spent; all problems at once."""
+        reads: Reads = (info.context or {}).get("reads", "all")
         names = [stage.name for stage in self.stages]
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
@@ -95,8 +100,10 @@ class Recipe(Config):
         if self.paper is not None:
             problems += [f"paper: {line}" for line in _attempt(self.paper.block_of)]
         problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
+        if reads == "all":
+            problems += [problem for stage in self.stages for problem in _data_problems(self, stage)]
         if self.evaluate is not None:
-            problems += _evaluation_problems(self, self.evaluate)
+            problems += _evaluation_problems(self, self.evaluate, reads)
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
@@ -106,6 +113,15 @@ class Recipe(Config):
         """Where the images of the evaluation come from."""
         own = self.evaluate.data if self.evaluate is not None else None
         return self.data if own is None else own
+
+    def classes(self) -> tuple[str, ...]:
+        """What a decoder tells apart: the classes of the first labelled images that are trained on or scored."""
+        for stage in self.stages:
+            if isinstance(stage, TaskConfig):
+                return self.data.look(stage.data)[1]
+        config = self.evaluate
+        source = self.scored_source
+        return () if config is None else source.look(config.selection(source, config.domains[0]))[1]
 
     def trained_on(self, domain: str, split: Split) -> str | None:
         """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
@@ -152,14 +168,13 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _attempt(lambda: check_method(stage))
     if task:
         problems += _attempt(lambda: check_terms(task))
-        if reads_logits(task) and last_task(recipe.stages, "teacher", number) is None:
+        given = recipe.teacher is not None and recipe.teacher.decoder_weights is not None
+        if reads_logits(task) and not given and last_task(recipe.stages, "teacher", number) is None:
             problems.append(
                 f"stage {task.name}: its method compares class scores, and no earlier stage trains the teacher's "
-                "decoder; put {type: task, model: teacher, ...} before it"
+                "decoder; put {type: task, model: teacher, ...} before it, or set teacher.decoder.weights"
             )
-        if task.proxy is not None:
-            problems += _data_problems(recipe, task.proxy.data, f"stage {stage.name}: proxy", labelled=False)
-    return problems + _data_problems(recipe, stage.data, f"stage {stage.name}", labelled=task is not None)
+    return problems
 
 
 def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConfig) -> list[str]:
@@ -175,14 +190,21 @@ def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConf
     return [f"{where}: {line}" for line in _attempt(check)]
 
 
-def _data_problems(recipe: Recipe, selection: DataSelection, where: str, *, labelled: bool) -> list[str]:
-    return [f"{where}: {line}" for line in recipe.data.problems(selection, labelled=labelled)]
+def _data_problems(recipe: Recipe, stage: Stage) -> list[str]:
+    """What keeps the images of ``stage`` from being read."""
+    where = f"stage {stage.name}: "
+    lines = [where + line for line in recipe.data.problems(stage.data, labelled=isinstance(stage, TaskConfig))]
+    if isinstance(stage, TaskConfig) and stage.proxy is not None:
+        lines += [f"{where}proxy: {line}" for line in recipe.data.problems(stage.proxy.data, labelled=False)]
+    return lines
 
 
-def _evaluation_problems(recipe: Recipe, config: EvaluateConfig) -> list[str]:
+def _evaluation_problems(recipe: Recipe, config: EvaluateConfig, reads: Reads) -> list[str]:
     """Domains that cannot be read with labels, and unseen ones that a stage has seen."""
-    source = recipe.scored_source
-    lines = [line for name in config.domains for line in source.problems(config.selection(source, name), labelled=True)]
+    source, lines = recipe.scored_source, []
+    if reads != "nothing":
+        for name in config.domains:
+            lines += source.problems(config.selection(source, name), labelled=True)
     for name in config.unseen:
         if type(source) is type(recipe.data) and (
             stage := recipe.trained_on(name, config.selection(source, name).split)
@@ -200,12 +222,23 @@ def _attempt(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def load(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems."""
+def load(path: Path, overrides: Sequence[str] | None = None, *, reads: Reads = "all") -> Recipe:
+    """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems.
+
+    ``reads``: whose images are looked for. To score what is trained already, the training images need not be there.
+    """
     values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
     for override in overrides or []:
         apply(values, override)
-    return parse(Recipe, values)
+    return parse(Recipe, values, context={"reads": reads})
+
+
+def change(recipe: Recipe, overrides: Sequence[str], *, reads: Reads = "all") -> Recipe:
+    """``recipe`` with ``key=value`` overrides; see :func:`load`."""
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        apply(values, override)
+    return parse(Recipe, values, context={"reads": reads})
 
 
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -214,7 +247,7 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     The images come from where the recipe's own come from; if those are no files and none of the names is known there,
     from the files of the data sets under ``root``, all that a split has. Domains that the recipe chose settings on
     stay validation domains, those that a stage was trained on are listed for reference; the others are unseen.
-    ``overrides`` have the last word.
+    ``overrides`` have the last word. The images that the stages were trained on need not be there.
     """
     splits = dict(map(_read_item, items))
     if len(splits) < len(items):
@@ -222,9 +255,8 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     values = recipe.model_dump(mode="json")
     config, data = values["evaluate"] or {}, values["data"]
     source = recipe.data
-    known = any(not source.problems(DataSelection(domains=(name,), images=1), labelled=False) for name in splits)
     files = data["source"] == "files"
-    at_home = files or (known and root is None)
+    at_home = files or (root is None and any(map(partial(_knows, source), splits)))
     if not at_home:
         data = {"source": "files", "size": data["size"]}
     if root is not None:
@@ -240,7 +272,12 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     values["evaluate"] = config
     for override in overrides:
         apply(values, override)
-    return parse(Recipe, values)
+    return parse(Recipe, values, context={"reads": "evaluation"})
+
+
+def _knows(source: DataSource, name: str) -> bool:
+    """Whether ``source`` has images of a domain ``name``."""
+    return not source.problems(DataSelection(domains=(name,), images=1), labelled=False)
 
 
 def _read_item(item: str) -> tuple[str, Split | None]:

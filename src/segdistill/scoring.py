@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
-from segdistill.encoders import build_encoder
+from segdistill.encoders import Encoder, build_encoder
 from segdistill.evaluate import (
     DomainResult,
     evaluate,
@@ -33,12 +33,12 @@ from segdistill.evaluate import (
 )
 from segdistill.files import write_atomic, write_json
 from segdistill.metrics import ImageCounts
-from segdistill.ops import derive_seed
 from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.segmenter import Segmenter
-from segdistill.stages.task import build_segmenter, load_decoder
+from segdistill.stages.base import ModelConfig, count, weights_read
+from segdistill.stages.task import build_segmenter
 
 FORMAT = 2
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
@@ -49,15 +49,16 @@ PICTURE = 1024
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished segmenter. ``encoder`` is None where the model's own start weights were never trained."""
+    """A finished segmenter, and what the results say of it."""
 
-    role: str  # "teacher" or "student"
+    role: str  # its place in the results: "teacher" or "student"
+    title: str
+    model: ModelConfig  # with the files of its weights
+    seed: int  # of an encoder that has random weights
     folder: Path  # where scores and pictures go: the run folder
-    decoder: Path
-    encoder: Path | None
     fingerprint: str
-    parameters: dict[str, int]
-    seconds: float
+    parameters: dict[str, int] | None  # None: they are counted, and what was read is told, when it is loaded
+    seconds: float | None  # of its training, where that is known
     classes: tuple[str, ...]  # those it was trained on; empty where its manifest does not say
 
 
@@ -128,14 +129,15 @@ def score(
     fabric.barrier()
     found = _read(path, key)
     if found is None:
-        segmenter = load_segmenter(recipe, scored, len(names)).to(fabric.device)
+        segmenter = load_segmenter(scored, names).to(fabric.device)
         found, images = _measure(scored, config, segmenter, datasets, fabric, watcher)
+        found = _described(segmenter) | found if scored.parameters is None else found
         if fabric.is_global_zero:
             _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
             write_images(path.with_suffix(".npz"), images)
             write_json(path, {"key": key, **found})
         fabric.barrier()
-    models = results.get("models", {}) | {scored.role: _entry(recipe, scored, found)}
+    models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
         "classes": list(names),
         "colors": colors,
@@ -181,17 +183,16 @@ def _retention(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) ->
     }
 
 
-def load_segmenter(recipe: Recipe, scored: Scored, num_classes: int) -> Segmenter:
-    """The segmenter of a finished task stage, in evaluation mode."""
-    model = recipe.teacher if scored.role == "teacher" else recipe.student
-    assert model is not None
-    config = model.encoder
-    if scored.encoder is not None:
-        config = config.model_copy(update={"weights": str(scored.encoder)})
-    encoder = build_encoder(config, seed=derive_seed(recipe.seed, scored.role))
-    segmenter = build_segmenter(model, encoder, num_classes, seed=0, stage=scored.role)
-    load_decoder(segmenter.decoder, scored.decoder)
-    return segmenter.eval()
+def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
+    """The finished segmenter, in evaluation mode."""
+    encoder = build_encoder(scored.model.encoder, seed=scored.seed)
+    return build_segmenter(scored.model, encoder, classes, seed=0, stage=scored.role).eval()
+
+
+def _described(segmenter: Segmenter) -> dict[str, Any]:
+    """How large a segmenter is, and what became of every key of its files."""
+    parts = {"encoder": cast(Encoder, segmenter.encoder), "decoder": segmenter.decoder}
+    return {"parameters": {name: count(part) for name, part in parts.items()}, "weights": weights_read(**parts)}
 
 
 def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, watcher: Watcher) -> Dataset:
@@ -288,12 +289,12 @@ def _keep_pictures(
                 save_label(folder / kind / file, np.asarray(small), colors)
 
 
-def _entry(recipe: Recipe, scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
-    model = recipe.teacher if scored.role == "teacher" else recipe.student
-    title = (model.title if model else "") or scored.role.capitalize()
-    parameters = {key: scored.parameters[key] for key in ("encoder", "decoder")}
-    entry = {"title": title, "parameters": parameters, "seconds": scored.seconds}
-    return entry | {key: found[key] for key in ("domains", "mean_unseen", "mean_unseen_interval")}
+def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
+    counted = scored.parameters or found["parameters"]
+    parameters = {key: counted[key] for key in ("encoder", "decoder")}
+    entry = {"title": scored.title, "parameters": parameters, "seconds": scored.seconds}
+    keys = ("domains", "mean_unseen", "mean_unseen_interval", "weights")
+    return entry | {key: found[key] for key in keys if key in found}
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:

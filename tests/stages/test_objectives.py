@@ -43,7 +43,7 @@ def teacher_segmenter(teacher):
 
 def segmenter_of(name, encoder, **decoder):
     model = ModelConfig.model_validate({"encoder": {"name": name}, "decoder": SEMFPN | decoder})
-    return build_segmenter(model, encoder, 5, seed=9, stage="teacher").eval().requires_grad_(False)
+    return build_segmenter(model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
 
 
 def with_logits(student, segmenter, kind="logit_kd", **settings):
@@ -52,7 +52,7 @@ def with_logits(student, segmenter, kind="logit_kd", **settings):
 
 def task(student, *, frozen=False, distillation=None, presence_weight=0.0):
     model = ModelConfig.model_validate({"encoder": {"name": "world_student"}, "decoder": SEMFPN})
-    segmenter = build_segmenter(model, student, 5, seed=3, stage="task")
+    segmenter = build_segmenter(model, student, "abcde", seed=3, stage="task")
     return TaskObjective(
         segmenter, frozen=frozen, distillation=distillation, presence_weight=presence_weight, seed=4
     ).train()

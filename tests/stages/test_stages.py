@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.finished import student_weights
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
-from segdistill.run import run, student_weights
+from segdistill.run import run
 from segdistill.weights import ASSETS
 from tiny_runs import only, tiny, tiny_file
 

@@ -12,7 +12,7 @@ from official import dinov2_state, noise
 from segdistill.config import UserError
 from segdistill.decoders.mask2former import Mask2Former
 from segdistill.ops import generator
-from segdistill.weights.heads import load_mask2former, mask2former_state
+from segdistill.weights.heads import load_decoder_weights, mask2former_state
 
 CLASSES, QUERIES, WIDTH, CHANNELS = 5, 6, 64, 24
 ENCODER_FFN, DECODER_FFN, HEADS, LAYERS = 32, 48, 8, 2
@@ -78,7 +78,7 @@ def task_checkpoint() -> dict[str, Tensor]:
 def test_every_tensor_of_the_head_finds_its_place(tmp_path, decoder):
     content = task_checkpoint()
     torch.save({"meta": {}, "state_dict": content}, tmp_path / "iter_40000.pth")
-    report = load_mask2former(decoder, tmp_path / "iter_40000.pth")
+    report = load_decoder_weights(decoder, str(tmp_path / "iter_40000.pth"), "mask2former", "abcde")
     ours = decoder.state_dict()
     assert set(report.loaded) == {key for key in ours if not key.startswith("criterion.")}
     assert set(report.dropped) == {key for key in content if key.startswith("backbone.")} | {"meta"}
@@ -140,5 +140,5 @@ def test_another_head_is_a_user_error(tmp_path, decoder, change, message):
     change(content)
     torch.save({"state_dict": content}, tmp_path / "iter.pth")
     with pytest.raises(UserError, match=message) as error:
-        load_mask2former(decoder, tmp_path / "iter.pth")
+        load_decoder_weights(decoder, str(tmp_path / "iter.pth"), "mask2former", "abcde")
     assert "\n" not in str(error.value)

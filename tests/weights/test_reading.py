@@ -6,7 +6,9 @@ import argparse
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +57,30 @@ def test_a_pickle_bomb_never_runs_and_the_line_says_how_to_convert(tmp_path, hid
         load("tiny_dinov2", path)
     assert "\n" not in str(error.value)
     assert not target.exists()
+
+
+class Lookup:
+    """Unpickling it looks a name up in a class and calls what it finds."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+
+def test_the_names_of_a_training_log_are_swallowed_and_look_nothing_up(tmp_path):
+    """mmengine's own class is not installed here; NumPy's arrays and ``getattr`` are what a bomb would be made of."""
+    torch.save({"state_dict": {"x": torch.ones(1)}, "hub": [np.ones(3), np.float64(2), getattr]}, tmp_path / "log.pth")
+    content = read_file(tmp_path / "log.pth")[0]
+    assert torch.equal(content["state_dict"]["x"], torch.ones(1))
+    assert not [thing for thing in content["hub"] if isinstance(thing, np.ndarray | np.generic) or thing is getattr]
+    torch.save({"x": torch.ones(1), "extra": Lookup(str(tmp_path / "hit"))}, tmp_path / "bomb.pth")
+    with pytest.raises(UserError, match="more than tensors"):
+        read_file(tmp_path / "bomb.pth")
+    assert not (tmp_path / "hit").exists()
+    with pytest.raises(pickle.UnpicklingError):  # the permission ends with the read
+        torch.load(tmp_path / "log.pth", weights_only=True)
 
 
 def test_only_a_plain_namespace_is_allowed(tmp_path):

@@ -84,36 +84,35 @@ def run(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="a finished run folder")],
+    what: Annotated[Path, typer.Argument(help="a run folder, a stage's folder, or a checkpoint file with --recipe")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="evaluate.* and data.* settings, such as evaluate.images=200")
     ] = None,
+    *,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[:SUBSET][:SPLIT]...", help="other data, such as cityscapes:val acdc:night"),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="of a checkpoint file: the recipe whose network it is")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="student or teacher, that one alone; default: both, of a file the student")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for the scores; default: the run folder, with --data one below it")
+        Path | None,
+        typer.Option(help="folder for the scores; default: the run folder, beside a file; with --data one below it"),
     ] = None,
 ) -> None:
-    """Score the segmenters of a finished run again, on other domains, data sets, images or windows."""
-    from segdistill import recipe as recipes
+    """Score what is trained already, on its own or other domains, data sets, images or windows."""
     from segdistill.progress import Bars
-    from segdistill.run import evaluate_run
+    from segdistill.rescore import Wanted, rescore
 
-    settings = recipes.load(folder / "recipe.yaml")
-    if data:  # the names after the first one look like arguments
-        items = data + [text for text in overrides or [] if "=" not in text]
-        changed = recipes.retarget(settings, items, root, [text for text in overrides or [] if "=" in text])
-        out = out or folder / "on" / "-".join(item.replace(":", "_") for item in items)
-    elif root is not None:
-        raise UserError("--root is for --data NAME ...: say which data sets to score")
-    else:
-        changed = recipes.load(folder / "recipe.yaml", overrides)
-    with Bars(settings.name, 0) as bars:
-        evaluate_run(settings, changed, folder, out or folder, watcher=bars)
-    _show([out or folder], (out or folder) / "report.html")
+    words = overrides or []  # the names after the first one look like arguments
+    names = data + [word for word in words if "=" not in word] if data else []
+    wanted = Wanted(names, root, [word for word in words if "=" in word] if data else words)
+    with Bars(what.resolve().name, 0) as bars:
+        scores = rescore(what, wanted, recipe=recipe, role=role, out=out, watcher=bars)
+    _show([scores], scores / "report.html")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from segdistill.config import UserError, nearest
 from segdistill.data.archives import BadSample
-from segdistill.data.catalog import DATASETS
+from segdistill.data.catalog import DATASETS, DatasetRecord
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
@@ -89,14 +89,13 @@ class FilesSource(DataSource):
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that the data set's record says scores are reported on; ``val`` where it says none."""
-        try:
-            return self._place(domain).record.evaluation or "val"
-        except UserError:  # there is no such data set: problems() says so
-            return "val"
+        record = self._record(domain)
+        return "val" if record is None else record.evaluation or "val"
 
     def splits_apart(self, domain: str) -> bool:
         """As the data set's record says."""
-        return self._place(domain).record.splits_apart
+        record = self._record(domain)
+        return record is not None and record.splits_apart
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
@@ -114,6 +113,15 @@ class FilesSource(DataSource):
             counts = ", ".join(f"{name} ({len(names)} classes)" for name, names in labelled.items())
             lines.append(f"domains of different label spaces cannot be read together: {counts}")
         return lines
+
+    def _record(self, name: str) -> DatasetRecord | None:
+        """What is known of a data set, whose files need not be here; None: nothing, and problems() says so."""
+        if name not in self.sets:
+            return DATASETS.get(name.partition(":")[0])
+        try:
+            return self._place(name).record
+        except UserError:
+            return None
 
     def _place(self, name: str) -> Place:
         if name not in self._places:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Int
+from pydantic import Field, model_serializer
 from torch import Tensor, nn
 
+from segdistill.config import Config
 from segdistill.types import LossTerms
+from segdistill.weights import LoadReport
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
 """One map per tap of the encoder, shallow to deep: of a plain ViT all on the patch grid, else each on its own."""
+
+
+class DecoderConfig(Config):
+    """What the settings of all decoders have."""
+
+    weights: str | None = Field(
+        None,
+        description="a task checkpoint with decode_head.* (.pth, .safetensors), a decoder.safetensors or a task "
+        "stage's folder; None: fresh",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Left out where it is not used, as before there was such a setting: runs of then stay what they are."""
+        return {key: value for key, value in handler(self).items() if key != "weights" or value is not None}
 
 
 class Decoder(nn.Module):
@@ -25,6 +44,7 @@ class Decoder(nn.Module):
     scores_are_logits: bool = True
     strides: tuple[int, ...]
     num_classes: int
+    loaded: LoadReport | None = None  # what became of the keys of the file that filled it
 
     def decode(self, maps: Maps) -> Any:
         """What the network makes of the maps, in the decoder's own form."""

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError
+from segdistill.config import UserError
 from segdistill.criteria import IGNORE
-from segdistill.decoders.base import Decoder, Maps, first
+from segdistill.decoders.base import Decoder, DecoderConfig, Maps, first
 from segdistill.decoders.pyramid import feature_pyramid, per_level, resize
 from segdistill.ops import full_precision
 from segdistill.types import LossTerms
@@ -33,7 +33,7 @@ class Mask2Former(Decoder):
 
     scores_are_logits = False  # but sums over queries of probabilities
 
-    class Config(Config):
+    class Config(DecoderConfig):
         """Defaults are the authors' (spec A.10).
 
         ``*_feedforward``: hidden width of the pixel decoder's and of the decoder's MLPs. ``points``: sampled per mask

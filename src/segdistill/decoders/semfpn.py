@@ -15,8 +15,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from segdistill import criteria
-from segdistill.config import Config
-from segdistill.decoders.base import Decoder, Maps, first
+from segdistill.decoders.base import Decoder, DecoderConfig, Maps, first
 from segdistill.decoders.pyramid import level_sizes, per_level, resize
 from segdistill.types import LossTerms
 
@@ -24,7 +23,7 @@ from segdistill.types import LossTerms
 class SemFPN(Decoder):
     """Maps of the taps -> class logits at the finest level's stride, upsampled bilinearly to the asked size."""
 
-    class Config(Config):
+    class Config(DecoderConfig):
         """``width``: channels of all levels. ``strides``: pixels per cell of the levels, each twice the last one's."""
 
         width: int = Field(128, ge=1)

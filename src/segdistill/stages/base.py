@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
-from segdistill.decoders import DECODERS
+from segdistill.decoders import DECODERS, Decoder
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
 from segdistill.ops import derive_seed
@@ -27,6 +27,32 @@ class ModelConfig(Config):
     encoder: EncoderConfig
     title: str = ""
     decoder: part_of("decoder", DECODERS) | None = None  # type: ignore[valid-type]
+
+    @property
+    def decoder_weights(self) -> str | None:
+        """The file that the decoder starts with; None: there is no decoder, or it starts fresh."""
+        settings: Any = None if self.decoder is None else self.decoder.settings  # a DecoderConfig
+        return settings and settings.weights
+
+    def filled(self, *, encoder: Path | None = None, decoder: Path | None = None) -> ModelConfig:
+        """The same network with the weights in these files, where one is named."""
+        changes: dict[str, Any] = {}
+        if encoder is not None:
+            changes["encoder"] = self.encoder.model_copy(update={"weights": str(encoder)})
+        if decoder is not None:
+            assert self.decoder is not None, "it is its decoder's file"
+            changes["decoder"] = _with_weights(self.decoder, str(decoder))
+        return self.model_copy(update=changes)
+
+    def bare(self) -> ModelConfig:
+        """The same network with random weights."""
+        encoder = self.encoder.model_copy(update={"weights": "random"})
+        decoder = None if self.decoder is None else _with_weights(self.decoder, None)
+        return self.model_copy(update={"encoder": encoder, "decoder": decoder})
+
+
+def _with_weights(decoder: Part, weights: str | None) -> Part:
+    return decoder.model_copy(update={"settings": decoder.settings.model_copy(update={"weights": weights})})
 
 
 class StageConfig(Config):
@@ -50,7 +76,7 @@ class StageContext:
     """What a stage is given.
 
     ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_decoder``: the decoder file of
-    the last earlier task stage of the teacher, if any; for methods that read its logits.
+    the last earlier task stage of the teacher, if any; for methods that read its logits. None: the recipe's own.
     """
 
     fabric: Fabric
@@ -152,12 +178,12 @@ def need_decoder(model: ModelConfig, role: str, stage: str) -> Part:
     return model.decoder
 
 
-def weights_read(**encoders: Encoder | None) -> dict[str, str]:
-    """One line for each role whose encoder was read from a file: every key accounted for."""
+def weights_read(**networks: Encoder | Decoder | None) -> dict[str, str]:
+    """One line for each network that was read from a file: every key accounted for."""
     return {
-        role: encoder.loaded.summary()
-        for role, encoder in encoders.items()
-        if encoder is not None and encoder.loaded is not None
+        name: network.loaded.summary()
+        for name, network in networks.items()
+        if network is not None and network.loaded is not None
     }
 
 

@@ -8,13 +8,11 @@ with a distillation term (the single-stage protocol of vanilla KD and its kin).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, part_of
@@ -22,8 +20,8 @@ from segdistill.criteria import presence_loss
 from segdistill.data.dataset import DataSelection
 from segdistill.data.loader import Batch, StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
-from segdistill.decoders import DECODERS, Decoder
-from segdistill.encoders import Encoder
+from segdistill.decoders import DECODERS
+from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
@@ -43,7 +41,7 @@ from segdistill.stages.views import maps, split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import LossTerms, Views
-from segdistill.weights import save_encoder
+from segdistill.weights import LoadReport, load_decoder_weights, save_encoder
 
 
 class ProxyConfig(Config):
@@ -161,24 +159,30 @@ class TaskObjective(Objective):
         return {name: value.item() for name, value in values.items()}
 
 
-def build_segmenter(model: ModelConfig, encoder: Encoder, num_classes: int, *, seed: int, stage: str) -> Segmenter:
-    """The encoder with a fresh decoder on the taps of its record."""
+def build_segmenter(
+    model: ModelConfig, encoder: Encoder, classes: Sequence[str], *, seed: int, stage: str
+) -> Segmenter:
+    """The encoder with a decoder on the taps of its record: fresh, or with the weights that its settings name."""
     part = need_decoder(model, "model", stage)
     taps = encoder.record.taps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build: Any = DECODERS[part.type]  # its Config is part.settings' class
-        decoder = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), num_classes)
-    return Segmenter(encoder, decoder, taps, num_classes)
+        decoder = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
+    if model.decoder_weights is not None:
+        decoder.loaded = load_decoder_weights(decoder, model.decoder_weights, part.type, classes)
+    return Segmenter(encoder, decoder, taps, len(classes))
 
 
-def load_decoder(decoder: Decoder, path: Path) -> None:
-    """Read the weights that a task stage left at ``path``."""
-    try:
-        decoder.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the decoder {path}: {reason}; run its stage again") from None
+def check_decoder(model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
+    """What became of every key of the file that the decoder starts with; a :class:`UserError` where it does not fit.
+
+    None where there is no such file.
+    """
+    if model.decoder_weights is None:
+        return None
+    encoder = build_encoder(model.bare().encoder, seed=0)  # its widths are what matters here
+    return build_segmenter(model, encoder, classes, seed=0, stage="none").decoder.loaded
 
 
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
@@ -190,13 +194,12 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     check_terms(config)
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
-    segmenter = build_segmenter(
-        model, encoder, len(dataset.names), seed=derive_seed(*seed, "decoder"), stage=context.label
-    )
+    segmenter = build_segmenter(model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
+    distillation = _distillation(config, context, encoder, dataset.names)
     objective = TaskObjective(
         segmenter,
         frozen=frozen,
-        distillation=_distillation(config, context, encoder, segmenter.num_classes),
+        distillation=distillation,
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),
     )
@@ -209,21 +212,24 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
     parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
-    teacher = None if objective.distillation is None else cast(Encoder, objective.distillation.teacher)
-    weights = weights_read(teacher=encoder) if is_teacher else weights_read(student=encoder, teacher=teacher)
+    weights = weights_read(**{config.model: encoder, "decoder": segmenter.decoder})
+    if distillation is not None:
+        teacher = cast(Encoder, distillation.teacher)
+        weights |= weights_read(teacher=teacher, teacher_decoder=distillation.teacher_decoder)
     return StageResult(seconds, parameters, classes=tuple(dataset.names), weights=weights)
 
 
-def _distillation(config: TaskConfig, context: StageContext, student: Encoder, num_classes: int) -> Distillation | None:
+def _distillation(
+    config: TaskConfig, context: StageContext, student: Encoder, classes: Sequence[str]
+) -> Distillation | None:
     """The distillation term, if the stage has one; with the teacher's decoder where its method reads logits."""
     if config.method is None:
         return None
     teacher, decoder = context.build_teacher(), None
     if needs_of(config.method).logits:
-        assert context.teacher_decoder is not None, "the recipe's validation asks for it"
-        model = need(context.teacher, "teacher", context.label)
-        decoder = build_segmenter(model, teacher, num_classes, seed=0, stage=context.label).decoder
-        load_decoder(decoder, context.teacher_decoder)
+        model = need(context.teacher, "teacher", context.label).filled(decoder=context.teacher_decoder)
+        assert model.decoder_weights is not None, "the recipe's validation asks for it"
+        decoder = build_segmenter(model, teacher, classes, seed=0, stage=context.label).decoder
         decoder.eval().requires_grad_(False)
     return Distillation(student, teacher, config.method, (context.seed, config.name), decoder)
 

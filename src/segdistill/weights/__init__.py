@@ -1,16 +1,16 @@
-"""Encoder weights on disk: every official checkpoint of the papers, every key accounted for, nothing unpickled.
+"""Weights on disk: every official checkpoint of the papers, every key accounted for, nothing unpickled.
 
 Our own files are safetensors with ``Encoder.state_dict()`` and, in their header, the encoder's name and the grid of its
 positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the folder's ``manifest.json``; the
-``sha256`` found there (one digest, or a digest per file name) is checked. Shipped files live in ``segdistill/assets``.
+``sha256`` (one digest, or a digest per file name) or ``files`` found there is checked. Shipped files live in
+``segdistill/assets``.
 
 ``layouts``: whose names a file uses. ``reading``: how it is opened. ``resample``: other patches and grids.
-``hub``: timm and Hugging Face names. ``heads``: the authors' task decoder.
+``hub``: timm and Hugging Face names. ``heads``: task decoders, the authors' and ours.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -21,9 +21,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from segdistill.config import UserError, nearest
-from segdistill.files import sha256, write_atomic
+from segdistill.files import write_atomic
+from segdistill.weights.heads import decoder_path, load_decoder_weights
 from segdistill.weights.layouts import State, encoder_state
-from segdistill.weights.reading import read_file
+from segdistill.weights.reading import check_digest, read_file
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.resample import (
     Resample,
@@ -34,8 +35,8 @@ from segdistill.weights.resample import (
 )
 
 __all__ = [
-    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "load_encoder_weights", "resample_kernel",
-    "resample_positions", "save_encoder", "shipped_assets", "weights_path",
+    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "decoder_path", "load_decoder_weights",
+    "load_encoder_weights", "resample_kernel", "resample_positions", "save_encoder", "shipped_assets", "weights_path",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -119,9 +120,9 @@ def load_encoder_weights(
     if source == "random":
         return None
     path = weights_path(source, name or encoder.name)
-    _check_digest(path)
+    check_digest(path)
     content, header = read_file(path)
-    report = LoadReport(source=str(path), encoder=encoder.name)
+    report = LoadReport(source=str(path), network=encoder.name)
     state = encoder_state(content, header, encoder, report)
     wanted = encoder.state_dict()
     _account(state, wanted, header, report)
@@ -161,7 +162,7 @@ def _account(state: State, wanted: State, header: dict[str, str], report: LoadRe
     if any(re.search(r"\.ls[12]\.gamma$", key) for key in report.unexpected):
         hint = "; set layer_scale: true for a network with LayerScale"
     raise UserError(
-        f"'{report.source}' does not fit {report.encoder}{made_for}: missing {some(needed)}; "
+        f"'{report.source}' does not fit {report.network}{made_for}: missing {some(needed)}; "
         f"unexpected {some(report.unexpected)}; {100 * report.share:.1f} % of the parameters are there"
         f"{_sizes(state, wanted)}{hint}"
     )
@@ -240,22 +241,6 @@ def _fit(state: State, wanted: State, grids: _Grids, how: Resample) -> None:
         elif RELATIVE.search(key) and value.shape[0] != target.shape[0]:
             state[key] = resample_relative(value, target.shape[0])
             note(key, f"{value.shape[0]} -> {target.shape[0]} places, linear")
-
-
-def _check_digest(path: Path) -> None:
-    """Compare the file with the SHA-256 of its manifest, where there is one."""
-    for manifest in (path.with_suffix(".json"), path.parent / "manifest.json"):
-        if not manifest.is_file():
-            continue
-        try:
-            content = json.loads(manifest.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"'{manifest}' is damaged ({error}): make or fetch '{path.name}' again") from None
-        digests = content.get("sha256") if isinstance(content, dict) else None
-        expected = digests.get(path.name) if isinstance(digests, dict) else digests
-        if isinstance(expected, str) and expected != sha256(path):
-            raise UserError(f"'{path}' differs from the sha256 in '{manifest.name}': it is damaged or was replaced")
-        return
 
 
 def _text(grid: Any) -> str:

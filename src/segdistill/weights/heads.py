@@ -1,25 +1,27 @@
-"""The authors' task decoder: the Mask2Former head of a mmengine checkpoint (``decode_head.*``) -> our Mask2Former.
+"""Task decoders on disk: those that our own stages leave, and the authors' Mask2Former, ``decode_head.*`` of mmengine.
 
 The names on the left are mmdet 3's (``MSDeformAttnPixelDecoder``, ``Mask2FormerTransformerDecoder``, spec A.10), those
 on the right transformers'. The two differ in names only, but for the queries' self-attention: one matrix for query,
-key and value there, three here.
+key and value there, three here. mmseg's ``FPNHead`` is not our SemFPN: its pyramid (``neck.*``) has 3x3 convolutions
+after the top-down sum and no norm before it, so that its weights have no place here.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, Protocol
 
 from segdistill.config import UserError
-from segdistill.weights.layouts import State, tensors_of
-from segdistill.weights.reading import read_file
+from segdistill.weights.layouts import HEAD, State, tensors_of
+from segdistill.weights.reading import check_digest, read_file
 from segdistill.weights.report import LoadReport, some
 
-PREFIX = "decode_head."
-OURS_ALONE = ("criterion.",)  # the loss's class weights come from our settings
+OURS_ALONE = "criterion."  # the loss's class weights come from our settings
+CLASSIFIER = "classifier.weight"  # (classes, and one more where there is 'no object'; width; ...) of every decoder
 QKV = re.compile(r"(transformer\.decoder\.layers\.\d+\.self_attn)\.in_proj_(weight|bias)")
 
 NAMES = (
@@ -51,35 +53,45 @@ NAMES = (
 )
 
 
-def load_mask2former(decoder: nn.Module, path: Path) -> LoadReport:
-    """Fill our Mask2Former from the ``decode_head.*`` of a task checkpoint; every key must find its place.
+class HasDecoderWeights(Protocol):
+    """What this module needs of a decoder."""
 
-    A :class:`UserError` names what does not fit: another number of classes, another head.
-    """
-    content, _ = read_file(path)
-    report = LoadReport(source=str(path), encoder="mask2former", layout="mmengine")
-    stored = tensors_of(content, report)
-    report.dropped |= {key: "other networks" for key in stored if not key.startswith(PREFIX)}
-    head = {key.removeprefix(PREFIX): value for key, value in stored.items() if key.startswith(PREFIX)}
-    if not head:
-        raise UserError(f"'{path}' has no {PREFIX}*: give a task checkpoint, or train the decoder")
-    state = mask2former_state(head)
-    wanted: dict[str, Any] = {
-        key: value for key, value in decoder.state_dict().items() if not key.startswith(OURS_ALONE)
-    }
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if missing or unexpected or wrong:
+    num_classes: int
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool) -> Any: ...
+
+
+def decoder_path(source: str) -> Path:
+    """The file that ``source`` means; a :class:`UserError` where there is none."""
+    path = Path(source).expanduser()
+    path = path / "decoder.safetensors" if path.is_dir() else path
+    if not path.is_file():
         raise UserError(
-            f"the head of '{path}' does not fit this Mask2Former: missing {some(missing)}; unexpected "
-            f"{some(unexpected)}; wrong {some(wrong)}"
+            f"no decoder weights at '{path}': give a task checkpoint (.pth, .pt, .safetensors) or the folder of a task "
+            "stage, which contains decoder.safetensors"
         )
+    return path
+
+
+def load_decoder_weights(decoder: HasDecoderWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
+    """Fill ``decoder``, the ``name`` of the table, from ``source`` (see ``DecoderConfig.weights``).
+
+    Every key of decoder and file must find its place: a :class:`UserError` says what does not. Where the file says
+    which classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be ``classes``.
+    """
+    path = decoder_path(source)
+    check_digest(path)
+    content, _ = read_file(path)
+    report = LoadReport(source=str(path), network=name)
+    stored = tensors_of(content, report)
+    wanted = {key: value for key, value in decoder.state_dict().items() if not key.startswith(OURS_ALONE)}
+    state = _ours(stored, wanted, name, report)
+    _check_sizes(state, wanted, decoder.num_classes, report)
+    _check_classes(_classes_of(content, path, report), classes, report)
+    _account(state, wanted, report)
     decoder.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
-    report.loaded, report.share = list(wanted), 1.0
     return report
 
 
@@ -96,3 +108,93 @@ def mask2former_state(head: State) -> State:
         else:
             state[key] = value
     return state
+
+
+HEADS: dict[str, Callable[[State], State]] = {"mask2former": mask2former_state}
+"""Decoder -> its names for mmseg's ``decode_head.*``. A decoder that is not here is no network that mmseg has."""
+
+
+def _ours(stored: State, wanted: State, name: str, report: LoadReport) -> State:
+    """The decoder's tensors under our names; ``report`` learns the layout and what was left out."""
+    head = {key.removeprefix(HEAD): value for key, value in stored.items() if key.startswith(HEAD)}
+    if head:
+        report.layout = "mmengine"
+        report.dropped |= {key: "other networks" for key in stored if not key.startswith(HEAD)}
+        if name not in HEADS:
+            raise UserError(
+                f"'{report.source}' has a decode_head of mmseg, and {name} is another network than any of mmseg's: "
+                f"choose the decoder {' or '.join(HEADS)} if it is one, or train {name} here"
+            )
+        return HEADS[name](head)
+    if not stored.keys() & wanted.keys():
+        raise UserError(
+            f"'{report.source}' has no {HEAD}* and nothing of a {name} of ours: give a task checkpoint or a task "
+            "stage's folder, or leave decoder.weights out and train the decoder"
+        )
+    report.layout = "segdistill"
+    why = "the loss's class weights (they come from the settings)"
+    report.dropped |= {key: why for key in stored if key.startswith(OURS_ALONE)}
+    return {key: value for key, value in stored.items() if not key.startswith(OURS_ALONE)}
+
+
+def _check_sizes(state: State, wanted: State, num_classes: int, report: LoadReport) -> None:
+    """One plain line where the number of classes or the width is another, which is what usually happens."""
+    if CLASSIFIER not in state or state[CLASSIFIER].ndim != wanted[CLASSIFIER].ndim:
+        return
+    theirs, ours = (list(tensors[CLASSIFIER].shape) for tensors in (state, wanted))
+    if theirs[1] != ours[1]:
+        raise UserError(
+            f"the decoder of '{report.source}' has the width {theirs[1]}, this {report.network} {ours[1]}: "
+            f"set decoder.width={theirs[1]}, or choose the file that belongs to it"
+        )
+    if theirs[0] != ours[0]:
+        found = theirs[0] - (ours[0] - num_classes)
+        raise UserError(
+            f"the decoder of '{report.source}' knows {found} classes, the data has {num_classes}: "
+            "take data with its classes, or train a decoder"
+        )
+
+
+def _account(state: State, wanted: State, report: LoadReport) -> None:
+    """Fill the report's lists; a :class:`UserError` for anything that has no place."""
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    report.loaded = [key for key in wanted if key in state and state[key].shape == wanted[key].shape]
+    report.share = sum(wanted[key].numel() for key in report.loaded) / sum(v.numel() for v in wanted.values())
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or unexpected or wrong:
+        raise UserError(
+            f"the decoder of '{report.source}' does not fit this {report.network}: missing {some(missing)}; unexpected "
+            f"{some(unexpected)}; wrong {some(wrong)}; {100 * report.share:.1f} % of the parameters are there"
+        )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
+
+
+def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]:
+    """The classes that a file says it was trained on, by name; none where it does not say."""
+    manifest = path.parent / "manifest.json"
+    said: Any = content.get("meta") if isinstance(content, Mapping) else None
+    if report.layout == "mmengine":
+        said = said.get("dataset_meta", said) if isinstance(said, Mapping) else None
+    elif manifest.is_file():  # of the stage that left the file; check_digest() has read it already
+        said = json.loads(manifest.read_text(encoding="utf-8"))
+    names = (said.get("classes") or said.get("CLASSES") or ()) if isinstance(said, Mapping) else ()
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+
+def _check_classes(theirs: Sequence[str], ours: Sequence[str], report: LoadReport) -> None:
+    """A :class:`UserError` at the first class that has another name; case, spaces and hyphens do not count."""
+    if not theirs:
+        return
+    for number, (there, here) in enumerate(zip_longest(theirs, ours, fillvalue="none")):
+        if re.sub(r"[\W_]", "", there.lower()) != re.sub(r"[\W_]", "", here.lower()):
+            way_out = "; if only the names differ, keep its state_dict alone" if report.layout == "mmengine" else ""
+            raise UserError(
+                f"the decoder of '{report.source}' was trained on other classes: number {number} is '{there}', "
+                f"in the data '{here}'; take data with its classes{way_out}"
+            )

@@ -33,6 +33,7 @@ from segdistill.weights.report import LoadReport, some
 State = dict[str, Tensor]
 DINOV3_KERNEL = "embeddings.patch_embeddings.weight"  # in transformers' files
 KERNEL, STUDENT, SAM = "patch_embed.proj.weight", "student.backbone.", "image_encoder."
+HEAD = "decode_head."
 
 CONTAINERS = ("model", "module", "state_dict")  # the EMA of GKD's files (`model_ema`) is never the network handed over
 
@@ -135,6 +136,11 @@ def _backbone(state: State, report: LoadReport) -> State:
         layout, prefix = "GKD stage", STUDENT
     elif any(key.startswith("backbone.") for key in state):
         layout, prefix = "mmengine", "backbone."
+    elif all(key.startswith((HEAD, "auxiliary_head.")) for key in state):
+        raise UserError(
+            f"'{report.source}' has a task decoder ({HEAD}*) and no backbone.*: give the weights of its encoder in a "
+            "file of their own, as encoder.weights"
+        )
     elif any(key.endswith(("embeddings.patch_embeddings.projection.weight", DINOV3_KERNEL)) for key in state):
         report.layout = "transformers"
         return _from_transformers(state)

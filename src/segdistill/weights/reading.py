@@ -2,12 +2,14 @@
 
 ``.pth`` files are pickles, and a pickle can be a program. They are read with torch's ``weights_only`` unpickler, which
 builds tensors and plain containers and nothing else. One class is allowed beside them: ``argparse.Namespace``, which
-the authors' files hold (spec A.9, 7) and which is plain attributes without behaviour.
+the authors' files hold (spec A.9, 7) and which is plain attributes without behaviour. Every checkpoint that mmengine
+writes while it trains also holds its log: those few names are read as :class:`_Nothing`, which keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 from pathlib import Path
@@ -18,6 +20,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from segdistill.config import UserError
+from segdistill.files import sha256
+
+LOG = (  # what mmengine's log buffers are pickled with: their class, NumPy arrays, and names looked up in a class
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.ndarray",
+    "numpy.dtype",
+)
+
+
+class _Nothing:
+    """Stands for an object that nobody needs: whatever it is made from is thrown away, and nothing runs."""
+
+    def __new__(cls, *_: Any) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep nothing."""
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, str]]:
@@ -37,6 +58,22 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
     return _read_torch(path), {}
 
 
+def check_digest(path: Path) -> None:
+    """Compare the file with the SHA-256 of its manifest, where there is one."""
+    for manifest in (path.with_suffix(".json"), path.parent / "manifest.json"):
+        if not manifest.is_file():
+            continue
+        try:
+            content = json.loads(manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{manifest}' is damaged ({error}): make or fetch '{path.name}' again") from None
+        digests = content.get("sha256", content.get("files")) if isinstance(content, dict) else None
+        expected = digests.get(path.name) if isinstance(digests, dict) else digests
+        if isinstance(expected, str) and expected != sha256(path):
+            raise UserError(f"'{path}' differs from the sha256 in '{manifest.name}': it is damaged or was replaced")
+        return
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,7 +84,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((_Nothing, name) for name in LOG)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         foreign = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))

@@ -9,24 +9,24 @@ NAMED = 4  # keys that a line names before it counts the rest
 
 @dataclass
 class LoadReport:
-    """Every key of the file and of the encoder, accounted for. A load that returns one has succeeded.
+    """Every key of the file and of the network, accounted for. A load that returns one has succeeded.
 
-    Keys are the encoder's (``backbone.norm.weight``); in ``dropped`` they are the file's.
+    Keys are the network's (``backbone.norm.weight``); in ``dropped`` they are the file's.
     """
 
     source: str  # the file
-    encoder: str
+    network: str  # the encoder's name, or the decoder's
     layout: str = ""  # whose names the file uses
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # not in the file: they keep a neutral value (0, or a gain of 1)
     dropped: dict[str, str] = field(default_factory=dict)  # left out on purpose, and why
     changed: dict[str, str] = field(default_factory=dict)  # resampled, cut or merged, and how
     unexpected: list[str] = field(default_factory=list)  # nobody knows them: an error, so empty in what is returned
-    share: float = 0.0  # of the encoder's parameters that came from the file
+    share: float = 0.0  # of the network's parameters that came from the file
 
     def summary(self) -> str:
         """One line for the log."""
-        parts = [f"{self.encoder} <- '{self.source}' ({self.layout}): {100 * self.share:.2f} % of the parameters"]
+        parts = [f"{self.network} <- '{self.source}' ({self.layout}): {100 * self.share:.2f} % of the parameters"]
         if self.changed:
             parts.append("changed " + some([f"{key} ({how})" for key, how in self.changed.items()]))
         if self.missing:
