@@ -113,7 +113,7 @@ def to_csv(result: TableResult) -> str:
 
 
 def _domain_columns(result: TableResult) -> list[Column]:
-    """Unseen domains, their mean, gain over the group's baseline, retention, seconds, and the paper's mean."""
+    """Unseen domains, their mean, gain over the group's baseline if any, retention, cost, and the paper's mean."""
 
     def of(pick: Callable[[Arm], Stat | None]) -> Callable[[int], Stat | None]:
         return lambda row: None if (found := result.entry(row, "")) is None else pick(found)
@@ -123,7 +123,8 @@ def _domain_columns(result: TableResult) -> list[Column]:
         for domain in result.unseen
     ]
     columns.append(Column("Avg.", of(lambda found: found.mean_unseen), _percent, ranked=True))
-    columns.append(Column("gain", lambda row: result.gain(row, ""), lambda points: f"{_mean(points):+.1f}"))
+    if any(row.baseline for row in result.table.rows):
+        columns.append(Column("gain", lambda row: result.gain(row, ""), lambda points: f"{_mean(points):+.1f}"))
     columns.append(Column("retention (%)", of(lambda found: found.retention), _percent))
     columns.append(Column("seconds", of(lambda found: found.seconds), lambda seconds: f"{_mean(seconds):.0f}"))
     columns.append(Column("peak MiB", lambda row: result.memory(row, ""), lambda memory: f"{_mean(memory):.0f}"))
