@@ -17,5 +17,6 @@ os.environ["NO_COLOR"] = "1"
 # Every shape annotation of the package is checked at run time, in tests only.
 jaxtyping.install_import_hook("segdistill", "typecheck.check")
 
-# The shared run with the tests' image cache, and data sets in their official form; imported below the hook above.
-pytest_plugins = ["tiny_runs", "official_files"]
+# The shared run with the tests' image cache, data sets in their official form and the command line; imported below the
+# hook above.
+pytest_plugins = ["tiny_runs", "official_files", "command_line"]

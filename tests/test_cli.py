@@ -16,29 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
-from segdistill import cli
 from segdistill.decoders import DECODERS
 from segdistill.encoders import ENCODERS
 from segdistill.methods import METHODS
 from segdistill.train import checkpoint
 from tiny_runs import TINY, Child, command, only, run_and_die, tiny_file
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Call the command line in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segdistill", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

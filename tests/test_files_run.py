@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import pytest
 
-from segdistill.cli import main
 from segdistill.recipe import load
 from segdistill.run import fingerprints
 from tiny_runs import Child, command
@@ -30,21 +28,6 @@ stages:
 evaluate: {{domains: [cityscapes, "acdc:night"], unseen: ["acdc:night"], split: val, images: null, pictures: 1}}
 accelerator: cpu
 """
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segdistill", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

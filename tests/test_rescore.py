@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import task_files
-from segdistill.cli import main
 from segdistill.config import UserError
 from segdistill.data.world import LABEL_SPACES
 from segdistill.finished import fingerprints, segmenter_from_files
@@ -57,21 +55,15 @@ def lone(tmp_path, source):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def told(call):
     """Call the command line: (exit status, stdout, the line in which it complains)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segdistill", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        lines = [line for line in captured.err.splitlines() if line.startswith("segdistill: ")]
-        assert "Traceback" not in captured.err
-        assert len(lines) == (status == 2), captured.err
-        return status, captured.out, lines[0] if lines else captured.err
+        status, out, err = call(*arguments)
+        lines = [line for line in err.splitlines() if line.startswith("segdistill: ")]
+        assert "Traceback" not in err
+        assert len(lines) == (status == 2), err
+        return status, out, lines[0] if lines else err
 
     return run
 
@@ -101,9 +93,9 @@ def test_a_task_checkpoint_computes_what_the_network_computes_that_it_was_writte
     assert not torch.allclose(task_files.network(CLASSES, queries=7).scores(images), expected, atol=1e-3)
 
 
-def test_a_checkpoint_is_scored_beside_its_file_as_its_network_would_be(call, lone, source):
+def test_a_checkpoint_is_scored_beside_its_file_as_its_network_would_be(told, lone, source):
     file = lone / "iter_40000.pth"
-    status, out, err = call("evaluate", file, "--recipe", lone / "lone.yaml")
+    status, out, err = told("evaluate", file, "--recipe", lone / "lone.yaml")
     assert status == 0, err
     results = json.loads((lone / "iter_40000-scores/results.json").read_text())
     model = results["models"]["student"]
@@ -123,14 +115,14 @@ def test_a_checkpoint_is_scored_beside_its_file_as_its_network_would_be(call, lo
         assert scores["confusion"] == confusion.tolist()
 
 
-def test_other_data_another_role_and_a_teachers_files_are_given_on_the_command_line(call, lone):
+def test_other_data_another_role_and_a_teachers_files_are_given_on_the_command_line(told, lone):
     file, recipe = lone / "iter_40000.pth", lone / "lone.yaml"
     files = [f"teacher.{part}.weights={file}" for part in ("encoder", "decoder")]
-    status, _, err = call("evaluate", file, "--recipe", recipe, *files, "--data", "night", "game", "evaluate.images=1")
+    status, _, err = told("evaluate", file, "--recipe", recipe, *files, "--data", "night", "game", "evaluate.images=1")
     assert status == 0, err
     results = json.loads((lone / "iter_40000-scores/on/night-game/results.json").read_text())
     assert (results["source"], results["unseen"], results["retention"]) == (["game"], ["night"], 1.0)
-    status, _, err = call("evaluate", file, "--recipe", recipe, "--role", "teacher", "--out", lone / "x")
+    status, _, err = told("evaluate", file, "--recipe", recipe, "--role", "teacher", "--out", lone / "x")
     assert status == 0, err
     assert json.loads((lone / "x/results.json").read_text())["models"]["student"]["title"] == "Teacher"
 
@@ -163,10 +155,10 @@ SEMFPN = "student.decoder={type: semfpn, width: 8}"
         (None, "student.encoder.name=deit_s", "does not fit deit_s"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_one_line(call, lone, source, change, override, message):
+def test_a_checkpoint_that_does_not_fit_is_one_line(told, lone, source, change, override, message):
     file, state = lone / "iter_40000.pth", task_files.task_state(source)
     task_files.save_task(file, change(state) if change else state)
-    _, _, line = call("evaluate", file, "--recipe", lone / "lone.yaml", override)
+    _, _, line = told("evaluate", file, "--recipe", lone / "lone.yaml", override)
     assert re.search(message, line), line
     assert not (lone / "iter_40000-scores/results.json").exists()
 
@@ -180,7 +172,7 @@ def test_class_names_in_a_checkpoint_must_be_those_of_the_data(lone, source):
         filled(lone, task_files.save_task(lone / "iter_40000.pth", state, swapped))
 
 
-def test_a_mistake_in_what_to_score_is_one_line(call, lone, finished):
+def test_a_mistake_in_what_to_score_is_one_line(told, lone, finished):
     file, recipe = lone / "iter_40000.pth", lone / "lone.yaml"
     moved = shutil.copytree(finished / "stages/02-task", lone / "02-task")
     for arguments, message in [
@@ -195,23 +187,23 @@ def test_a_mistake_in_what_to_score_is_one_line(call, lone, finished):
         ((finished / "stages/02-task", "--role", "student"), "--role student is for runs and files"),
         ((finished, "teacher.decoder.weights=x"), "evaluate changes no teacher"),
     ]:
-        _, _, line = call("evaluate", *arguments)
+        _, _, line = told("evaluate", *arguments)
         assert re.search(message, line), line
 
 
-def test_one_stage_and_one_role_of_a_run_are_scored_alone(call, tmp_path, finished):
+def test_one_stage_and_one_role_of_a_run_are_scored_alone(told, tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(folder / "stages/02-task")  # the stage before it is enough
-    status, _, err = call("evaluate", folder / "stages/00-teacher", "evaluate.images=1")
+    status, _, err = told("evaluate", folder / "stages/00-teacher", "evaluate.images=1")
     assert status == 0, err
     results = json.loads((folder / "on/00-teacher/results.json").read_text())
     assert list(results["models"]) == ["student"]
     assert [stage["name"] for stage in results["stages"]] == ["teacher"]
-    assert "stages/02-task is not finished" in call("evaluate", folder, "--out", tmp_path / "x")[2]
+    assert "stages/02-task is not finished" in told("evaluate", folder, "--out", tmp_path / "x")[2]
     kept = json.loads((finished / "results.json").read_text())["models"]
     for role in ("teacher", "student"):
         whole = shutil.copytree(finished, tmp_path / role)
-        assert call("evaluate", whole, "--role", role)[0] == 0
+        assert told("evaluate", whole, "--role", role)[0] == 0
         assert json.loads((whole / "on" / role / "results.json").read_text())["models"] == {"student": kept[role]}
         assert (whole / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
@@ -295,10 +287,10 @@ def moved(tmp_path, finished):
     return tmp_path
 
 
-def test_a_run_is_scored_where_only_the_scored_images_are(call, moved, monkeypatch):
+def test_a_run_is_scored_where_only_the_scored_images_are(told, moved, monkeypatch):
     monkeypatch.delenv("SEGDISTILL_DATA", raising=False)
     ask = ("evaluate", moved / "run", "--data", "acdc:night", "--root", moved / "here")
-    status, _, err = call(*ask)
+    status, _, err = told(*ask)
     assert status == 0, err
     results = json.loads((moved / "run/on/acdc_night/results.json").read_text())
     assert (results["unseen"], results["models"]["student"]["domains"]["acdc:night"]["images"]) == (["acdc:night"], 2)
@@ -308,24 +300,24 @@ def test_a_run_is_scored_where_only_the_scored_images_are(call, moved, monkeypat
         (("evaluate", moved / "run"), "evaluate: no .*Cityscapes|evaluate: no Cityscapes"),
         ((*ask[:3], "potsdam_rgb", *ask[4:]), "was trained on the classes road, .*'potsdam_rgb' has impervious"),
     ]:
-        _, _, line = call(*arguments)
+        _, _, line = told(*arguments)
         assert re.search(message, line), line
 
 
-def test_what_a_run_was_made_of_is_checked_without_its_images(call, moved):
+def test_what_a_run_was_made_of_is_checked_without_its_images(told, moved):
     ask = ("evaluate", moved / "run", "--data", "acdc:night", "--root", moved / "here")
     start, manifest, recipe = (moved / name for name in (
         "start.safetensors", "run/stages/00-task/manifest.json", "run/recipe.yaml"))  # fmt: skip
     kept = start.read_bytes()
     start.write_bytes(kept + b" ")
-    assert "is not the file that the student started from" in call(*ask)[2]
+    assert "is not the file that the student started from" in told(*ask)[2]
     start.unlink()
-    assert "the student's start weights are in no run folder: no encoder weights at" in call(*ask)[2]
+    assert "the student's start weights are in no run folder: no encoder weights at" in told(*ask)[2]
     start.write_bytes(kept)
     text = recipe.read_text()
     recipe.write_text(text.replace("steps: 1", "steps: 2"))
-    assert "was made with other settings or weights" in call(*ask)[2]
+    assert "was made with other settings or weights" in told(*ask)[2]
     recipe.write_text(text)
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "origin"}))
-    assert re.search("no .*GTA", call(*ask)[2])  # an older manifest: the images themselves must tell
+    assert re.search("no .*GTA", told(*ask)[2])  # an older manifest: the images themselves must tell

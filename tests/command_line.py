@@ -1,0 +1,26 @@
+"""The command line as tests use it: in this process, with what it printed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from segdistill import cli
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Call the command line: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segdistill", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
