@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from segdistill import cli, demo
+from segdistill import demo
 from segdistill.config import UserError
 from segdistill.recipe import load
 
 
-def call():
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
-
-
-def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_stopped(tmp_path, call):
     out = tmp_path / "demo"
-    monkeypatch.setattr(sys, "argv", ["segdistill", "demo", "--smoke", "--out", str(out)])
-    call()
-    table = capsys.readouterr().out
+    status, table, err = call("demo", "--smoke", "--out", out)
+    assert not status, err
     arms = {recipe.name: recipe for recipe in demo.load_arms(smoke=True)}
     results = {name: json.loads((out / name / "results.json").read_text()) for name in arms}
     for name, result in results.items():
@@ -36,8 +28,8 @@ def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_s
     labels = [json.loads(line)["stage"] for line in (out / "world_gkd/metrics.jsonl").read_text().splitlines()]
     assert not [label for label in labels if "teacher" in label]  # it came from the first arm
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/stages/*/*")}
-    call()
-    assert capsys.readouterr().out.splitlines()[: len(arms) + 1] == table.splitlines()[: len(arms) + 1]
+    again = call("demo", "--smoke", "--out", out)[1]
+    assert again.splitlines()[: len(arms) + 1] == table.splitlines()[: len(arms) + 1]
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/stages/*/*")} == before
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from official_files import NARROW
-from segdistill import cli
 from segdistill.demo import ARMS, SMOKE, recipes_folder, shortened
 from segdistill.listing import recipes as listed
 from segdistill.recipe import dump, load
@@ -45,12 +43,10 @@ def test_a_recipe_is_named_like_its_file_and_its_resolved_form_says_the_same(tmp
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, monkeypatch, capsys, path):
+def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, call, path):
     recipe, out = load(path), tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["segdistill", "run", str(path), *small(recipe), "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code, capsys.readouterr().err
+    status, _, err = call("run", path, *small(recipe), "--out", out)
+    assert not status, err
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     labels = [f"{number:02d}-{stage.name}" for number, stage in enumerate(recipe.stages)]
     assert [(line["stage"], line["step"]) for line in lines] == [(label, step) for label in labels for step in (1, 2)]
@@ -61,12 +57,9 @@ def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, monkeypatch,
         assert Path(out / "report.html").stat().st_size > 1000
 
 
-def test_a_recipe_that_names_its_papers_table_shows_the_papers_numbers(tmp_path, monkeypatch):
+def test_a_recipe_that_names_its_papers_table_shows_the_papers_numbers(tmp_path, call):
     path, out = recipes_folder() / "gtav_single_stage.yaml", tmp_path / "run"
-    arguments = ["run", str(path), *small(load(path)), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["segdistill", *arguments])
-    with pytest.raises(SystemExit):
-        cli.main()
+    call("run", path, *small(load(path)), "--out", out)
     page = (out / "report.html").read_text()
     assert "Table 1, DINOv2-B to ViT-S" in page
     for number in ("58.8", "46.4", "54.1"):  # teacher, vanilla KD and GKD on GTAV's targets
@@ -74,32 +67,22 @@ def test_a_recipe_that_names_its_papers_table_shows_the_papers_numbers(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["world_gkd", "world_vanilla_kd_proxy", "cityscapes_gkd", "endovis18_gkd"])
-def test_a_dry_run_tells_the_stages_and_leaves_nothing(tmp_path, monkeypatch, capsys, name):
+def test_a_dry_run_tells_the_stages_and_leaves_nothing(tmp_path, monkeypatch, call, name):
     monkeypatch.chdir(tmp_path)
     recipe = load(recipes_folder() / f"{name}.yaml")
     changes = small(recipe) if recipe.data.source == "files" else []
-    monkeypatch.setattr(
-        sys, "argv", ["segdistill", "run", str(recipes_folder() / f"{name}.yaml"), *changes, "--dry-run"]
-    )
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    printed = capsys.readouterr().out
-    assert not end.value.code
+    status, printed, _ = call("run", recipes_folder() / f"{name}.yaml", *changes, "--dry-run")
+    assert not status
     assert all(f"{number:02d}-{stage.name}" in printed for number, stage in enumerate(recipe.stages))
     assert "GFLOP/s assumed" in printed
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dry_run_names_weights_and_data_that_are_not_there(tmp_path, monkeypatch, capsys):
-    path = recipes_folder() / "gtav_gkd.yaml"
-    monkeypatch.setattr(sys, "argv", ["segdistill", "run", str(path), "accelerator=cpu", "--dry-run"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    line = capsys.readouterr().err
-    assert end.value.code == 2
+def test_a_dry_run_names_weights_and_data_that_are_not_there(tmp_path, monkeypatch, call):
+    arguments = ("run", recipes_folder() / "gtav_gkd.yaml", "accelerator=cpu", "--dry-run")
+    status, _, line = call(*arguments)
+    assert status == 2
     assert "dinov2_vitb14_pretrain.pth" in line
     assert "deit_small_distilled_patch16_224-649709d9.pth" in line
     monkeypatch.setenv("SEGDISTILL_DATA", str(tmp_path))
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "GTA5" in capsys.readouterr().err
+    assert "GTA5" in call(*arguments)[2]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from segdistill import cli
-from segdistill.bench import cells_of, run_cells
+from segdistill.bench import cells_of, finished_cells, run_cells
 from segdistill.bench.table import TableConfig
 from segdistill.config import parse
 from segdistill.weights import ASSETS
@@ -43,6 +41,14 @@ def test_a_shared_stage_is_run_once_and_a_second_call_runs_nothing(tmp_path, job
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")} == before
 
 
+def test_a_table_that_is_half_done_can_be_collected(tmp_path):
+    grid = cells(tmp_path, ["A"], ["B", "stages.task.steps=3"])
+    assert [outcome.error for outcome in finished_cells(grid, tmp_path / "out")] == ["not run yet"] * 2
+    done = run_cells(grid[:1], tmp_path / "out", jobs=1)
+    assert finished_cells(grid, tmp_path / "out")[0] == done[0]
+    assert finished_cells(grid, tmp_path / "out")[1].error == "not run yet"
+
+
 def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
     weights = tmp_path / "student.safetensors"
     weights.write_bytes((ASSETS / "world_student_local.safetensors").read_bytes())
@@ -62,13 +68,14 @@ def test_stages_that_another_table_has_left_are_taken(tmp_path):
     assert manifests(one, "02-task") != manifests(other, "02-task")
 
 
-def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, monkeypatch, capsys):
-    arguments = ["bench", "recipes/tables/table1_world_smoke.yaml", "--out", str(tmp_path), "--jobs", "1"]
-    monkeypatch.setattr(sys, "argv", ["segdistill", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
-    printed = capsys.readouterr().out
+def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, call):
+    bench = ("bench", "recipes/tables/table1_world_smoke.yaml", "--out", tmp_path)
+    status, _, err = call(*bench, "--collect")
+    assert status == 2
+    assert f"none of the table's 9 runs has finished in {tmp_path}" in err
+    status, printed, err = call(*bench, "--jobs", 1)
+    assert not status, err
+    assert call(*bench, "--collect") == (0, printed, "")
     folder = tmp_path / "table1_world_smoke"
     markdown = (folder / "table.md").read_text()
     methods = ("Vanilla KD", "Logit KD", "CWD", "Af-DCD", "G2SD", "ViTKD", "Proteus", "GKD")

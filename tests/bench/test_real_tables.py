@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 
 import pytest
 
 from official_files import NARROW
-from segdistill import cli
 from segdistill.bench import cells_of, check_paper, load_table
 from segdistill.demo import recipes_folder, shortened
 from segdistill.recipe import load
@@ -162,17 +160,14 @@ def reduced(name: str, only: tuple[str, ...] = ()) -> list[str]:
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, capsys):
-    def call(name: str, *arguments: str, only: tuple[str, ...] = ()):
+def bench(tmp_path, call):
+    def run(name: str, *arguments: str, only: tuple[str, ...] = ()):
         arguments = (*reduced(name, only), "--out", str(tmp_path / "out"), "--jobs", "1", *arguments)
-        monkeypatch.setattr(sys, "argv", ["segdistill", "bench", str(TABLES[name]), *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        assert not end.value.code, captured.err
-        return captured.out, tmp_path / "out"
+        status, out, err = call("bench", TABLES[name], *arguments)
+        assert not status, err
+        return out, tmp_path / "out"
 
-    return call
+    return run
 
 
 def test_a_whole_table_runs_and_shows_the_papers_numbers(bench):

@@ -1,7 +1,7 @@
 """Tables as a command: a grid of runs that share what is shared, in the papers' layout, their numbers beside ours."""
 
 from segdistill.bench.costs import plan_cells
-from segdistill.bench.execute import Outcome, run_cells, visible_gpus
+from segdistill.bench.execute import Outcome, finished_cells, run_cells, visible_gpus
 from segdistill.bench.page import write_table
 from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown
 from segdistill.bench.result import TableResult, check_paper, collect_table
@@ -17,6 +17,7 @@ __all__ = [
     "cells_of",
     "check_paper",
     "collect_table",
+    "finished_cells",
     "lead",
     "leads",
     "load_table",

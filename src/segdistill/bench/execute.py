@@ -66,6 +66,16 @@ def run_cells(
     return [Outcome(cell, outcomes[cell.key].folder, outcomes[cell.key].error) for cell in cells]
 
 
+def finished_cells(cells: Sequence[Cell], out: Path) -> list[Outcome]:
+    """What earlier calls have left of the cells, without running anything; another process may be at work on them."""
+    outcomes = []
+    for cell in cells:
+        folder = out / cell.folder_name
+        error = None if (folder / "results.json").is_file() else "not run yet"
+        outcomes.append(Outcome(cell, folder, error))
+    return outcomes
+
+
 def visible_gpus() -> int:
     """How many GPUs torch sees."""
     return torch.cuda.device_count()

@@ -131,6 +131,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
     jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
     dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
+    collect: Annotated[bool, typer.Option(help="the table of what has finished so far; run nothing")] = False,
 ) -> None:
     """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues.
 
@@ -147,9 +148,18 @@ def bench(
     if dry_run:
         _show_plan(benches.plan_cells(cells))
         return
-    gpus = benches.visible_gpus()
-    with Bars(config.name, 0) as bars:
-        outcomes = benches.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+    if collect:
+        outcomes = benches.finished_cells(cells, out / "cells")
+        if all(outcome.error for outcome in outcomes):
+            raise UserError(
+                f"none of the table's {len(cells)} runs has finished in {out}; leave --collect out to run them"
+            )
+    else:
+        gpus = benches.visible_gpus()
+        with Bars(config.name, 0) as bars:
+            outcomes = benches.run_cells(
+                cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work
+            )
     result = benches.collect_table(config, outcomes)
     for path in benches.write_table(result, out / config.name):
         typer.echo(str(path))
@@ -158,7 +168,7 @@ def bench(
         typer.echo(lead.sentence(result))
     for error in result.errors:
         typer.echo(f"not finished: {error}", err=True)
-    if result.errors:
+    if result.errors and not collect:
         raise typer.Exit(1)
 
 
