@@ -123,8 +123,8 @@ def errors_section(result: TableResult) -> str:
     lines = "".join(f"<li>{e(line)}</li>" for line in result.errors)
     count = len(result.errors)
     return (
-        f'<p class="lead">{count} run{"s" * (count > 1)} of this table did not finish; the table shows the others. '
-        f'The same command runs {"them" if count > 1 else "it"} again.</p><ul class="errors">{lines}</ul>'
+        f'<p class="lead">{"1 run has" if count == 1 else f"{count} runs have"} not finished; the table shows the others. '
+        f'The command that made this page runs {"it" if count == 1 else "them"} (without <code>--collect</code>).</p><ul class="errors">{lines}</ul>'
     )
 
 
