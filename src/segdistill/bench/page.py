@@ -121,10 +121,10 @@ def errors_section(result: TableResult) -> str:
     if not result.errors:
         return ""
     lines = "".join(f"<li>{e(line)}</li>" for line in result.errors)
-    count = len(result.errors)
+    what, them = ("1 run has", "it") if len(result.errors) == 1 else (f"{len(result.errors)} runs have", "them")
     return (
-        f'<p class="lead">{"1 run has" if count == 1 else f"{count} runs have"} not finished; the table shows the others. '
-        f'The command that made this page runs {"it" if count == 1 else "them"} (without <code>--collect</code>).</p><ul class="errors">{lines}</ul>'
+        f'<p class="lead">{what} not finished; the table shows the others. The command that made this page runs {them} '
+        f'(without <code>--collect</code>).</p><ul class="errors">{lines}</ul>'
     )
 
 
