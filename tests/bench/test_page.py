@@ -116,7 +116,7 @@ def test_one_row_a_tie_and_nothing_at_all_have_their_sentences(tmp_path, scores,
     found = result(tmp_path, scores)
     assert spoken(found) == said
     paths = write_table(found, tmp_path / "out")
-    assert [path.name for path in paths] == ["table.md", "table.csv", "table.tex", "report.html"]
+    assert [path.name for path in paths] == ["table.md", "table.csv", "table.json", "table.tex", "report.html"]
     assert Page(paths[-1].read_text()).open == []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
 
 from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
-from segdistill.bench import lead, leads, to_csv, to_latex, to_markdown
+from segdistill.bench import lead, leads, to_csv, to_json, to_latex, to_markdown
 from segdistill.config import UserError
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
@@ -96,6 +97,22 @@ def test_latex_escapes_and_csv_keeps_every_digit(tmp_path):
     rows = list(csv.DictReader(to_csv(found).splitlines()))
     assert [float(row["mean_unseen"]) for row in rows] == pytest.approx([1 / 3, 0.25], abs=0)
     assert [row["row"] for row in rows] == ["None", "GKD & co"]
+
+
+def test_json_holds_what_the_table_rests_on_and_the_teacher_once_a_seed(tmp_path):
+    scores = {(0, "", 0): 0.20, (1, "", 0): 1 / 3, (1, "", 1): 0.32, (2, "", 0): None}
+    found = result(tmp_path, scores, paper=PAPER)
+    raw = json.loads(to_json(found))
+    assert [(run["row"], run["seed"]) for run in raw["runs"]] == [("None", 0), ("GKD & co", 0), ("GKD & co", 1)]
+    gkd = raw["runs"][1]
+    assert gkd["mean_unseen"] == 0.33333
+    assert set(gkd["domains"]) == set(found.runs[1, "", 0].student.domains)
+    assert len(gkd["domains"][UNSEEN[0]]["iou"]) == len(raw["classes"])
+    assert [(teacher["seed"], teacher["mean_unseen"]) for teacher in raw["teachers"]] == [(0, 0.5), (1, 0.5)]
+    assert raw["not_finished"] == ["Ours, seed 0: went wrong"]
+    assert raw["table"]["rows"][1]["title"] == "GKD & co"
+    assert "command" not in gkd["environment"]  # it may hold somebody's folders
+    assert gkd["retention"] == round(found.runs[1, "", 0].retention, 5)
 
 
 def test_the_best_row_is_held_against_its_runner_up_on_the_same_images(tmp_path):

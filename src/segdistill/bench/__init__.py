@@ -3,7 +3,7 @@
 from segdistill.bench.costs import plan_cells
 from segdistill.bench.execute import Outcome, finished_cells, run_cells, visible_gpus
 from segdistill.bench.page import write_table
-from segdistill.bench.render import plain_rows, to_csv, to_latex, to_markdown
+from segdistill.bench.render import plain_rows, to_csv, to_json, to_latex, to_markdown
 from segdistill.bench.result import TableResult, check_paper, collect_table
 from segdistill.bench.significance import Lead, lead, leads
 from segdistill.bench.table import Cell, TableConfig, cells_of, load_table
@@ -25,6 +25,7 @@ __all__ = [
     "plan_cells",
     "run_cells",
     "to_csv",
+    "to_json",
     "to_latex",
     "to_markdown",
     "visible_gpus",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segdistill.bench.answer import answer, remarks
 from segdistill.bench.charts import lead_rows, sweep_panels
-from segdistill.bench.render import DASH, layout, to_csv, to_latex, to_markdown
+from segdistill.bench.render import DASH, layout, to_csv, to_json, to_latex, to_markdown
 from segdistill.bench.result import TEACHER, TableResult
 from segdistill.bench.significance import Lead, leads, leads_over_all
 from segdistill.bench.views import View, detail_views, everything, group_views, last_value, row_colors
@@ -51,10 +51,11 @@ def render(result: TableResult) -> str:
 
 
 def write_table(result: TableResult, folder: Path) -> list[Path]:
-    """Write the table as Markdown, CSV, LaTeX and the page; the files that were written."""
+    """Write the table as Markdown, CSV, JSON, LaTeX and the page; the files that were written."""
     texts = {
         "table.md": to_markdown(result),
         "table.csv": to_csv(result),
+        "table.json": to_json(result),
         "table.tex": to_latex(result),
         "report.html": render(result),
     }

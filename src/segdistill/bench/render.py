@@ -1,15 +1,18 @@
-"""A table in the paper's layout as Markdown, LaTeX and CSV."""
+"""A table in the paper's layout as Markdown, LaTeX and CSV; and all that it rests on as JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from segdistill.bench.result import TEACHER, TableResult
 from segdistill.bench.significance import leads
 from segdistill.report.compare import Arm, Stat
+from segdistill.report.runs import ModelResult
 
 DASH = "–"
 
@@ -110,6 +113,57 @@ def to_csv(result: TableResult) -> str:
         numbers = [*scores, run.student.mean_unseen, run.retention, run.student.seconds]
         writer.writerow([row.group, row.title, value, seed, *("" if n is None else repr(n) for n in numbers)])
     return text.getvalue()
+
+
+def to_json(result: TableResult) -> str:
+    """All that the table rests on: its file, every run's scores by domain and class, its stages, commit and hardware.
+
+    Shares in [0, 1] with five decimals; teachers by sweep value and seed, since a table's runs share them.
+    """
+    where = ("version", "commit", "hardware", "system", "python", "torch", "lightning", "timm", "started")
+    runs = []
+    for (number, value, seed), run in sorted(result.runs.items()):
+        row = result.table.rows[number]
+        place = {"group": row.group, "row": row.title, "sweep": value, "seed": seed}
+        stages = [stage.model_dump(exclude_none=True, exclude={"finished"}) for stage in run.stages]
+        scores = {"retention": _rounded(run.retention), **_scores(run.student)}
+        environment = {key: run.environment[key] for key in where if key in run.environment}
+        runs.append(place | scores | {"stages": stages, "environment": environment})
+    teachers = [
+        {"sweep": value, "seed": seed, **_scores(model)}
+        for value, arm in result.teachers.items()
+        for seed, model in zip(arm.seeds, arm.models, strict=True)
+    ]
+    values = {
+        "format": 1,
+        "table": result.table.model_dump(mode="json", exclude_defaults=True),
+        "classes": next((list(run.classes) for run in result.runs.values()), []),
+        "unseen": list(result.unseen),
+        "leads": [one.sentence(result) for one in leads(result)],
+        "not_finished": list(result.errors),
+        "teachers": teachers,
+        "runs": runs,
+    }
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {_json(value)}" for key, value in values.items()) + "\n}\n"
+
+
+def _json(value: Any) -> str:
+    """JSON with a line per element of a list: a run can be found, read and compared as a line."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(json.dumps(element, ensure_ascii=False) for element in value) + "\n]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _scores(model: ModelResult) -> dict[str, Any]:
+    domains = {
+        name: {"miou": _rounded(score.miou), "iou": [_rounded(share) for share in score.iou], "images": score.images}
+        for name, score in model.domains.items()
+    }
+    return {"mean_unseen": _rounded(model.mean_unseen), "domains": domains}
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 5)
 
 
 def _domain_columns(result: TableResult) -> list[Column]:
