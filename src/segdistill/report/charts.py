@@ -102,7 +102,7 @@ def domain_dots(comparison: Comparison) -> str:
     return f'<div class="dots">{"".join(rows)}{axis(step, top, "mIoU")}</div>'
 
 
-ROLES = {"source": "source", "unseen": "unseen", "validation": "validation, not unseen"}
+ROLES = {"source": "source", "unseen": "unseen", "validation": "validation"}
 
 
 def role_of(comparison: Comparison, domain: str) -> str:
