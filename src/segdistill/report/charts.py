@@ -96,13 +96,13 @@ def domain_dots(comparison: Comparison) -> str:
             span = f'<u style="left:{at(min(values), top)};width:{at(max(values) - min(values), top)}"></u>'
         role = role_of(comparison, domain)
         rows.append(
-            f'<div class="row {role}"><span class="name">{e(domain)}<small>{ROLES[role]}</small></span>'
+            f'<div class="row {role}"><span class="name">{e(domain)}<small>{role}</small></span>'
             f'<span class="track">{grid(step, top)}{span}{dots}</span></div>'
         )
     return f'<div class="dots">{"".join(rows)}{axis(step, top, "mIoU")}</div>'
 
 
-ROLES = {"source": "source", "unseen": "unseen", "validation": "validation"}
+ROLES = ("source", "unseen", "validation")
 
 
 def role_of(comparison: Comparison, domain: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.pictures import Panel, Pixels, error_map, load_image, load_label, palette, pixels_right
-from segdistill.report.charts import ROLES, role_of
+from segdistill.report.charts import role_of
 from segdistill.report.compare import Comparison
 
 LARGEST = 640  # pixels of width that are put into the page; larger pictures are reduced
@@ -38,7 +38,7 @@ def _domain(comparison: Comparison, domain: str) -> str:
     role = role_of(comparison, domain)
     scenes = (_scene(comparison, domain, index) for index in comparison.picture_indices(domain))
     return (
-        f'<article class="domain"><h3>{e(domain)} <span class="role {role}">{ROLES[role]}</span></h3>'
+        f'<article class="domain"><h3>{e(domain)} <span class="role {role}">{role}</span></h3>'
         f"{''.join(scenes)}</article>"
     )
 
