@@ -95,6 +95,8 @@ def test_the_answer_names_the_best_its_lead_and_what_it_keeps(tmp_path):
     worse = result(tmp_path / "b", {(0, "", 0): 0.3, (1, "", 0): 0.2, (2, "", 0): 0.55})
     assert spoken(worse).endswith("; that is 10.0 % above its teacher.")
     assert "GKD & co ends below None." in remarks(worse, leads(worse))
+    worst = result(tmp_path / "c", {(0, "", 0): 0.6, (1, "", 0): 0.2, (2, "", 0): 0.55})
+    assert "GKD & co and Ours end below None." in remarks(worst, leads(worst))
 
 
 def test_a_lead_within_the_images_chance_is_said_and_drawn_open(tmp_path):

@@ -90,18 +90,24 @@ def _sweep_answer(result: TableResult, group: str) -> str:
 
 
 def _below_baseline(result: TableResult) -> list[str]:
-    """Rows that end below their group's baseline."""
-    lines = []
-    for row in range(len(result.table.rows)):
+    """One sentence for the rows of a group that end below its baseline, at the same values of the sweep."""
+    below: dict[tuple[str, str, str], list[str]] = {}
+    for row, config in enumerate(result.table.rows):
         base = result.baseline(row)
         gains = [(value, gain) for value in result.values if (gain := result.gain(row, value)) is not None]
         losses = [value for value, gain in gains if round(gain, 1) < 0]
         if base is None or not losses:
             continue
-        config = result.table.rows[row]
         where = f" at {', '.join(losses)}" if result.table.sweep else ""
-        lines.append(f"{_prefix(config.group)}{config.title} ends below {result.table.rows[base].title}{where}.")
-    return lines
+        below.setdefault((config.group, result.table.rows[base].title, where), []).append(config.title)
+    return [
+        f"{_prefix(group)}{_listed(titles)} {'ends' if len(titles) == 1 else 'end'} below {base}{where}."
+        for (group, base, where), titles in below.items()
+    ]
+
+
+def _listed(titles: Sequence[str]) -> str:
+    return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
 
 
 def _mean(arm: Arm) -> float:
