@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -51,12 +52,30 @@ def hardware() -> str:
     return f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads"
 
 
+def forget_peak() -> None:
+    """Count the peak of :func:`peak_memory_mb` from here on; in RAM only Linux can (elsewhere the process's stays)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb() -> int:
-    """The most memory that this process has held so far, in MiB: on the GPU where torch uses one, else in RAM."""
+    """The most memory that this process has held since :func:`forget_peak`, in MiB.
+
+    On the GPU where torch uses one, else in RAM.
+    """
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() // 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 2**10
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 

@@ -149,6 +149,7 @@ def _open_folder(recipe: Recipe, folder: Path) -> None:
 def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[str, Any]:
     """Run one stage and write its manifest, the sign that it is finished."""
     context.folder.mkdir(parents=True, exist_ok=True)
+    environment.forget_peak()
     result: StageResult
     if isinstance(stage, DistillConfig):
         result = run_distill(stage, context)

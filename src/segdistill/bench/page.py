@@ -262,7 +262,7 @@ def cost_section(result: TableResult) -> str:
     body = "".join(_cost_row(result, row, longest or 1.0) for row in ([TEACHER] if result.teachers else []) + rows)
     return (
         '<p class="lead">Mean over the seeds: training time of all the row\'s own stages (the teacher: its decoder), '
-        "and the most memory that the process has held, on the GPU where one is used.</p>"
+        "and the most memory that a stage of the row has held, on the GPU where one is used.</p>"
         '<div class="scroll" tabindex="0"><table class="stages"><thead><tr><th scope="col">method</th>'
         f"{top}<td></td></tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -112,7 +112,7 @@ class Stage(_Record):
     type: str | None = None
     steps: int | None = None
     seconds: Number = None
-    memory_mb: Number = None  # peak of the process that ran it
+    memory_mb: Number = None  # peak of its process while it ran
     finished: str | None = None
 
 
