@@ -171,8 +171,8 @@ def test_a_sweep_has_a_curve_per_row_whose_heights_are_the_scores(tmp_path):
         assert sum(path.get("class") == "whisker" for path in lines["GKD & co"].iter("path")) == 2
         assert [t.text for t in panel.iter("text") if t.get("text-anchor") == "middle"] == ["1/16", "full"]
     assert spoken(found) == (
-        "F2L: GKD & co is best at all 2 values of labels, by 10.0 points. "
-        "F2F: GKD & co is best at all 2 values of labels, by 10.0 points."
+        "F2L: GKD & co is best at both values of labels, by 10.0 points. "
+        "F2F: GKD & co is best at both values of labels, by 10.0 points."
     )
     assert "F2L, labels: full" in Page(text).words  # what radar, classes and pictures show
     assert sections(text)[:2] == ["table", "sweep"]

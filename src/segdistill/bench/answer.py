@@ -82,7 +82,9 @@ def _sweep_answer(result: TableResult, group: str) -> str:
         return ""
     order = sorted(wins, key=lambda title: -wins[title])
     total, name = sum(wins.values()), result.table.sweep.title
-    places = f"all {total} values" if wins[order[0]] == total and total > 1 else f"{wins[order[0]]} of {total} values"
+    places = f"{wins[order[0]]} of {total} values"
+    if wins[order[0]] == total and total > 1:
+        places = "both values" if total == 2 else f"all {total} values"
     others = "".join(f", {title} at {wins[title]}" for title in order[1:])
     ends = list(dict.fromkeys(f"{gap:.1f}" for gap in (min(gaps), max(gaps)))) if gaps else []
     by = f", by {' to '.join(ends)} points" if ends and not others else ""
