@@ -139,7 +139,7 @@ class TaskTransform:
         return tv_tensors.Image(image[..., *box]), tv_tensors.Mask(label[..., *box])
 
     def _pad(self, pixels: Tensor, fill: Tensor) -> Tensor:
-        """``pixels`` (C, h, w) padded at the right and at the bottom to the crop's size with the values ``fill`` (C,)."""
+        """``pixels`` (C, h, w) padded to the crop's size at the right and at the bottom; ``fill`` has C values."""
         h, w = pixels.shape[-2:]
         if (h, w) == self.size:
             return pixels
