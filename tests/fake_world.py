@@ -11,7 +11,7 @@ from fake_encoder import FakeEncoder, seeded
 from segdistill.criteria import mean_over_processes
 from segdistill.decoders import SemFPN
 from segdistill.evaluate import evaluate
-from segdistill.segmenter import Segmenter
+from segdistill.models import Segmenter
 
 K = 3
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segdistill.types import Mask
+from segdistill.types import Features, Mask
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -34,6 +34,11 @@ def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Floa
     b, n, c = tokens.shape
     assert n == grid[0] * grid[1], (n, grid)
     return tokens.transpose(1, 2).reshape(b, c, *grid)
+
+
+def maps(features: Features) -> tuple[Float[Tensor, "b _c _h _w"], ...]:
+    """The taps as maps, as a decoder reads them."""
+    return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 
 def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:

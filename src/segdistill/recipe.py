@@ -15,8 +15,8 @@ from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig
+from segdistill.models import Window
 from segdistill.papers import PaperPlace
-from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms

@@ -33,10 +33,10 @@ from segdistill.evaluate import (
 )
 from segdistill.files import write_atomic, write_json
 from segdistill.metrics import ImageCounts
+from segdistill.models import Segmenter
 from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
-from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, count, weights_read
 from segdistill.stages.task import build_segmenter
 

@@ -7,15 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.ops import derive_seed, generator
-
-Batch = dict[str, Tensor]
+from segdistill.types import Batch
 
 
 class StepBatches(TorchDataset[Batch]):

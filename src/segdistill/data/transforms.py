@@ -18,7 +18,7 @@ from segdistill.data.dataset import Sample
 from segdistill.data.photometric import distort, draw_distortion
 
 IGNORE = 255
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """ImageNet's statistics of [0, 1] pixels, with which the authors normalise every network's images."""
 MEAN_COLOR = (124, 116, 104)
 """The same mean as a colour: what the authors' zeros after normalisation look like."""
