@@ -157,7 +157,7 @@ def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher)
     coarse = segmenter_of("world_teacher", teacher, strides=[8, 16, 32, 64])
     objective = task(student, distillation=with_logits(student, coarse))
     images = batch()["image"].float() / 255
-    target = coarse.decoder.decode(coarse.maps(images))
+    target = coarse.decode(coarse.features(images))
     ours = objective.model.decode(objective.model.features(images))
     assert (ours.shape[-2:], target.shape[-2:]) == ((8, 16), (4, 8))
     expected = pixel_kl(resize(ours, (4, 8)), target)

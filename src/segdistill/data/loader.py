@@ -39,8 +39,7 @@ class StepBatches(TorchDataset[Batch]):
         if batch % world_size:
             raise UserError(f"batch {batch} cannot be divided among {world_size} processes; choose a multiple")
         self.dataset, self.transform, self.batch, self.seed, self.repeats = dataset, transform, batch, seed, repeats
-        share = batch // world_size
-        self.positions = range(rank * share, (rank + 1) * share)
+        self.positions = range(rank, batch, world_size)  # every process has its share of the batch's first half
         self._orders: dict[int, list[int]] = {}  # of the last two epochs; plain, so that it can be sent to a worker
 
     def indices(self, step: int) -> list[int]:

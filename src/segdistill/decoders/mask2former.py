@@ -1,9 +1,11 @@
 """Mask2Former: Cheng et al., Masked-attention Mask Transformer, CVPR 2022 (arXiv 2112.01527), as a semantic head.
 
 The pixel decoder, the masked-attention decoder, the matcher and the loss are those of transformers, fed with a simple
-feature pyramid of the encoder's taps (spec A.10). Ours: the number of masks that normalises the mask losses is averaged
-over the processes of torch.distributed (transformers does so under Accelerate only, huggingface/transformers#26844);
-the pixel decoder and all losses run in float32, whatever the precision around them (as the authors' code does).
+feature pyramid of the encoder's taps (spec A.10). Ours: what normalises the mask and the class losses is averaged over
+the processes of torch.distributed (transformers does so for the masks, and under Accelerate only,
+huggingface/transformers#26844; the authors for the masks), and random points belong to images, so that the loss does
+not depend on the number of processes. With ``dropout`` (0 by default) it does: the networks draw it. And ours: the
+pixel decoder and all losses run in float32, whatever the precision around them (as the authors' code does).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.decoders.base import Decoder, DecoderConfig, Maps, first
 from segdistill.decoders.pyramid import level_sizes, per_level, resize
+from segdistill.processes import own_rows, rank_and_size
 from segdistill.types import LossTerms
 
 
@@ -49,7 +50,7 @@ class SemFPN(Decoder):
         self.branches = nn.ModuleList(
             nn.ModuleList(_block(width) for _ in range(max(1, level))) for level in range(len(config.strides))
         )
-        self.dropout = nn.Dropout2d(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
@@ -85,6 +86,19 @@ class SemFPN(Decoder):
     def logits_of(self, decoded: Float[Tensor, "b k _h _w"]) -> Float[Tensor, "b k _h _w"]:
         """The classifier's output as it is, before any upsampling."""
         return decoded
+
+
+class ChannelDropout(nn.Dropout2d):
+    """Drops channels of samples: the same ones for any number of processes."""
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """As ``nn.Dropout2d``, whose random numbers are drawn for the samples of all processes."""
+        size = rank_and_size()[1]
+        if size == 1 or not self.training or self.p == 0:
+            return super().forward(features)
+        batch, channels = features.shape[:2]
+        kept = features.new_empty(batch * size, channels, 1, 1).bernoulli_(1 - self.p)
+        return features * own_rows(kept.div_(1 - self.p))
 
 
 def _norm(width: int) -> nn.GroupNorm:

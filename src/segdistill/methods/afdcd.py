@@ -39,6 +39,7 @@ from segdistill import config as base
 from segdistill.config import UserError
 from segdistill.methods.kl import pixel_kl
 from segdistill.ops import full_precision, resize_tokens, tokens_to_map
+from segdistill.processes import rand
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -85,12 +86,12 @@ class AfDCD(nn.Module):
         """Weighted ``feature``, ``contrast`` and ``pixel`` terms.
 
         ``noise``, uniform in [0, 1), says which of the teacher's grid points are kept: those up to ``1 - drop``.
-        Without it, it is drawn from torch's global generator.
+        Without it, it is drawn from torch's global generator (:func:`segdistill.processes.rand`).
         """
         config, grid = self.config, teacher.plain.grid
         target = tokens_to_map(teacher.plain.tokens[0].detach(), grid)
         tokens = resize_tokens(student.plain.tokens[0], student.plain.grid, grid)
-        noise = torch.rand(tokens.shape[:2]) if noise is None else noise
+        noise = rand(*tokens.shape[:2]) if noise is None else noise
         kept = (noise <= 1 - config.drop).to(tokens.device).unsqueeze(-1)
         rebuilt = self.projector(tokens_to_map(self.align(tokens) * kept, grid))
         rebuilt, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (rebuilt, target))

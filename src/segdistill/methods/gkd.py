@@ -115,8 +115,9 @@ class GKD(MaskedDistillation):
     ) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""
         if student.masked is None or student.mask is None:
-            if self.config.masked_only:
-                return self.patch_head(plain, tokens, bias)[0].sum() * 0.0
+            if self.config.masked_only:  # no error, but no parameter without a gradient either
+                none = torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
+                return mean_over_hidden(self.patch_head(plain, tokens, bias)[0].sum(dim=-1), none, to, to)
             return F.mse_loss(self.patch_head(plain, tokens, bias)[0], tokens)
         samples = student.mask.samples.to(plain.device)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)

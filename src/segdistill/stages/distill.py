@@ -21,7 +21,8 @@ from segdistill.decoders import Decoder
 from segdistill.decoders.pyramid import resize
 from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.methods import METHODS
-from segdistill.ops import derive_seed, generator, random_mask
+from segdistill.ops import derive_seed, generator, own_mask, random_mask
+from segdistill.processes import rank_and_size
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
@@ -104,13 +105,15 @@ class Distillation(nn.Module):
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
-        """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
+        """The tokens that the student's masked view hides at this step: a function of (seed, step, sample).
+
+        Drawn for the batch of all processes, of which this one takes its samples.
+        """
         if not self.needs.masked:
             return None
         h, w = self.mask_grid(images.shape[-2], images.shape[-1])
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        rng = generator(*self.seed, "mask", step, rank)
-        mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())
+        rng, batch = generator(*self.seed, "mask", step, 0), images.shape[0] * rank_and_size()[1]
+        mask = own_mask(random_mask(batch, h * w, rng=rng, **self.method.mask_settings()))
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
     def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from segdistill.config import UserError
 from segdistill.ops import derive_seed
 from segdistill.train import checkpoint
+from segdistill.train.finite import Finite
+from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Schedule
 from segdistill.types import LossTerms
 
@@ -35,7 +36,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of the last forward worth logging that are no loss."""
+        """Numbers of the last forward worth logging that are no loss; the log has their mean over the processes."""
         return {}
 
 
@@ -102,15 +103,17 @@ def train(
 ) -> float:
     """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds, resumes included.
 
-    A step's samples come from ``batches``, its random numbers from (seed, step, rank), its learning rate from
-    ``schedule``: so a killed run that is started again gives the same weights as an uninterrupted one.
+    A step's samples come from ``batches``, its random numbers from (seed, step), its learning rate from ``schedule``:
+    so a killed run that is started again gives the same weights as an uninterrupted one, also with another number of
+    processes (see :mod:`segdistill.processes`; then up to rounding).
     """
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=_fused(groups))
+    share_statistics(objective)
     wrapped, optimizer = fabric.setup(objective, optimizer)
     start, spent = _restore(fabric, objective, optimizer, folder, settings.fingerprint)
     log.rewind(settings.stage, start)
     objective.train()
-    totals, images, last_log_s = Totals(), 0, time.perf_counter()
+    totals, finite, images, last_log_s = Totals(), Finite(), 0, time.perf_counter()
     began = last_log_s - spent
     for step, batch in zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True):
         batch = fabric.to_device(batch)
@@ -118,10 +121,10 @@ def train(
         lr = schedule(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        torch.manual_seed(derive_seed(*settings.seed, "model", step, fabric.global_rank))
+        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # one stream, whatever the process
         terms = wrapped(batch, step, settings.steps)
         loss = torch.stack(list(terms.values())).sum()
-        _stop_if_not_finite(loss, terms, settings, step)
+        finite.see(step, loss, terms)
         fabric.backward(loss)
         if settings.clip:
             fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
@@ -132,11 +135,12 @@ def train(
         log.progress(settings.stage, done, settings.steps, None)
         saves = done % settings.checkpoint_every == 0 and done < settings.steps
         if done % settings.log_every == 0 or done == settings.steps or saves:
+            _stop_if_not_finite(finite, settings)
             means, now = totals.means(fabric), time.perf_counter()
             mean = sum(means.values())
             entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": mean}
             entry |= {"terms": means, "lr": lr, "images_per_s": images / (now - last_log_s)}
-            log.metrics(entry | {"diagnostics": objective.diagnostics()})
+            log.metrics(entry | {"diagnostics": _mean(fabric, objective.diagnostics())})
             log.progress(settings.stage, done, settings.steps, mean)
             last_log_s, images = now, 0
         if saves:
@@ -145,14 +149,24 @@ def train(
     return time.perf_counter() - began
 
 
-def _stop_if_not_finite(loss: Tensor, terms: LossTerms, settings: LoopSettings, step: int) -> None:
-    if math.isfinite(loss.item()):
+def _stop_if_not_finite(finite: Finite, settings: LoopSettings) -> None:
+    if (broken := finite.broken()) is None:
         return
-    shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    step, terms = broken
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     raise UserError(
         f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); the last checkpoint is whole: "
         "lower the learning rate, set a clip, or use precision=32-true, and run again"
     )
+
+
+def _mean(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """The mean over the processes."""
+    if fabric.world_size == 1 or not values:
+        return values
+    own = torch.tensor(list(values.values()), device=fabric.device)
+    mean: Any = fabric.all_reduce(own, reduce_op="mean")
+    return dict(zip(values, mean.tolist(), strict=True))
 
 
 def _state(objective: Objective, optimizer: Any) -> dict[str, Any]:
