@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from segdistill.bands import Strip, decide, enlarge
-from segdistill.config import Config, UserError
+from segdistill.config import Config, Size, UserError
 from segdistill.criteria import IGNORE
 from segdistill.decoders import Decoder
 from segdistill.ops import tokens_to_map
@@ -22,9 +22,9 @@ from segdistill.types import LossTerms
 class Window(Config):
     """Sliding-window inference (spec A.11): ``size`` and ``stride`` in pixels (h, w), ``batch`` windows at a time."""
 
-    size: tuple[int, int] = (512, 512)
-    stride: tuple[int, int] = (341, 341)
-    batch: int = Field(4, ge=1)
+    size: Size = (512, 512)
+    stride: Size = (341, 341)
+    batch: int = Field(4, ge=1, le=2**16)
 
     @model_validator(mode="after")
     def _covers(self) -> Window:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segdistill.config import Config
+from segdistill.config import Config, Range, Shares
 from segdistill.data.dataset import Sample
+from segdistill.data.randaugment import RandAugment
 
 IGNORE = 255
 
@@ -25,21 +26,23 @@ class DistillAugment(Config):
     Random erasing happens on [0, 1] pixels here and after normalisation there: the noise differs in scale only.
     """
 
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop")
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: Shares = Field((0.08, 1.0), description="area of the random crop")
+    crop_ratio: Range = (3 / 4, 4 / 3)
     keep_aspect: bool = Field(False, description="ours: multiply crop_ratio by the image's own width / height")
-    flip: float = 0.5
-    rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
-    erase: float = 0.25
+    flip: float = Field(0.5, ge=0, le=1)
+    rand_augment: RandAugment | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
+    erase: float = Field(0.25, ge=0, le=1)
 
 
 class TaskAugment(Config):
     """What the decoder learns from (spec A.10)."""
 
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the short side relative to the crop's")
-    max_share: float = Field(0.75, description="a crop in which one class has more than this is drawn again")
-    tries: int = 10
-    flip: float = 0.5
+    scale: Range = Field((0.5, 2.0), description="range of the short side relative to the crop's")
+    max_share: float = Field(
+        0.75, gt=0, le=1, description="a crop in which one class has more than this is drawn again"
+    )
+    tries: int = Field(10, ge=1, le=1000)
+    flip: float = Field(0.5, ge=0, le=1)
     photometric: bool = True
 
 
