@@ -28,7 +28,7 @@ class CosineConfig(Config):
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
     epochs: int = Field(100, ge=1, le=10**6, description="the learning rate changes this many times in the stage")
     lag: int = Field(1, ge=0, le=10**6, description="epochs that the schedule lags behind (1: as the authors' code)")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
     def schedule(self, batch: int) -> Schedule:
         """Epochs 0 and 1 run at the base rate, epoch e at the cosine of e - 1 (the authors' lag of one)."""
@@ -55,7 +55,7 @@ class PolyConfig(Config):
     weight_decay: float = Field(0.05, ge=0, le=1)
     betas: Betas = (0.9, 0.999)
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
     def schedule(self, batch: int) -> Schedule:
         """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10)."""
