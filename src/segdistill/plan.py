@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdistill.config import UserError
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.environment import within_memory
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.stages.base import ModelConfig, StageConfig, need
@@ -86,6 +87,7 @@ class Plan:
         )
 
 
+@within_memory()
 def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
     """Open everything that ``recipe`` reads and estimate what it costs on this device.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.config import UserError, choose, nearest
+from segdistill.environment import within_memory
 from segdistill.finished import (
     Finished,
     Origin,
@@ -58,6 +59,7 @@ class Wanted:
         return base / "on" / "-".join(name.replace(":", "_") for name in self.data) if self.data else base
 
 
+@within_memory()
 def rescore(
     what: Path,
     wanted: Wanted,

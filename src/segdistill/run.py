@@ -39,6 +39,7 @@ from segdistill.stages.task import TaskConfig, check_decoder, run_task
 COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
 
 
+@environment.within_memory()
 def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Watcher | None = None) -> dict[str, Any]:
     """Run ``recipe`` in ``folder`` and return what stands in its ``results.json``.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 
-from segdistill.config import UserError, nearest
+from segdistill.config import SetName, Size, UserError, nearest
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS, DatasetRecord
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
@@ -40,10 +40,10 @@ class FilesSource(DataSource):
     """Data sets on disk. A domain is a name of the catalog (``cityscapes``, ``acdc:night``) or one of ``sets``."""
 
     source: Literal["files"] = "files"
-    size: tuple[int, int] = Field((512, 512), description="height and width in pixels of the crops that are trained on")
+    size: Size = Field((512, 512), description="height and width in pixels of the crops that are trained on")
     root: Path | None = Field(None, description="folder that holds the data sets; None: the variable SEGDISTILL_DATA")
     roots: dict[str, Path] = Field({}, description="data set -> its own folder or archive, where it lies elsewhere")
-    sets: dict[str, Path] = Field({}, description="name -> dataset.yaml of your own images")
+    sets: dict[SetName, Path] = Field({}, description="name -> dataset.yaml of your own images")
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="skip: in the split train another image takes the place of one that cannot be read"
     )

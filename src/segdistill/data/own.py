@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, parse, read_yaml
+from segdistill.config import Config, Size, parse, read_yaml
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.coco import CocoStore, category_names
@@ -41,7 +41,7 @@ class OwnConfig(Config):
     ignore: tuple[int, ...] = Field((IGNORE,), description="numbers in the label that mean no class")
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
-    resize: tuple[int, int] | None = Field(None, description="test images are fitted inside this height and width")
+    resize: Size | None = Field(None, description="test images are fitted inside this height and width")
     licence: str = "yours"
 
     @model_validator(mode="after")

@@ -27,8 +27,10 @@ class WorldSource(DataSource):
 
     source: Literal["world"] = "world"
     classes: str = Field("cityscapes19", description="label space: cityscapes19 or world13")
-    seed: int = Field(0, ge=0, description="re-draws the scenes of the world")
-    redraw: int = Field(0, ge=0, description="re-draws the parameters of the world's domains (0: as published)")
+    seed: int = Field(0, ge=0, lt=2**63, description="re-draws the scenes of the world")
+    redraw: int = Field(
+        0, ge=0, lt=2**63, description="re-draws the parameters of the world's domains (0: as published)"
+    )
 
     def faults(self) -> list[str]:
         """An unknown label space."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Annotated
 
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
@@ -27,9 +28,16 @@ class SemFPN(Decoder):
     class Config(DecoderConfig):
         """``width``: channels of all levels. ``strides``: pixels per cell of the levels, each twice the last one's."""
 
-        width: int = Field(128, ge=1)
-        strides: tuple[int, ...] = (4, 8, 16, 32)
+        width: int = Field(128, ge=1, le=8192)
+        strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (4, 8, 16, 32)
         dropout: float = Field(0.1, ge=0, lt=1)
+
+        @field_validator("width")
+        @classmethod
+        def _divisible(cls, width: int) -> int:
+            if width % _groups(width):
+                raise ValueError("the group norms cannot divide it; choose a multiple of 4")
+            return width
 
         @field_validator("strides")
         @classmethod
@@ -101,9 +109,13 @@ class ChannelDropout(nn.Dropout2d):
         return features * own_rows(kept.div_(1 - self.p))
 
 
-def _norm(width: int) -> nn.GroupNorm:
+def _groups(width: int) -> int:
     """At most 32 groups, of at least 4 channels: a coarse level of a small image is a single cell."""
-    return nn.GroupNorm(math.gcd(32, max(1, width // 4)), width)
+    return math.gcd(32, max(1, width // 4))
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(_groups(width), width)
 
 
 def _block(width: int) -> nn.Sequential:

@@ -51,18 +51,18 @@ class AfDCD(nn.Module):
     class Config(base.Config):
         """Defaults are the authors' code's."""
 
-        feature_weight: float = Field(4e-5, ge=0, description="weight of the summed feature error")
-        contrast_weight: float = Field(1e-3, ge=0, description="weight of the omni-contrastive term; 0: none")
-        pixel_weight: float = Field(1.0, ge=0, description="weight of the class scores' divergence; 0: none")
+        feature_weight: float = Field(4e-5, ge=0, le=1e6, description="weight of the summed feature error")
+        contrast_weight: float = Field(1e-3, ge=0, le=1e6, description="weight of the omni-contrastive term; 0: none")
+        pixel_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the class scores' divergence; 0: none")
         drop: float = Field(0.75, ge=0, lt=1, description="share of the student's pixels hidden from the projector")
         enhanced: bool = Field(
             False, description="projector of two blocks, their outputs averaged (the scripts' choice)"
         )
-        pool: int = Field(4, ge=1, description="side of the max-pooling window before the contrast, tokens")
-        patch: int = Field(4, ge=1, description="side of the patches that are contrasted, pooled tokens")
-        groups: int = Field(16, ge=2, description="channel groups of a token")
-        tau: float = Field(0.07, gt=0, description="temperature of the contrast")
-        pixel_tau: float = Field(1.0, gt=0, description="temperature of the class scores")
+        pool: int = Field(4, ge=1, le=1024, description="side of the max-pooling window before the contrast, tokens")
+        patch: int = Field(4, ge=1, le=1024, description="side of the patches that are contrasted, pooled tokens")
+        groups: int = Field(16, ge=2, le=2**16, description="channel groups of a token")
+        tau: float = Field(0.07, ge=1e-3, le=1e3, description="temperature of the contrast")
+        pixel_tau: float = Field(1.0, ge=1e-3, le=1e3, description="temperature of the class scores")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()

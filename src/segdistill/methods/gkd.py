@@ -66,8 +66,10 @@ class GKD(MaskedDistillation):
         """Defaults are the authors'."""
 
         masked_only: bool = Field(False, description="patch term over hidden tokens alone (as Proteus)")
-        scale: float | None = Field(None, gt=0, description="ours: factor on the attention logits; None: as published")
-        own_position_bias: float = Field(0.0, ge=0, description="ours: logit bonus of a token's own position")
+        scale: float | None = Field(
+            None, gt=0, le=1e6, description="ours: factor on the attention logits; None: as published"
+        )
+        own_position_bias: float = Field(0.0, ge=0, le=1e6, description="ours: logit bonus of a token's own position")
         own_position_anneal: float = Field(
             0.6, gt=0, le=1, description="ours: share of the stage in which that bonus falls linearly to zero"
         )

@@ -37,8 +37,12 @@ class ViTKD(nn.Module):
     class Config(base.Config):
         """Defaults are the authors'."""
 
-        mimic_weight: float = Field(3e-5, ge=0, description="weight of the summed error of blocks 0 and 1 (alpha)")
-        generate_weight: float = Field(3e-6, ge=0, description="weight of the summed error of the last block (beta)")
+        mimic_weight: float = Field(
+            3e-5, ge=0, le=1e6, description="weight of the summed error of blocks 0 and 1 (alpha)"
+        )
+        generate_weight: float = Field(
+            3e-6, ge=0, le=1e6, description="weight of the summed error of the last block (beta)"
+        )
         drop: float = Field(0.5, gt=0, le=1, description="share of the last block's tokens to be generated (lambda)")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError
+from segdistill.config import Config, Size, UserError
 from segdistill.decoders import Decoder
 from segdistill.models.bands import Strip, decide, enlarge
 from segdistill.models.model import Model
@@ -21,9 +21,9 @@ from segdistill.types import Batch, LossTerms
 class Window(Config):
     """Sliding-window inference (spec A.11): ``size`` and ``stride`` in pixels (h, w), ``batch`` windows at a time."""
 
-    size: tuple[int, int] = (512, 512)
-    stride: tuple[int, int] = (341, 341)
-    batch: int = Field(4, ge=1)
+    size: Size = (512, 512)
+    stride: Size = (341, 341)
+    batch: int = Field(4, ge=1, le=2**16)
 
     @model_validator(mode="after")
     def _covers(self) -> Window:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Part, UserError, parse, part_of
+from segdistill.config import Part, Size, UserError, parse, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.decoders import Decoder
@@ -38,9 +38,11 @@ class DistillConfig(StageConfig):
     method: part_of("method", METHODS)  # type: ignore[valid-type]
     augment: DistillAugment = DistillAugment()
     optimizer: CosineConfig = CosineConfig()
-    repeats: int = Field(3, ge=1, description="repeated augmentation: an epoch sees 1 / repeats of the images")
-    size: tuple[int, int] | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
-    patch: int | None = Field(None, ge=1, description="patch of plain ViTs in this stage, pixels; None: the model's")
+    repeats: int = Field(3, ge=1, le=1000, description="repeated augmentation: an epoch sees 1 / repeats of the images")
+    size: Size | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
+    patch: int | None = Field(
+        None, ge=1, le=1024, description="patch of plain ViTs in this stage, pixels; None: the model's"
+    )
     teacher_resample: Resample | None = Field(
         None, description="how the teacher's weights are fitted to size and patch: papers | hub | timm; None: its own"
     )

@@ -49,7 +49,7 @@ class ProxyConfig(Config):
 
     data: DataSelection
     augment: DistillAugment = DistillAugment()
-    batch: int = Field(16, ge=1, description="proxy images per step over all processes")
+    batch: int = Field(16, ge=1, le=2**16, description="proxy images per step over all processes")
 
 
 class TaskConfig(StageConfig):
@@ -62,7 +62,9 @@ class TaskConfig(StageConfig):
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
-    presence_weight: float = Field(0.0, ge=0, description="ours: weight of a class-presence loss on the CLS token")
+    presence_weight: float = Field(
+        0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
+    )
 
     def selections(self) -> tuple[DataSelection, ...]:
         """The labelled images and the proxy's."""
