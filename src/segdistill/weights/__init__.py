@@ -11,6 +11,7 @@ positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -36,7 +37,8 @@ from segdistill.weights.resample import (
 
 __all__ = [
     "ASSETS", "LoadReport", "Resample", "RunTimePositions", "decoder_path", "load_decoder_weights",
-    "load_encoder_weights", "resample_kernel", "resample_positions", "save_encoder", "shipped_assets", "weights_path",
+    "load_encoder_weights", "resample_kernel", "resample_positions", "safetensors_bytes", "save_encoder",
+    "shipped_assets", "weights_path",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -67,9 +69,8 @@ def weights_path(source: str, name: str) -> Path:
     """The file that ``source`` means for the encoder ``name``; a :class:`UserError` where there is none."""
     if source == "shipped" or source.startswith("shipped:"):
         asset = source.partition(":")[2] or name
-        path = ASSETS / f"{asset}.safetensors"
-        if not path.is_file():
-            known = shipped_assets()
+        path, known = ASSETS / f"{asset}.safetensors", shipped_assets()
+        if asset not in known:
             raise UserError(
                 f"no shipped weights '{asset}': {nearest(asset, known)}"
                 f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
@@ -100,9 +101,20 @@ def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
-    header = {"encoder": encoder.name, "grid": _text(encoder.grid)}
-    data = save(state, metadata=header)
+    data = safetensors_bytes(state, {"encoder": encoder.name, "grid": _text(encoder.grid)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file, the same for the same tensors and header (safetensors' own order varies)."""
+    data = save(state, metadata=header)
+    start = 8 + int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:start])
+    if "__metadata__" in table:
+        table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def load_encoder_weights(
