@@ -55,6 +55,7 @@ def command(arguments: list[str], output: Path, cache: Path) -> None:
     from segdistill.cli import main
 
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as the command line by itself on Linux up to Python 3.13
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

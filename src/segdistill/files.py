@@ -178,5 +178,5 @@ def sha256(path: Path) -> str:
 def plain_name(name: str) -> str:
     """``name`` where it can be a part of a file's name; a :class:`UserError` where it would lead elsewhere."""
     if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
-        raise UserError(f"'{name[:80]}' cannot be the name of a file: use letters, digits, '-', '_', ':' and '.'")
+        raise UserError(f"{name[:80]!r} cannot be the name of a file: use letters, digits, '-', '_', ':' and '.'")
     return name

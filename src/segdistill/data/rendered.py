@@ -157,7 +157,7 @@ def _usable(path: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"cannot read the image cache {path}: {error.strerror}; allow it or set SEGDISTILL_CACHE"
+            f"cannot read the image cache {path}: {error.strerror}; set SEGDISTILL_CACHE to a folder that can be used"
         ) from None
     if facts not in _whole:
         logging.getLogger(__name__).warning("warning: damaged image cache %s: its images are rendered anew", path)
