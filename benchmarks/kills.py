@@ -40,7 +40,7 @@ accelerator: cpu
 """
 SEMFPN = "{type: semfpn, width: 8}"
 MASK2FORMER = (
-    "{type: mask2former, queries: 8, width: 32, encoder_layers: 1, decoder_layers: 2, heads: 2, "
+    "{type: mask2former, queries: 8, width: 64, encoder_layers: 1, decoder_layers: 2, heads: 2, "
     "encoder_feedforward: 32, decoder_feedforward: 32}"
 )
 KINDS = {"workers": (SEMFPN, 2), "mask2former": (MASK2FORMER, 0), "torchrun": (SEMFPN, 0)}

@@ -27,7 +27,7 @@ from segdistill.scoring import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
-from segdistill.weights import decoder_path, weights_path
+from segdistill.weights import decoder_path, digest_of, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
@@ -133,7 +133,7 @@ def model_digests(model: ModelConfig | None) -> dict[str, str]:
     """SHA-256 of the files that a network starts from; a :class:`UserError` where one is not there."""
     digests: dict[str, str] = {}
     if model is not None and model.encoder.weights != "random":
-        digests["sha256"] = sha256(weights_path(model.encoder.weights, model.encoder.name))
+        digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
     if model is not None and model.decoder_weights is not None:
         digests["decoder_sha256"] = sha256(decoder_path(model.decoder_weights))
     return digests
