@@ -69,6 +69,7 @@ class Run:
 
     def __init__(self, kind: str, place: Path, recipe: Path, folder: Path) -> None:
         arguments = ["run", str(recipe), "--out", str(folder), f"workers={KINDS[kind][1]}"]
+        self.folder = str(folder)
         self.output, self.began = place / "output.txt", time.monotonic()
         cache = place.parent / "cache"
         if kind == "torchrun":
@@ -97,15 +98,23 @@ class Run:
             time.sleep(0.02)
         return status
 
+    @staticmethod
+    def _command(process: Path) -> str:
+        try:
+            return (process / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
+
     def members(self) -> list[int]:
-        """Living processes of its session."""
+        """Living processes of its session, and those that torchrun has put into sessions of their own."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if fields[0] != "Z" and int(fields[3]) == self.pid:
+            ours = int(fields[3]) == self.pid or self.folder in self._command(stat.parent)
+            if fields[0] != "Z" and ours:
                 found.append(int(stat.parent.name))
         return found
 
@@ -176,7 +185,7 @@ def _ended_badly(run: Run, what: str, status: int | None, kind: str) -> list[str
     blocks = text.split("Traceback")
     if (len(blocks) > 1 and kind != "torchrun") or any("segdistill/" in block for block in blocks[1:]):
         faults.append(f"{what}: traceback {blocks[1][-600:]}")
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30
     while run.members() and time.monotonic() < end:
         time.sleep(0.1)
     if left := run.members():

@@ -2,7 +2,8 @@
 
 Python's own handler raises wherever the main thread happens to be; here a step of training is over first
 (:func:`postponed`). A thread watches for the case that the main thread does not come back, say from a collective
-operation whose other side is gone: after ``GRACE`` seconds it ends the process.
+operation whose other side is gone: after ``GRACE`` seconds it ends the process. A process that belongs to another one
+(a rank to torchrun, a table's cell to its command) ends when that one is gone.
 """
 
 from __future__ import annotations
@@ -71,8 +72,11 @@ def postponed() -> Iterator[None]:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Signals raise :class:`Stopped` here; only the main thread of a process can ask for that."""
+def handled(*, belongs: bool | None = None) -> Iterator[None]:
+    """Signals raise :class:`Stopped` here; only the main thread of a process can ask for that.
+
+    ``belongs``: the end of the parent counts as a SIGTERM; by default for what torchrun has started.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,6 +86,8 @@ def handled() -> Iterator[None]:
     before = {number: signal.signal(number, _handler) for number in SIGNALS}
     woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+    if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
+        threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
     try:
         yield
     finally:
@@ -105,6 +111,15 @@ def _watch(wakes: socket.socket) -> None:
                         wakes.settimeout(max(0.01, ends - time.monotonic()))
                     return  # handled() is over
                 end_now(Stopped(asked[0]).status, f"segdistill: {Stopped(asked[0]).line}")
+
+
+def _follow(parent: int, wakes: socket.socket) -> None:
+    """Send this process a SIGTERM when its parent is gone, as long as its signals are handled."""
+    while wakes.fileno() >= 0:
+        time.sleep(1.0)
+        if os.getppid() != parent and wakes.fileno() >= 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def ignored_in_worker(_: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -35,10 +36,7 @@ def below(prefix, state=STATE):
 
 def chunked(state=STATE):
     """Blocks as DINOv2's FSDP numbers them: a chunk, then the block's number in the whole network."""
-    names = {
-        key: key.replace("blocks.", f"blocks.{int(key.split('.')[1]) // 1}.", 1) for key in state if "blocks." in key
-    }
-    return {names.get(key, key): value for key, value in state.items()}
+    return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", key): value for key, value in state.items()}
 
 
 def loaded(tmp_path, content):
@@ -85,7 +83,7 @@ def test_prefixes_in_any_order_and_nesting_lead_to_the_same_network(tmp_path, pr
             len(STATE) + 3,
         ),
         (
-            {"student": below("module.backbone.", OTHER), "teacher": below("backbone.") | {"head.mlp.0.weight": noise(4)}},
+            {"student": below("module.backbone.", OTHER), "teacher": below("backbone.") | {"head.0.weight": noise(4)}},
             "backbone.*",
             2,
         ),
@@ -150,7 +148,7 @@ def test_lora_that_adds_nothing_needs_no_scale(tmp_path):
         (below("student.") | below("teacher."), r"several networks \(student\.\*, teacher\.\*\)"),
         ([STATE], "holds a list"),
         ({"model": {"teacher": 3}}, "no weights that we know"),
-        (below("a.") | {"module.a.cls_token": noise(1)}, "unexpected|several|two tensors|does not fit"),
+        (below("_orig_mod.") | {"cls_token": noise(1)}, "two tensors of one name"),
         ({key: value.reshape(-1) for key, value in STATE.items()}, "does not fit"),
         ({"patch_embed.proj.weight": noise(1), "blocks.x.y": noise(2)}, "does not fit"),
         ({f"{number}": noise(2) for number in range(9)}, "does not fit"),
@@ -186,7 +184,7 @@ def test_shards_with_an_index_are_one_file(tmp_path):
     with pytest.raises(UserError, match=r"names model-00002-of-00002.safetensors, which is not beside it"):
         load("tiny_dinov2", index)
     index.write_text(json.dumps({"weight_map": {"x": "../../x.safetensors"}}))
-    with pytest.raises(UserError, match="damaged or no index|cannot be the name"):
+    with pytest.raises(UserError, match=r"damaged or no index|cannot be the name"):
         load("tiny_dinov2", index)
 
 
@@ -216,7 +214,9 @@ def test_a_damaged_file_loads_or_is_one_line(tmp_path_factory, data, name):
     else:
         save_file(small, path)
     path.write_bytes(data.draw(damaged(path.read_bytes()[:1500])) + path.read_bytes()[1500:])
+    said = ""
     try:
         load("tiny_dinov2", path)
     except UserError as error:
-        assert "\n" not in str(error)
+        said = str(error)
+    assert "\n" not in said

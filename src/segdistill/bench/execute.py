@@ -213,7 +213,7 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
     """The process of one cell."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    with handled():
+    with handled(belongs=True):
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the table's process ends its cells
             write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+INTERRUPTED = 130
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
 
 
@@ -219,6 +221,10 @@ def main() -> None:
             _end(2, f"segdistill: {where}{error.strerror or error}; put that right and give the command again")
         except Stopped as stopped:
             end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
+        except SystemExit as end:  # what typer makes of a KeyboardInterrupt that a library raises
+            if end.code == INTERRUPTED:
+                typer.echo(f"segdistill: {Stopped(signal.SIGINT).line}", err=True)
+            raise
 
 
 def _end(status: int, line: str) -> None:
