@@ -17,6 +17,7 @@ from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig, record_of
+from segdistill.files import plain_name
 from segdistill.models import Window
 from segdistill.papers import PaperPlace
 from segdistill.stages.base import ModelConfig, need, need_decoder
@@ -232,8 +233,9 @@ def _data_problems(recipe: Recipe, stage: Stage) -> list[str]:
 
 def _evaluation_problems(recipe: Recipe, config: EvaluateConfig, reads: Reads) -> list[str]:
     """Domains that cannot be read with labels, and unseen ones that a stage has seen."""
-    source, lines = recipe.scored_source, []
-    if reads != "nothing":
+    source = recipe.scored_source
+    lines = [line for name in config.domains for line in _attempt(partial(plain_name, name))]
+    if not lines and reads != "nothing":
         for name in config.domains:
             lines += source.problems(config.selection(source, name), labelled=True)
     for name in config.unseen:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
+from segdistill.interrupts import ignored_in_worker
 from segdistill.ops import derive_seed, generator
 from segdistill.types import Batch
 
@@ -113,6 +114,7 @@ def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Itera
         sampler=order,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=ignored_in_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     return map(_raised, loader)

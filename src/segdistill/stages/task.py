@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, part_of
@@ -41,7 +40,7 @@ from segdistill.stages.views import split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import Batch, LossTerms, Views
-from segdistill.weights import LoadReport, load_decoder_weights, save_encoder
+from segdistill.weights import LoadReport, load_decoder_weights, safetensors_bytes, save_encoder
 
 
 class ProxyConfig(Config):
@@ -195,7 +194,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, seed))
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in segmenter.decoder.state_dict().items()}
-        write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
+        write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(safetensors_bytes(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
     parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
