@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -35,6 +36,9 @@ DAMAGED = (
     OverflowError,
     NotImplementedError,
 )
+
+
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # Python reads bytes that are no UTF-8 as surrogates
 
 
 class BadSample(UserError):
@@ -243,7 +247,7 @@ def open_archives(folder: Path, names: Sequence[str]) -> Store | None:
 
 def is_text(name: str) -> bool:
     """Whether a name can be written down: it is Unicode, and stays on its line."""
-    return not any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in name)
+    return _UNWRITABLE.search(name) is None
 
 
 def read_file(path: Path) -> bytes:

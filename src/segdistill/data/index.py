@@ -184,7 +184,7 @@ def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, p
             text += f"(?P<subset>{'|'.join(map(re.escape, [subset] if subset else subsets))})"
         else:
             text += f"(?P<{part}>{FIELDS.get(part, '[^/]+')})"
-    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text)
+    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text, re.DOTALL)
 
 
 def _candidates(where: Place) -> list[tuple[Store, Layout]]:
@@ -206,8 +206,10 @@ def _match(store: Store, layout: Layout, files: Files, where: Place, split: Spli
     missing: list[str] = []
     own = store.listed(split)
     if own is not None:
-        mine, missing = set(own[0]), own[1]
+        mine = set(own[0])
         images = {key: name for key, name in images.items() if name in mine}
+        unread = sorted(mine - set(images.values()))
+        missing = [*own[1], *(f"{name} (images with this ending are not read)" for name in unread)]
     labels = _matched(store, files.labels, where) if files.labels else {}
     drawn = {_composed(key): name for key, name in labels.items()}
     items = [Item(name, drawn.get(_composed(key)), key) for key, name in images.items()]

@@ -76,8 +76,9 @@ class OwnConfig(Config):
             problems.append("layout coco needs 'annotations', the JSON file of each split")
         if self.layout != "coco" and (self.annotations or self.background):
             problems.append("annotations and background are for layout coco")
-        if self.layout == "coco" and (set_ := self.model_fields_set & {"ids", "ignore", "coloured", "label_suffix"}):
-            problems.append(f"{', '.join(sorted(set_))}: not for layout coco, whose categories name the classes")
+        of_files = {"ids": self.ids, "coloured": self.coloured, "label_suffix": self.label_suffix}
+        if self.layout == "coco" and any(of_files.values()):
+            problems.append(f"{', '.join(of_files)} are for label files; layout coco has annotations")
         if self.background and self.classes and self.background not in self.classes:
             problems.append(f"background '{self.background}' is none of the classes")
         if self.layout == "folders" and not self.classes and self.labels and "labels" in self.model_fields_set:
@@ -121,17 +122,14 @@ class OwnConfig(Config):
             problems.append(f"ignore: {numbers[0]} is no color; of coloured labels give some, such as [[0, 0, 0]]")
         if colors and not self.coloured:
             problems.append(f"ignore: {list(colors[0])} is a color, which is for coloured labels; give numbers")
-        both = [str(list(color)) for color in colors if color in self.colors]
+        meant = self.ids or {number: number for number in range(len(self.classes))}
+        both: list[Any] = [list(color) for color in colors if color in self.colors]
         if not self.coloured:
-            both = [
-                str(n)
-                for n in numbers
-                if self.ids.get(n, IGNORE if self.ids or n >= len(self.classes) else n) != IGNORE
-            ]
+            both = [number for number in numbers if meant.get(number, IGNORE) != IGNORE]
         if both:
             problems.append(
-                f"ignore names {', '.join(both)}, which is a class, too; take it out, or let ids say which number is "
-                "which class, such as ids: {1: road, 2: sky}"
+                f"ignore names {', '.join(map(str, both))}, which is a class, too; take it out, or let ids say which "
+                "number is which class, such as ids: {1: road, 2: sky}"
             )
         return problems
 
@@ -151,6 +149,8 @@ class OwnConfig(Config):
             for name in values
             if not name.strip() or not is_text(name)
         ]
+        if not is_text(self.title + self.licence):
+            problems.append("title and licence are text on one line")
         return problems + [
             f"{field}: {path!r} cannot be a path here; it has braces or control characters, or is too long"
             for field, values in paths.items()
