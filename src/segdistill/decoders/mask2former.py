@@ -32,6 +32,7 @@ class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
     scores_are_logits = False  # but sums over queries of probabilities
+    undecayed = ("transformer.queries_embedder.", "transformer.queries_features.", "transformer.level_embed.")
 
     class Config(DecoderConfig):
         """Defaults are the authors' (spec A.10).

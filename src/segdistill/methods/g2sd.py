@@ -156,12 +156,13 @@ class G2SD(nn.Module):
 
 
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:
-    """Fixed sine-cosine positions of a grid's tokens, row by row: half of the channels for the row, half for the
-    column of the token.
+    """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels tells the column of
+    the token, the second half its row, as in masked autoencoders.
 
-    Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (as masked autoencoders).
+    Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (the same).
     """
     bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    coordinates = torch.stack(torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")).flatten(1)
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    coordinates = torch.stack([columns, rows]).flatten(1)
     angles = coordinates.T.unsqueeze(-1) * bands  # (N, 2, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

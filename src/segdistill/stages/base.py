@@ -107,7 +107,7 @@ class StageContext:
         return train(
             self.fabric,
             objective,
-            parameter_groups(modules, optimizer.weight_decay),
+            parameter_groups(modules, optimizer.weight_decay, optimizer.spared),
             batches,
             schedule=optimizer.schedule(config.batch),
             betas=optimizer.betas,
