@@ -50,11 +50,14 @@ class CocoStore(Folder):
         annotations: Mapping[Split, Path],
         classes: Sequence[str],
         background: str | None,
+        *,
+        read: Mapping[Split, CocoFile] | None = None,  # of the annotation files, those that were read already
     ) -> None:
         super().__init__(where)
         self._images, self._annotations, self._classes = images, annotations, tuple(classes)
         self._fill = IGNORE if background is None else self._classes.index(background)
         self._contents: dict[str, Content] = {}
+        self._read = dict(read or {})
 
     def names(self, under: str = "") -> list[str]:
         """The files, or a label for each image that the annotation file names and that exists."""
@@ -109,7 +112,7 @@ class CocoStore(Folder):
         """One annotation file, read once."""
         if split not in self._contents:
             path = self._annotations[split]  # type: ignore[index]
-            file = read_coco(path)
+            file = self._read.pop(split, None) or read_coco(path)  # type: ignore[call-overload]
             numbers = {name: number for number, name in enumerate(self._classes)}
             unknown = sorted({category.name for category in file.categories} - set(numbers))
             if unknown:
@@ -137,9 +140,9 @@ class CocoStore(Folder):
         return pixels
 
 
-def category_names(annotations: Mapping[Split, Path], background: str | None) -> tuple[str, ...]:
+def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:
     """The class names: the background first, if it is one, then the categories by their ids."""
-    categories = sorted(read_coco(next(iter(annotations.values()))).categories, key=lambda category: category.id)
+    categories = sorted(file.categories, key=lambda category: category.id)
     return tuple(dict.fromkeys(([background] if background else []) + [category.name for category in categories]))
 
 

@@ -18,6 +18,7 @@ from segdistill.data.archives import is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.coco import CocoStore, category_names
+from segdistill.data.coco_file import read_coco
 from segdistill.data.dataset import Split
 from segdistill.data.index import Place
 
@@ -181,12 +182,14 @@ def own_place(name: str, path: Path) -> Place:
     classes = config.classes
     if config.layout == "coco":
         annotations = {split: folder / file for split, file in config.annotations.items()}
-        classes = classes or category_names(annotations, config.background)
+        first = next(iter(annotations))
+        read = {} if classes else {first: read_coco(annotations[first])}
+        classes = classes or category_names(read[first], config.background)
         if len(classes) > MOST_CLASSES:
             raise UserError(
                 f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} can be told apart"
             )
-        store = CocoStore(folder, _coco_images(config), annotations, classes, config.background)
+        store = CocoStore(folder, _coco_images(config), annotations, classes, config.background, read=read)
     layout = Layout(config.layout, _splits(config), _encoding(config, classes), upright=True)
     record = DatasetRecord(
         title=config.title or f"'{name}' ({path})",
