@@ -115,7 +115,8 @@ accelerator: cpu
 """
 
 
-def test_all_three_commands_print_the_warnings(call, tmp_path):
+def test_all_three_commands_print_the_warnings(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("segdistill.run.run", lambda *_, **__: {})  # nothing is trained
     path = make(tmp_path / "farm", classes=["a", "b", "[/c]"])
     (tmp_path / "r.yaml").write_text(RECIPE.format(path=path))
     commands = [("data", "check", path, "--processes", 1), ("run", tmp_path / "r.yaml", "--dry-run"),
