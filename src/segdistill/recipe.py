@@ -131,6 +131,19 @@ class Recipe(Config):
         source = self.scored_source
         return () if config is None else source.look(config.selection(source, config.domains[0]))[1]
 
+    def doubts(self) -> list[str]:
+        """What can be read and is probably not meant, found with a look at a few images of everything that is read."""
+        lines = []
+        for stage in self.stages:
+            task = isinstance(stage, TaskConfig)
+            for selection in stage.selections():
+                lines += self.data.doubts(selection, labelled=task and selection == stage.data)
+        if self.evaluate is not None:
+            source = self.scored_source
+            for name in self.evaluate.domains:
+                lines += source.doubts(self.evaluate.selection(source, name), labelled=True)
+        return list(dict.fromkeys(lines))
+
     def trained_on(self, domain: str, split: Split) -> str | None:
         """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdistill.cli.data import data_app
-from segdistill.cli.show import print_table
+from segdistill.cli.show import print_table, show_doubts
 from segdistill.config import UserError
 from segdistill.interrupts import Stopped, end_now, handled
 
@@ -74,8 +74,11 @@ def run(
         from segdistill.plan import make_plan
 
         _show_plan(make_plan(settings))
+        show_doubts(settings.doubts())
         return
     folder = out or Path("runs") / settings.name
+    if os.environ.get("RANK", "0") == "0":  # of several processes only the first one speaks
+        show_doubts(settings.doubts())
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
     if results.get("models"):

@@ -129,6 +129,10 @@ class DataSource(Config):
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
 
+    def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """One line for each thing in ``selection`` that can be used and is probably not meant; cheap to find."""
+        return []
+
     def evaluation_split(self, domain: str) -> Split:
         """The split that ``domain`` is scored on where nobody names one."""
         return "test"

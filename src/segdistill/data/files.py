@@ -17,6 +17,7 @@ from segdistill.config import SetName, Size, UserError, nearest
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS, DatasetRecord
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
+from segdistill.data.doubts import doubts, look
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
 from segdistill.data.labels import LabelReader, read_pair
@@ -86,6 +87,16 @@ class FilesSource(DataSource):
             if labelled and part.read_label is None:
                 lines.append(f"domain '{name}' has images but no labels at {part.found.store}; {where.missing()}")
         return lines or self._several(selection)
+
+    def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """What a look at a few images of each domain finds; `data check` looks at all."""
+        lines = []
+        for name in selection.domains:
+            part = self._part(name, selection)
+            reader = part.read_label if labelled else None
+            evidence = look(part.found, part.items, reader)
+            lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
+        return lines
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that the data set's record says scores are reported on; ``val`` where it says none."""
@@ -218,8 +229,8 @@ class FilesDataset(Dataset):
 
 
 def _read(part: Part, item: Item) -> Sample:
-    image, label = read_pair(part.found.store, item, part.read_label)
-    return Sample(image, label, part.place.name, item.image)
+    pair = read_pair(part.found.store, item, part.read_label, upright=part.found.layout.upright)
+    return Sample(pair.image, pair.label, part.place.name, item.image)
 
 
 def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:
