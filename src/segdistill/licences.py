@@ -36,7 +36,7 @@ class Link:
 def restrictions(licence: str, *, gated: bool = False) -> tuple[str, ...]:
     """``non-commercial``, ``gated``, ``own terms`` or ``unknown``: what stands between a licence and free use."""
     found = ["non-commercial"] if NON_COMMERCIAL.search(licence) else []
-    found += ["gated"] if gated else []
+    found += ["gated"] if gated or "registration" in licence else []
     if not found and not OPEN.match(licence):
         found = ["unknown"] if licence.startswith(("unknown", "see ")) else ["own terms"]
     return tuple(found)

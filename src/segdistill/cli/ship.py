@@ -108,13 +108,24 @@ def export(
     force: Force = False,
 ) -> None:
     """Write a finished model as ONNX or torch.export file, compared with the network on every domain."""
-    from segdistill.export import Options, summary_rows
     from segdistill.export import export as export_file
+    from segdistill.export import report_path, summary_rows
     from segdistill.progress import Bars
 
-    options = Options(size, fp16, int8, images, calibration, root)
     with Bars("export", 0) as bars:
-        report = export_file(what, out, role=role, options=options, force=force, watcher=bars)
+        report = export_file(
+            what,
+            out,
+            role=role,
+            size=size,
+            fp16=fp16,
+            int8=int8,
+            images=images,
+            calibration=calibration,
+            root=root,
+            force=force,
+            watcher=bars,
+        )
     rows, files = summary_rows(report)
     print_table(rows)
     typer.echo("")
@@ -122,4 +133,4 @@ def export(
     network = report["network_size"]
     size_line = network if isinstance(network, str) else f"{network[0]} x {network[1]}, fixed: {report['note']}"
     typer.echo(f"images: uint8 (batch, height, width, 3), RGB; size of the network: {size_line}")
-    typer.echo(f"report: {out.with_suffix('.json')}")
+    typer.echo(f"report: {report_path(out)}")

@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from segdistill.export.ship import Options, export, summary_rows
+from segdistill.export.ship import export, report_path, summary_rows
 
-__all__ = ["Options", "export", "summary_rows"]
+__all__ = ["export", "report_path", "summary_rows"]

@@ -67,7 +67,7 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
         classes = np.empty(images.shape[:3], np.uint8)
         confidence = np.empty(images.shape[:3], np.float32)
         with evaluating(segmenter), torch.inference_mode():
-            seen = prepare(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2))
+            seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
             seen = seen if view.size is None else _resized(seen, view.size)
             for strip in segmenter.strips(seen, view.window, (height, width)):
                 rows = slice(strip.top, strip.top + len(strip.classes))

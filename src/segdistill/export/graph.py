@@ -75,7 +75,10 @@ class Graph(nn.Module):
         normalised = (padded - encoder.mean) / encoder.std
         tapped, _ = encoder.walk(encoder.backbone, normalised, self.taps, encoder.mask_token, None)
         maps = tuple(tokens_to_map(*tapped[tap]) for tap in self.taps)
-        return self.decoder.scores(maps, (high, wide))[:, :, :height, :width]
+        scores = self.decoder.scores(maps, (high, wide))
+        if self.size is None:
+            return _first(_first(scores, 2, height), 3, width)
+        return scores[:, :, :height, :width]
 
     def _windows(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
         """As ``Segmenter.window_scores``, the windows of an image one after the other."""
@@ -94,6 +97,11 @@ def _repeat_border(images: Tensor, dim: int, length: int, to: int) -> Tensor:
     """Pad one side at its end to ``to`` by repeating the border; a gather, which takes sizes that are not known yet."""
     places = torch.arange(to, device=images.device).clamp(max=length - 1)
     return images.index_select(dim, places)
+
+
+def _first(scores: Tensor, dim: int, length: int) -> Tensor:
+    """The first ``length`` places of one dimension; a slice would make torch ask whether it is all of them."""
+    return scores.index_select(dim, torch.arange(length, device=scores.device))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from segdistill.config import UserError
 from segdistill.export.graph import Graph, exportable
 
 LARGEST = 2**31 - 2**24  # bytes of one protobuf file
-SMALLEST = 32  # pixels of a free side
+SMALLEST = 64  # pixels of a free side: two cells at stride 32
 AXES = ("batch", "height", "width")
 Pixels = NDArray[np.uint8]
 Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
@@ -37,13 +37,14 @@ def need_extra() -> None:
         raise UserError(f"export needs {error.name}: install segdistill[export]") from None
 
 
-def trace(graph: Graph, image: Pixels) -> ExportedProgram:
-    """The program of ``graph`` for images like ``image`` (H, W, 3), with any number of images and any size.
+def trace(graph: Graph, size: tuple[int, int]) -> ExportedProgram:
+    """The program of ``graph``, traced on images of ``size`` (h, w), for any number of images of any size.
 
     Raises whatever torch raises where the network does not allow that.
     """
-    pair = torch.from_numpy(np.stack([image, image]))  # an example of one would be taken for always one
-    free = {0: Dim("batch", min=1), 1: Dim("height", min=SMALLEST), 2: Dim("width", min=SMALLEST)}
+    pair = torch.zeros(2, *size, 3, dtype=torch.uint8)  # an example of one would be taken for always one
+    least = SMALLEST if graph.size is None else 1
+    free = {0: Dim("batch", min=1), 1: Dim("height", min=least), 2: Dim("width", min=least)}
     with torch.no_grad(), exportable(graph.encoder):
         return torch.export.export(
             graph,
@@ -160,7 +161,7 @@ def program_runner(content: Any) -> Runner:
 
     def run(images: Pixels) -> Answer:
         with torch.inference_mode():
-            classes, confidence = module(torch.from_numpy(np.ascontiguousarray(images)))
+            classes, confidence = module(torch.from_numpy(np.array(images)))
         return classes.numpy(), confidence.numpy()
 
     return run

@@ -19,6 +19,7 @@ import yaml
 from segdistill import environment
 from segdistill.config import UserError, parse
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
+from segdistill.encoders import record_of
 from segdistill.evaluate import fit
 from segdistill.export.check import Domain, View, compare, disagreeing, latency, torch_runner
 from segdistill.export.graph import Graph
@@ -49,11 +50,7 @@ FORMATS = (".onnx", ".pt2")
 
 @dataclass(frozen=True)
 class Options:
-    """What is exported and how it is checked.
-
-    ``size``: the network's, pixels (h, w); None: the images' own size where the network allows it, else that of the
-    evaluation. ``images``: per domain, compared. ``calibration``: images of the source domain that set INT8's ranges.
-    """
+    """What is exported and how it is checked; see :func:`export`."""
 
     size: tuple[int, int] | None = None
     fp16: bool = False
@@ -68,17 +65,25 @@ def export(
     out: str | Path,
     *,
     role: str | None = None,
-    options: Options | None = None,
+    size: tuple[int, int] | None = None,
+    fp16: bool = False,
+    int8: bool = False,
+    images: int = 16,
+    calibration: int = 32,
+    root: str | Path | None = None,
     force: bool = False,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Write the segmenter of a run folder, a packed file or ``hf:<owner>/<name>`` to ``out`` (.onnx or .pt2).
 
-    The file is compared with the segmenter on every domain of the run's evaluation before it is written. Returns the
-    report, which stands beside it as JSON. A :class:`UserError` where fewer than 99.9 % of the labels are equal: then
-    nothing is written.
+    ``size`` (h, w) is the network's; without it images keep their own size where the network allows it, else they get
+    that of the evaluation. ``fp16`` and ``int8`` add files in lower precision, INT8 with the ranges of ``calibration``
+    source images. Before anything is written, the files are compared with the segmenter on ``images`` images of every
+    domain of the run's evaluation, which are looked for below ``root``. Returns the report, which stands beside
+    the file as JSON. A :class:`UserError` where fewer than 99.9 % of the full-precision file's labels are equal.
     """
-    out, options, watcher = Path(out), options or Options(), watcher or Quiet()
+    options = Options(size, fp16, int8, images, calibration, None if root is None else Path(root))
+    out, watcher = Path(out), watcher or Quiet()
     paths = _check(out, options, force=force)
     segmenter, header, recipe = _open(what, role, options)
     domains = _domains(recipe, header, options, watcher)
@@ -112,8 +117,13 @@ def export(
         write_atomic(paths[name], lambda file, content=content: file.write(content))
     sizes = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     report["files"] = {paths[name].name: facts | {"precision": name} for name, facts in sizes.items()}
-    write_json(out.with_suffix(".json"), report)
+    write_json(report_path(out), report)
     return report
+
+
+def report_path(out: Path) -> Path:
+    """The report beside an exported file: ``model.onnx.json``."""
+    return out.with_name(f"{out.name}.json")
 
 
 def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
@@ -128,7 +138,7 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
         raise UserError(f"size is a height and a width in pixels, got {options.size}")
     wanted = {"fp32": True, "fp16": options.fp16, "int8": options.int8}
     paths = {name: out.with_suffix(f"{PRECISIONS[name]}{out.suffix}") for name, on in wanted.items() if on}
-    there = [str(path) for path in (*paths.values(), out.with_suffix(".json")) if path.exists()]
+    there = [str(path) for path in (*paths.values(), report_path(out)) if path.exists()]
     if there and not force:
         raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
     return paths
@@ -190,21 +200,24 @@ def _trace(
 ) -> tuple[View, torch.export.ExportedProgram, str]:
     """The program, how it sees images, and why its size is fixed, where it is."""
     resize, window = (header["preprocessing"][key] for key in ("resize", "window"))
-    view = View(None, None if window is None else Window(**window))
-    why = ""
+    seen = None if window is None else Window(**window)
+    own = (example.shape[0], example.shape[1])
+    size, why = None, ""
     if options.size is not None:
-        view, why = View(options.size, view.window), "the size was asked for"
+        size, why = options.size, "it was asked for"
     elif resize is not None or window is not None:
-        own = (example.shape[0], example.shape[1])
-        view = View(own if resize is None else fit(own, (resize[0], resize[1])), view.window)
+        size = own if resize is None else fit(own, (resize[0], resize[1]))
         why = "the evaluation fits images into a size or sees them through windows"
-    if view.size is None:
+    elif min(own) < SMALLEST:
+        size, why = own, f"the run's images are smaller than {SMALLEST} pixels"
+    elif not (record := record_of(header["model"]["encoder"]["name"])).flexible:
+        size, why = own, f"{record.timm_name} takes images of one size"
+    if size is None:
         try:
-            return view, trace(Graph(segmenter), example), why
+            return View(), trace(Graph(segmenter), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
-            why = f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
-            view = View((example.shape[0], example.shape[1]), None)
-    return view, trace(Graph(segmenter, view.size, view.window), example), why
+            size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
+    return View(size, seen), trace(Graph(segmenter, size, seen), own), why
 
 
 def _line(error: Exception) -> str:
@@ -217,7 +230,10 @@ def _about(header: Mapping[str, Any], view: View) -> dict[str, Any]:
     window = None if view.window is None else {"size": list(view.window.size), "stride": list(view.window.stride)}
     size = None if view.size is None else list(view.size)
     return {
-        "input": {"image": "uint8 (batch, height, width, 3), RGB", "smallest": SMALLEST},
+        "input": {
+            "image": "uint8 (batch, height, width, 3), RGB",
+            "smallest_side": SMALLEST if view.size is None else 1,
+        },
         "outputs": {
             "classes": "uint8 (batch, height, width)",
             "confidence": "float32 (batch, height, width), 0 to 1",
