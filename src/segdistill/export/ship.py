@@ -92,8 +92,8 @@ def export(
     view, program, why = _trace(segmenter, header, options, example)
     watcher.work("tracing the network", 1, 1)
     about = _about(header, view)
-    calibration = partial(_source_images, recipe, options, watcher)
-    contents, counts = _contents(program, out.suffix, options, about, calibration)
+    ranges = partial(_source_images, recipe, options, watcher)
+    contents, counts = _contents(program, out.suffix, options, about, ranges)
     runners = {name: _runner(content, out.suffix) for name, content in contents.items()}
     reference = torch_runner(segmenter, view)
     rows = compare(runners, reference, domains, segmenter.num_classes, watcher.work)
