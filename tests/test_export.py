@@ -16,9 +16,9 @@ from segdistill.export import check, export, ship, summary_rows
 from segdistill.export.check import Domain, Row, View, compare, disagreeing, torch_runner
 from segdistill.export.graph import Graph, cubic_positions, exportable, gathered_grid_sample
 from segdistill.files import sha256
+from segdistill.models.segmenter import Window
 from segdistill.pack import load_packed
 from segdistill.runlog import Quiet
-from segdistill.segmenter import Window
 from segdistill.weights import RunTimePositions, resample_positions
 from tiny_runs import Child
 

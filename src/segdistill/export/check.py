@@ -18,7 +18,7 @@ from segdistill.data.dataset import Dataset
 from segdistill.evaluate import evaluating, prepare
 from segdistill.export.onnx_file import Answer, Pixels, Runner
 from segdistill.metrics import ConfusionMatrix, plain
-from segdistill.segmenter import Segmenter, Window
+from segdistill.models.segmenter import Segmenter, Window
 
 EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
 TIMED = 5  # runs of which the median is the latency

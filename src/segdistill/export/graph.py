@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.encoders import Encoder
+from segdistill.models.segmenter import Segmenter, Window, positions
 from segdistill.ops import tokens_to_map
-from segdistill.segmenter import Segmenter, Window, positions
 from segdistill.weights.resample import OFFSET
 
 CUBIC = -0.75  # torch's cubic convolution coefficient

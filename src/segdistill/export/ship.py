@@ -37,11 +37,11 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
+from segdistill.models.segmenter import Segmenter, Window
 from segdistill.pack import load_packed, open_run, packed_path, segmenter_in
 from segdistill.packed import state_of, tensors_digest
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
-from segdistill.segmenter import Segmenter, Window
 from segdistill.stages.task import TaskConfig
 
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
