@@ -168,6 +168,11 @@ def test_a_graph_that_disagrees_is_an_error_and_leaves_nothing(packed, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_converter_raises_becomes_one_line():
+    with pytest.raises(UserError, match=r"no fp16 .RuntimeError: op Foo.; nothing was written"), ship.said("no fp16"):
+        raise RuntimeError("op Foo\nand a page of C++")
+
+
 def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
     with pytest.raises(UserError, match=r"cannot write 'm.tflite': name it with .onnx or .pt2"):
         export(packed, tmp_path / "m.tflite")

@@ -106,6 +106,13 @@ def test_files_that_are_there_are_not_replaced(packed, finished):
     assert packed.read_bytes() == before
 
 
+def test_a_readme_that_is_no_card_is_never_replaced(finished, tmp_path):
+    (tmp_path / "README.md").write_text("# My project")
+    with pytest.raises(UserError, match=r"README.md is no model card of ours and is not replaced"):
+        pack(finished, tmp_path / "model.safetensors", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_an_unfinished_run_cannot_be_packed(finished, tmp_path):
     with pytest.raises(UserError, match="no recipe at"):
         pack(tmp_path / "none", tmp_path / "m.safetensors")

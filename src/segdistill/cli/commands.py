@@ -148,12 +148,15 @@ def bench(
     """
     from segdistill import bench as benches
     from segdistill.demo import recipes_folder
+    from segdistill.licences import chain
     from segdistill.progress import Bars
 
     changes = tuple(overrides or ())
     config = benches.load_table(table, changes)
     benches.check_paper(config)
     cells = benches.cells_of(config, recipes_folder(), changes)
+    if not collect:
+        ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
     if dry_run:
         _show_plan(benches.plan_cells(cells))
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -94,7 +94,7 @@ def export(
     about = _about(header, view)
     ranges = partial(_source_images, recipe, options, watcher)
     contents, counts = _contents(program, out.suffix, options, about, ranges)
-    runners = {name: _runner(content, out.suffix) for name, content in contents.items()}
+    runners = {name: _runner(name, content, out.suffix) for name, content in contents.items()}
     reference = torch_runner(segmenter, view)
     rows = compare(runners, reference, domains, segmenter.num_classes, watcher.work)
     if bad := disagreeing(rows["fp32"]):
@@ -217,7 +217,19 @@ def _trace(
             return View(), trace(Graph(segmenter), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
             size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
-    return View(size, seen), trace(Graph(segmenter, size, seen), own), why
+    with said("torch cannot export this network"):
+        return View(size, seen), trace(Graph(segmenter, size, seen), own), why
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Turns whatever a converter or runtime raises inside into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({type(error).__name__}: {_line(error)}); nothing was written") from error
 
 
 def _line(error: Exception) -> str:
@@ -260,17 +272,22 @@ def _contents(
         torch.export.save(program, buffer)
         nodes = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         return {"fp32": buffer.getvalue()}, {name: nodes.count(name) for name in sorted(set(nodes))}
-    model = to_onnx(program, about)
-    contents = {"fp32": model.SerializeToString()}
+    with said("this network cannot become ONNX"):
+        model = to_onnx(program, about)
+        contents = {"fp32": model.SerializeToString()}
     if options.fp16:
-        contents["fp16"] = to_half(model).SerializeToString()
+        with said("the graph cannot become fp16; leave it out"):
+            contents["fp16"] = to_half(model).SerializeToString()
     if options.int8:
-        contents["int8"] = to_int8(model, calibration()).SerializeToString()
+        images = calibration()
+        with said("the graph cannot become int8; leave it out"):
+            contents["int8"] = to_int8(model, images).SerializeToString()
     return contents, operators(model)
 
 
-def _runner(content: bytes, suffix: str) -> Runner:
-    return onnx_runner(content) if suffix == ".onnx" else program_runner(io.BytesIO(content))
+def _runner(name: str, content: bytes, suffix: str) -> Runner:
+    with said(f"the {name} graph does not run here"):
+        return onnx_runner(content) if suffix == ".onnx" else program_runner(io.BytesIO(content))
 
 
 def _versions() -> dict[str, str]:
