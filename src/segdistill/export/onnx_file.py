@@ -116,6 +116,8 @@ def to_int8(model: Any, images: Iterable[Pixels]) -> Any:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
+        """One image after the other."""
+
         def __init__(self) -> None:
             self.rest: Iterator[Pixels] = iter(images)
 
