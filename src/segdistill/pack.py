@@ -228,7 +228,7 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def data_digest(recipe: Recipe, number: int) -> str:
     """SHA-256 of what is known of the images of stage ``number``: which they are, their classes, how they are read."""
-    return _digest(recipe.data.facts(*recipe.stages[number].selections()))
+    return _digest(recipe.data.facts(*(selection for _, selection, _ in recipe.stages[number].reads())))
 
 
 def _digest(facts: Any) -> str:

@@ -42,7 +42,6 @@ from segdistill.pack import load_packed, open_run, packed_path, segmenter_in
 from segdistill.packed import state_of, tensors_digest
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
-from segdistill.stages.task import TaskConfig
 
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
 FORMATS = (".onnx", ".pt2")
@@ -185,7 +184,7 @@ def _read(source: DataSource, selection: DataSelection, watcher: Watcher) -> Dat
 
 
 def _trained_on(recipe: Recipe) -> DataSelection:
-    return next(stage.data for stage in reversed(recipe.stages) if isinstance(stage, TaskConfig))
+    return next(stage.data for stage in reversed(recipe.stages) if stage.learner is not None)
 
 
 def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[Pixels]:
