@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segdistill.cli import ship
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table, show_doubts
 from segdistill.config import UserError
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+ship.register(app)
 
 INTERRUPTED = 130
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
@@ -63,6 +65,7 @@ def run(
 ) -> None:
     """Run a recipe's stages; finished ones are skipped, an interrupted one continues."""
     from segdistill import recipe as recipes
+    from segdistill.licences import chain
     from segdistill.progress import Bars
     from segdistill.run import run as run_recipe
 
@@ -70,6 +73,7 @@ def run(
     for other in reuse or []:
         if not (other / "stages").is_dir():
             raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
+    ship.warn(chain(settings))
     if dry_run:
         from segdistill.plan import make_plan
 
@@ -144,12 +148,15 @@ def bench(
     """
     from segdistill import bench as benches
     from segdistill.demo import recipes_folder
+    from segdistill.licences import chain
     from segdistill.progress import Bars
 
     changes = tuple(overrides or ())
     config = benches.load_table(table, changes)
     benches.check_paper(config)
     cells = benches.cells_of(config, recipes_folder(), changes)
+    if not collect:
+        ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
     if dry_run:
         _show_plan(benches.plan_cells(cells))
         return
@@ -186,18 +193,6 @@ def _show_plan(plan: Plan) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@app.command()
-def pack(
-    folder: Annotated[Path, typer.Argument(help="a finished run folder")],
-    out: Annotated[Path, typer.Argument(help="the file to write: NAME.safetensors; NAME.json is written beside it")],
-) -> None:
-    """Write a run's student encoder as half-precision safetensors with a manifest of how it was made."""
-    from segdistill.pack import pack as pack_run
-
-    manifest = pack_run(folder, out)
-    typer.echo(f"{out.with_suffix('.safetensors')}: {manifest['encoder']}, sha256 {manifest['sha256'][:16]}")
 
 
 @app.command(name="list")

@@ -72,6 +72,10 @@ class WorldSource(DataSource):
             lines.append("the world's images have no list; choose them by 'first' and 'images'")
         return lines
 
+    def licence(self, domain: str) -> str:
+        """The renderer's, which comes with the package."""
+        return "Apache-2.0"
+
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings and the renderer."""
         return super().facts(*selections) | {"renderer": RENDERER}
