@@ -137,12 +137,6 @@ def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_pat
     assert "not of the form key=value" in complaint("evaluate", folder, "game")
 
 
-def test_pack_writes_half_precision_and_a_manifest(call, tmp_path, finished):
-    status, out, _ = call("pack", finished, tmp_path / "small.safetensors")
-    assert status == 0
-    assert json.loads((tmp_path / "small.json").read_text())["sha256"][:16] in out
-
-
 RECIPES = [
     ("seed=one", "seed: Input should be a valid integer.*got 'one'"),
     ("stages.task.stepz=1", "stepz: unknown key; did you mean 'steps'"),

@@ -10,7 +10,7 @@ import torch
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.files import sha256
-from segdistill.pack import pack
+from segdistill.pack import pack_encoder as pack
 from segdistill.run import run
 from tiny_runs import tiny
 
@@ -34,8 +34,8 @@ def test_the_manifest_tells_recipe_seed_steps_hardware_commit_and_metrics(packed
     out, manifest = packed
     assert json.loads(out.with_suffix(".json").read_text()) == manifest
     assert manifest["sha256"] == sha256(out)
-    assert (manifest["encoder"], manifest["seed"], manifest["licence"]) == ("world_student", 0, "Apache-2.0")
-    assert manifest["recipe"] == "recipes/tiny.yaml"
+    assert (manifest["encoder"], manifest["seed"], manifest["licence"]) == ("world_student", 0, "apache-2.0")
+    assert manifest["recipe"] == "tiny"
     assert [(stage["name"], stage["steps"]) for stage in manifest["stages"]] == [
         ("teacher", 2), ("agnostic", 8), ("task", 8)]  # fmt: skip
     for stage in manifest["stages"]:

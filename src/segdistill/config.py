@@ -79,6 +79,48 @@ def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
     return _unshared(values)
 
 
+def apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
+
+    A key that does not exist yet is set too: whether it may exist is for the validation to say.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is no valid YAML; quote it") from None
+    *path, last = key.strip().split(".")
+    node: Any = values
+    for step in path:
+        node = _child(node, step, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, step, override)]
+    if step not in node or node[step] is None:
+        node[step] = {}
+    if not isinstance(node[step], dict | list):
+        raise UserError(f"override '{override}': '{step}' is a value, not a group of settings")
+    return node[step]
+
+
+def _position(node: list[Any], step: str, override: str) -> int:
+    names = [item.get("name") for item in node if isinstance(item, dict)]
+    if step in names:
+        return names.index(step)
+    if step.isdigit() and int(step) < len(node):
+        return int(step)
+    allowed = [name for name in names if name] or [str(i) for i in range(len(node))]
+    raise UserError(f"override '{override}': no '{step}' there; {nearest(step, allowed)}allowed: {', '.join(allowed)}")
+
+
 def _unshared(value: Any) -> Any:
     """A copy in which what YAML's aliases name several times stands several times: an override means one of them."""
     if isinstance(value, dict):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from segdistill.config import Config, UserError, choose, nearest, parse, read_yaml
+from segdistill.config import Config, UserError, apply, choose, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
@@ -290,48 +290,6 @@ def _read_item(item: str) -> tuple[str, Split | None]:
     return domain, split
 
 
-def apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
-
-    A key that does not exist yet is set too: whether it may exist is for the validation to say.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is no valid YAML; quote it") from None
-    *path, last = key.strip().split(".")
-    node: Any = values
-    for step in path:
-        node = _child(node, step, override)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = value
-    else:
-        node[last] = value
-
-
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _child(node: Any, step: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, step, override)]
-    if step not in node or node[step] is None:
-        node[step] = {}
-    if not isinstance(node[step], dict | list):
-        raise UserError(f"override '{override}': '{step}' is a value, not a group of settings")
-    return node[step]
-
-
-def _position(node: list[Any], step: str, override: str) -> int:
-    names = [item.get("name") for item in node if isinstance(item, dict)]
-    if step in names:
-        return names.index(step)
-    if step.isdigit() and int(step) < len(node):
-        return int(step)
-    allowed = [name for name in names if name] or [str(i) for i in range(len(node))]
-    raise UserError(f"override '{override}': no '{step}' there; {nearest(step, allowed)}allowed: {', '.join(allowed)}")

@@ -86,7 +86,9 @@ def make_fabric(recipe: Recipe) -> Fabric:
     """One process, or those that ``torchrun`` has started."""
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.WARNING)  # tells the precision each time
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(
+        logging.WARNING
+    )  # reports the precision each time
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
