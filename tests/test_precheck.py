@@ -1,4 +1,4 @@
-"""What a recipe's text shows is found without torch, in the words of the full check, and never where that is content."""
+"""What a recipe's text shows is found without torch, in the words of the full check, and only what that finds."""
 
 from __future__ import annotations
 
@@ -97,7 +97,11 @@ def test_what_the_full_check_accepts_passes(tmp_path, values):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("table.seeds=[x]", "seeds.0: Input should be a valid integer"), ("table.sed=1", "sed: unknown key"), ("x", "form")],
+    [
+        ("table.seeds=[x]", "seeds.0: Input should be a valid integer"),
+        ("table.sed=1", "sed: unknown key"),
+        ("x", "form"),
+    ],
 )
 def test_tables_are_checked_too(override, message):
     path = table_path(Path("table1_world"))

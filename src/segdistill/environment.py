@@ -12,15 +12,13 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import segdistill
-
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "numpy")
 
 
 def describe() -> dict[str, str]:
     """The environment of this process as plain strings."""
     return {
-        "version": segdistill.__version__,
+        "version": metadata.version("segdistill"),
         "commit": commit(),
         "hardware": hardware(),
         "system": f"{platform.system()} {platform.release()}",

@@ -30,7 +30,7 @@ class Lines:
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """Say where the stage is, when it is time, and where it ends."""
-        self._begin(label, step - 1)
+        self._begin(label, step)
         if loss is not None:
             self.loss = f", loss {loss:.4f}"
         if step == steps and loss is not None:
