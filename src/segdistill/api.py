@@ -167,6 +167,6 @@ def _existing(folders: Sequence[PathLike]) -> list[Path]:
     """Run folders that must exist."""
     paths = [Path(folder) for folder in folders]
     for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such run folder to reuse; name one that exists or leave it out")
+        if not (path / "stages").is_dir():
+            raise UserError(f"{path}: no run folder with stages to reuse; name one that exists or leave it out")
     return paths

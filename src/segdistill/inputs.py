@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from segdistill.config import UserError
 from segdistill.data.archives import SUFFIXES, BadSample, Store, is_archive, open_store
-from segdistill.data.labels import UNREADABLE, as_rgb, open_image
+from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
 
 Pixels = NDArray[np.uint8]
 
@@ -89,18 +89,15 @@ def read_file(path: Path) -> Loaded:
 
 
 def decode(content: bytes, name: str) -> Pixels:
-    """The image file ``content``, upright; see :func:`segdistill.data.labels.read_rgb` for 16 bits, CMYK, palettes."""
-    with open_image(content, name) as image:
-        return upright(image, name)
+    """The image file ``content``, upright; see :meth:`segdistill.data.decode.Picture.rgb` for modes and depths."""
+    picture = open_picture(content, name)
+    return turn(picture.rgb(name), picture.orientation)
 
 
-def upright(image: Image.Image, name: str) -> Pixels:
+def upright(image: Image.Image) -> Pixels:
     """A Pillow image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
-    try:
-        turned = ImageOps.exif_transpose(image)
-    except UNREADABLE:  # damaged EXIF says nothing
-        turned = image
-    return as_rgb(turned, name)
+    turned = ImageOps.exif_transpose(image)
+    return Picture(turned, UPRIGHT, 8, inverted=False, signed=False, lossy="", low=None).rgb("the image")
 
 
 def output_names(inputs: Sequence[Input]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Images are seen as they were when the model was scored: fitted into the size of the recipe's evaluation or of the data
 set's protocol, and through its windows. Predictions have the image's own size; scores are enlarged a few rows at a
-time (:mod:`segdistill.bands`), so memory stays at some tens of bytes per pixel. Computed in float32.
+time (:mod:`segdistill.models.bands`), so memory stays at some tens of bytes per pixel. Computed in float32.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch import Tensor
 from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
 from segdistill.evaluate import evaluating, prepare, sliding
+from segdistill.files import read_signed
 from segdistill.finished import Finished
 from segdistill.inputs import Input, find_inputs, upright
+from segdistill.models import Segmenter, Window
 from segdistill.pack import load_packed
 from segdistill.prediction import Result, as_colors, generated_colors
 from segdistill.recipe import Recipe
 from segdistill.rescore import trained
 from segdistill.scoring import Scored, load_segmenter
-from segdistill.segmenter import Segmenter, Window
 from segdistill.world import LABEL_SPACES
 
 WHOLE = 2**21
@@ -237,10 +238,8 @@ def _packed(source: str | Path, role: str | None, device: str) -> Model:
 def _label_space(run: Finished, scored: Scored) -> tuple[tuple[str, ...], Sequence[Sequence[int]] | None]:
     """Class names, and the colours of the scores, of the data set's record, or None."""
     names = scored.classes
-    try:
-        results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        results = {}
+    path = run.folder / "results.json"
+    results = (read_signed(path) if path.is_file() else None) or {}
     if results.get("colors") and (not names or tuple(results.get("classes", ())) == names):
         return tuple(results["classes"]), results["colors"]
     names = names or run.recipe.classes()
@@ -255,7 +254,7 @@ _NUMBERS = "pixels must be uint8, or float in [0, 1]"
 def _arrays(image: Any) -> Tensor:
     """An image in memory, or a batch, as (3, H, W) or (B, 3, H, W)."""
     if isinstance(image, Image.Image):
-        return torch.from_numpy(upright(image, "the image")).permute(2, 0, 1)
+        return torch.from_numpy(upright(image)).permute(2, 0, 1)
     if isinstance(image, np.ndarray):
         grey = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
         if grey.ndim not in (3, 4) or grey.shape[-1] not in (3, 4):

@@ -18,10 +18,12 @@ from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.evaluate import retention, retention_interval
-from segdistill.files import sha256, write_json
+from segdistill.files import read_metrics_line, read_signed, sha256, write_signed
 from segdistill.finished import (
     Finished,
+    damaged_file,
     fingerprints,
+    load_finished,
     origin_of,
     read_manifest,
     read_stage,
@@ -30,10 +32,10 @@ from segdistill.finished import (
     student_weights,
 )
 from segdistill.licences import chain, student_licence
+from segdistill.models.segmenter import Segmenter
 from segdistill.packed import load_packed, packed_path, read_packed, tensors_digest, write_packed
-from segdistill.recipe import Recipe, load
+from segdistill.recipe import Recipe
 from segdistill.scoring import load_segmenter, read_images
-from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, count
 from segdistill.weights import save_encoder
 
@@ -73,7 +75,7 @@ def card_path(packed: Path) -> Path:
 
 def open_run(folder: Path) -> Finished:
     """The run in ``folder``, all of whose stages must be finished and be what their manifests say."""
-    recipe = load(folder / "recipe.yaml", reads="nothing")
+    recipe = load_finished(folder)
     places = [stage_folder(recipe, folder, number) for number in range(len(recipe.stages))]
     found = [read_manifest(place) for place in places]
     for place, manifest in zip(places, found, strict=True):
@@ -142,13 +144,10 @@ def _may_write(paths: Sequence[Path], *, force: bool) -> None:
 
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no results.json; run its recipe to the end first") from None
-    except ValueError:
-        results = None
-    if not isinstance(results, dict):
+    if not path.is_file():
+        raise UserError(f"{folder} has no results.json; run its recipe to the end first")
+    results = read_signed(path)
+    if results is None:
         raise UserError(f"damaged {path}; give the run's command again, which writes it anew")
     return results
 
@@ -264,15 +263,16 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     """
     path = out.with_suffix(".safetensors")
     _may_write((path, path.with_suffix(".json")), force=force)
-    recipe = load(run / "recipe.yaml", reads="nothing")
+    recipe = load_finished(run)
     weights = student_weights(recipe, run, len(recipe.stages))
     if weights is None or not weights.is_file() or not (run / "results.json").is_file():
         raise UserError(f"{run} has no finished student encoder; run its recipe to the end first")
     assert recipe.student is not None
     encoder = build_encoder(recipe.student.encoder.model_copy(update={"weights": str(weights)}), seed=0)
+    about = describe(recipe, run)
     save_encoder(encoder, path, half=True)
-    manifest = describe(recipe, run) | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
-    write_json(path.with_suffix(".json"), manifest)
+    manifest = about | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
+    write_signed(path.with_suffix(".json"), manifest)
     return manifest
 
 
@@ -280,13 +280,17 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
     """Recipe, seed, stages with steps, seconds, hardware and commit, and the last metrics of each."""
     stages = []
     last = _last_metrics(run / "metrics.jsonl")
-    for number, stage in enumerate(recipe.stages):
-        label = f"{number:02d}-{stage.name}"
-        manifest = json.loads((run / "stages" / label / "manifest.json").read_text(encoding="utf-8"))
+    for number in range(len(recipe.stages)):
+        folder = stage_folder(recipe, run, number)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"stage {folder} is not finished; run the recipe to its end first")
+        if damaged := damaged_file(folder, manifest):
+            raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
         keys = ("name", "type", "steps", "batch", "seconds", "hardware", "commit", "finished")
         entry = {key: manifest[key] for key in keys}
-        stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(label, {})})
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(folder.name, {})})
+    results = _results(run)
     models = {
         role: {"miou": {name: score["miou"] for name, score in model["domains"].items()}}
         for role, model in results.get("models", {}).items()
@@ -307,7 +311,8 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 def _last_metrics(path: Path) -> dict[str, dict[str, Any]]:
     last: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        last[entry["stage"]] = {key: entry[key] for key in ("step", "loss", "terms", "diagnostics")}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        entry = read_metrics_line(line)
+        if entry is not None:
+            last[entry["stage"]] = {key: entry.get(key) for key in ("step", "loss", "terms", "diagnostics")}
     return last

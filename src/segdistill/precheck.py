@@ -19,7 +19,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
-from segdistill.config import Config, UserError, apply, choose, nearest, parse, part_of, read_yaml
+from segdistill import config
+from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
+from segdistill.overrides import apply
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
@@ -165,7 +167,8 @@ def _limits(module: str, call: ast.Call) -> Any:
             try:
                 kept[keyword.arg] = ast.literal_eval(keyword.value)
             except ValueError:
-                continue
+                if isinstance(keyword.value, ast.Name) and hasattr(config, keyword.value.id):
+                    kept[keyword.arg] = getattr(config, keyword.value.id)
     return Field(**kept) if kept else None
 
 
@@ -213,7 +216,9 @@ def _generic(module: str, node: ast.Subscript) -> Any:
 
 
 def _named(module: str, name: str) -> Any:
-    """A settings class, or what a name stands for."""
+    """A settings class, or what a name stands for; what :mod:`segdistill.config` declares is taken as it is."""
+    if source(module).imported(name) == (config.__name__, name) and not isinstance(getattr(config, name), type):
+        return getattr(config, name)
     if (module, name) in CHOICES or (known := located(module, name)) is None:
         return Annotated[Any, BeforeValidator(CHOICES[module, name])] if (module, name) in CHOICES else Any
     home, node = known
