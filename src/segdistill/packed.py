@@ -35,7 +35,7 @@ from torch import Tensor
 from segdistill.config import UserError, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import write_atomic
-from segdistill.models.segmenter import Segmenter
+from segdistill.models import Segmenter
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_segmenter
 from segdistill.weights.reading import read_file
