@@ -28,9 +28,9 @@ def preview(
     labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
 ) -> None:
     """Write a contact sheet of the built-in world's domains."""
-    from segdistill.data.world import DOMAINS
-    from segdistill.data.world.preview import contact_sheet
     from segdistill.files import write_atomic
+    from segdistill.world import DOMAINS
+    from segdistill.world.preview import contact_sheet
 
     names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
     sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)

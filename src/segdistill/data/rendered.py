@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from segdistill import world
 from segdistill.config import UserError, choose, nearest
-from segdistill.data import world
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample
 from segdistill.data.fraction import chosen_rows
 from segdistill.files import write_atomic

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdistill.data.world.classes import CLASSES
+from segdistill.world.classes import CLASSES
 
 
 @dataclass(frozen=True)

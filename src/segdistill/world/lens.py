@@ -7,8 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.style import Style
+from segdistill.world.dice import Dice
+from segdistill.world.style import Style
 
 F = np.float32
 _LEVELS = 1024

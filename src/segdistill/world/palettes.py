@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.materials import INDEX, MATERIALS
+from segdistill.world.dice import Dice
+from segdistill.world.materials import INDEX, MATERIALS
 
 
 @dataclass(frozen=True, eq=False)

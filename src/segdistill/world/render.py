@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdistill.data.world.canvas import FAR, NEAR, Camera, Scene
+from segdistill.world.canvas import FAR, NEAR, Camera, Scene
 
 _REACH = 30000  # polygons are cut off this many pixels outside the image
 

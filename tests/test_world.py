@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segdistill.config import UserError
-from segdistill.data.world import (
+from segdistill.world import (
     CLASSES,
     COLORS,
     DOMAINS,
@@ -23,13 +23,13 @@ from segdistill.data.world import (
     scene,
     style,
 )
-from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ground, freeze
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.domains import Domain, inside, redrawn
-from segdistill.data.world.palettes import COAST, INLAND
-from segdistill.data.world.preview import coloured, contact_sheet
-from segdistill.data.world.render import geometry
-from segdistill.data.world.style import SPANS
+from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ground, freeze
+from segdistill.world.dice import Dice
+from segdistill.world.domains import Domain, inside, redrawn
+from segdistill.world.palettes import COAST, INLAND
+from segdistill.world.preview import coloured, contact_sheet
+from segdistill.world.render import geometry
+from segdistill.world.style import SPANS
 
 SIZE = (64, 128)
 UNSEEN = [d.name for d in DOMAINS.values() if d.role == "unseen"]
@@ -240,8 +240,8 @@ def test_every_appearance_setting_matters() -> None:
     """Each span of a look, moved, moves pixels."""
     street = scene.street(DOMAINS["night"].city, Dice(5))
     buffers = geometry(street, SIZE)
-    from segdistill.data.world.lens import expose
-    from segdistill.data.world.shade import shade
+    from segdistill.world.lens import expose
+    from segdistill.world.shade import shade
 
     busy = {
         "fog": 0.01, "snow": 0.6, "flakes": 1.0, "streaks": 1.0, "wet": 0.5, "headlight": 0.5, "lamps": 0.5, "lit": 0.3,

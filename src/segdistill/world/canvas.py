@@ -9,8 +9,8 @@ from itertools import chain
 
 import numpy as np
 
-from segdistill.data.world.dice import Number
-from segdistill.data.world.materials import INDEX
+from segdistill.world.dice import Number
+from segdistill.world.materials import INDEX
 
 Point = tuple[Number, Number]
 Ends = tuple[Point, Point]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from segdistill.data.world import palettes
-from segdistill.data.world.dice import Dice, Span
-from segdistill.data.world.palettes import Palette
+from segdistill.world import palettes
+from segdistill.world.dice import Dice, Span
+from segdistill.world.palettes import Palette
 
 
 @dataclass(frozen=True)

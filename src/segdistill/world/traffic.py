@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from segdistill.data.world import shapes, vehicles
-from segdistill.data.world.canvas import Canvas
-from segdistill.data.world.city import Street
-from segdistill.data.world.dice import Dice, Number
-from segdistill.data.world.vehicles import Placement
+from segdistill.world import shapes, vehicles
+from segdistill.world.canvas import Canvas
+from segdistill.world.city import Street
+from segdistill.world.dice import Dice, Number
+from segdistill.world.vehicles import Placement
 
 
 def _depth(dice: Dice, low: Number, high: Number) -> float:

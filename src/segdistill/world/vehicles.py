@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segdistill.data.world.canvas import Canvas, Card
-from segdistill.data.world.dice import Dice, Number
+from segdistill.world.canvas import Canvas, Card
+from segdistill.world.dice import Dice, Number
 
 CAR, TRUCK, BUS, TRAIN = 13, 14, 15, 16
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from segdistill.data.world.canvas import Canvas, Card
-from segdistill.data.world.dice import Dice, Number
+from segdistill.world.canvas import Canvas, Card
+from segdistill.world.dice import Dice, Number
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, RIDER, MOTORCYCLE, BICYCLE = 5, 6, 7, 8, 11, 12, 17, 18
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdistill.config import UserError, choose
-from segdistill.data.world import scene, style
-from segdistill.data.world.classes import CLASSES, COLORS, IGNORE, LABEL_SPACES, THINGS, LabelSpace
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.domains import DOMAINS, Domain, redrawn
-from segdistill.data.world.lens import expose
-from segdistill.data.world.proxy import proxy
-from segdistill.data.world.render import geometry
-from segdistill.data.world.shade import shade
+from segdistill.world import scene, style
+from segdistill.world.classes import CLASSES, COLORS, IGNORE, LABEL_SPACES, THINGS, LabelSpace
+from segdistill.world.dice import Dice
+from segdistill.world.domains import DOMAINS, Domain, redrawn
+from segdistill.world.lens import expose
+from segdistill.world.proxy import proxy
+from segdistill.world.render import geometry
+from segdistill.world.shade import shade
 
 __all__ = [
     "CLASSES",

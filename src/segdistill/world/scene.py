@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ends, Ground, Scene, freeze
-from segdistill.data.world.city import City, Street
-from segdistill.data.world.dice import Dice, Number
-from segdistill.data.world.traffic import furniture, traffic
+from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ends, Ground, Scene, freeze
+from segdistill.world.city import City, Street
+from segdistill.world.dice import Dice, Number
+from segdistill.world.traffic import furniture, traffic
 
 BUILDING, WALL, FENCE, VEGETATION, TERRAIN, SKY = 2, 3, 4, 8, 9, 10
 SKY_LAYER, FAR_LAYER, GROUND_LAYER, PAINT_LAYER, BUILT_LAYER, EDGE_LAYER, OBJECT_LAYER, HOOD_LAYER = range(8)

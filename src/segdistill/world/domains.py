@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from segdistill.data.world import city, palettes, style
-from segdistill.data.world.city import City
-from segdistill.data.world.dice import Dice
-from segdistill.data.world.style import SPANS, Look, Style
+from segdistill.world import city, palettes, style
+from segdistill.world.city import City
+from segdistill.world.dice import Dice
+from segdistill.world.style import SPANS, Look, Style
 
 Role = Literal["source", "unseen", "validation", "proxy", "broad"]
 

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from segdistill.data.world.canvas import Camera, Scene
-from segdistill.data.world.materials import GLOW, INDEX, SNOW, TEXTURE
-from segdistill.data.world.render import Buffers, rays, shadows
-from segdistill.data.world.style import Style
+from segdistill.world.canvas import Camera, Scene
+from segdistill.world.materials import GLOW, INDEX, SNOW, TEXTURE
+from segdistill.world.render import Buffers, rays, shadows
+from segdistill.world.style import Style
 
 F = np.float32
 _SIDE = 512  # of the noise table

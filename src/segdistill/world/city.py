@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from segdistill.data.world.dice import Dice, Number, Span
+from segdistill.world.dice import Dice, Number, Span
 
 
 @dataclass(frozen=True)

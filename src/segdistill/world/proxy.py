@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from segdistill.data.world import shapes, vehicles
-from segdistill.data.world.canvas import FAR, Camera, Canvas, Card, Ground, Scene, freeze
-from segdistill.data.world.city import City
-from segdistill.data.world.dice import Dice, Number
-from segdistill.data.world.scene import OBJECT_LAYER, backdrop, barrier, house, street
-from segdistill.data.world.vehicles import Placement
+from segdistill.world import shapes, vehicles
+from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ground, Scene, freeze
+from segdistill.world.city import City
+from segdistill.world.dice import Dice, Number
+from segdistill.world.scene import OBJECT_LAYER, backdrop, barrier, house, street
+from segdistill.world.vehicles import Placement
 
 # The heights in metres that a close-up must fit into the image.
 HEIGHTS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdistill.data.world import COLORS, render
+from segdistill.world import COLORS, render
 
 _CAPTION = 14  # pixels
 
