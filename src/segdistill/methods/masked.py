@@ -21,17 +21,16 @@ from segdistill.config import UserError
 from segdistill.types import Features, FeatureSpec, Needs
 
 Token = Literal["cls", "pooled", "none"]
-TOKEN = Field(
-    "cls",
-    description="what the image's own token is: cls | pooled (ours: the mean of the patch tokens, in both networks) | "
-    "none (ours: there is none); pooled and none work for networks without a CLS token",
-)
 
 
 class TokenConfig(base.Config):
     """Settings of a method that compares one token per image beside the patch tokens."""
 
-    token: Token = TOKEN
+    token: Token = Field(
+        "cls",
+        description="what the image's own token is: cls | pooled (ours: the mean of the patch tokens, in both "
+        "networks) | none (ours: there is none); pooled and none work for networks without a CLS token",
+    )
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
