@@ -95,6 +95,29 @@ def rescore(
     return out
 
 
+def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
+    """The run of the folder ``what``, and the segmenter of ``role`` in it: by default the student, else the teacher.
+
+    ``what`` is a run folder or the folder of one of its task stages, whose network is taken. No image is looked for.
+    """
+    if role is not None:
+        choose("role", role, ROLES)
+    folder, label = _place(what)
+    recipe = load(folder / "recipe.yaml", reads="nothing")
+    upto = len(recipe.stages)
+    if label is not None:
+        upto = 1 + _stage_number(recipe, folder, label, role)
+        role = _task(recipe, upto - 1).model
+    run, origins = _read_run(recipe, recipe, folder, upto)
+    wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
+    if wanted is None or wanted not in run.roles:
+        has = ", ".join(run.roles) or "nobody"
+        raise UserError(f"{what} has no decoder of the {wanted or 'student'}: there is one of: {has}")
+    scored = segmenter_of(run, wanted, folder)
+    _check_start(run, origins, wanted, scored)
+    return run, scored
+
+
 def evaluate_run(
     finished: Recipe,
     changed: Recipe,

@@ -13,6 +13,7 @@ import typer
 
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table
+from segdistill.cli.use import predict
 from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(predict)
 
 INTERRUPTED = 130
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
@@ -226,7 +228,7 @@ def main() -> None:
 
 def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their page."""
-    from segdistill import report as reports
+    import segdistill.report as reports
 
     if os.environ.get("RANK", "0") != "0":  # of several processes only the first one speaks
         return

@@ -89,12 +89,12 @@ class FilesSource(DataSource):
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that the data set's record says scores are reported on; ``val`` where it says none."""
-        record = self._record(domain)
+        record = self.record(domain)
         return "val" if record is None else record.evaluation or "val"
 
     def splits_apart(self, domain: str) -> bool:
         """As the data set's record says."""
-        record = self._record(domain)
+        record = self.record(domain)
         return record is not None and record.splits_apart
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class FilesSource(DataSource):
             lines.append(f"domains of different label spaces cannot be read together: {counts}")
         return lines
 
-    def _record(self, name: str) -> DatasetRecord | None:
+    def record(self, name: str) -> DatasetRecord | None:
         """What is known of a data set, whose files need not be here; None: nothing, and problems() says so."""
         if name not in self.sets:
             return DATASETS.get(name.partition(":")[0])

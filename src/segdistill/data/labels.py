@@ -91,12 +91,17 @@ def read_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
     dropped, CMYK and palettes are converted; a fraction image is an error.
     """
     with open_image(content, name) as image:
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow gives as 16 or 32 bits
-            grey = (np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if image.mode == "F":
-            raise BadSample(f"{name}: holds fractions (F), where an image of 8 or 16 bits is expected")
-        return np.array(_rgb(image))
+        return as_rgb(image, name)
+
+
+def as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """A Pillow image as :func:`read_rgb` gives it."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow gives as 16 or 32 bits
+        grey = (np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise BadSample(f"{name}: holds fractions (F), where an image of 8 or 16 bits is expected")
+    return np.array(_rgb(image))
 
 
 def read_pair(
