@@ -130,4 +130,6 @@ def _bands(height: int) -> Iterator[slice]:
 
 
 def _fitted(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
-    return image if size == (image.shape[1], image.shape[0]) else np.asarray(Image.fromarray(image).resize(size, method))
+    return (
+        image if size == (image.shape[1], image.shape[0]) else np.asarray(Image.fromarray(image).resize(size, method))
+    )

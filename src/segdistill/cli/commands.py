@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segdistill.cli import own
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table
 from segdistill.cli.use import predict
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(own.init)
 app.command()(predict)
 
 INTERRUPTED = 130
