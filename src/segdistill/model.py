@@ -24,7 +24,7 @@ from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
 from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
-from segdistill.data.world import LABEL_SPACES
+from segdistill.world import LABEL_SPACES
 from segdistill.evaluate import evaluating, prepare, sliding
 from segdistill.finished import Finished
 from segdistill.inputs import Input, find_inputs, upright
