@@ -24,7 +24,6 @@ from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
 from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
-from segdistill.world import LABEL_SPACES
 from segdistill.evaluate import evaluating, prepare, sliding
 from segdistill.finished import Finished
 from segdistill.inputs import Input, find_inputs, upright
@@ -33,6 +32,7 @@ from segdistill.recipe import Recipe
 from segdistill.rescore import trained
 from segdistill.scoring import Scored, load_segmenter
 from segdistill.segmenter import Segmenter, Window
+from segdistill.world import LABEL_SPACES
 
 WHOLE = 2**21
 """Pixels of the largest image (1024 x 2048) that a network without windows of its own sees at once."""

@@ -155,7 +155,11 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
                for role in ("source", "validation", "unseen", "unlabelled")}  # fmt: skip
     counts = {each.name: each.counts for each in sets}
     source = by_role["source"][0]
-    scored = [*(by_role["source"] if set(counts[source]) != {"train"} else []), *by_role["validation"], *by_role["unseen"]]
+    scored = [
+        *(by_role["source"] if set(counts[source]) != {"train"} else []),
+        *by_role["validation"],
+        *by_role["unseen"],
+    ]
     scored = scored or [source]
     splits = {name: next(split for split in ("val", "test", "train") if split in counts[name]) for name in scored}
     missing = [

@@ -21,10 +21,11 @@ from segdistill.config import UserError
 from segdistill.data.labels import UNREADABLE
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg", "ann_dir",
-                 "ground_truth", "groundtruth", "segmentationclass", "labelstrain", "targets")  # fmt: skip
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
+                 "ann_dir", "ground_truth", "groundtruth", "segmentationclass", "targets")  # fmt: skip
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "rgb", "photos", "img_dir", "jpegimages", "inputs")
-LABEL_ENDS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "_l", "_m")
+LABEL_ENDS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "_l",
+              "_m")  # fmt: skip
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
 SAMPLED = 60  # label files that are read
@@ -152,7 +153,13 @@ def _labelled(
 
 
 def _set_of(
-    group: list[Pair], classes: dict[str, Any], lists: dict[str, PurePosixPath], title: str, *, source: bool, alone: bool
+    group: list[Pair],
+    classes: dict[str, Any],
+    lists: dict[str, PurePosixPath],
+    title: str,
+    *,
+    source: bool,
+    alone: bool,
 ) -> OwnSet:
     first = group[0]
     settings: dict[str, Any] = dict(classes)
@@ -193,40 +200,53 @@ def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> l
     if "." in groups and (len(groups) > 1 or labelled):
         del groups["."]  # beside folders: pictures of a readme and the like
     return [
-        OwnSet(_slug(folder if folder != "." else "images"), {"images": folder, "labels": None, "splits": {"train": "."}},
-               {"train": count}, labelled=False)
+        OwnSet(
+            _slug(folder if folder != "." else "images"),
+            {"images": folder, "labels": None, "splits": {"train": "."}},
+            {"train": count},
+            labelled=False,
+        )
         for folder, count in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The set that COCO files describe; empty where there are none."""
-    annotations: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    where = ""
+    """The sets that COCO files describe, one for each file, that of train first; empty where there are none."""
+    found: dict[str, tuple[PurePosixPath, list[str]]] = {}
     for path in candidates:
-        try:
-            values = json.loads((folder / path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        names = _coco_images(folder / path)
+        if names is None:
             continue
-        if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
-            continue
-        split = next((SPLITS[word] for word in sorted(SPLITS, key=len, reverse=True) if word in path.stem.lower()), "train")
-        if split in annotations:
-            raise UserError(f"{folder}: {annotations[split]} and {path} are both for {split}; move one out of the folder")
-        entries = [entry.get("file_name", "") for entry in values["images"] if isinstance(entry, dict)]
-        annotations[split], counts[split] = str(path), len(entries)
-        if entries:
-            match = next((image for image in images if f"/{image}".endswith(f"/{entries[0]}")), None)
-            if match is None:
-                raise UserError(f"{path}: its image {entries[0]} is nowhere below {folder}; put the images there")
-            where = str(match)[: len(str(match)) - len(entries[0])].rstrip("/") or "."
-    if not annotations:
-        return []
-    if "train" not in annotations:
-        raise UserError(f"{folder}: COCO files of {', '.join(annotations)} and none of train; call one ...train.json")
-    settings = {"layout": "coco", "images": where, "annotations": annotations, "background": "background"}
-    return [OwnSet(_slug(folder.resolve().name), settings, counts, labelled=True)]
+        words = sorted(SPLITS, key=len, reverse=True)
+        split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
+        if split in found:
+            raise UserError(f"{folder}: {found[split][0]} and {path} are both for {split}; move one out of the folder")
+        found[split] = path, names
+    if found and "train" not in found:
+        raise UserError(f"{folder}: COCO files of {', '.join(found)} and none of train; call one ...train.json")
+    title, sets = _slug(folder.resolve().name), []
+    for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
+        first = names[0] if names else ""
+        match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
+        if match is None or not names:
+            raise UserError(f"{path}: its image '{first}' is nowhere below {folder}; put the images there")
+        where = match[: len(match) - len(first)].rstrip("/") or "."
+        settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
+        name = title if split == "train" else f"{title}_{split}"
+        sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
+    return sets
+
+
+def _coco_images(path: Path) -> list[str] | None:
+    """The images that a COCO file names; None where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
+        return None
+    entries = values["images"] if isinstance(values["images"], list) else []
+    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
 
 
 def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
