@@ -29,3 +29,21 @@ def init(
     for line in started.lines():
         typer.echo(line)
     typer.echo(f"next: segdistill run {started.recipe} --dry-run")
+
+
+def serve(
+    what: Annotated[str, typer.Argument(help="a run folder, a stage's folder, a packed file, or hf:owner/name")],
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0: any that is free")] = 8765,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """A page on this computer to drop images on: model, teacher, confidence, and where they differ."""
+    from segdistill.model import load
+    from segdistill.serve import Server
+
+    with Server(load(what, device=device), port) as server:
+        typer.echo(f"{server.url} (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("ended")
