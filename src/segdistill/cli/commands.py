@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(own.init)
 app.command()(own.serve)
+app.command()(own.settings)
 app.command()(predict)
 
 INTERRUPTED = 130

@@ -47,3 +47,14 @@ def serve(
             server.serve_forever()
         except KeyboardInterrupt:
             typer.echo("ended")
+
+
+def settings(
+    out: Annotated[Path, typer.Argument(help="the Markdown file to write")] = Path("docs/settings.md"),
+) -> None:
+    """Write every setting of recipes and descriptions, with its default and meaning, as one page."""
+    from segdistill.files import write_atomic
+    from segdistill.reference import settings_page
+
+    write_atomic(out, lambda file: file.write(settings_page().encode()))
+    typer.echo(str(out))
