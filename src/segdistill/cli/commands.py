@@ -31,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.command()(own.init)
 app.command()(own.serve)
 app.command()(own.settings)
+app.command()(own.estimate)
 app.command()(predict)
 
 INTERRUPTED = 130

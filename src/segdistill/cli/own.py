@@ -58,3 +58,24 @@ def settings(
 
     write_atomic(out, lambda file: file.write(settings_page().encode()))
     typer.echo(str(out))
+
+
+def estimate(
+    what: Annotated[Path, typer.Argument(help="a run folder")],
+    folder: Annotated[Path, typer.Argument(help="images without labels: a folder, an archive or a video")],
+    *,
+    out: Annotated[Path, typer.Option(help="picture of the images that look worst")] = Path("estimate.png"),
+    worst: Annotated[int, typer.Option(min=1, max=100, help="images on that picture")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Predict the mIoU on images without labels, with an interval. Exit status 1: they are too far from the known."""
+    from segdistill.estimate import estimate as estimate_folder
+    from segdistill.progress import Bars
+
+    with Bars("estimate", 0) as bars:
+        found = estimate_folder(what, folder, out=out, worst=worst, device=device, watcher=bars)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"picture: {out}")
+    if found.miou is None:
+        raise typer.Exit(1)
