@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from PIL import Image
 from segdistill.data.rendered import WorldSource
 from segdistill.environment import commit, hardware
 from segdistill.estimate import IMAGES, choose_line, measure, points_of
+from segdistill.recipe import EvaluateConfig
 from segdistill.rescore import trained
 
 Pixels = np.ndarray
@@ -66,6 +67,7 @@ HELD_OUT: dict[str, Callable[[Pixels, int], Pixels]] = {
     "motion": motion, "coarse": coarse, "specks": specks, "glare": glare, "hue": hue, "grey": grey,
 }  # fmt: skip
 REDRAWS = (1, 2)
+Test = tuple[str, str, WorldSource, Callable[[Pixels, int], Pixels] | None]
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def main() -> None:
         print(row_of(kind, [each for each in rows if kind in ("all", each["kind"])], constant))
 
 
-def tests(config, source):
+def tests(config: EvaluateConfig, source: WorldSource) -> Iterator[Test]:
     """(kind, domain, where its images come from, what is done to them)."""
     for domain in config.unseen:
         yield "unseen", domain, source, None
@@ -118,8 +120,8 @@ def row_of(kind: str, rows: list[dict], constant: float) -> str:
     errors = np.array([each["estimate"] - each["miou"] for each in kept])
     covered = np.mean([low <= each["miou"] <= high for each in kept for low, high in [each["interval"]]])
     plain = np.mean([abs(constant - each["miou"]) for each in kept])
-    cells = [kind, len(rows), len(rows) - len(kept), f"{100 * np.abs(errors).mean():.1f}", f"{100 * errors.mean():+.1f}",
-             f"{100 * covered:.0f} %", f"{100 * plain:.1f}"]  # fmt: skip
+    error, bias = f"{100 * np.abs(errors).mean():.1f}", f"{100 * errors.mean():+.1f}"
+    cells = [kind, len(rows), len(rows) - len(kept), error, bias, f"{100 * covered:.0f} %", f"{100 * plain:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -41,7 +41,7 @@ def test_errors_are_those_on_groups_that_the_line_has_not_seen():
 def test_a_way_with_one_group_leaves_nothing_out():
     x, y = drawn(2, 8)
     shifts = [str(i) for i in range(8)]
-    assert fit(x, y, [["one"] * 8, shifts]) == fitted(x, y, [shifts])
+    assert fitted(x, y, [["one"] * 8, shifts]) == fitted(x, y, [shifts])
 
 
 def test_the_interval_covers_what_it_says_on_points_of_the_same_kind():
@@ -56,6 +56,6 @@ def test_the_interval_covers_what_it_says_on_points_of_the_same_kind():
 
 def test_values_stay_fractions_and_the_fitted_range_has_an_end():
     line = fit([0.2, 0.4, 0.6, 0.8], [0.0, 0.3, 0.7, 1.0], [list("abcd")])
-    assert (line.at(2), line.at(-2)) == (1, 0)
-    assert line.interval(2)[1] == 1
+    assert (line.at(2.0), line.at(-2.0)) == (1, 0)
+    assert line.interval(2.0)[1] == 1
     assert [line.outside(x) for x in (0.0, 0.12, 0.5, 0.88, 0.9)] == [True, False, False, False, True]
