@@ -16,11 +16,11 @@ from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
 from segdistill.evaluate import evaluate, retention_interval, summary_interval
+from segdistill.models import Window
 from segdistill.recipe import load, retarget
 from segdistill.rescore import evaluate_run
 from segdistill.run import run
 from segdistill.scoring import Loader, Scored, load_segmenter, read_images
-from segdistill.segmenter import Window
 from tiny_runs import only, tiny, tiny_file
 from tiny_sets import write
 

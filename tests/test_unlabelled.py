@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.bands import Strip
+from segdistill.models.bands import Strip
 from segdistill.scoring import read_notes
 from segdistill.unlabelled import Note, notes_of
 

@@ -19,15 +19,13 @@ from lightning.fabric import Fabric
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import sha256, write_json
+from segdistill.files import read_signed, sha256, text_is_whole, write_signed
 from segdistill.ops import derive_seed
-from segdistill.recipe import Recipe, last_task, reads_logits
+from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
 from segdistill.scoring import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
-from segdistill.stages.distill import DistillConfig
-from segdistill.stages.task import TaskConfig
-from segdistill.weights import decoder_path, weights_path
+from segdistill.weights import decoder_path, digest_of, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
@@ -44,7 +42,7 @@ class Finished:
     prints: list[str]
 
     @property
-    def stages(self) -> tuple[DistillConfig | TaskConfig, ...]:
+    def stages(self) -> tuple[StageConfig, ...]:
         """The finished stages."""
         return self.recipe.stages[: len(self.manifests)]
 
@@ -53,8 +51,25 @@ class Finished:
         """Whose segmenters are finished: of networks with a task stage, and of a teacher whose decoder is a file."""
         teacher = self.recipe.teacher
         given = {"teacher"} if teacher is not None and teacher.decoder_weights is not None else set()
-        trained = {stage.model for stage in self.stages if isinstance(stage, TaskConfig)}
+        trained = {stage.learner for stage in self.stages}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
+
+    def places(self, role: str | None = None) -> dict[str, str]:
+        """Whose segmenters are scored -> where they stand in the results, whose student is the one that is judged.
+
+        That is the student, else the teacher where it is alone; with ``role`` that one, without the other.
+        """
+        if role is None and self.roles == ("teacher",):
+            role = "teacher"
+        return {each: each for each in self.roles} if role is None else {role: "student"}
+
+
+def load_finished(folder: Path) -> Recipe:
+    """The recipe that the run in ``folder`` was made with; its images need not be there."""
+    path = folder / "recipe.yaml"
+    if path.is_file() and not text_is_whole(path.read_bytes()):
+        raise UserError(f"{path} is damaged or was edited; give the run's command again, which writes it anew")
+    return load(path, reads="nothing")
 
 
 def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
@@ -66,7 +81,7 @@ def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
     """The encoder file left by the last stage before number ``before`` that trained the student's encoder."""
     for number in reversed(range(before)):
         stage = recipe.stages[number]
-        if isinstance(stage, DistillConfig) or (stage.model == "student" and not stage.freeze_encoder):
+        if stage.hands_over:
             return stage_folder(recipe, folder, number) / "encoder.safetensors"
     return None
 
@@ -76,11 +91,11 @@ def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
     return recipe.seed if stage.seed is None else stage.seed
 
 
-def origin_of(recipe: Recipe, stage: DistillConfig | TaskConfig) -> Origin:
+def origin_of(recipe: Recipe, stage: StageConfig) -> Origin:
     """What of a stage only files can tell: its images are listed and its start weights are hashed."""
-    roles = _roles(stage)
+    roles = stage.roles
     digests = {role: model_digests(getattr(recipe, role)) for role in ("student", "teacher") if role in roles}
-    return {"data": recipe.data.facts(*stage.selections()), **digests}
+    return {"data": recipe.data.facts(*(selection for _, selection, _ in stage.reads())), **digests}
 
 
 def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> list[str]:
@@ -92,7 +107,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
     student_parent = ""
     origins = [origin_of(recipe, stage) for stage in recipe.stages] if origins is None else origins
     for number, (stage, origin) in enumerate(zip(recipe.stages, origins, strict=False)):
-        roles = _roles(stage)
+        roles = stage.roles
         facts = {
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
@@ -103,7 +118,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
             "teacher": _model_facts(recipe.teacher, origin["teacher"]) if "teacher" in roles else None,
             "parent": student_parent if "student" in roles else "",
         }
-        teacher = last_task(recipe.stages, "teacher", number) if reads_logits(stage) else None
+        teacher = last_learner(recipe.stages, "teacher", number) if stage.reads_logits else None
         if teacher is not None:
             facts["teacher_decoder"] = prints[teacher]
         prints.append(_hash(facts))
@@ -116,7 +131,7 @@ def model_digests(model: ModelConfig | None) -> dict[str, str]:
     """SHA-256 of the files that a network starts from; a :class:`UserError` where one is not there."""
     digests: dict[str, str] = {}
     if model is not None and model.encoder.weights != "random":
-        digests["sha256"] = sha256(weights_path(model.encoder.weights, model.encoder.name))
+        digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
     if model is not None and model.decoder_weights is not None:
         digests["decoder_sha256"] = sha256(decoder_path(model.decoder_weights))
     return digests
@@ -129,10 +144,17 @@ def read_stage(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     if manifest["fingerprint"] != fingerprint:
         raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
+    if damaged := damaged_file(folder, manifest):
+        raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
+    return manifest
+
+
+def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
+    """The first of a stage's files that is not what its manifest says."""
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is not the file that its manifest names; delete {folder} to run it again")
-    return manifest
+            return folder / name
+    return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -140,11 +162,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or no text at all
-        manifest = None
-    if not isinstance(manifest, dict) or not {"fingerprint", "files", "seconds", "parameters"} <= manifest.keys():
+    manifest = read_signed(path)
+    needed = {"fingerprint", "files", "seconds", "parameters", "name", "type", "steps"}
+    if manifest is None or not needed <= manifest.keys() or not isinstance(manifest["files"], dict):
         raise UserError(f"damaged manifest {path}; delete the folder {folder} to run the stage again")
     return manifest
 
@@ -155,14 +175,14 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     ``place`` is where it stands in the results: its own role, or "student" for what is judged.
     """
     recipe, stages = finished.recipe, finished.stages
-    last = last_task(stages, role, len(stages))
+    last = last_learner(stages, role, len(stages))
     model: ModelConfig = getattr(recipe, role)
     if last is None:
         return segmenter_from_files(recipe, role, out, place=place)
     own = [
         manifest["seconds"]
         for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
-        if (isinstance(stage, TaskConfig) and stage.model == "teacher") == (role == "teacher")
+        if (stage.learner == "teacher") == (role == "teacher")
     ]
     return Scored(
         role=place or role,
@@ -220,16 +240,9 @@ def write_results(
         results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
     results["environment"] = environment.describe()
     if fabric.is_global_zero:
-        write_json(out / "results.json", results)
+        write_signed(out / "results.json", results)
     fabric.barrier()
     return results
-
-
-def _roles(stage: DistillConfig | TaskConfig) -> tuple[str, ...]:
-    """The networks that a stage reads."""
-    if isinstance(stage, TaskConfig) and stage.model == "teacher":
-        return ("teacher",)
-    return ("student",) if stage.method is None else ("student", "teacher")
 
 
 def _model_facts(model: ModelConfig | None, digests: dict[str, str]) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from segdistill.config import UserError
 from segdistill.data.archives import SUFFIXES, BadSample, Store, is_archive, open_store
-from segdistill.data.labels import UNREADABLE, as_rgb, open_image
+from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_image
 
 Pixels = NDArray[np.uint8]
 
@@ -100,7 +100,7 @@ def upright(image: Image.Image, name: str) -> Pixels:
         turned = ImageOps.exif_transpose(image)
     except UNREADABLE:  # damaged EXIF says nothing
         turned = image
-    return as_rgb(turned, name)
+    return Picture(turned, UPRIGHT, 8, inverted=False, signed=False, lossy="", low=None).rgb(name)
 
 
 def output_names(inputs: Sequence[Input]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Images are seen as they were when the model was scored: fitted into the size of the recipe's evaluation or of the data
 set's protocol, and through its windows. Predictions have the image's own size; scores are enlarged a few rows at a
-time (:mod:`segdistill.bands`), so memory stays at some tens of bytes per pixel. Computed in float32.
+time (:mod:`segdistill.models.bands`), so memory stays at some tens of bytes per pixel. Computed in float32.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from segdistill.data.rendered import WorldSource
 from segdistill.evaluate import evaluating, prepare, sliding
 from segdistill.finished import Finished
 from segdistill.inputs import Input, find_inputs, upright
+from segdistill.models import Segmenter, Window
 from segdistill.prediction import Result, as_colors, generated_colors
 from segdistill.recipe import Recipe
 from segdistill.rescore import trained
 from segdistill.scoring import Scored, load_segmenter
-from segdistill.segmenter import Segmenter, Window
 from segdistill.world import LABEL_SPACES
 
 WHOLE = 2**21

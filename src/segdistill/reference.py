@@ -50,7 +50,9 @@ def settings_page() -> str:
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
     for kind, table in (("method", METHODS), ("decoder", DECODERS)):
         parts += [
-            _section(f"{kind}: {name}", cls.Config, f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
+            _section(
+                f"{kind}: {name}", vars(cls)["Config"], f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}"
+            )
             for name, cls in table.items()
         ]
     return "\n".join(parts)

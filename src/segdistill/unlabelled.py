@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segdistill.bands import Strip
+from segdistill.models.bands import Strip
 
 SAMPLE = 128
 """Class maps are kept of every n-th row and column, so that neither side has more cells than this."""

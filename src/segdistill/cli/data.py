@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdistill.cli.show import print_table
+from segdistill.cli.show import print_table, show_doubts
 
 if TYPE_CHECKING:
     from segdistill.data.check import Check, SplitCheck
@@ -135,6 +135,8 @@ def _print_check(outcome: Check, show: int) -> None:
     labelled = [split for split in outcome.splits if split.labelled]
     if labelled:
         _print_classes(outcome, labelled)
+    for split in outcome.splits:
+        show_doubts(split.doubts)
     if outcome.absent:
         typer.echo(f"not here: split {', '.join(outcome.absent)}")
     typer.echo(outcome.verdict())

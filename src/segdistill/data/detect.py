@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from segdistill.config import UserError
-from segdistill.data.labels import UNREADABLE
+from segdistill.data.decode import UNREADABLE
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",

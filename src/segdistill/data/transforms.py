@@ -13,12 +13,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segdistill.config import Config
+from segdistill.config import Config, Range, Shares
 from segdistill.data.dataset import Sample
 from segdistill.data.photometric import distort, draw_distortion
+from segdistill.data.randaugment import RandAugment
 
 IGNORE = 255
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """ImageNet's statistics of [0, 1] pixels, with which the authors normalise every network's images."""
 MEAN_COLOR = (124, 116, 104)
 """The same mean as a colour: what the authors' zeros after normalisation look like."""
@@ -31,12 +32,12 @@ class DistillAugment(Config):
     result is stored in 8 bits: noise beyond black or white (5 % of it) is clipped.
     """
 
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop")
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: Shares = Field((0.08, 1.0), description="area of the random crop")
+    crop_ratio: Range = (3 / 4, 4 / 3)
     keep_aspect: bool = Field(False, description="ours: multiply crop_ratio by the image's own width / height")
-    flip: float = 0.5
-    rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
-    erase: float = 0.25
+    flip: float = Field(0.5, ge=0, le=1)
+    rand_augment: RandAugment | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
+    erase: float = Field(0.25, ge=0, le=1)
 
 
 class TaskAugment(Config):
@@ -44,10 +45,12 @@ class TaskAugment(Config):
     :mod:`segdistill.data.photometric`, whose values are the authors'.
     """
 
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the short side relative to the crop's")
-    max_share: float = Field(0.75, description="a crop in which one class has more than this is drawn again")
-    tries: int = 10
-    flip: float = 0.5
+    scale: Range = Field((0.5, 2.0), description="range of the short side relative to the crop's")
+    max_share: float = Field(
+        0.75, gt=0, le=1, description="a crop in which one class has more than this is drawn again"
+    )
+    tries: int = Field(10, ge=1, le=1000)
+    flip: float = Field(0.5, ge=0, le=1)
     photometric: bool = True
 
 

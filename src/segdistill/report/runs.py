@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from segdistill.config import UserError, parse
+from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
@@ -147,12 +148,21 @@ def load_run(folder: Path) -> Run:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{folder}: results.json is missing; the run is unfinished: give its command again to continue")
-    results = _record(_Results, _json(path), path)
+    value = _json(path)
+    if isinstance(value, dict) and "name" in value and "models" not in value:
+        raise UserError(
+            f"{folder}: the run has no scores: its recipe scores nothing; give it 'evaluate', or score it with "
+            f"segdistill evaluate {folder} evaluate.domains=[...]"
+        )
+    results = _record(_Results, value, path)
     _check(results, path)
     _check_pictures(results, folder)
     environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
     if not isinstance(environment, dict):
         raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
+    recipe = _text(folder / "recipe.yaml")
+    if recipe is not None and not text_is_whole(recipe.encode()):
+        raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; give the run's command again")
     student, teacher = (
         model and model.model_copy(update={"mean_unseen": _mean(model, results.unseen)})
         for model in (results.models.student, results.models.teacher)
@@ -163,7 +173,7 @@ def load_run(folder: Path) -> Run:
         student=student,
         teacher=teacher,
         pictures=dict(results.pictures.domains),
-        recipe=_text(folder / "recipe.yaml"),
+        recipe=recipe,
         environment={str(key): str(value) for key, value in environment.items() if value not in (None, "", [], {})},
         metrics=_read_metrics(folder / "metrics.jsonl"),
         stages=_read_stages(folder),
@@ -200,11 +210,14 @@ def _check(results: _Results, path: Path) -> None:
 def _check_pictures(results: _Results, folder: Path) -> None:
     """Every picture that the results promise is there."""
     for domain, indices in results.pictures.domains.items():
+        plain_name(domain)
         for index in indices:
             for kind in ("image", "truth", "student"):
                 path = folder / "pictures" / kind / f"{domain}-{index}.png"
                 if not path.is_file():
-                    raise UserError(f"{folder}: the picture {path.relative_to(folder)} is missing; evaluate it again")
+                    raise UserError(
+                        f"{folder}: the picture {path.relative_to(folder)} is missing; give the run's command again"
+                    )
 
 
 def _mean(model: ModelResult, unseen: Sequence[str]) -> float | None:
@@ -223,12 +236,13 @@ def _read_metrics(path: Path) -> tuple[Step, ...]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError:
+        value = read_metrics_line(line)
+        if value is None:
             if number == len(lines):  # no newline yet: the run was stopped while it wrote
                 continue
-            raise UserError(f"{path}: line {number} is not JSON: {textwrap.shorten(line, 60)}") from None
+            raise UserError(
+                f"{path}: line {number} is damaged: {textwrap.shorten(line, 60)}; delete it to do without its point"
+            )
         step = _record(Step, value, path)
         steps[step.stage, step.step] = step
     return tuple(sorted(steps.values(), key=lambda step: (step.stage, step.step)))
@@ -243,9 +257,14 @@ def _read_stages(folder: Path) -> tuple[Stage, ...]:
 def _json(path: Path) -> Any:
     text = _text(path)
     try:
-        return json.loads(text or "")
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged, not JSON ({error}); give the run's command again") from None
+        value = json.loads(text or "")
+        if isinstance(value, dict) and value.get("digest") not in (None, json_digest(value)):
+            raise ValueError("its digest differs")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged ({error}); give the run's command again") from None
+    if isinstance(value, dict):
+        value.pop("digest", None)
+    return value
 
 
 def _text(path: Path) -> str | None:

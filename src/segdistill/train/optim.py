@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from segdistill.config import Config
+from segdistill.config import Betas, Config
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -20,15 +20,17 @@ Schedule = Callable[[int, int], float]
 class CosineConfig(Config):
     """Optimiser of the distillation stages (spec A.7): AdamW, cosine in epochs, linear learning-rate rule."""
 
-    lr: float = Field(5e-4, gt=0, description="learning rate at the reference batch")
-    lr_reference_batch: int | None = Field(512, description="lr is scaled by batch / this; None: lr as it is")
-    min_lr: float = Field(1e-5, ge=0)
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(5e-4, gt=0, le=1, description="learning rate at the reference batch")
+    lr_reference_batch: int | None = Field(
+        512, ge=1, le=2**24, description="lr is scaled by batch / this; None: lr as it is"
+    )
+    min_lr: float = Field(1e-5, ge=0, le=1)
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    betas: Betas = (0.9, 0.999)
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
-    epochs: int = Field(100, ge=1, description="the learning rate changes this many times in the stage")
-    lag: int = Field(1, ge=0, description="epochs that the schedule lags behind (1: as the authors' code)")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    epochs: int = Field(100, ge=1, le=10**6, description="the learning rate changes this many times in the stage")
+    lag: int = Field(1, ge=0, le=10**6, description="epochs that the schedule lags behind (1: as the authors' code)")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
     def spared(self, module: nn.Module) -> set[str]:
         """Names of the parameters that do not decay."""
@@ -51,13 +53,15 @@ class CosineConfig(Config):
 class PolyConfig(Config):
     """Optimiser of the task stage (spec A.10): AdamW, polynomial decay, no clipping."""
 
-    lr: float = Field(1e-4, gt=0)
-    encoder_lr_scale: float = Field(0.1, gt=0, description="of the encoder's learning rate where it is trained")
-    power: float = 0.9
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-4, gt=0, le=1)
+    encoder_lr_scale: float = Field(
+        0.1, gt=0, le=1000, description="of the encoder's learning rate where it is trained"
+    )
+    power: float = Field(0.9, ge=0, le=100)
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    betas: Betas = (0.9, 0.999)
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
     def spared(self, module: nn.Module) -> set[str]:
         """Names of the parameters that do not decay."""

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from fake_encoder import FakeEncoder, Largest, seeded
 from segdistill.config import UserError
 from segdistill.decoders import Mask2Former, SemFPN
-from segdistill.segmenter import Segmenter, Window, positions
+from segdistill.models import Segmenter, Window, positions
+from segdistill.ops import maps
 
 K = 4
 
@@ -42,7 +43,7 @@ def test_windows_stand_where_the_authors_put_them(length, starts):
 def test_maps_are_the_taps_in_order():
     segmenter = make()
     segmenter.taps = (1, 3)
-    shallow, deep = segmenter.maps(some_images())
+    shallow, deep = maps(segmenter.features(some_images()))
     assert shallow.shape == (2, 6, 4, 5)
     torch.testing.assert_close(shallow, 3 * segmenter.encoder.embed(some_images() - 0.5))
     torch.testing.assert_close(deep / 5, shallow / 3)
@@ -61,16 +62,21 @@ def test_scores_of_any_size(size):
     torch.testing.assert_close(scores, segmenter.scores(padded)[..., : size[0], : size[1]])
 
 
-def test_the_loss_does_not_look_at_the_padding():
-    segmenter, images, labels = make().eval(), some_images(size=(31, 37)), torch.randint(0, K, (2, 31, 37))
-    expected = F.cross_entropy(segmenter.scores(images), labels)
-    torch.testing.assert_close(segmenter.loss(images, labels)["cross_entropy"], expected)
-    torch.testing.assert_close(segmenter(images, labels)["cross_entropy"], expected)
+def some_batch(size=(32, 40)):
+    images = seeded(lambda: torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8), 1)
+    return {"image": images, "label": seeded(lambda: torch.randint(0, K, (2, *size)), 2)}
+
+
+def test_the_loss_is_the_decoders_on_the_batchs_images_in_0_to_1():
+    segmenter, batch = make().eval(), some_batch()
+    expected = F.cross_entropy(segmenter.scores(batch["image"] / 255), batch["label"])
+    torch.testing.assert_close(segmenter.loss(batch)["cross_entropy"], expected)
+    torch.testing.assert_close(segmenter(batch)["cross_entropy"], expected)
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode():
-    segmenter, images, labels = make(), some_images(), torch.zeros(2, 32, 40, dtype=torch.int64)
-    sum(segmenter.loss(images, labels).values()).backward()
+    segmenter, batch = make(), some_batch()
+    sum(segmenter.loss(batch).values()).backward()
     assert segmenter.encoder.embed.weight.grad.abs().max() > 0
     segmenter.zero_grad()
     segmenter.freeze_encoder()
@@ -78,8 +84,8 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode():
     assert segmenter.encoder_is_frozen
     assert segmenter.decoder.training
     assert not segmenter.encoder.training
-    assert not segmenter.maps(images)[0].requires_grad
-    sum(segmenter.loss(images, labels).values()).backward()
+    assert not segmenter.features(batch["image"] / 255).tokens[0].requires_grad
+    sum(segmenter.loss(batch).values()).backward()
     assert segmenter.encoder.embed.weight.grad is None
     assert all(p.grad.abs().max() > 0 for p in segmenter.decoder.parameters())
 

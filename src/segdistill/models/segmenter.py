@@ -1,4 +1,4 @@
-"""Encoder and decoder as one model: class scores, class maps, sliding windows."""
+"""Semantic segmentation: class scores, class maps, sliding windows."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill.bands import Strip, decide, enlarge
-from segdistill.config import Config, UserError
-from segdistill.criteria import IGNORE
+from segdistill.config import Config, Size, UserError
 from segdistill.decoders import Decoder
-from segdistill.ops import tokens_to_map
-from segdistill.types import LossTerms
+from segdistill.models.bands import Strip, decide, enlarge
+from segdistill.models.model import Model
+from segdistill.types import Batch, LossTerms
 
 
 class Window(Config):
     """Sliding-window inference (spec A.11): ``size`` and ``stride`` in pixels (h, w), ``batch`` windows at a time."""
 
-    size: tuple[int, int] = (512, 512)
-    stride: tuple[int, int] = (341, 341)
-    batch: int = Field(4, ge=1)
+    size: Size = (512, 512)
+    stride: Size = (341, 341)
+    batch: int = Field(4, ge=1, le=2**16)
 
     @model_validator(mode="after")
     def _covers(self) -> Window:
@@ -39,7 +38,7 @@ def positions(length: int, size: int, stride: int) -> list[int]:
     return [min(i * stride, max(length - size, 0)) for i in range(count)]
 
 
-class Segmenter(nn.Module):
+class Segmenter(Model):
     """A segmentation model of ``num_classes`` classes: the decoder reads the encoder's ``taps``.
 
     Images are RGB in [0, 1], (B, 3, H, W), of any size: one that the encoder does not take (a side is no multiple of
@@ -47,50 +46,19 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...], num_classes: int) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.taps, self.num_classes = tuple(taps), num_classes
+        super().__init__(encoder, decoder, taps)
+        self.num_classes = num_classes
 
-    def freeze_encoder(self) -> None:
-        """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
-        self.encoder.requires_grad_(False)
-        self.encoder.eval()
-
-    @property
-    def encoder_is_frozen(self) -> bool:
-        """Whether no parameter of the encoder asks for a gradient."""
-        return not any(p.requires_grad for p in self.encoder.parameters())
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """As ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.encoder_is_frozen:
-            self.encoder.eval()
-        return self
-
-    def maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
-        """The taps as maps (B, C, h, w), shallow to deep; without gradient where the encoder is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-            features = self.encoder(images, taps=self.taps)
-        return tuple(map(tokens_to_map, features.tokens, features.grids))
-
-    def loss(self, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, "b h w"]) -> LossTerms:
-        """The decoder's loss terms; labels are class indices, 255 where there is none."""
-        bottom, right = self._padding(images)
-        if bottom or right:
-            images, labels = _pad(images, bottom, right), F.pad(labels, (0, right, 0, bottom), value=IGNORE)
-        return self.decoder.loss(self.maps(images), labels)
-
-    def forward(self, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, "b h w"]) -> LossTerms:
-        """:meth:`loss`, as the call that wrappers for several processes see."""
-        return self.loss(images, labels)
+    def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
+        """The decoder's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
+        return self.decoder.loss_of(decoded, batch["label"])
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Class scores per pixel of the whole image at once; differentiable."""
         height, width = images.shape[-2:]
         bottom, right = self._padding(images)
         padded = _pad(images, bottom, right) if bottom or right else images
-        scores = self.decoder.scores(self.maps(padded), (height + bottom, width + right))
+        scores = self.decoder.scores_of(self.decode(self.features(padded)), (height + bottom, width + right))
         return scores[..., :height, :width]
 
     def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
@@ -132,7 +100,7 @@ class Segmenter(nn.Module):
     def strips(
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
     ) -> Iterator[Strip]:
-        """:meth:`predict` with confidences, a few rows of one image at a time (:func:`segdistill.bands.enlarge`)."""
+        """:meth:`predict` with confidences, a few rows of one image at a time (:func:`.bands.enlarge`)."""
         if not images.is_floating_point():
             raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
         height, width = images.shape[-2:]
@@ -157,8 +125,7 @@ class Segmenter(nn.Module):
     def _padding(self, images: Tensor) -> tuple[int, int]:
         """Missing pixels at the bottom and at the right."""
         height, width = images.shape[-2:]
-        encoder: Any = self.encoder  # any module with an encoder's methods
-        high, wide = encoder.padded(height, width)
+        high, wide = self.encoder.padded(height, width)
         return high - height, wide - width
 
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fake_encoder import Largest
-from segdistill import bands
-from segdistill.bands import decide, enlarge
+from segdistill.models import bands
+from segdistill.models.bands import decide, enlarge
 
 
 def scores_of(size, images=2, classes=3):
