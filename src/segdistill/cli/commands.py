@@ -137,34 +137,32 @@ def bench(
 
     Settings are meant for every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
-    from segdistill import bench as benches
+    from segdistill import grid
     from segdistill.demo import recipes_folder
     from segdistill.progress import Bars
 
     changes = tuple(overrides or ())
-    config = benches.load_table(table, changes)
-    benches.check_paper(config)
-    cells = benches.cells_of(config, recipes_folder(), changes)
+    config = grid.load_table(table, changes)
+    grid.check_paper(config)
+    cells = grid.cells_of(config, recipes_folder(), changes)
     if dry_run:
-        _show_plan(benches.plan_cells(cells))
+        _show_plan(grid.plan_cells(cells))
         return
     if collect:
-        outcomes = benches.finished_cells(cells, out / "cells")
+        outcomes = grid.finished_cells(cells, out / "cells")
         if all(outcome.error for outcome in outcomes):
             raise UserError(
                 f"none of the table's {len(cells)} runs has finished in {out}; leave --collect out to run them"
             )
     else:
-        gpus = benches.visible_gpus()
+        gpus = grid.visible_gpus()
         with Bars(config.name, 0) as bars:
-            outcomes = benches.run_cells(
-                cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work
-            )
-    result = benches.collect_table(config, outcomes)
-    for path in benches.write_table(result, out / config.name):
+            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+    result = grid.collect_table(config, outcomes)
+    for path in grid.write_table(result, out / config.name):
         typer.echo(str(path))
-    print_table(benches.plain_rows(result))
-    for lead in benches.leads(result):
+    print_table(grid.plain_rows(result))
+    for lead in grid.leads(result):
         typer.echo(lead.sentence(result))
     for error in result.errors:
         typer.echo(f"not finished: {error}", err=True)

@@ -10,8 +10,8 @@ import pytest
 
 from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
-from segdistill.bench import lead, leads, to_csv, to_json, to_latex, to_markdown
 from segdistill.config import UserError
+from segdistill.grid import lead, leads, to_csv, to_json, to_latex, to_markdown
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
 

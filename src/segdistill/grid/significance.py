@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdistill.bench.result import TableResult
+from segdistill.grid.result import TableResult
 from segdistill.metrics import interval, resampled_mean
 from segdistill.scoring import read_images
 

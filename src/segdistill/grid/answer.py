@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segdistill.bench.result import TableResult
-from segdistill.bench.significance import Lead
+from segdistill.grid.result import TableResult
+from segdistill.grid.significance import Lead
 from segdistill.report.compare import Arm
 from segdistill.report.table import percent
 

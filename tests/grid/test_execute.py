@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from segdistill.bench import cells_of, finished_cells, run_cells
-from segdistill.bench.table import TableConfig
 from segdistill.config import parse
+from segdistill.grid import cells_of, finished_cells, run_cells
+from segdistill.grid.table import TableConfig
 from segdistill.weights import ASSETS
 from tiny_runs import TINY
 

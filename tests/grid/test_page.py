@@ -12,10 +12,10 @@ import pytest
 from fake_runs import ALL_PICTURES, UNSEEN, make_run, rewrite
 from fake_tables import PAPER, ROWS, result
 from page_reader import Page
-from segdistill.bench import leads, plain_rows, write_table
-from segdistill.bench.answer import answer, remarks
-from segdistill.bench.page import render
-from segdistill.bench.views import MANY, row_colors
+from segdistill.grid import leads, plain_rows, write_table
+from segdistill.grid.answer import answer, remarks
+from segdistill.grid.page import render
+from segdistill.grid.views import MANY, row_colors
 from segdistill.report.frame import POLICY
 
 SWEEP = {"title": "labels", "values": {"1/16": [], "full": []}}
@@ -138,8 +138,8 @@ def test_a_score_that_is_missing_leaves_a_dash_and_no_row_in_the_charts(tmp_path
 
 def result_again(found):
     """The same table read anew from its folders."""
-    from segdistill.bench import Outcome, collect_table
-    from segdistill.bench.table import Cell
+    from segdistill.grid import Outcome, collect_table
+    from segdistill.grid.table import Cell
     from tiny_runs import tiny
 
     outcomes = [

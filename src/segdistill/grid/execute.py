@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from segdistill.bench.table import Cell
 from segdistill.config import UserError
 from segdistill.files import write_atomic
+from segdistill.grid.table import Cell
 from segdistill.recipe import Recipe, dump, load
 from segdistill.run import run
 from segdistill.runlog import Watcher

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from segdistill.bench.result import TEACHER, TableResult
-from segdistill.bench.significance import leads
+from segdistill.grid.result import TEACHER, TableResult
+from segdistill.grid.significance import leads
 from segdistill.report.compare import Arm, Stat
 from segdistill.report.runs import ModelResult
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from html import escape as e
 from pathlib import Path
 
-from segdistill.bench.answer import answer, remarks
-from segdistill.bench.charts import lead_rows, sweep_panels
-from segdistill.bench.render import DASH, layout, to_csv, to_json, to_latex, to_markdown
-from segdistill.bench.result import TEACHER, TableResult
-from segdistill.bench.significance import Lead, leads, leads_over_all
-from segdistill.bench.views import View, detail_views, everything, group_views, last_value, row_colors
 from segdistill.files import write_atomic
+from segdistill.grid.answer import answer, remarks
+from segdistill.grid.charts import lead_rows, sweep_panels
+from segdistill.grid.render import DASH, layout, to_csv, to_json, to_latex, to_markdown
+from segdistill.grid.result import TEACHER, TableResult
+from segdistill.grid.significance import Lead, leads, leads_over_all
+from segdistill.grid.views import View, detail_views, everything, group_views, last_value, row_colors
 from segdistill.report import charts
 from segdistill.report.compare import Comparison, Stat
 from segdistill.report.frame import frame, hero_section, meter, tile
@@ -130,7 +130,7 @@ def errors_section(result: TableResult) -> str:
 
 
 def table_section(result: TableResult) -> str:
-    """The table as :func:`segdistill.bench.render.layout` has it."""
+    """The table as :func:`segdistill.grid.render.layout` has it."""
     heads, lines = layout(result)
     kinds = ["", *(_kind(head) for head in heads[1:])]
     if "paper" in kinds:

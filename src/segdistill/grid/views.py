@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from segdistill.bench.result import TEACHER, TableResult
+from segdistill.grid.result import TEACHER, TableResult
 from segdistill.report.charts import COLORS
 from segdistill.report.compare import Comparison, check_shared
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as e
 
-from segdistill.bench.result import TEACHER, TableResult
-from segdistill.bench.significance import Lead
-from segdistill.bench.views import row_colors
+from segdistill.grid.result import TEACHER, TableResult
+from segdistill.grid.significance import Lead
+from segdistill.grid.views import row_colors
 from segdistill.report.charts import linear_ticks
 from segdistill.report.compare import Stat
 from segdistill.report.table import percent

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segdistill.bench.execute import Outcome
-from segdistill.bench.table import TableConfig
 from segdistill.config import UserError
+from segdistill.grid.execute import Outcome
+from segdistill.grid.table import TableConfig
 from segdistill.papers import PaperPlace
 from segdistill.report.compare import Arm, Stat
 from segdistill.report.runs import Run, load_run

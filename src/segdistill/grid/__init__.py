@@ -1,12 +1,12 @@
 """Tables as a command: a grid of runs that share what is shared, in the papers' layout, their numbers beside ours."""
 
-from segdistill.bench.costs import plan_cells
-from segdistill.bench.execute import Outcome, finished_cells, run_cells, visible_gpus
-from segdistill.bench.page import write_table
-from segdistill.bench.render import plain_rows, to_csv, to_json, to_latex, to_markdown
-from segdistill.bench.result import TableResult, check_paper, collect_table
-from segdistill.bench.significance import Lead, lead, leads
-from segdistill.bench.table import Cell, TableConfig, cells_of, load_table
+from segdistill.grid.costs import plan_cells
+from segdistill.grid.execute import Outcome, finished_cells, run_cells, visible_gpus
+from segdistill.grid.page import write_table
+from segdistill.grid.render import plain_rows, to_csv, to_json, to_latex, to_markdown
+from segdistill.grid.result import TableResult, check_paper, collect_table
+from segdistill.grid.significance import Lead, lead, leads
+from segdistill.grid.table import Cell, TableConfig, cells_of, load_table
 
 __all__ = [
     "Cell",
