@@ -4,8 +4,7 @@ import numpy as np
 
 from fake_runs import UNSEEN, flat
 from segdistill.config import parse
-from segdistill.grid import Outcome, collect_table
-from segdistill.grid.table import Cell, TableConfig
+from segdistill.grid import Cell, Outcome, TableConfig, collect_table
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
 from tiny_runs import tiny

@@ -59,7 +59,8 @@ def test_lists_show_every_table(call):
     for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("decoders", DECODERS), ("methods", METHODS)):
         status, out, _ = call("list", what)
         assert status == 0
-        assert [line.split()[0] for line in out.splitlines()[1:] if not line.startswith(" ")] == list(names)
+        assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")][1:] == list(names)
+        assert max(map(len, out.splitlines())) <= 100
     domains = call("list", "domains")[1]
     assert "night" in domains
     assert "unseen" in domains

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdistill.cli.data import data_app
-from segdistill.cli.show import print_table
+from segdistill.cli.show import WIDTH, print_table
 from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.plan import Plan
+    from segdistill.results import Comparison
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -138,6 +139,7 @@ def bench(
     Settings are meant for every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
     from segdistill import grid
+    from segdistill import report as reports
     from segdistill.demo import recipes_folder
     from segdistill.progress import Bars
 
@@ -158,15 +160,13 @@ def bench(
         gpus = grid.visible_gpus()
         with Bars(config.name, 0) as bars:
             outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
-    result = grid.collect_table(config, outcomes)
-    for path in grid.write_table(result, out / config.name):
+    found = grid.collect_table(config, outcomes)
+    for path in reports.write_tables(found, out / config.name):
         typer.echo(str(path))
-    print_table(grid.plain_rows(result))
-    for lead in grid.leads(result):
-        typer.echo(lead.sentence(result))
-    for error in result.errors:
+    _print_comparison(found)
+    for error in found.errors:
         typer.echo(f"not finished: {error}", err=True)
-    if result.errors and not collect:
+    if found.errors and not collect:
         raise typer.Exit(1)
 
 
@@ -225,13 +225,23 @@ def main() -> None:
 def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their page."""
     from segdistill import report as reports
+    from segdistill.files import write_atomic
+    from segdistill.results import collect
 
     if os.environ.get("RANK", "0") != "0":  # of several processes only the first one speaks
         return
-    comparison = reports.collect(folders)
-    table = reports.table_rows(comparison)
-    rows = [["", *(column.title for column in table.columns)]]
-    rows += [[row.label, *(cell.text + ("*" if cell.best else "") for cell in row.cells)] for row in table.rows]
-    print_table(rows)
-    reports.write_report(folders, page)
+    found = collect(folders)
+    _print_comparison(found)
+    page_text = reports.render(found).encode()
+    write_atomic(page, lambda file: file.write(page_text))
     typer.echo(f"page: {page}")
+
+
+def _print_comparison(found: Comparison) -> None:
+    """Print a table and what must be said of it."""
+    from segdistill.report import to_terminal
+
+    rows, below = to_terminal(found, WIDTH)
+    print_table(rows)
+    for line in below:
+        typer.echo(line)

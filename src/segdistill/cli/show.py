@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+WIDTH = 100
+"""Columns of a terminal that every table fits."""
+
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text, the first as header, the first column left-aligned."""
@@ -16,5 +19,5 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows[1:]:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else WIDTH
     Console(width=width).print(table)

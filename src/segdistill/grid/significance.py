@@ -7,90 +7,53 @@ the unseen domains is averaged over the seeds. The spread over training seeds st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segdistill.grid.result import TableResult
 from segdistill.metrics import interval, resampled_mean
+from segdistill.results import Comparison, Lead
 from segdistill.scoring import read_images
 
-
-@dataclass(frozen=True)
-class Lead:
-    """How far ``first`` is ahead of ``second``, in points of the mean over unseen domains."""
-
-    first: int
-    second: int
-    points: float
-    interval: tuple[float, float]  # 95 %
-    beaten: float  # share of the draws in which the first is not ahead
-    seeds: tuple[int, ...]
-    value: str = ""  # of the sweep
-
-    @property
-    def settled(self) -> bool:
-        """Whether the interval is on one side of zero."""
-        return self.interval[0] > 0 or self.interval[1] < 0
-
-    @property
-    def bounds(self) -> tuple[str, str]:
-        """The interval's ends with one decimal; what rounds to zero has no sign."""
-        low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
-        return low, high
-
-    def where(self, result: TableResult) -> str:
-        """The group and the sweep's value, where the table has them: ``F2L, 1/16``."""
-        return ", ".join(part for part in (result.table.rows[self.first].group, self.value) if part)
-
-    def sentence(self, result: TableResult) -> str:
-        """One line for below the table."""
-        rows = result.table.rows
-        low, high = self.bounds
-        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
-        where = f"{where}: " if (where := self.where(result)) else ""
-        return (
-            f"{where}{rows[self.first].title} is ahead of {rows[self.second].title} by {self.points:.1f} points "
-            f"(95 % interval {low} to {high}; not ahead in {100 * self.beaten:.1f} % of the draws; "
-            f"paired bootstrap over the test images, {seeds})."
-        )
+Samples = dict[Path, NDArray[np.float64]]
+"""Resampled means by run folder: a run is resampled once, however many rows it is held against."""
 
 
-def lead(result: TableResult, first: int, second: int, value: str = "") -> Lead | None:
+def leads(found: Comparison) -> tuple[Lead, ...]:
+    """The best row of every group against each other one of it, the runner-up first, at every value of a sweep."""
+    samples: Samples = {}
+    pairs = (
+        (ranked[0], other, value)
+        for group in found.groups
+        for value in found.values
+        if (ranked := found.ranked(group, value))
+        for other in ranked[1:]
+    )
+    return tuple(one for pair in pairs if (one := lead(found, *pair, samples=samples)) is not None)
+
+
+def lead(found: Comparison, first: int, second: int, value: str = "", *, samples: Samples) -> Lead | None:
     """The difference of two rows over the seeds that both have; None where there is no such seed or too few images."""
-    seeds = [s for s in result.table.seeds if {(first, value, s), (second, value, s)} <= result.runs.keys()]
+    seeds = [run.seed for run in found.runs_of(first, value) if (second, value, run.seed) in found.runs]
     draws, points = [], []
     for seed in seeds:
-        runs = [result.runs[row, value, seed] for row in (first, second)]
-        images = [read_images(run.folder / "scores" / "student.npz") for run in runs]
-        own, other = (resampled_mean(counts, result.unseen) for counts in images)
-        draws.append(100 * (own - other))
-        means = [run.student.mean_unseen for run in runs]
-        if means[0] is None or means[1] is None:
+        one, other = (found.runs[row, value, seed] for row in (first, second))
+        if one.student.mean_unseen is None or other.student.mean_unseen is None:
             return None
-        points.append(100 * (means[0] - means[1]))
+        draws.append(_samples(one.folder, one.unseen, samples) - _samples(other.folder, one.unseen, samples))
+        points.append(one.student.mean_unseen - other.student.mean_unseen)
     if not draws:
         return None
-    samples = np.mean(draws, axis=0)
-    bounds = interval(samples)
-    if bounds is None:
+    drawn, number = np.mean(draws, axis=0), found.metric.number
+    if (bounds := interval(drawn)) is None:
         return None
-    low, high = bounds
-    return Lead(first, second, float(np.mean(points)), (low, high), float(np.mean(samples <= 0)), tuple(seeds), value)
+    low, high = map(number, bounds)
+    share = float(np.mean(drawn <= 0))
+    return Lead(first, second, number(float(np.mean(points))), (low, high), share, tuple(seeds), value)
 
 
-def leads(result: TableResult) -> list[Lead]:
-    """The best row of every group of rows against its runner-up, at every value of a sweep."""
-    return [found[0] for group in result.groups for value in result.values if (found := _over(result, group, value, 1))]
-
-
-def leads_over_all(result: TableResult, group: str, value: str) -> list[Lead]:
-    """The best row of a group against each other one of it, the runner-up first."""
-    return _over(result, group, value, len(result.table.rows))
-
-
-def _over(result: TableResult, group: str, value: str, count: int) -> list[Lead]:
-    """The best row against the next ``count`` ones."""
-    ranked = result.ranked(group, value)
-    found = (lead(result, ranked[0], other, value) for other in ranked[1 : 1 + count])
-    return [one for one in found if one is not None]
+def _samples(folder: Path, unseen: tuple[str, ...], samples: Samples) -> NDArray[np.float64]:
+    if folder not in samples:
+        samples[folder] = resampled_mean(read_images(folder / "scores" / "student.npz"), unseen)
+    return samples[folder]
