@@ -84,7 +84,9 @@ def to_terminal(found: Comparison, width: int = 100) -> tuple[list[list[str]], l
         kept = more if _width(_plain_rows(table, more)) <= width else kept
     titles = [column.title for place, column in enumerate(table.columns) if place not in kept] + lost
     below = [found.sentence(lead) for lead in found.runner_ups()] or _short(found)
-    return _plain_rows(table, kept), ([f"Left out here for width: {', '.join(titles)}."] if titles else []) + below
+    if titles:
+        below.insert(0, f"Left out here, shown on the page: {', '.join(titles)}")
+    return _plain_rows(table, kept), below
 
 
 def to_json(found: Comparison) -> str:
