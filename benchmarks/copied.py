@@ -14,7 +14,7 @@ import argparse
 import torch
 from torch import Tensor
 
-from segdistill.data import world
+from segdistill import world
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 
 SIZE = (64, 128)

@@ -18,7 +18,7 @@ from segdistill.config import parse
 from segdistill.encoders import build_encoder
 from segdistill.environment import commit, hardware, peak_memory_mb
 from segdistill.evaluate import evaluate
-from segdistill.segmenter import Segmenter, Window
+from segdistill.models import Segmenter, Window
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_segmenter
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from segdistill.data import world
+from segdistill import world
 from segdistill.environment import commit, hardware
 
 SIZES = ((64, 128), (96, 192), (256, 512))

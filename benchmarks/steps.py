@@ -24,8 +24,8 @@ from segdistill.decoders import DECODERS
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.environment import commit, hardware
 from segdistill.methods import METHODS
+from segdistill.models import Segmenter
 from segdistill.ops import generator, random_mask
-from segdistill.segmenter import Segmenter
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.types import Mask, Views
 
@@ -84,8 +84,8 @@ def task(batch: int, autocast: Callable[[], object]) -> tuple[Step, Step]:
 
     def step() -> None:
         with autocast():
-            maps = segmenter.maps(images)
-            loss = sum(decoder.loss(maps, labels).values())
+            decoded = segmenter.decode(segmenter.features(images))
+            loss = sum(segmenter.loss_of(decoded, {"label": labels}).values())
         loss.backward()
 
     def naive() -> None:

@@ -24,3 +24,19 @@ def call(capsys, monkeypatch):
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def complaint(call):
+    """The one line in which a command complains: exit status 2, no traceback."""
+
+    def run(*arguments):
+        status, out, err = call(*arguments)
+        assert status == 2, out + err
+        assert "Traceback" not in err
+        lines = [line for line in err.splitlines() if line.startswith("segdistill: ")]
+        assert len(lines) == 1, err
+        assert err.endswith(lines[0] + "\n")
+        return lines[0]
+
+    return run

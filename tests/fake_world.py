@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from fake_encoder import FakeEncoder, seeded
-from segdistill.criteria import mean_over_processes
 from segdistill.decoders import SemFPN
 from segdistill.evaluate import evaluate
-from segdistill.segmenter import Segmenter
+from segdistill.models import Segmenter
+from segdistill.processes import mean_over_processes
 
 K = 3
 
@@ -43,6 +43,6 @@ def share_of_two(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     data = batches(0, count=3)
     got = evaluate(make(), {"a": data[rank::2]})["a"]
-    mean = mean_over_processes(rank * 3 + 1, torch.device("cpu")).item()
+    mean = mean_over_processes(torch.tensor(rank * 3.0 + 1)).item()
     (folder / f"{rank}.json").write_text(json.dumps({"mean": mean, **got.as_dict("a")}))
     dist.destroy_process_group()

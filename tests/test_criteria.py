@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segdistill.criteria import mean_over_processes, pixel_cross_entropy, presence, presence_loss
+from segdistill.criteria import pixel_cross_entropy, presence, presence_loss
 
 
 def test_cross_entropy_is_the_mean_over_labelled_pixels():
@@ -60,7 +60,3 @@ def test_presence_loss_without_labels_is_zero_with_a_graph():
     loss = presence_loss(logits, torch.full((2, 4, 4), 255))
     loss.backward()
     assert loss.item() == 0
-
-
-def test_one_process_is_its_own_mean():
-    assert mean_over_processes(3, torch.device("cpu")).item() == 3

@@ -25,8 +25,8 @@ from segdistill.evaluate import (
     summary_interval,
 )
 from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts
+from segdistill.models import Segmenter, Window
 from segdistill.ops import derive_seed
-from segdistill.segmenter import Segmenter, Window
 
 
 def of_images(*tables):

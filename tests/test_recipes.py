@@ -86,3 +86,25 @@ def test_a_dry_run_names_weights_and_data_that_are_not_there(tmp_path, monkeypat
     assert "deit_small_distilled_patch16_224-649709d9.pth" in line
     monkeypatch.setenv("SEGDISTILL_DATA", str(tmp_path))
     assert "GTA5" in call(*arguments)[2]
+
+
+def at_own_augmentation(recipe, steps):
+    """Overrides that keep a real recipe's data sets, stages and augmentation, at a size that 50 steps take a second."""
+    own = [f"stages.{stage.name}.{key}=null" for stage in recipe.stages if stage.type == "distill"
+           for key in ("size", "patch", "teacher_resample")]  # fmt: skip
+    return [*shortened(recipe, steps=steps), *own, *NARROW, "teacher.encoder={name: world_student}",
+            "log_every=10", "checkpoint_every=1000"]  # fmt: skip
+
+
+REAL = [path for path in RECIPES if not path.stem.startswith("world")]
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_fifty_steps_of_every_real_recipe_run_with_its_own_augmentation(tmp_path, call, path):
+    recipe, out = load(path), tmp_path / "run"
+    status, _, err = call("run", path, *at_own_augmentation(recipe, 50), "--out", out)
+    assert not status, err
+    resolved = load(out / "recipe.yaml")
+    assert [stage.augment for stage in resolved.stages] == [stage.augment for stage in recipe.stages]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50] * len(recipe.stages)

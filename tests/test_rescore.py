@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import task_files
 from segdistill.config import UserError
-from segdistill.data.world import LABEL_SPACES
 from segdistill.finished import fingerprints, segmenter_from_files
 from segdistill.plan import make_plan
 from segdistill.recipe import change, load
 from segdistill.run import run
 from segdistill.scoring import load_segmenter
+from segdistill.world import LABEL_SPACES
 from tiny_runs import TINY, only, tiny, tiny_file
 from tiny_sets import write
 

@@ -2,26 +2,133 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
+
+from segdistill import plainyaml
 
 T = TypeVar("T")
 C = TypeVar("C", bound=BaseModel)
+
+LONGEST_LINE = 1800
+"""Characters of a message, about twenty lines of a terminal."""
+MOST_PROBLEMS = 12
+"""Problems of one group of settings that are listed."""
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How a file begins that an editor wrote as "Unicode"."""
 
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line that says what came, what is allowed and what to do."""
 
+    def __init__(self, message: str) -> None:
+        line = re.sub(r"\s*[\r\n]\s*", " ", message)
+        super().__init__(short("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), LONGEST_LINE))
+
 
 class Config(BaseModel):
-    """Frozen settings of one part, declared beside the class that reads them. Unknown keys are errors."""
+    """Frozen settings of one part, declared beside the class that reads them.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, ser_json_inf_nan="constants")
+    Unknown keys are errors, numbers are finite, and true and false are no numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: Any) -> object:
+        if info.field_name in _numeric(cls) and _holds_truth_values(value):
+            raise ValueError("expected a number, not true or false")
+        return value
+
+
+@cache
+def _numeric(cls: type[BaseModel]) -> frozenset[str]:
+    """The fields of ``cls`` that hold numbers, and no true or false."""
+    kinds = {name: _leaves(field.annotation) for name, field in cls.model_fields.items()}
+    return frozenset(name for name, leaves in kinds.items() if bool not in leaves and leaves & {int, float})
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that an annotation consists of."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return {annotation}
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    return set[Any]().union(*map(_leaves, arguments))
+
+
+def _holds_truth_values(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_truth_values, (*value, *value.values())))
+    return any(map(_holds_truth_values, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, unless one stands twice."""
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{', '.join(twice)} stands twice; name it once")
+    return names
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The bounds, unless the first is above the second."""
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first bound is above the second; exchange them")
+    return bounds
+
+
+def _file_name(name: str) -> str:
+    """The name, unless it could lead out of the folder that files of this name are written to."""
+    if ":" in name:
+        raise ValueError(f"'{name}' has a colon, which marks subsets; rename it")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"'{name}' is no name; write it with letters, digits, underscores, dots and dashes")
+    return name
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+"""Names of which none stands twice."""
+SetName = Annotated[str, Field(max_length=64), AfterValidator(_file_name)]
+"""What a user calls a data set: part of file names."""
+Positive = Annotated[float, Field(ge=0.01, le=100)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+"""From one positive factor to another that is not below it."""
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""From one share to another that is not below it."""
+Side = Annotated[int, Field(ge=1, le=8192)]
+"""Pixels along one side of an image that a network is given at once."""
+Size = tuple[Side, Side]
+"""Height and width in pixels."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Beta, Beta]
+"""Adam's decay rates of the two moments."""
+SLUG = r"^[a-z0-9_]+$"
+"""Pattern of the names of recipes, stages and tables, which folders are called by."""
+
+
+def short(text: str, limit: int = 100) -> str:
+    """``text``, cut where it is longer than ``limit`` characters."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -41,11 +148,13 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
     """One line per problem of a pydantic error: the path, what came and what is allowed."""
     lines = []
     problems = error.errors(include_url=False)
+    more = len(problems) - MOST_PROBLEMS
+    problems = problems[:MOST_PROBLEMS]
     for problem in problems:
         inner = any(other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other is not problem)
         if problem["type"] == "too_short" and inner:
             continue  # a list counts its wrong items as missing
-        path = ".".join([*([root] if root else []), *map(str, problem["loc"])])
+        path = short(".".join([*([root] if root else []), *map(str, problem["loc"])]))
         if problem["type"] == "extra_forbidden":
             fields = _fields_at(cls, problem["loc"][:-1])
             lines.append(
@@ -53,12 +162,14 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
             )
         elif problem["type"] == "missing":
             lines.append(f"{path}: is missing")
+        elif problem["type"] == "invalid_key":
+            lines.append(f"{path}: a key is a text; quote it or correct it")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # the message says it
-            got = "" if whole else f", got {problem['input']!r}"
+            got = "" if whole else f", got {short(repr(problem['input']))}"
             lines.append(": ".join([*([path] if path else []), message + got]))
-    return lines
+    return [*lines, f"and {more} more problems"] if more > 0 else lines
 
 
 def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
@@ -67,23 +178,22 @@ def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
     ``what`` the file is, such as "recipe", and what to say where it is ``missing``.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"cannot read the {what} {path}: it is no regular file; copy its content to one")
+        with path.open("rb") as file:
+            data = file.read(4 * plainyaml.LONGEST + 1)  # a character has at most four bytes
+        values = plainyaml.load(data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no {what} at {path}; {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the {what} {path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that does not exist
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a {what} is a mapping of settings (key: value), got {type(values).__name__}")
-    return _unshared(values)
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which what YAML's aliases name several times stands several times: an override means one of them."""
-    if isinstance(value, dict):
-        return {key: _unshared(child) for key, child in value.items()}
-    return [_unshared(child) for child in value] if isinstance(value, list) else value
+    return values
 
 
 def parse(cls: type[C], values: object, root: str = "", *, context: object = None) -> C:
@@ -92,7 +202,7 @@ def parse(cls: type[C], values: object, root: str = "", *, context: object = Non
     ``context`` is what the validators of ``cls`` are told beside the values.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{root or cls.__name__}: expected settings (key: value), got {values!r}")
+        raise UserError(f"{root or cls.__name__}: expected settings (key: value), got {short(repr(values))}")
     try:
         return cls.model_validate(values, context=context)
     except ValidationError as error:

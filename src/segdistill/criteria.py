@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from segdistill.processes import shared_count
 
 IGNORE = 255
 """The label of pixels that no loss and no metric looks at."""
 
 
 def pixel_cross_entropy(logits: Float[Tensor, "b k h w"], labels: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are not :data:`IGNORE`, in float32.
+    """Mean cross-entropy over the pixels of all processes that are not :data:`IGNORE`, in float32.
 
     Zero, still joined to the graph, where every pixel is ignored.
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / shared_count((labels != IGNORE).sum())
 
 
 def presence_loss(
@@ -28,11 +29,11 @@ def presence_loss(
 
     It gives a CLS token dense supervision's counterpart: class k is present where its pixels are at least
     ``min_share`` of the image's labelled pixels. An image without a labelled pixel says nothing and does not count;
-    a batch of such images gives zero, still joined to the graph.
+    a batch of such images gives zero, still joined to the graph. The mean is that over the images of all processes.
     """
     target, known = presence(labels, logits.shape[1], min_share)
     loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
-    return (loss * known).sum() / known.sum().clamp(min=1)
+    return (loss * known).sum() / shared_count(known.sum())
 
 
 def presence(
@@ -47,12 +48,3 @@ def presence(
     total = counts.sum(dim=1, keepdim=True)
     present = (counts > 0) & (counts >= min_share * total)
     return present.float(), (total[:, 0] > 0).float()
-
-
-def mean_over_processes(count: int, device: torch.device) -> Float[Tensor, ""]:
-    """``count`` averaged over the processes of torch.distributed; ``count`` where it is not initialised."""
-    mean = torch.tensor(float(count), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return mean

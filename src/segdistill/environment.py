@@ -7,14 +7,38 @@ import platform
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import segdistill
+from segdistill.config import UserError, short
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "numpy")
+
+
+FULL = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "multiplication overflow",
+    "size calculation overflowed",
+)
+"""What torch's errors say where a tensor does not fit into memory."""
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Make one line of a failed allocation, of NumPy's or torch's."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in FULL):
+            raise
+        cause = short((str(error).splitlines() or [type(error).__name__])[0], 300)
+        raise UserError(f"not enough memory: {cause}; choose a smaller batch, size, window or network") from None
 
 
 def describe() -> dict[str, str]:

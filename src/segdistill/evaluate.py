@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from segdistill.config import UserError, nearest
 from segdistill.data.dataset import Protocol
 from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts, interval, plain, resampled_mean
-from segdistill.segmenter import Segmenter, Window
+from segdistill.models import Segmenter, Window
 
 PRIMARY = "miou"
 """The score by which segmenters are compared."""

@@ -1,39 +1,169 @@
-"""Files that are either whole or absent: written to a temporary name, flushed and renamed. Imports no torch."""
+"""Files that are either whole or absent: written to a temporary name, flushed and renamed. Imports no torch.
+
+What is read back carries a digest: binary files end in the SHA-256 of what stands before (:func:`write_sealed`), JSON
+objects and texts hold that of their content (:func:`write_signed`, :func:`sealed_text`), lines a checksum.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+from segdistill.config import UserError
+
+MARK = b"\nsha256 "
+SEAL = len(MARK) + 64 + 1  # bytes: the mark, the digest in hexadecimal, a newline
+TEXT_MARK = "# sha256 of the lines above: "
+DIGEST = "digest"  # the key of a JSON object's own digest
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk and rename it into place.
 
-    A crash or a full disk leaves the old file as it was and no rubbish behind.
+    A crash or a full disk leaves the old file as it was and no rubbish behind; what a killed process leaves is removed
+    by :func:`sweep`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+            temporary.chmod(0o644)
+            temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, locked for as long as its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with suppress(OSError):  # a file system without locks: nobody can sweep there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return handle, Path(name)
+        os.close(handle)  # swept between its creation and its lock
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed writers left in ``folder`` itself: our temporary files that no living process holds."""
+    removed = []
+    for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else []:
+        if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+class _Hashing:
+    """A file that is only written to, and the digest of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_sealed(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """:func:`write_atomic`, with the digest of the content behind it (zip and npy readers pass over what follows)."""
+
+    def both(file: IO[bytes]) -> None:
+        hashing: Any = _Hashing(file)
+        write(hashing)
+        file.write(MARK + hashing.digest.hexdigest().encode() + b"\n")
+
+    write_atomic(path, both)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a sealed file is what was written."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return left == 0 and file.read() == MARK + digest.hexdigest().encode() + b"\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, written atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_signed(path: Path, value: dict[str, Any]) -> None:
+    """A JSON object with its own digest."""
+    write_json(path, value | {DIGEST: json_digest(value)})
+
+
+def json_digest(value: dict[str, Any]) -> str:
+    """SHA-256 of the object as JSON, its own digest aside: the same for what is written and for what is read back."""
+    plain = json.loads(json.dumps({key: item for key, item in value.items() if key != DIGEST}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_signed(path: Path) -> dict[str, Any] | None:
+    """The JSON object in ``path``, None where it is damaged. One without a digest, of an earlier version, is taken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # no JSON, or no text at all
+        return None
+    return value if isinstance(value, dict) and value.get(DIGEST) in (None, _digest_or_none(value)) else None
+
+
+def _digest_or_none(value: dict[str, Any]) -> str | None:
+    try:
+        return json_digest(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def sealed_text(text: str) -> str:
+    """``text`` and a last line, a comment, with its digest."""
+    return f"{text}{TEXT_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def text_is_whole(data: bytes) -> bool:
+    """Whether a text is as it was sealed, or was never sealed."""
+    before, mark, after = data.rpartition(TEXT_MARK.encode())
+    return not mark or after.strip() == hashlib.sha256(before).hexdigest().encode()
+
+
+def metrics_line(entry: dict[str, Any]) -> str:
+    """A record as a line of ``metrics.jsonl``, with its own checksum."""
+    return json.dumps(entry | {"crc": zlib.crc32(json.dumps(entry).encode())}) + "\n"
+
+
+def read_metrics_line(line: str) -> dict[str, Any] | None:
+    """The record in a line, None where it is damaged. One without a checksum, of an earlier version, is taken."""
+    try:
+        entry = json.loads(line)
+        crc = entry.pop("crc", None)
+        whole = isinstance(entry["stage"], str) and isinstance(entry["step"], int)
+        return entry if whole and crc in (None, zlib.crc32(json.dumps(entry).encode())) else None
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def sha256(path: Path) -> str:
@@ -43,3 +173,10 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """``name`` where it can be a part of a file's name; a :class:`UserError` where it would lead elsewhere."""
+    if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
+        raise UserError(f"{name[:80]!r} cannot be the name of a file: use letters, digits, '-', '_', ':' and '.'")
+    return name

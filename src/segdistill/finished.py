@@ -19,15 +19,15 @@ from lightning.fabric import Fabric
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import sha256, write_json
+from segdistill.files import read_signed, sha256, text_is_whole, write_signed
 from segdistill.ops import derive_seed
-from segdistill.recipe import Recipe, last_task, reads_logits
+from segdistill.recipe import Recipe, last_task, load, reads_logits
 from segdistill.runlog import Watcher
 from segdistill.scoring import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
-from segdistill.weights import decoder_path, weights_path
+from segdistill.weights import decoder_path, digest_of, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
@@ -55,6 +55,23 @@ class Finished:
         given = {"teacher"} if teacher is not None and teacher.decoder_weights is not None else set()
         trained = {stage.model for stage in self.stages if isinstance(stage, TaskConfig)}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
+
+    def places(self, role: str | None = None) -> dict[str, str]:
+        """Whose segmenters are scored -> where they stand in the results, whose student is the one that is judged.
+
+        That is the student, else the teacher where it is alone; with ``role`` that one, without the other.
+        """
+        if role is None and self.roles == ("teacher",):
+            role = "teacher"
+        return {each: each for each in self.roles} if role is None else {role: "student"}
+
+
+def load_finished(folder: Path) -> Recipe:
+    """The recipe that the run in ``folder`` was made with; its images need not be there."""
+    path = folder / "recipe.yaml"
+    if path.is_file() and not text_is_whole(path.read_bytes()):
+        raise UserError(f"{path} is damaged or was edited; give the run's command again, which writes it anew")
+    return load(path, reads="nothing")
 
 
 def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
@@ -116,7 +133,7 @@ def model_digests(model: ModelConfig | None) -> dict[str, str]:
     """SHA-256 of the files that a network starts from; a :class:`UserError` where one is not there."""
     digests: dict[str, str] = {}
     if model is not None and model.encoder.weights != "random":
-        digests["sha256"] = sha256(weights_path(model.encoder.weights, model.encoder.name))
+        digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
     if model is not None and model.decoder_weights is not None:
         digests["decoder_sha256"] = sha256(decoder_path(model.decoder_weights))
     return digests
@@ -129,10 +146,17 @@ def read_stage(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     if manifest["fingerprint"] != fingerprint:
         raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
+    if damaged := damaged_file(folder, manifest):
+        raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
+    return manifest
+
+
+def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
+    """The first of a stage's files that is not what its manifest says."""
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is not the file that its manifest names; delete {folder} to run it again")
-    return manifest
+            return folder / name
+    return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -140,11 +164,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or no text at all
-        manifest = None
-    if not isinstance(manifest, dict) or not {"fingerprint", "files", "seconds", "parameters"} <= manifest.keys():
+    manifest = read_signed(path)
+    needed = {"fingerprint", "files", "seconds", "parameters", "name", "type", "steps"}
+    if manifest is None or not needed <= manifest.keys() or not isinstance(manifest["files"], dict):
         raise UserError(f"damaged manifest {path}; delete the folder {folder} to run the stage again")
     return manifest
 
@@ -221,7 +243,7 @@ def write_results(
         results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
     results["environment"] = environment.describe()
     if fabric.is_global_zero:
-        write_json(out / "results.json", results)
+        write_signed(out / "results.json", results)
     fabric.barrier()
     return results
 

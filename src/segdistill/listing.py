@@ -36,7 +36,7 @@ def methods() -> Rows:
 
 def domains() -> Rows:
     """The world's domains and the part they play."""
-    from segdistill.data.world import DOMAINS
+    from segdistill.world import DOMAINS
 
     rows = [["domain", "role", "labels"]]
     rows += [[name, domain.role, "yes" if domain.labelled else "no"] for name, domain in DOMAINS.items()]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segdistill.types import Mask
+from segdistill.processes import rank_and_size, shared_count
+from segdistill.types import Features, Mask
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -34,6 +35,11 @@ def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Floa
     b, n, c = tokens.shape
     assert n == grid[0] * grid[1], (n, grid)
     return tokens.transpose(1, 2).reshape(b, c, *grid)
+
+
+def maps(features: Features) -> tuple[Float[Tensor, "b _c _h _w"], ...]:
+    """The taps as maps, as a decoder reads them."""
+    return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 
 def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
@@ -71,15 +77,26 @@ def random_mask(
     return Mask(samples=samples, tokens=mask)
 
 
+def own_mask(whole: Mask) -> Mask:
+    """What a mask of the whole batch hides in the samples of this process (see :mod:`segdistill.processes`).
+
+    Where the masked samples are the first ones, two processes differ by one masked sample at most.
+    """
+    rank, size = rank_and_size()
+    own = whole.samples % size == rank
+    return Mask(samples=whole.samples[own] // size, tokens=whole.tokens[own])
+
+
 def mean_over_hidden(
     error: Float[Tensor, "m n"], hidden: Bool[Tensor, "m k"], grid: tuple[int, int], to: tuple[int, int]
 ) -> Float[Tensor, ""]:
     """The mean of ``error``, which stands on the grid ``to``, over the tokens that ``hidden`` hides on ``grid``.
 
-    On another grid a token counts as hidden where the nearest one of ``grid`` is; 0 where none is.
+    On another grid a token counts as hidden where the nearest one of ``grid`` is; 0 where none is. The mean is that
+    over the hidden tokens of all processes: each of them calls this, also one without a masked sample.
     """
     weight = hidden.to(error.device, error.dtype).unsqueeze(-1)
     if grid != to:
         weight = map_to_tokens(F.interpolate(tokens_to_map(weight, grid), size=to, mode="nearest"))
     weight = weight.squeeze(-1)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    return (error * weight).sum() / shared_count(weight.sum())

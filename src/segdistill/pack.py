@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from segdistill.config import UserError
 from segdistill.encoders import build_encoder
-from segdistill.files import sha256, write_json
-from segdistill.finished import student_weights
-from segdistill.recipe import Recipe, load
+from segdistill.files import read_metrics_line, read_signed, sha256, write_signed
+from segdistill.finished import damaged_file, load_finished, read_manifest, stage_folder, student_weights
+from segdistill.recipe import Recipe
 from segdistill.weights import save_encoder
 
 
@@ -19,16 +18,16 @@ def pack(run: Path, out: Path) -> dict[str, Any]:
 
     Weights are stored as fp16 and are cast up when they are loaded. Raises :class:`UserError` for an unfinished run.
     """
-    recipe = load(run / "recipe.yaml", reads="nothing")
+    recipe = load_finished(run)
     weights = student_weights(recipe, run, len(recipe.stages))
     if weights is None or not weights.is_file() or not (run / "results.json").is_file():
         raise UserError(f"{run} has no finished student encoder; run its recipe to the end first")
     assert recipe.student is not None
     encoder = build_encoder(recipe.student.encoder.model_copy(update={"weights": str(weights)}), seed=0)
-    path = out.with_suffix(".safetensors")
+    path, about = out.with_suffix(".safetensors"), describe(recipe, run)
     save_encoder(encoder, path, half=True)
-    manifest = describe(recipe, run) | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
-    write_json(path.with_suffix(".json"), manifest)
+    manifest = about | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
+    write_signed(path.with_suffix(".json"), manifest)
     return manifest
 
 
@@ -36,13 +35,19 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
     """Recipe, seed, stages with steps, seconds, hardware and commit, and the last metrics of each."""
     stages = []
     last = _last_metrics(run / "metrics.jsonl")
-    for number, stage in enumerate(recipe.stages):
-        label = f"{number:02d}-{stage.name}"
-        manifest = json.loads((run / "stages" / label / "manifest.json").read_text(encoding="utf-8"))
+    for number in range(len(recipe.stages)):
+        folder = stage_folder(recipe, run, number)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"stage {folder} is not finished; run the recipe to its end first")
+        if damaged := damaged_file(folder, manifest):
+            raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
         keys = ("name", "type", "steps", "batch", "seconds", "hardware", "commit", "finished")
         entry = {key: manifest[key] for key in keys}
-        stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(label, {})})
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(folder.name, {})})
+    results = read_signed(run / "results.json")
+    if results is None:
+        raise UserError(f"damaged {run / 'results.json'}; give the run's command again, which writes it anew")
     models = {
         role: {"miou": {name: score["miou"] for name, score in model["domains"].items()}}
         for role, model in results.get("models", {}).items()
@@ -60,7 +65,8 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 def _last_metrics(path: Path) -> dict[str, dict[str, Any]]:
     last: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        last[entry["stage"]] = {key: entry[key] for key in ("step", "loss", "terms", "diagnostics")}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        entry = read_metrics_line(line)
+        if entry is not None:
+            last[entry["stage"]] = {key: entry.get(key) for key in ("step", "loss", "terms", "diagnostics")}
     return last

@@ -75,7 +75,7 @@ def load_image(path: Path) -> Pixels:
         try:
             return _pixels(image.convert("RGB"), path)
         except (OSError, SyntaxError, ValueError):
-            raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+            raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 
 def palette(colors: Colors) -> Pixels:
@@ -224,7 +224,7 @@ def _open(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
     except (UnidentifiedImageError, OSError):
-        raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+        raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 
 def _pixels(image: Image.Image, path: Path) -> Pixels:
@@ -232,7 +232,7 @@ def _pixels(image: Image.Image, path: Path) -> Pixels:
     try:
         return np.array(image, dtype=np.uint8)
     except (OSError, SyntaxError, ValueError):
-        raise UserError(f"{path}: the picture is damaged; run the evaluation again") from None
+        raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 
 def _same_size(one: NDArray[np.generic], other: NDArray[np.generic]) -> None:

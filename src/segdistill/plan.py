@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdistill.config import UserError
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.environment import within_memory
 from segdistill.methods import METHODS
-from segdistill.ops import tokens_to_map
 from segdistill.recipe import Recipe
 from segdistill.stages.base import ModelConfig, StageConfig, need
 from segdistill.stages.distill import DistillConfig
@@ -87,6 +87,7 @@ class Plan:
         )
 
 
+@within_memory()
 def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
     """Open everything that ``recipe`` reads and estimate what it costs on this device.
 
@@ -258,9 +259,8 @@ def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: Sequence[str]
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
     # Mask2Former looks at its own numbers, so the decoder is counted on one image that has some.
-    one = (torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens)
-    maps = tuple(tokens_to_map(tokens, grid) for tokens, grid in zip(one, features.grids, strict=True))
-    cost.forward(lambda: segmenter.decoder.decode(maps), trains=True, times=stage.batch)
+    one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
+    cost.forward(lambda: segmenter.decode(one), trains=True, times=stage.batch)
     cost.trained(segmenter.decoder)
     if frozen:
         cost.frozen += sum(p.numel() for p in encoder.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,18 +11,23 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from segdistill.config import Config, UserError, choose, nearest, parse, read_yaml
+from segdistill import plainyaml
+from segdistill.config import SLUG, Config, Names, Size, UserError, choose, nearest, parse, read_yaml, short
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
-from segdistill.encoders import EncoderConfig
+from segdistill.encoders import EncoderConfig, record_of
+from segdistill.files import plain_name
+from segdistill.models import Window
 from segdistill.papers import PaperPlace
-from segdistill.segmenter import Window
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
+
+MOST_PIXELS = 2**30
+"""Of the images of a step: 12 GiB in float32 before any network has seen them."""
 
 Reads = Literal["all", "evaluation", "nothing"]
 """Whose images must be there when a recipe is loaded: all stages' and the evaluation's, the evaluation's, nobody's."""
@@ -42,18 +48,20 @@ class EvaluateConfig(Config):
     """Which images every finished segmenter is scored on, and how it sees them."""
 
     data: AnySource | None = Field(None, description="where the images come from; None: where the stages' come from")
-    domains: tuple[str, ...] = Field(min_length=1)
-    unseen: tuple[str, ...] = Field((), description="those whose mean is reported; no choice was made on them")
-    validation: tuple[str, ...] = Field((), description="those that choices are made on; never counted as unseen")
+    domains: Names = Field(min_length=1)
+    unseen: Names = Field((), description="those whose mean is reported; no choice was made on them")
+    validation: Names = Field((), description="those that choices are made on; never counted as unseen")
     split: Split | None = Field(None, description="None: the one that the data set is evaluated on")
     splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
-    images: int | None = Field(50, ge=1, description="per domain; None: all (not of the world)")
-    batch: int = Field(16, ge=1, description="images at once, where those that follow one another have one size")
-    resize: tuple[int, int] | None = Field(
+    images: int | None = Field(50, ge=1, le=10**7, description="per domain; None: all (not of the world)")
+    batch: int = Field(
+        16, ge=1, le=2**16, description="images at once, where those that follow one another have one size"
+    )
+    resize: Size | None = Field(
         None, description="height and width that images are fitted into; None: as the data set's protocol says"
     )
     window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
-    pictures: int = Field(2, ge=0, description="images per domain whose predictions are kept as pictures")
+    pictures: int = Field(2, ge=0, le=1000, description="images per domain whose predictions are kept as pictures")
 
     def selection(self, source: DataSource, domain: str) -> DataSelection:
         """The images of one domain in ``source``."""
@@ -73,20 +81,20 @@ class EvaluateConfig(Config):
 class Recipe(Config):
     """One experiment, from start weights to scores."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: str = Field(pattern=SLUG, max_length=128)
     title: str = ""
     paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=100)
     evaluate: EvaluateConfig | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = Field(0, ge=0, description="processes that make batches; 0: the training process itself")
-    log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
+    workers: int = Field(0, ge=0, le=128, description="processes that make batches; 0: the training process itself")
+    log_every: int = Field(20, ge=1, le=10**8)
+    checkpoint_every: int = Field(200, ge=1, le=10**8)
 
     @model_validator(mode="after")
     def _consistent(self, info: Any) -> Recipe:
@@ -122,6 +130,19 @@ class Recipe(Config):
         config = self.evaluate
         source = self.scored_source
         return () if config is None else source.look(config.selection(source, config.domains[0]))[1]
+
+    def doubts(self) -> list[str]:
+        """What can be read and is probably not meant, found with a look at a few images of everything that is read."""
+        lines = []
+        for stage in self.stages:
+            task = isinstance(stage, TaskConfig)
+            for selection in stage.selections():
+                lines += self.data.doubts(selection, labelled=task and selection == stage.data)
+        if self.evaluate is not None:
+            source = self.scored_source
+            for name in self.evaluate.domains:
+                lines += source.doubts(self.evaluate.selection(source, name), labelled=True)
+        return list(dict.fromkeys(lines))
 
     def trained_on(self, domain: str, split: Split) -> str | None:
         """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
@@ -163,7 +184,9 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
             continue
         problems += _size_problems(recipe, stage, role, model.encoder)
         if task and role == task.model:
+            problems += _level_problems(model, role)
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+    problems += _batch_problems(recipe, stage)
     if isinstance(stage, DistillConfig):
         problems += _attempt(lambda: check_method(stage))
     if task:
@@ -190,6 +213,28 @@ def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConf
     return [f"{where}: {line}" for line in _attempt(check)]
 
 
+def _batch_problems(recipe: Recipe, stage: Stage) -> list[str]:
+    """A step that no memory holds."""
+    size = stage.size if isinstance(stage, DistillConfig) and stage.size is not None else recipe.data.size
+    proxy = stage.proxy.batch if isinstance(stage, TaskConfig) and stage.proxy is not None else 0
+    images = stage.batch + proxy
+    if images * size[0] * size[1] <= MOST_PIXELS:
+        return []
+    return [
+        f"stage {stage.name}: a step of {images:,} images of {size[0]} x {size[1]} does not fit into memory; "
+        f"choose a batch of at most {MOST_PIXELS // (size[0] * size[1]):,}, or a smaller size"
+    ]
+
+
+def _level_problems(model: ModelConfig, role: str) -> list[str]:
+    """A decoder with another number of levels than the encoder has taps."""
+    strides = getattr(model.decoder.settings, "strides", None) if model.decoder is not None else None
+    taps = len(record_of(model.encoder.name).taps)
+    if strides is None or taps in (1, len(strides)):
+        return []
+    return [f"{role}.decoder.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps}"]
+
+
 def _data_problems(recipe: Recipe, stage: Stage) -> list[str]:
     """What keeps the images of ``stage`` from being read."""
     where = f"stage {stage.name}: "
@@ -201,8 +246,9 @@ def _data_problems(recipe: Recipe, stage: Stage) -> list[str]:
 
 def _evaluation_problems(recipe: Recipe, config: EvaluateConfig, reads: Reads) -> list[str]:
     """Domains that cannot be read with labels, and unseen ones that a stage has seen."""
-    source, lines = recipe.scored_source, []
-    if reads != "nothing":
+    source = recipe.scored_source
+    lines = [line for name in config.domains for line in _attempt(partial(plain_name, name))]
+    if not lines and reads != "nothing":
         for name in config.domains:
             lines += source.problems(config.selection(source, name), labelled=True)
     for name in config.unseen:
@@ -296,18 +342,21 @@ def apply(values: dict[str, Any], override: str) -> None:
     A key that does not exist yet is set too: whether it may exist is for the validation to say.
     """
     key, equals, text = override.partition("=")
+    shown = f"override '{short(override)}'"
     if not equals or not key.strip():
-        raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+        raise UserError(f"{shown} is not of the form key=value, such as stages.task.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is no valid YAML; quote it") from None
+        value = plainyaml.load(text)
+    except ValueError as error:
+        raise UserError(f"{shown}: the value is no valid YAML; quote it ({short(str(error), 200)})") from None
     *path, last = key.strip().split(".")
+    if len(path) >= plainyaml.DEEPEST:
+        raise UserError(f"{shown}: {len(path) + 1:,} names with dots between them, and no setting lies that deep")
     node: Any = values
     for step in path:
-        node = _child(node, step, override)
+        node = _child(node, step, shown)
     if isinstance(node, list):
-        node[_position(node, last, override)] = value
+        node[_position(node, last, shown)] = value
     else:
         node[last] = value
 
@@ -317,21 +366,24 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _child(node: Any, step: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, step, override)]
-    if step not in node or node[step] is None:
+def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:
+    """The group or list at ``step`` of ``node``, made where there is none."""
+    place = _position(node, step, shown) if isinstance(node, list) else step
+    if isinstance(node, dict) and node.get(step) is None:
         node[step] = {}
-    if not isinstance(node[step], dict | list):
-        raise UserError(f"override '{override}': '{step}' is a value, not a group of settings")
-    return node[step]
+    child: Any = node[place]  # type: ignore[index]
+    if not isinstance(child, dict | list):
+        raise UserError(f"{shown}: '{step}' is a value, not a group of settings")
+    return child
 
 
-def _position(node: list[Any], step: str, override: str) -> int:
-    names = [item.get("name") for item in node if isinstance(item, dict)]
+def _position(node: list[Any], step: str, shown: str) -> int:
+    """Where the item of a list stands that has the name or the number ``step``."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in node]
     if step in names:
         return names.index(step)
-    if step.isdigit() and int(step) < len(node):
+    if re.fullmatch(r"[0-9]{1,6}", step) and int(step) < len(node):
         return int(step)
-    allowed = [name for name in names if name] or [str(i) for i in range(len(node))]
-    raise UserError(f"override '{override}': no '{step}' there; {nearest(step, allowed)}allowed: {', '.join(allowed)}")
+    allowed = [name for name in names if isinstance(name, str) and name] or [str(i) for i in range(len(node))]
+    hint = nearest(short(step), allowed)
+    raise UserError(f"{shown}: no '{short(step)}' there; {hint}allowed: {', '.join(allowed) or 'nothing'}")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segdistill.config import UserError, choose, nearest
+from segdistill.environment import within_memory
 from segdistill.finished import (
     Finished,
     Origin,
     fingerprints,
+    load_finished,
     model_digests,
     origin_of,
     read_manifest,
@@ -26,8 +29,9 @@ from segdistill.finished import (
     stage_folder,
     write_results,
 )
+from segdistill.locking import locked
 from segdistill.recipe import Recipe, change, load, retarget
-from segdistill.run import make_fabric
+from segdistill.run import explained, make_fabric
 from segdistill.runlog import Quiet, Watcher
 from segdistill.scoring import Scored
 from segdistill.stages.base import ModelConfig, need, need_decoder
@@ -58,6 +62,7 @@ class Wanted:
         return base / "on" / "-".join(name.replace(":", "_") for name in self.data) if self.data else base
 
 
+@within_memory()
 def rescore(
     what: Path,
     wanted: Wanted,
@@ -84,7 +89,7 @@ def rescore(
     if recipe is not None:
         raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and there is none at {what}")
     run, label = _place(what)
-    finished = load(run / "recipe.yaml", reads="nothing")
+    finished = load_finished(run)
     upto, part = len(finished.stages), label or role
     if label is not None:
         upto = 1 + _stage_number(finished, run, label, role)
@@ -120,14 +125,11 @@ def evaluate_run(
     if not run.roles or (role or run.roles[0]) not in run.roles:
         has = ", ".join(run.roles) or "nobody"
         raise UserError(f"{folder} has no decoder of the {role or 'student'}: there is one of: {has}")
-    if role is None and run.roles == ("teacher",):
-        role = "teacher"
-    places = {each: each for each in run.roles} if role is None else {role: "student"}
+    places = run.places(role)
     scored = [segmenter_of(run, each, out, place=place) for each, place in places.items()]
     for each, segmenter in zip(places, scored, strict=True):
         _check_start(run, origins, each, segmenter)
-    fabric = make_fabric(changed)
-    return write_results(changed, scored, run.manifests, out, fabric=fabric, watcher=watcher or Quiet())
+    return _scores(changed, scored, run.manifests, out, watcher or Quiet())
 
 
 def evaluate_file(
@@ -151,8 +153,16 @@ def evaluate_file(
     scored = [segmenter_from_files(changed, role, out, place="student")]
     if role == "student" and changed.teacher is not None and changed.teacher.decoder_weights is not None:
         scored.insert(0, segmenter_from_files(changed, "teacher", out))
-    fabric = make_fabric(changed)
-    return write_results(changed, scored, (), out, fabric=fabric, watcher=watcher or Quiet())
+    return _scores(changed, scored, (), out, watcher or Quiet())
+
+
+def _scores(
+    recipe: Recipe, scored: Sequence[Scored], manifests: Sequence[dict[str, Any]], out: Path, watcher: Watcher
+) -> dict[str, Any]:
+    """Score in a folder that is ours alone."""
+    fabric = make_fabric(recipe)
+    with explained(), locked(out) if fabric.is_global_zero else nullcontext():
+        return write_results(recipe, scored, manifests, out, fabric=fabric, watcher=watcher)
 
 
 def _place(what: Path) -> tuple[Path, str | None]:

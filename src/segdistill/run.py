@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import sha256, write_atomic, write_json
+from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
 from segdistill.finished import (
     Finished,
     Origin,
+    damaged_file,
     fingerprints,
     origin_of,
     read_manifest,
@@ -30,15 +34,18 @@ from segdistill.finished import (
     student_weights,
     write_results,
 )
+from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_task
 from segdistill.runlog import Quiet, RunLog, Watcher
 from segdistill.stages.base import StageConfig, StageContext, StageResult
 from segdistill.stages.distill import DistillConfig, run_distill
 from segdistill.stages.task import TaskConfig, check_decoder, run_task
 
+CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
 COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
 
 
+@environment.within_memory()
 def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Watcher | None = None) -> dict[str, Any]:
     """Run ``recipe`` in ``folder`` and return what stands in its ``results.json``.
 
@@ -50,13 +57,19 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
         if model is not None and model.decoder_weights is not None:
             check_decoder(model, recipe.classes())  # before hours are spent
     fabric = make_fabric(recipe)
+    with explained(), locked(folder) if fabric.is_global_zero else nullcontext():
+        return _run(recipe, folder, reuse, fabric, watcher)
+
+
+def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, watcher: Watcher) -> dict[str, Any]:
+    """:func:`run` in a folder that is ours alone."""
     first = fabric.is_global_zero
-    if first:
-        _open_folder(recipe, folder)
-    fabric.barrier()
-    log = RunLog(folder, watcher, writes=first)
     origins = [origin_of(recipe, stage) for stage in recipe.stages]
     prints = fingerprints(recipe, origins)
+    if first:
+        _open_folder(recipe, folder, prints)
+    fabric.barrier()
+    log = RunLog(folder, watcher, writes=first)
     try:
         manifests = []
         for number, stage in enumerate(recipe.stages):
@@ -76,10 +89,33 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
                 manifest = _execute(stage, context, origins[number])
             manifests.append(manifest)
         finished = Finished(recipe, folder, manifests, prints)
-        scored = [segmenter_of(finished, role, folder) for role in finished.roles]
+        scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
         return write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
     finally:
         log.close()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What torch raises where a process beside this one was ended, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            raise UserError(
+                f"a process that makes batches was ended ({_first_line(text)}), often for want of memory: the same "
+                "command continues, with workers=0 in this process alone"
+            ) from None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
+            raise UserError(
+                f"another process of this run was ended ({_first_line(text)}): the same command continues"
+            ) from None
+        raise
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:120]
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
@@ -121,29 +157,45 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
     )
 
 
-def _open_folder(recipe: Recipe, folder: Path) -> None:
-    """Create the run folder or check that it belongs to this recipe."""
-    path = folder / "recipe.yaml"
-    text = dump(recipe)
-    if path.exists():
-        import yaml
+def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
+    """Check that the run folder belongs to this recipe and write down what is run, where that is not there or damaged.
 
-        try:
-            old = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            old = None
-        if not isinstance(old, dict):
-            raise UserError(f"damaged {path}; delete the folder {folder} or choose another --out")
-        new = yaml.safe_load(text)
-        changed = [key for key in new if key not in COSMETIC and old.get(key) != new[key]]
-        if changed:
-            raise UserError(f"{folder} holds a run with other {', '.join(changed)}; choose another --out or delete it")
+    Of a damaged recipe nothing is believed: the finished stages say whether they are this one's.
+    """
+    path, text = folder / "recipe.yaml", dump(recipe)
+    if path.exists():
+        old = _old_recipe(path)
+        if old is None:
+            for number, fingerprint in enumerate(prints):
+                read_stage(stage_folder(recipe, folder, number), fingerprint)
+            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", path)
+        else:
+            new = yaml.safe_load(text)
+            changed = [key for key in new if key not in COSMETIC and old.get(key) != new[key]]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run with other {', '.join(changed)}; choose another --out or delete it"
+                )
     try:
-        write_atomic(path, lambda file: file.write(text.encode()))
-        if not (folder / "environment.json").exists():
-            write_json(folder / "environment.json", environment.describe())
+        write_atomic(path, lambda file: file.write(sealed_text(text).encode()))
+        about = folder / "environment.json"
+        if about.exists() and read_signed(about) is None:
+            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", about)
+            about.unlink()
+        if not about.exists():
+            write_signed(about, environment.describe())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+
+
+def _old_recipe(path: Path) -> dict[str, Any] | None:
+    """The settings that a run folder says it was made with; None where that is damaged."""
+    data = path.read_bytes()
+    try:
+        old = yaml.safe_load(data.decode()) if text_is_whole(data) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        old = None
+    return old if isinstance(old, dict) else None
 
 
 def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[str, Any]:
@@ -177,22 +229,31 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     }
     context.fabric.barrier()
     if context.fabric.is_global_zero:
-        write_json(context.folder / "manifest.json", manifest)
+        write_signed(context.folder / "manifest.json", manifest)
         shutil.rmtree(context.folder / "checkpoint", ignore_errors=True)
     context.fabric.barrier()
     return manifest
 
 
 def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> bool:
-    """Copy the same finished stage from another run, if there is one."""
+    """Copy the same finished stage from another run, if there is one; what is damaged there is named and not taken."""
     for other in reuse:
         for path in sorted(other.glob("stages/*/manifest.json")):
-            manifest = read_manifest(path.parent)
-            if path.parent != context.folder and manifest is not None and manifest["fingerprint"] == fingerprint:
-                temporary = context.folder.with_name(f".{context.folder.name}.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.copytree(path.parent, temporary)
-                shutil.rmtree(context.folder, ignore_errors=True)
-                temporary.rename(context.folder)
-                return True
+            if path.parent.name.startswith(".") or path.parent == context.folder:
+                continue
+            try:
+                manifest = read_manifest(path.parent)
+                if manifest is None or manifest["fingerprint"] != fingerprint:
+                    continue
+                if damaged := damaged_file(path.parent, manifest):
+                    raise UserError(f"{damaged} is not the file that its manifest names")
+            except UserError as error:
+                logging.getLogger(__name__).warning("warning: --reuse: not taken: %s", error)
+                continue
+            temporary = context.folder.with_name(f".{context.folder.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(path.parent, temporary)
+            shutil.rmtree(context.folder, ignore_errors=True)
+            temporary.rename(context.folder)
+            return True
     return False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
-from segdistill.files import write_atomic
+from segdistill.files import metrics_line, read_metrics_line, write_atomic
 
 
 class Watcher(Protocol):
@@ -47,7 +47,7 @@ class RunLog:
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(metrics_line(entry))
         board = self._board(entry["stage"], entry["step"])
         scalars = {"loss": entry["loss"], "lr": entry["lr"], "images_per_s": entry["images_per_s"]}
         scalars |= {f"terms/{name}": value for name, value in entry["terms"].items()}
@@ -59,13 +59,15 @@ class RunLog:
         """Drop the stage's records after ``step``, and a last line that a kill cut short."""
         if not self.writes or not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry["stage"] != stage or entry["step"] <= step:
+        kept, lines = [], self.path.read_bytes().decode(errors="replace").split("\n")
+        for number, line in enumerate(lines, start=1):
+            entry = read_metrics_line(line)
+            if entry is None:
+                if line.strip() and number < len(lines):  # the last one a kill may have cut short
+                    logging.getLogger(__name__).warning(
+                        "warning: %s: line %d is damaged and left out of the curves", self.path, number
+                    )
+            elif entry["stage"] != stage or entry["step"] <= step:
                 kept.append(line + "\n")
         write_atomic(self.path, lambda file: file.write("".join(kept).encode()))
 

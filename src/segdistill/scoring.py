@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,16 +32,16 @@ from segdistill.evaluate import (
     summary,
     summary_interval,
 )
-from segdistill.files import write_atomic, write_json
+from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics import ImageCounts
+from segdistill.models import Segmenter
 from segdistill.pictures import save_label
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
-from segdistill.segmenter import Segmenter
 from segdistill.stages.base import ModelConfig, count, weights_read
 from segdistill.stages.task import build_segmenter
 
-FORMAT = 2
+FORMAT = 3
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
 
 PICTURE = 1024
@@ -125,19 +124,21 @@ def score(
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
-    found = _read(path, key)
-    if found is None and fabric.is_global_zero:
+    if fabric.is_global_zero and _read(scored.folder, scored.role, key) is None:
+        path.unlink(missing_ok=True)
         _take(reuse, scored, key)
     fabric.barrier()
-    found = _read(path, key)
+    found = _read(scored.folder, scored.role, key)
     if found is None:
         segmenter = load_segmenter(scored, names).to(fabric.device)
         found, images = _measure(scored, config, segmenter, datasets, fabric, watcher)
         found = _described(segmenter) | found if scored.parameters is None else found
         if fabric.is_global_zero:
-            _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
+            pictures = _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
             write_images(path.with_suffix(".npz"), images)
-            write_json(path, {"key": key, **found})
+            files = [path.with_suffix(".npz"), *pictures]
+            digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
+            write_signed(path, {"key": key, **found, "files": digests})
         fabric.barrier()
     models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
@@ -170,11 +171,12 @@ def read_images(path: Path) -> dict[str, ImageCounts]:
         with np.load(path) as arrays:
             names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
             parts = {name: {f.name: arrays[f"{name}/{f.name}"] for f in fields(ImageCounts)} for name in names}
-    except (ValueError, KeyError, EOFError, BadZipFile):
-        raise UserError(f"damaged scores {path}; delete the file to measure again") from None
-    return {
-        name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part) for name, part in parts.items()
-    }
+        return {
+            name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part)
+            for name, part in parts.items()
+        }
+    except Exception:  # noqa: BLE001  zip, zlib and NumPy raise many kinds for a damaged file; each becomes one line
+        raise UserError(f"{path} is missing or damaged; give the run's command again, which scores it anew") from None
 
 
 def _retention(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> dict[str, Any]:
@@ -271,9 +273,9 @@ def _keep_pictures(
     datasets: dict[str, Dataset],
     fabric: Fabric,
     colors: list[list[int]],
-) -> None:
+) -> list[Path]:
     """The first images of every domain, their truth and this segmenter's class maps, as PNG of a page's size."""
-    folder = scored.folder / "pictures"
+    folder, kept = scored.folder / "pictures", []
     for name, dataset in datasets.items():
         protocol = _protocol(config, dataset, name)
         view = sliding(protocol, config.window)
@@ -284,13 +286,15 @@ def _keep_pictures(
             height, width = sample.label.shape
             with evaluating(segmenter), torch.inference_mode(), fabric.autocast():
                 prediction = segmenter.predict(prepare(image, protocol.resize), view, (height, width))
-            file = f"{name}-{index}.png"
+            file = plain_name(f"{name}-{index}.png")
+            kept += [folder / kind / file for kind in ("image", "truth", scored.role)]
             picture = Image.fromarray(sample.image)
             picture.thumbnail((PICTURE, PICTURE))
             write_atomic(folder / "image" / file, lambda out, picture=picture: picture.save(out, "PNG"))
             for kind, classes in (("truth", sample.label), (scored.role, prediction[0].cpu().numpy())):
                 small = Image.fromarray(classes.astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
                 save_label(folder / kind / file, np.asarray(small), colors)
+    return kept
 
 
 def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
@@ -301,28 +305,40 @@ def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
     return entry | {key: found[key] for key in keys if key in found}
 
 
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """Scores made by this very segmenter on these very images; None where they are not there, or not whole."""
+def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
+    """Scores made by this very segmenter on these very images; None where they are not there, or not whole.
+
+    What is damaged is named in a line, and measured again: the scores, the counts of every image, the pictures.
+    """
+    path = folder / "scores" / f"{role}.json"
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or no text at all
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"damaged scores {path}; delete the file to measure again")
-    return found if found.get("key") == key and path.with_suffix(".npz").is_file() else None
+    found = read_signed(path)
+    damaged: Path | None = path
+    if found is not None and isinstance(found.get("files"), dict):
+        if found.get("key") != key:
+            return None
+        names = [name for name in found["files"] if name.startswith(("scores/", "pictures/")) and ".." not in name]
+        whole = names if len(names) == len(found["files"]) and "domains" in found else []
+        damaged = next((folder / n for n in whole if _digest(folder / n) != found["files"][n]), None if whole else path)
+    elif found is not None:
+        return None  # of an earlier version
+    if damaged is None:
+        return found
+    logging.getLogger(__name__).warning("warning: %s is damaged or gone: the %s is scored again", damaged, role)
+    return None
+
+
+def _digest(path: Path) -> str | None:
+    return sha256(path) if path.is_file() else None
 
 
 def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
     """Copy the same scores and their pictures from another run, if there are some."""
     for other in reuse:
-        path = other / "scores" / f"{scored.role}.json"
-        if other != scored.folder and _read(path, key) is not None:
-            for part in ("image", "truth", scored.role):
-                if (other / "pictures" / part).is_dir():
-                    shutil.copytree(other / "pictures" / part, scored.folder / "pictures" / part, dirs_exist_ok=True)
-            for copied in (path.with_suffix(".npz"), path):  # the scores last: they say that the rest is there
-                data = copied.read_bytes()
-                write_atomic(scored.folder / "scores" / copied.name, lambda file, data=data: file.write(data))
+        found = _read(other, scored.role, key) if other != scored.folder else None
+        if found is not None:
+            for name in [*found["files"], f"scores/{scored.role}.json"]:  # the scores last: the rest is there
+                data = (other / name).read_bytes()
+                write_atomic(scored.folder / name, lambda file, data=data: file.write(data))
             return

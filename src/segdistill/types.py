@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+Batch = dict[str, Tensor]
+"""One step's samples: ``image`` (B, 3, H, W) uint8 and, under the task's own keys, their targets."""
+
 LossTerms = dict[str, Tensor]
 """Named scalar terms, already weighted; their sum is what is optimised."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import multiprocessing
 import os
 import pickle
 import shutil
+import struct
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -143,3 +147,46 @@ def test_a_truncated_official_archive_is_one_line_of_problems(tmp_path):
     lines = FilesSource(root=tmp_path).problems(DataSelection(domains=("cityscapes",)), labelled=True)
     assert len(lines) == 1
     assert "gtFine_trainvaltest.zip" in lines[0]
+
+
+def bomb(path, size):
+    """A zip whose one member says that it unpacks to ``size`` bytes; it is small and holds zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images/a.png", b"\0" * 1000)
+    content = path.read_bytes()
+    place = content.index(b"PK\1\2") + 24  # its size in the central directory
+    path.write_bytes(content[:place] + struct.pack("<I", size) + content[place + 4 :])
+
+
+def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    bomb(tmp_path / "x.zip", 4_000_000_000)
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)  # nothing is unpacked
+    with pytest.raises(BadSample, match=r"a.png in .*x.zip: unpacks to 3.7 GiB, and at most 1 GiB are read.*unpack it"):
+        open_store(tmp_path / "x.zip").read("images/a.png")
+
+
+def test_a_member_is_never_larger_than_it_says(tmp_path):
+    bomb(tmp_path / "x.zip", 10)
+    with pytest.raises(BadSample, match=r"cannot read images/a.png"):
+        open_store(tmp_path / "x.zip").read("images/a.png")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_a_tar_of_gigabytes_is_refused_without_stepping_over_them(tmp_path, name):
+    head = tarfile.TarInfo("images/a.png")
+    head.size = 1 << 42
+    content = head.tobuf() + b"\0" * 1000
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match=r"x.tar(.gz: unpacks to 4096.0 GiB|: .*damaged or incomplete)"):
+        open_store(tmp_path / name)
+
+
+def test_only_what_is_larger_than_the_limit_is_refused(folder, monkeypatch):
+    for name in ("x.zip", "x.tar"):
+        store = open_store(archive(folder, name))
+        monkeypatch.setattr("segdistill.data.archives.LARGEST", 4999)
+        with pytest.raises(BadSample, match=r"a/b/one.txt in .*: unpacks to"):
+            store.read("a/b/one.txt")
+        assert store.read("a/two.txt") == b"2"
+        monkeypatch.setattr("segdistill.data.archives.LARGEST", 5000)
+        assert store.read("a/b/one.txt") == FILES["a/b/one.txt"]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS, IGNORE, Encoding
-from segdistill.data.labels import LabelReader, ranges, read_rgb
+from segdistill.data.decode import read_rgb
+from segdistill.data.labels import LabelReader, ranges
 from tiny_sets import numbers, picture, png16
 
 IDS = Encoding(ids={0: 1, 1: 0, 7: IGNORE})

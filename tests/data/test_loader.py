@@ -51,10 +51,10 @@ def assert_equal(one, two):
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_two_processes_see_the_halves_of_the_batch_of_one():
+def test_two_processes_take_turns_in_the_batch_of_one():
     whole = list(batches(make(), range(6)))
     halves = [list(batches(make(rank=rank, world_size=2), range(6))) for rank in range(2)]
-    joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
+    joined = [{key: torch.stack([a[key], b[key]], 1).flatten(0, 1) for key in a} for a, b in zip(*halves, strict=True)]
     assert_equal(whole, joined)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
 from segdistill.data.coco import decode_runs, fill, mask
+from segdistill.data.coco_file import Runs
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
 from segdistill.data.own import own_place
@@ -134,7 +135,7 @@ def test_polygons_are_filled_where_a_pixels_centre_is_inside():
     assert square.sum() == 9
     assert square[2:5, 1:4].all()
     ring = [[0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2, 0, 0]]
-    assert mask(ring, (6, 6), "x").sum() == 32
+    assert mask([[float(value) for value in polygon] for polygon in ring], (6, 6), "x").sum() == 32
     rng = np.random.default_rng(0)
     centre, ys, xs = np.array([10.2, 9.7]), *np.mgrid[:20, :20]
     radius = 7.3
@@ -169,7 +170,7 @@ def test_run_lengths_as_numbers_and_as_text():
     runs = [0] * bool(flat[0]) + np.diff(edges).tolist()
     assert decode_runs(encode(runs)) == runs
     for counts in (runs, encode(runs)):
-        assert np.array_equal(mask({"counts": counts, "size": [30, 50]}, (30, 50), "x"), wanted)
+        assert np.array_equal(mask(Runs(counts=counts, size=(30, 50)), (30, 50), "x"), wanted)
     assert decode_runs("52203") == [5, 2, 2, 2, 5]
 
 
@@ -184,7 +185,14 @@ def test_run_lengths_as_numbers_and_as_text():
 )
 def test_a_coco_object_that_cannot_be_painted_names_its_image(tmp_path, segmentation, message):
     path = coco(tmp_path, [{"category_id": 3, "segmentation": segmentation}])
-    with pytest.raises(BadSample, match=f"a.jpg: .*{message}"):
+    with pytest.raises(UserError, match=f"train.json: annotations.0 of 'a.jpg': .*{message}"):
+        opened(path)
+
+
+@pytest.mark.parametrize("counts", ["0", "o" * 100_000, "", "5220", "\x00\xff"])
+def test_run_lengths_as_text_that_do_not_add_up_name_their_image(tmp_path, counts):
+    path = coco(tmp_path, [{"category_id": 3, "segmentation": {"counts": counts, "size": [8, 12]}}])
+    with pytest.raises(BadSample, match=r"a.jpg: run lengths of -?\d+ pixels for 8 x 12"):
         opened(path)[0]
 
 
@@ -193,7 +201,9 @@ def test_a_coco_object_that_cannot_be_painted_names_its_image(tmp_path, segmenta
     [
         ("[", "is no valid JSON"),
         ("[]", "no list 'images'; a COCO file has images, annotations, categories"),
-        ('{"images": [{}]}', "an entry of 'images' lacks id, file_name, height, width"),
+        ('{"images": [{}]}', "no list 'annotations'"),
+        ('{"images": [{}], "annotations": [], "categories": [{}]}', "6 problems, such as images.0.id: Field required"),
+        ("[" * 100_000, "is no valid JSON"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}',
             "tree are none of the classes",

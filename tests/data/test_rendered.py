@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import numpy as np
 import pytest
 
@@ -83,18 +85,49 @@ def test_unlabelled_domains_have_no_labels(cache):
     assert opened(domains=("game",))[0].label is not None
 
 
-def test_mistakes_and_damage_are_one_line(cache, monkeypatch):
+def test_mistakes_are_one_line(cache, monkeypatch):
     with pytest.raises(UserError, match="unknown domain 'gmae': did you mean 'game'"):
         opened(domains=("gmae",))
     with pytest.raises(UserError, match="unknown label space 'x'"):
         opened(classes="x")
-    opened(domains=("game",))
-    for path in (cache / "world").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"damaged image cache .*delete it"):
-        opened(domains=("game",))
     blocked = cache.parent / "file"
     blocked.write_text("")
     monkeypatch.setenv("SEGDISTILL_CACHE", str(blocked))
-    with pytest.raises(UserError, match=r"cannot write the image cache .*SEGDISTILL_CACHE"):
+    with pytest.raises(UserError, match=r"cannot read the image cache .*SEGDISTILL_CACHE"):
         opened(domains=("game",))
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:100], lambda data: data[:200] + bytes([data[200] ^ 4]) + data[201:]]
+)
+def test_a_damaged_cache_is_named_and_rendered_anew(cache, caplog, kind, damage):
+    whole = [sample.image.copy() for sample in opened(domains=("game",))]
+    (path,) = (cache / "world").glob(f"*.{kind}.npy")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    assert all(np.array_equal(sample.image, image) for sample, image in zip(opened(("game",)), whole, strict=True))
+    (line,) = caplog.messages
+    assert line == f"warning: damaged image cache {path}: its images are rendered anew"
+    assert path.read_bytes() == content
+
+
+def test_a_process_hashes_a_cache_file_once(cache, monkeypatch):
+    opened()
+    hashed = []
+    monkeypatch.setattr(rendered, "is_whole", lambda path: hashed.append(path) or True)
+    opened()
+    opened()
+    assert len(hashed) == len(set(hashed)) == 4
+
+
+def test_what_a_killed_renderer_left_is_removed_and_a_living_ones_file_is_not(cache):
+    opened(domains=("game",))
+    folder = cache / "world"
+    dead, alive = folder / ".game.npy.abcdefgh.tmp", folder / ".game.npy.abcdefgi.tmp"
+    dead.write_bytes(b"half")
+    with alive.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        opened(domains=("fog",))
+        assert not dead.exists()
+        assert alive.exists()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdistill import world
 from segdistill.config import UserError
-from segdistill.data import world
 from segdistill.data.catalog import DATASETS, Encoding
 from segdistill.data.check import check
 from segdistill.data.dataset import DataSelection

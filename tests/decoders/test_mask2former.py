@@ -81,20 +81,31 @@ def test_the_pixel_decoder_and_the_losses_stay_in_float32_under_autocast():
     assert seen == {"pixels": torch.float32, "loss": torch.float32}
 
 
-def test_the_number_of_masks_is_the_mean_over_processes(monkeypatch):
-    monkeypatch.setattr(mask2former_parts, "mean_over_processes", lambda count, device: torch.tensor(count + 0.5))
+def test_the_number_of_masks_is_shared_with_other_processes(monkeypatch):
+    monkeypatch.setattr(mask2former_parts, "shared_count", lambda count: count + 0.5)
     criterion, cpu = make().criterion, torch.device("cpu")
     assert criterion.get_num_masks([torch.zeros(2), torch.zeros(1)], cpu).item() == 3.5
+    monkeypatch.undo()
     assert criterion.get_num_masks([torch.zeros(0)], cpu).item() == 1
 
 
-def test_twice_the_masks_elsewhere_halve_the_mask_terms(monkeypatch):
+def test_twice_the_masks_elsewhere_halve_the_mask_terms_and_twice_the_queries_the_class_term(monkeypatch):
     decoder, labels = make(), torch.zeros(2, 32, 32, dtype=torch.int64)
     alone = seeded(lambda: decoder.loss(maps(), labels))
-    monkeypatch.setattr(mask2former_parts, "mean_over_processes", lambda count, device: torch.tensor(2.0 * count))
-    shared = seeded(lambda: decoder.loss(maps(), labels))
-    for key, factor in {"mask": 0.5, "dice": 0.5, "class": 1.0}.items():
-        torch.testing.assert_close(shared[key], factor * alone[key])
+    for name, factors in {
+        "shared_count": {"mask": 0.5, "dice": 0.5, "class": 1.0},
+        "mean_over_processes": {"mask": 1.0, "dice": 1.0, "class": 0.5},
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(mask2former_parts, name, lambda count: 2 * count)
+            shared = seeded(lambda: decoder.loss(maps(), labels))
+        for key, factor in factors.items():
+            torch.testing.assert_close(shared[key], factor * alone[key])
+
+
+def test_without_masks_and_a_weight_of_queries_the_class_term_is_zero():
+    terms = make(no_object_weight=0.0).loss(maps(), torch.full((2, 32, 32), 255))
+    assert terms["class"].item() == 0
 
 
 def test_sampling_offsets_start_as_transformers_starts_them():

@@ -15,9 +15,10 @@ from segdistill.decoders import DECODERS, pyramid
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.encoders.encoder import FullPrecisionAttention
 from segdistill.encoders.walks import final_norm, mask_shape, walk_of, walk_sam
+from segdistill.models import Segmenter, Window
 from segdistill.ops import generator, tokens_to_map
+from segdistill.ops import maps as maps_of
 from segdistill.recipe import Recipe
-from segdistill.segmenter import Segmenter, Window
 from segdistill.stages.views import student_views
 from segdistill.types import Mask
 from segdistill.weights import save_encoder
@@ -271,7 +272,7 @@ def test_images_of_any_size_are_segmented(encoder):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_levels_of_a_hierarchical_network_are_its_own_maps(kind):
     model = segmenter(build("timm:test_convnext"), kind)
-    maps = model.maps(picture((64, 96)))
+    maps = maps_of(model.features(picture((64, 96))))
     assert [tuple(map_.shape[2:]) for map_ in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     levels = pyramid.feature_pyramid(maps, model.decoder.strides)
     assert all(level is map_ for level, map_ in zip(levels, maps, strict=True))

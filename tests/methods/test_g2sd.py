@@ -88,10 +88,10 @@ def test_the_generic_term_equals_numpy(beta):
     assert case.method(student, teacher)["generic"].item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_positions_are_sines_and_cosines_of_row_and_column():
+def test_positions_are_sines_and_cosines_of_column_then_row():
     made = positions((2, 3), 8)
     for index, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
-        expected = [f(at / 10_000 ** (k / 2)) for at in (row, column) for f in (math.sin, math.cos) for k in (0, 1)]
+        expected = [f(at / 10_000 ** (k / 2)) for at in (column, row) for f in (math.sin, math.cos) for k in (0, 1)]
         assert made[index].tolist() == pytest.approx(expected, abs=1e-12)
     assert torch.equal(positions((5, 3), 8)[:6], positions((2, 3), 8))  # a longer grid goes on where the shorter ends
 

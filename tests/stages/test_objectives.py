@@ -88,7 +88,7 @@ def test_a_frozen_encoder_gets_no_gradient_stays_in_evaluation_mode_and_is_not_s
     optimizer.step()
     assert all(p.grad is None for p in student.parameters())
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
-    assert with_gradient(objective.segmenter.decoder)
+    assert with_gradient(objective.model.decoder)
     assert with_gradient(objective.presence) == {"weight", "bias"}
 
 
@@ -148,7 +148,7 @@ def test_logits_are_both_decoders_words_on_all_images_before_upsampling(student,
     for name, value in alone.items():
         torch.testing.assert_close(both[name], value, rtol=1e-4, atol=1e-5, msg=name)
     images = torch.cat([batch()["image"], *([] if proxy is None else [batch(proxy=proxy)["proxy"]])]).float() / 255
-    ours, theirs = (net.decoder.decode(net.maps(images)) for net in (objective.segmenter, teacher_segmenter))
+    ours, theirs = (net.decode(net.features(images)) for net in (objective.model, teacher_segmenter))
     assert ours.shape == theirs.shape == (len(images), 5, 8, 16)  # stride 4 of 32 x 64
     torch.testing.assert_close(both["pixel"], pixel_kl(ours, theirs), rtol=1e-4, atol=1e-6)
 
@@ -157,8 +157,8 @@ def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher)
     coarse = segmenter_of("world_teacher", teacher, strides=[8, 16, 32, 64])
     objective = task(student, distillation=with_logits(student, coarse))
     images = batch()["image"].float() / 255
-    target = coarse.decoder.decode(coarse.maps(images))
-    ours = objective.segmenter.decoder.decode(objective.segmenter.maps(images))
+    target = coarse.decode(coarse.features(images))
+    ours = objective.model.decode(objective.model.features(images))
     assert (ours.shape[-2:], target.shape[-2:]) == ((8, 16), (4, 8))
     expected = pixel_kl(resize(ours, (4, 8)), target)
     torch.testing.assert_close(objective(batch(), 0, 2)["pixel"], expected, rtol=1e-4, atol=1e-6)
@@ -172,7 +172,7 @@ def test_every_network_runs_once_per_step(student, teacher_segmenter, kind, sett
     else:
         distillation = with_logits(student, teacher_segmenter, kind, **settings)
     objective, passes = task(student, distillation=distillation), []
-    own, its = objective.segmenter.decoder, teacher_segmenter.decoder
+    own, its = objective.model.decoder, teacher_segmenter.decoder
     networks = {"student": student, "teacher": teacher_segmenter.encoder, "own": own.classifier, "its": its.classifier}
     hooks = [
         module.register_forward_hook(lambda _, args, __, name=name: passes.append((name, len(args[0]))))
@@ -188,15 +188,15 @@ def test_every_network_runs_once_per_step(student, teacher_segmenter, kind, sett
 def test_logits_teach_the_students_decoder_and_encoder_and_nothing_else(student, teacher_segmenter):
     distillation = with_logits(student, teacher_segmenter)
     objective = task(student, distillation=distillation)
-    assert objective.segmenter.decoder.training
+    assert objective.model.decoder.training
     assert not any(module.training for module in teacher_segmenter.modules())
     objective(batch(), 0, 2)["pixel"].backward()
-    assert "classifier.weight" in with_gradient(objective.segmenter.decoder)
+    assert "classifier.weight" in with_gradient(objective.model.decoder)
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
     assert all(p.grad is None for p in teacher_segmenter.parameters())
     saved = {id(p) for module in objective.trained().values() for p in module.parameters()}
     assert not saved & {id(p) for p in teacher_segmenter.parameters()}
-    assert saved == {id(p) for p in (*student.parameters(), *objective.segmenter.decoder.parameters())}
+    assert saved == {id(p) for p in (*student.parameters(), *objective.model.decoder.parameters())}
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("logit_kd", {}), ("cwd", {"maps": "logits"})])

@@ -7,8 +7,8 @@ import torch
 
 from segdistill.decoders import SemFPN
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.models import Segmenter
 from segdistill.ops import generator, random_mask
-from segdistill.segmenter import Segmenter
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.types import Features, Mask
 

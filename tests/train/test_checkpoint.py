@@ -4,51 +4,81 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 import pytest
 import torch
 
 from segdistill.config import UserError
+from segdistill.files import write_sealed
 from segdistill.train import checkpoint
+
+STEPS = 10
 
 
 def test_the_newest_of_two_kept_checkpoints_is_loaded(tmp_path):
-    assert checkpoint.load(tmp_path / "none") is None
+    assert checkpoint.load(tmp_path / "none", STEPS) is None
     for step in (2, 4, 6):
         checkpoint.save(tmp_path, step, {"modules": {"a": torch.full((2,), float(step))}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004.pt", "step-00000006.pt"]
-    state = checkpoint.load(tmp_path)
+    state = checkpoint.load(tmp_path, STEPS)
     assert state is not None
     assert state["step"] == 6
     assert state["modules"]["a"].tolist() == [6.0, 6.0]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" + data])
-def test_a_damaged_checkpoint_is_named_and_deleting_it_continues_from_the_earlier_one(tmp_path, damage):
-    checkpoint.save(tmp_path, 2, {"x": torch.zeros(100)})
-    newest = tmp_path / "step-00000004.pt"
-    checkpoint.save(tmp_path, 4, {"x": torch.zeros(100)})
-    newest.write_bytes(damage(newest.read_bytes()))
-    with pytest.raises(UserError, match=r"step-00000004.pt .*delete it to continue from step-00000002.pt"):
-        checkpoint.load(tmp_path)
-    newest.unlink()
-    state = checkpoint.load(tmp_path)
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def resealed_at(step: int):
+    """A checkpoint of another step, whole by its digest."""
+
+    def damage(path):
+        state = torch.load(path, weights_only=True)
+        write_sealed(path, lambda file: torch.save(state | {"step": step}, file))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"x" + path.read_bytes()),
+        lambda path: path.write_bytes(flipped(path.read_bytes(), path.read_bytes().index(b"\x07" * 400) + 200)),
+        lambda path: path.write_bytes(flipped(path.read_bytes(), path.stat().st_size - 20)),
+        resealed_at(10**9),
+        resealed_at(3),
+        resealed_at(-1),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(tmp_path, caplog, damage):
+    """One flipped bit in the middle of the weights is seen, and so is a step that its stage does not have."""
+    weights = {"x": torch.full((400,), 7, dtype=torch.uint8)}
+    checkpoint.save(tmp_path, 2, weights)
+    checkpoint.save(tmp_path, 4, weights)
+    damage(tmp_path / "step-00000004.pt")
+    state = checkpoint.load(tmp_path, STEPS)
     assert state is not None
     assert state["step"] == 2
-    only = tmp_path / "step-00000002.pt"
-    only.write_bytes(b"")
-    with pytest.raises(UserError, match="delete it to start the stage again"):
-        checkpoint.load(tmp_path)
+    (line,) = caplog.messages
+    assert re.match(r"warning: damaged checkpoint .*step-00000004.pt .*continuing from step-00000002.pt$", line)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
+    (tmp_path / "step-00000002.pt").write_bytes(b"")
+    assert checkpoint.load(tmp_path, STEPS) is None
+    assert caplog.messages[-1].endswith("the stage starts again")
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path):
+def test_a_file_that_would_run_code_is_refused(tmp_path, caplog):
     class Harmful:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "harmed"),))
 
-    torch.save({"step": 2, "x": Harmful()}, tmp_path / "step-00000002.pt")
-    with pytest.raises(UserError, match="damaged checkpoint"):
-        checkpoint.load(tmp_path)
+    write_sealed(tmp_path / "step-00000002.pt", lambda file: torch.save({"step": 2, "x": Harmful()}, file))
+    assert checkpoint.load(tmp_path, STEPS) is None
+    assert "damaged checkpoint" in caplog.text
     assert not (tmp_path / "harmed").exists()
 
 
@@ -62,6 +92,6 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, monk
     with pytest.raises(UserError, match=r"cannot write the checkpoint of step 4.*No space left.*free space"):
         checkpoint.save(tmp_path, 4, {"x": torch.zeros(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
-    state = checkpoint.load(tmp_path)
+    state = checkpoint.load(tmp_path, STEPS)
     assert state is not None
     assert state["step"] == 2

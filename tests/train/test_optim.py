@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
+from segdistill.decoders.mask2former import Mask2Former
+from segdistill.train.optim import CosineConfig, PolyConfig, norms_and_embeddings, parameter_groups
 
 GOLDEN_1A = {0: 5e-4, 1: 5e-4, 2: 4.99879e-4, 50: 2.62696e-4, 99: 1.04835e-5}
 GOLDEN_1B = {0: 1.25e-4, 1: 1.25e-4, 2: 1.2499685e-4, 150: 6.8102128e-5, 299: 1.00126e-5}
@@ -64,21 +65,42 @@ def test_every_setting_of_a_schedule_changes_it(cls):
         assert (changed != default) == (name not in ELSEWHERE), name
 
 
-def test_vectors_and_biases_do_not_decay_and_embeddings_do():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
-            self.cls_token = nn.Parameter(self.linear.weight.detach().clone()[None])
-            self.frozen = nn.Parameter(self.linear.weight.detach().clone(), requires_grad=False)
+class Net(nn.Module):
+    undecayed = ("query.",)
 
+    def __init__(self):
+        super().__init__()
+        self.linear, self.block = nn.Linear(3, 3), nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))
+        self.query, self.query_side = nn.Embedding(2, 3), nn.Linear(3, 3)
+        self.cls_token = nn.Parameter(self.linear.weight.detach().clone()[None])
+        self.out_norm_gain = nn.Parameter(self.linear.weight.detach().clone())
+        self.frozen = nn.Parameter(self.linear.weight.detach().clone(), requires_grad=False)
+
+
+VECTORS = {"linear.bias", "block.0.bias", "block.1.weight", "block.1.bias", "query_side.bias"}
+NORMS = {"block.1.weight", "block.1.bias", "query.weight", "out_norm_gain"}
+
+
+@pytest.mark.parametrize(("config", "spared"), [(CosineConfig(), VECTORS), (PolyConfig(), NORMS)])
+def test_what_does_not_decay_is_what_the_authors_spare_in_that_kind_of_stage(config, spared):
+    """Distillation: vectors and biases (spec A.7). Task: norms and query embeddings, biases decay (spec A.10)."""
     net, other = Net(), nn.Linear(2, 2, bias=False)
-    groups = parameter_groups([(net, 0.1), (other, 1.0)], 0.05)
+    groups = parameter_groups([(net, 0.1), (other, 1.0)], 0.05, config.spared)
     found = {id(p): (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
-    wanted = {
-        "linear.weight": (0.05, 0.1), "cls_token": (0.05, 0.1), "linear.bias": (0.0, 0.1),
-        "norm.weight": (0.0, 0.1), "norm.bias": (0.0, 0.1),
-    }  # fmt: skip
+    wanted = {name: (0.0 if name in spared else 0.05, 0.1) for name, p in net.named_parameters() if p.requires_grad}
     parameters = dict(net.named_parameters())
     assert {name: found.pop(id(parameters[name])) for name in wanted} == wanted
     assert found == {id(other.weight): (0.05, 1.0)}
+
+
+def test_mask2formers_queries_and_levels_do_not_decay_but_its_pixel_decoders_levels_do():
+    decoder = Mask2Former(Mask2Former.Config(width=64, encoder_layers=1, decoder_layers=1), (8,) * 4, (16,) * 4, 3)
+    spared = norms_and_embeddings(decoder)
+    named = {f"transformer.{name}.weight" for name in ("queries_embedder", "queries_features", "level_embed")}
+    assert named <= spared
+    assert not {"pixel_decoder.level_embed", "classifier.bias", "classifier.weight"} & spared
+    rest = {name.removesuffix(".weight").removesuffix(".bias") for name in spared - named}
+    modules = dict(decoder.named_modules())
+    assert all(isinstance(modules[name], nn.LayerNorm | nn.GroupNorm) for name in rest)
+    norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
+    assert rest == set(norms)

@@ -10,7 +10,7 @@ from segdistill.config import UserError
 from segdistill.runlog import Quiet, RunLog
 from segdistill.train import checkpoint
 from segdistill.train.loop import LoopSettings, Objective, train
-from segdistill.train.optim import CosineConfig, parameter_groups
+from segdistill.train.optim import CosineConfig, parameter_groups, vectors_and_biases
 
 
 class Nothing(Objective):
@@ -31,7 +31,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train(
             Fabric(accelerator="cpu"),
             objective,
-            parameter_groups([(objective, 1.0)], 0.0),
+            parameter_groups([(objective, 1.0)], 0.0, vectors_and_biases),
             lambda order: iter(()),
             schedule=CosineConfig().schedule(1),
             betas=(0.9, 0.999),

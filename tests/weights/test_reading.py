@@ -128,7 +128,7 @@ def strange_zip(path) -> None:
         (strange_zip, "is damaged or no PyTorch file"),
         (lambda path: path.write_bytes(b"\x10\0\0\0\0\0\0\0{not json}" + b"\0" * 99), "no safetensors file"),
         (lambda path: None, "no encoder weights at"),
-        (lambda path: path.mkdir(), "no encoder weights at '.*encoder.safetensors'.*a stage folder"),
+        (lambda path: path.mkdir(), "no encoder weights at '.*encoder.safetensors'.*a folder with"),
     ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path, suffix, spoil, message):

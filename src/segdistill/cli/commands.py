@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdistill.cli.data import data_app
-from segdistill.cli.show import WIDTH, print_table
+from segdistill.cli.show import WIDTH, print_table, show_doubts
 from segdistill.config import UserError
+from segdistill.interrupts import Stopped, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.plan import Plan
@@ -66,15 +68,18 @@ def run(
     from segdistill.run import run as run_recipe
 
     settings = recipes.load(recipe, overrides)
+    for other in reuse or []:
+        if not (other / "stages").is_dir():
+            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
     if dry_run:
         from segdistill.plan import make_plan
 
         _show_plan(make_plan(settings))
+        show_doubts(settings.doubts())
         return
     folder = out or Path("runs") / settings.name
-    for other in reuse or []:
-        if not other.is_dir():
-            raise UserError(f"--reuse {other}: no such run folder; name one that exists or leave it out")
+    if os.environ.get("RANK", "0") == "0":  # of several processes only the first one speaks
+        show_doubts(settings.doubts())
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
     if results.get("models"):
@@ -206,20 +211,33 @@ def list_(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit status 2; an interruption says how to go on."""
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"segdistill: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"segdistill: {where}{error.strerror or error}; mend it and give the command again", err=True)
-        sys.exit(2)
-    except SystemExit as end:  # typer has turned an interruption into this
-        if end.code == INTERRUPTED:
-            typer.echo("segdistill: interrupted; the same command continues from the last checkpoint", err=True)
-        raise
+    """Entry point: a user's mistake is one line on stderr and exit status 2; Ctrl-C and SIGTERM say how to go on."""
+    with handled():
+        try:
+            app()
+        except UserError as error:
+            _end(2, f"segdistill: {error}")
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _end(2, f"segdistill: {where}{error.strerror or error}; put that right and give the command again")
+        except Stopped as stopped:
+            end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
+        except SystemExit as end:  # what typer makes of a KeyboardInterrupt that a library raises
+            if end.code == INTERRUPTED:
+                typer.echo(f"segdistill: {Stopped(signal.SIGINT).line}", err=True)
+            raise
+
+
+def _end(status: int, line: str) -> None:
+    """Say it and end; one of several processes ends at once, since the others may never answer it again."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        end_now(status, line)
+    typer.echo(line, err=True)
+    sys.exit(status)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _show(folders: Sequence[Path], page: Path) -> None:
@@ -228,7 +246,7 @@ def _show(folders: Sequence[Path], page: Path) -> None:
     from segdistill.files import write_atomic
     from segdistill.results import collect
 
-    if os.environ.get("RANK", "0") != "0":  # of several processes only the first one speaks
+    if _rank():  # of several processes only the first one speaks
         return
     found = collect(folders)
     _print_comparison(found)

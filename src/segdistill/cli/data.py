@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdistill.cli.show import print_table
+from segdistill.cli.show import print_table, show_doubts
 
 if TYPE_CHECKING:
     from segdistill.data.check import Check, SplitCheck
@@ -28,9 +28,9 @@ def preview(
     labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
 ) -> None:
     """Write a contact sheet of the built-in world's domains."""
-    from segdistill.data.world import DOMAINS
-    from segdistill.data.world.preview import contact_sheet
     from segdistill.files import write_atomic
+    from segdistill.world import DOMAINS
+    from segdistill.world.preview import contact_sheet
 
     names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
     sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
@@ -135,6 +135,8 @@ def _print_check(outcome: Check, show: int) -> None:
     labelled = [split for split in outcome.splits if split.labelled]
     if labelled:
         _print_classes(outcome, labelled)
+    for split in outcome.splits:
+        show_doubts(split.doubts)
     if outcome.absent:
         typer.echo(f"not here: split {', '.join(outcome.absent)}")
     typer.echo(outcome.verdict())

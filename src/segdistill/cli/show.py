@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import typer
 
 WIDTH = 100
 """Columns of a terminal that every table fits."""
@@ -20,4 +22,10 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width).print(table)
+    Console(width=width, markup=False, emoji=False).print(table)  # a class may be called "[red]"
+
+
+def show_doubts(lines: Iterable[str]) -> None:
+    """Print what can be used and is probably not meant."""
+    for line in lines:
+        typer.echo(f"warning: {line}")

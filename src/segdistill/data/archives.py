@@ -8,6 +8,9 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import re
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -18,7 +21,24 @@ from typing import Any
 from segdistill.config import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+LARGEST = 1 << 30
+"""Bytes of a member that is read from an archive: what unpacks to more is no image, or belongs on the disk."""
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    struct.error,
+    ValueError,  # also: a name that is no text, a place before the start
+    OverflowError,
+    NotImplementedError,
+)
+
+
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # Python reads bytes that are no UTF-8 as surrogates
 
 
 class BadSample(UserError):
@@ -37,6 +57,14 @@ class Store:
         """The files below the folder ``under``, sorted, with slashes; no hidden ones and no ``__MACOSX``."""
         raise NotImplementedError
 
+    def listed(self, split: str) -> tuple[list[str], list[str]] | None:
+        """The images of ``split`` where a file lists them: names that are there and names that are not. Else None."""
+        return None
+
+    def doubts(self, split: str) -> list[str]:
+        """What can be used and is probably not meant, as far as it shows without reading labels."""
+        return []
+
     def read(self, name: str) -> bytes:
         """The content of one file; :class:`BadSample` where it cannot be read."""
         raise NotImplementedError
@@ -49,13 +77,20 @@ class Folder(Store):
     """A folder on disk; links are followed."""
 
     def names(self, under: str = "") -> list[str]:
-        """Only ``under`` is walked, so that a folder of other things beside it costs nothing."""
-        return sorted(name for name in _walk(self.where, self.where / under) if _visible(name))
+        """Only ``under`` is walked, so that a folder of other things beside it costs nothing. It may lie elsewhere:
+        names begin with ``under`` as it is written, an absolute path or one with ``..`` included.
+        """
+        top = PurePosixPath(under)
+        try:
+            return sorted(str(top / name) for name in _walk(self.where / under) if _visible(name))
+        except OSError as error:
+            where = error.filename or self.where / under
+            raise UserError(f"cannot list the folder {where}: {error.strerror or error}") from None
 
     def read(self, name: str) -> bytes:
         """Read the file."""
         try:
-            return (self.where / name).read_bytes()
+            return read_file(self.where / name)
         except OSError as error:
             raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
 
@@ -70,6 +105,8 @@ class Packed(Store):
         super().__init__(where)
         try:
             self._index = {name: entry for name, entry in self._entries() if _visible(name)}
+        except UserError:
+            raise
         except DAMAGED as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read the archive {where}: {reason}; it is damaged or incomplete") from None
@@ -81,10 +118,14 @@ class Packed(Store):
 
     def read(self, name: str) -> bytes:
         """Read the member."""
+        entry = self._index[name]
+        if (size := self._size(entry)) > LARGEST:
+            raise BadSample(f"{name} in {self.where}: {_too_large(size)}")
         try:
-            return self._content(self._index[name])
-        except (*DAMAGED, OSError, RuntimeError, NotImplementedError) as error:  # also: encrypted, unknown method
-            raise BadSample(f"cannot read {name} in {self.where}: {error}") from None
+            return self._content(entry)
+        except (*DAMAGED, OSError, RuntimeError) as error:  # also: encrypted, unknown method
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadSample(f"cannot read {name} in {self.where}: {reason}") from None
 
     def handle(self) -> Any:
         """This process's open archive."""
@@ -110,6 +151,10 @@ class Packed(Store):
     def _entries(self) -> Iterator[tuple[str, Any]]:
         raise NotImplementedError
 
+    def _size(self, entry: Any) -> int:
+        """Unpacked bytes, as the archive states them; more are never unpacked."""
+        raise NotImplementedError
+
     def _content(self, entry: Any) -> bytes:
         raise NotImplementedError
 
@@ -123,6 +168,9 @@ class Zip(Packed):
     def _entries(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         return ((entry.filename, entry) for entry in self.handle().infolist() if not entry.is_dir())
 
+    def _size(self, entry: zipfile.ZipInfo) -> int:
+        return entry.file_size
+
     def _content(self, entry: zipfile.ZipInfo) -> bytes:
         return self.handle().read(entry)
 
@@ -134,12 +182,18 @@ class Tar(Packed):
         return tarfile.open(self.where, "r:gz" if self.where.name.lower().endswith("gz") else "r:")
 
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        packed = self.where.name.lower().endswith("gz")
         for entry in self.handle():
-            if entry.isfile():
+            if packed and entry.size > LARGEST:  # to step over it is to unpack it
+                raise UserError(f"{entry.name} in {self.where}: {_too_large(entry.size)}")
+            if entry.isfile() and not entry.issparse():
                 yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
         self.handle().fileobj.seek(self.handle().offset)
         if self.handle().fileobj.read(1) not in (b"", b"\0"):  # a damaged header looks like the end
             raise tarfile.ReadError("rubbish between its members")
+
+    def _size(self, entry: tuple[int, int]) -> int:
+        return entry[1]
 
     def _content(self, entry: tuple[int, int]) -> bytes:
         offset, size = entry
@@ -180,6 +234,8 @@ def open_store(path: Path) -> Store:
         return Folder(path)
     if not is_archive(path):
         raise UserError(f"{path} is neither a folder nor an archive that can be read ({', '.join(SUFFIXES)})")
+    if not path.is_file():
+        raise UserError(f"{path} is {kind_of(path)}, where an archive is expected")
     return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
 
 
@@ -189,8 +245,38 @@ def open_archives(folder: Path, names: Sequence[str]) -> Store | None:
     return Several(folder, [open_store(path) for path in paths]) if paths else None
 
 
-def _walk(root: Path, folder: Path) -> Iterator[str]:
-    """Paths of all files below ``folder``, relative to ``root``; a link that leads back up is not entered twice."""
+def is_text(name: str) -> bool:
+    """Whether a name can be written down: it is Unicode, and stays on its line."""
+    return _UNWRITABLE.search(name) is None
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file; an :class:`OSError` that says what else ``path`` is, since a pipe would wait."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(None, f"it is {kind_of(path)}, where a file is expected", str(path))
+    return path.read_bytes()
+
+
+def kind_of(path: Path) -> str:
+    """What ``path`` is, in words."""
+    mode = path.stat().st_mode
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def _too_large(size: int) -> str:
+    return f"unpacks to {size / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read from an archive; unpack it"
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Paths of all files below ``folder``, relative to it; a link that leads back up is not entered twice."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -205,7 +291,7 @@ def _walk(root: Path, folder: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if _visible(name)]
-        base = PurePosixPath(Path(above).relative_to(root))
+        base = PurePosixPath(Path(above).relative_to(folder))
         yield from (str(base / name) for name in files)
 
 

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.config import UserError
 from segdistill.data.archives import BadSample, Store
-from segdistill.data.catalog import IGNORE, DatasetRecord, Encoding
+from segdistill.data.catalog import IGNORE, DatasetRecord, Layout
 from segdistill.data.dataset import Progress, Split
-from segdistill.data.index import Found, Item, Place, find
+from segdistill.data.doubts import Evidence, doubts
+from segdistill.data.index import Absent, Found, Item, Place, find
 from segdistill.data.labels import LabelReader, read_pair
 
 CHUNK = 8
@@ -38,6 +37,7 @@ class SplitCheck:
     missing: list[str]
     pixels: NDArray[np.int64]
     ignored: int = 0
+    doubts: list[str] = field(default_factory=list)  # what can be used and is probably not meant
     faults: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
@@ -78,9 +78,9 @@ class Check:
 class Inspector:
     """Reads items of one store; made once per process."""
 
-    def __init__(self, store: Store, encoding: Encoding | None) -> None:
-        self.store = store
-        self.reader = None if encoding is None else LabelReader(encoding)
+    def __init__(self, store: Store, layout: Layout) -> None:
+        self.store, self.upright = store, layout.upright
+        self.reader = None if layout.encoding is None else LabelReader(layout.encoding)
 
     def __call__(self, items: Sequence[Item]) -> list[Inspection]:
         return [self.inspect(item) for item in items]
@@ -88,11 +88,10 @@ class Inspector:
     def inspect(self, item: Item) -> Inspection:
         """Size and class counts of one image, or what is wrong with it."""
         try:
-            image, label = read_pair(self.store, item, self.reader)
+            pair = read_pair(self.store, item, self.reader, upright=self.upright)
         except BadSample as error:
             return Inspection(fault=str(error))
-        counts = None if label is None else np.bincount(label.reshape(-1), minlength=IGNORE + 1)
-        return Inspection(size=(image.shape[0], image.shape[1]), counts=counts)
+        return Inspection(size=(pair.image.shape[0], pair.image.shape[1]), evidence=Evidence(1).add(pair))
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Inspection:
     """What was found in one image."""
 
     size: tuple[int, int] | None = None
-    counts: NDArray[Any] | None = None
+    evidence: Evidence | None = None
     fault: str | None = None
 
 
@@ -111,7 +110,7 @@ def check(where: Place, *, processes: int = 1, progress: Progress | None = None)
     for split in splits:
         try:
             found = find(where, split)
-        except UserError as error:
+        except Absent as error:
             absent.append(split)
             reasons.append(error)
             continue
@@ -135,31 +134,33 @@ def _check_split(where: Place, split: Split, found: Found, processes: int, progr
         missing=found.missing,
         pixels=np.zeros(len(record.classes), np.int64),
     )
-    done = 0
+    done, evidence = 0, Evidence(report.images)
     for inspections in _inspected(found, processes):
         for inspection in inspections:
             done += 1
-            _add(report, inspection)
+            _add(report, evidence, inspection)
         if progress is not None:
             progress(f"checking {where.name} {split}", done, len(found.items))
+    report.pixels += evidence.pixels[: len(report.pixels)]
+    report.ignored = int(evidence.pixels[IGNORE])
+    report.doubts = doubts(where, split, found, evidence, labelled=report.labelled > 0)
     return report
 
 
-def _add(report: SplitCheck, inspection: Inspection) -> None:
+def _add(report: SplitCheck, evidence: Evidence, inspection: Inspection) -> None:
     if inspection.fault is not None:
         report.faults.append(inspection.fault)
     if inspection.size is not None:
         report.sizes[inspection.size] += 1
-    if inspection.counts is not None:
-        report.pixels += inspection.counts[: len(report.pixels)]
-        report.ignored += int(inspection.counts[IGNORE])
+    if inspection.evidence is not None:
+        evidence.join(inspection.evidence)
 
 
 _INSPECTORS: list[Inspector] = []  # of this process, which works on one split
 
 
-def _start(store: Store, encoding: Encoding | None) -> None:
-    _INSPECTORS[:] = [Inspector(store, encoding)]
+def _start(store: Store, layout: Layout) -> None:
+    _INSPECTORS[:] = [Inspector(store, layout)]
 
 
 def _work(items: Sequence[Item]) -> list[Inspection]:
@@ -169,7 +170,7 @@ def _work(items: Sequence[Item]) -> list[Inspection]:
 def _inspected(found: Found, processes: int) -> Iterator[list[Inspection]]:
     """The inspections of all items, in order."""
     chunks = [found.items[start : start + CHUNK] for start in range(0, len(found.items), CHUNK)]
-    setting = (found.store, found.layout.encoding)
+    setting = (found.store, found.layout)
     if processes <= 1 or len(chunks) <= 1:
         yield from map(Inspector(*setting), chunks)
         return

@@ -6,8 +6,8 @@ belongs to a polygon when its centre lies inside: along edges the COCO tools may
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,9 +19,23 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample, Folder
 from segdistill.data.catalog import IGNORE
+from segdistill.data.coco_file import CocoFile, CocoImage, CocoObject, Polygon, Runs, plain, read_coco, stem
 from segdistill.data.dataset import Split
 
 Mask = NDArray[np.bool_]
+
+LONGEST = 60
+"""Bits of a run in COCO's text form: no image has more pixels, so that damaged text ends in a wrong sum, soon."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """One split's annotation file, ready to be painted."""
+
+    file: CocoFile
+    images: dict[str, CocoImage]  # by the name that :func:`stem` makes
+    objects: dict[int, list[CocoObject]]  # by the image's id
+    numbers: dict[int, int]  # category's id -> class
 
 
 class CocoStore(Folder):
@@ -36,25 +50,53 @@ class CocoStore(Folder):
         annotations: Mapping[Split, Path],
         classes: Sequence[str],
         background: str | None,
+        *,
+        read: Mapping[Split, CocoFile] | None = None,  # of the annotation files, those that were read already
     ) -> None:
         super().__init__(where)
         self._images, self._annotations, self._classes = images, annotations, tuple(classes)
         self._fill = IGNORE if background is None else self._classes.index(background)
-        self._splits: dict[str, dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
-        self._ids: dict[str, dict[int, int]] = {}
+        self._contents: dict[str, Content] = {}
+        self._read = dict(read or {})
 
     def names(self, under: str = "") -> list[str]:
-        """The images that the annotation files name and that exist, and a label for each that they name."""
+        """The files, or a label for each image that the annotation file names and that exists."""
         top, _, split = under.partition("/")
-        if top == self.LABELS:
-            return sorted(f"{under}/{name}" for name in self._content(split))
-        known = {
-            str(PurePosixPath(folder, image["file_name"]))
-            for split, folder in self._images.items()
-            if PurePosixPath(folder) == PurePosixPath(under)
-            for image, _ in self._content(split).values()
-        }
-        return [name for name in super().names(under) if name in known]
+        if top != self.LABELS:
+            return super().names(under)
+        found, _ = self.listed(split)
+        folder = self._images[split]  # type: ignore[index]
+        return sorted(
+            str(PurePosixPath(under) / PurePosixPath(name).relative_to(folder).with_suffix(".png")) for name in found
+        )
+
+    def listed(self, split: str) -> tuple[list[str], list[str]]:
+        """The images that the split's annotation file names: those that are there, and the names of those that are not.
+
+        Names are compared after Unicode's composition and with either slash.
+        """
+        folder = self._images[split]  # type: ignore[index]
+        wanted = {plain(image.file_name): image.file_name for image in self._content(split).images.values()}
+        found: dict[str, str] = {}
+        for name in super().names(folder):
+            key = plain(str(PurePosixPath(name).relative_to(folder)))
+            if key in wanted and key in found:
+                raise UserError(f"{self}: {found[key]!r} and {name!r} are one name to COCO; rename one of them")
+            if key in wanted:
+                found[key] = name
+        return list(found.values()), sorted(name for key, name in wanted.items() if key not in found)
+
+    def doubts(self, split: str) -> list[str]:
+        """A class whose objects are all crowds, which are ignored."""
+        content = self._content(split)
+        crowds: dict[int, list[bool]] = {}
+        for entry in content.file.annotations:
+            crowds.setdefault(content.numbers[entry.category_id], []).append(entry.iscrowd)
+        ignored = [f"'{self._classes[number]}'" for number, crowd in sorted(crowds.items()) if all(crowd)]
+        return [
+            f"every object of {', '.join(ignored)} is a crowd (iscrowd: 1) and ignored; "
+            "tools that write masks as run lengths set it on objects, too"
+        ] if ignored else []  # fmt: skip
 
     def read(self, name: str) -> bytes:
         """An image's file, or a label's PNG."""
@@ -63,63 +105,58 @@ class CocoStore(Folder):
             return super().read(name)
         split, _, label = rest.partition("/")
         out = BytesIO()
-        Image.fromarray(self._paint(split, *self._content(split)[label])).save(out, "PNG", compress_level=1)
+        Image.fromarray(self._paint(self._content(split), stem(label))).save(out, "PNG", compress_level=1)
         return out.getvalue()
 
-    def _content(self, split: str) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Label's name -> (image, its annotations) of one annotation file, read once."""
-        if split not in self._splits:
+    def _content(self, split: str) -> Content:
+        """One annotation file, read once."""
+        if split not in self._contents:
             path = self._annotations[split]  # type: ignore[index]
-            values = _load(path)
+            file = self._read.pop(split, None) or read_coco(path)  # type: ignore[call-overload]
             numbers = {name: number for number, name in enumerate(self._classes)}
-            unknown = sorted({entry["name"] for entry in values["categories"]} - set(numbers))
+            unknown = sorted({category.name for category in file.categories} - set(numbers))
             if unknown:
                 raise UserError(f"{path}: categories {', '.join(unknown)} are none of the classes; add or rename them")
-            self._ids[split] = {entry["id"]: numbers[entry["name"]] for entry in values["categories"]}
-            by_image: dict[int, list[dict[str, Any]]] = {}
-            for annotation in values["annotations"]:
-                by_image.setdefault(annotation["image_id"], []).append(annotation)
-            self._splits[split] = {
-                str(PurePosixPath(image["file_name"]).with_suffix(".png")): (image, by_image.get(image["id"], []))
-                for image in values["images"]
-            }
-        return self._splits[split]
+            objects: dict[int, list[CocoObject]] = {}
+            for entry in file.annotations:
+                objects.setdefault(entry.image_id, []).append(entry)
+            self._contents[split] = Content(
+                file,
+                {stem(image.file_name): image for image in file.images},
+                objects,
+                {category.id: numbers[category.name] for category in file.categories},
+            )
+        return self._contents[split]
 
-    def _paint(self, split: str, image: dict[str, Any], annotations: list[dict[str, Any]]) -> NDArray[np.uint8]:
-        label = np.full((image["height"], image["width"]), self._fill, np.uint8)
+    def _paint(self, content: Content, label: str) -> NDArray[np.uint8]:
+        image = content.images[label]
+        pixels = np.full((image.height, image.width), self._fill, np.uint8)
         masks = []
-        for annotation in annotations:
-            number = IGNORE if annotation.get("iscrowd") else self._ids[split].get(annotation["category_id"])
-            if number is None:
-                raise BadSample(f"{image['file_name']}: category {annotation['category_id']} is not in the file's list")
-            masks.append((mask(annotation.get("segmentation"), label.shape, image["file_name"]), number))
+        for entry in content.objects.get(image.id, []):
+            number = IGNORE if entry.iscrowd else content.numbers[entry.category_id]
+            masks.append((mask(entry.segmentation, (image.height, image.width), image.file_name), number))
         for painted, number in sorted(masks, key=lambda pair: -int(pair[0].sum())):
-            label[painted] = number
-        return label
+            pixels[painted] = number
+        return pixels
 
 
-def category_names(annotations: Mapping[Split, Path], background: str | None) -> tuple[str, ...]:
+def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:
     """The class names: the background first, if it is one, then the categories by their ids."""
-    path = next(iter(annotations.values()))
-    names = [entry["name"] for entry in sorted(_load(path)["categories"], key=lambda entry: entry["id"])]
-    return tuple(dict.fromkeys(([background] if background else []) + names))
+    categories = sorted(file.categories, key=lambda category: category.id)
+    return tuple(dict.fromkeys(([background] if background else []) + [category.name for category in categories]))
 
 
-def mask(segmentation: Any, shape: tuple[int, ...], name: str) -> Mask:
+def mask(segmentation: list[Polygon] | Runs, shape: tuple[int, int], name: str) -> Mask:
     """The pixels (H, W) of one object: a list of polygons, or run lengths in columns, plain or as COCO's text."""
     height, width = shape
-    if isinstance(segmentation, list) and segmentation:
-        if wrong := [len(polygon) for polygon in segmentation if len(polygon) < 6 or len(polygon) % 2]:
-            raise BadSample(f"{name}: a polygon with {wrong[0]} numbers; x and y of three corners are needed")
-        return np.any([fill(np.reshape(polygon, (-1, 2)), (height, width)) for polygon in segmentation], axis=0)
-    if isinstance(segmentation, dict) and "counts" in segmentation:
-        counts = segmentation["counts"]
-        runs = decode_runs(counts) if isinstance(counts, str) else list(counts)
-        if sum(runs) != height * width or min(runs, default=0) < 0:
-            raise BadSample(f"{name}: run lengths of {sum(runs)} pixels for {height} x {width} (height x width)")
-        values = np.arange(len(runs)) % 2 == 1
-        return np.repeat(values, runs).reshape(width, height).T
-    raise BadSample(f"{name}: an object without polygons or run lengths")
+    if isinstance(segmentation, list):
+        return np.any([fill(np.reshape(polygon, (-1, 2)), shape) for polygon in segmentation], axis=0)
+    counts = segmentation.counts
+    runs = decode_runs(counts) if isinstance(counts, str) else counts
+    if sum(runs) != height * width or min(runs, default=0) < 0:
+        raise BadSample(f"{name}: run lengths of {sum(runs)} pixels for {height} x {width} (height x width)")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
 
 
 def fill(corners: NDArray[Any], shape: tuple[int, int]) -> Mask:
@@ -131,9 +168,13 @@ def fill(corners: NDArray[Any], shape: tuple[int, int]) -> Mask:
     x1, y1, x2, y2 = (side[edges, 0] for side in (x1, y1, x2, y2))
     crossing = x1 + (centres[rows] - y1) * (x2 - x1) / (y2 - y1)
     columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)  # the first centre at or after the crossing
-    turns = np.zeros((height, width + 1), int)
-    np.add.at(turns, (rows, columns), 1)
-    return turns.cumsum(axis=1)[:, :width] % 2 == 1
+    inside = np.zeros((height, width), bool)
+    if rows.size:
+        top, bottom = int(rows.min()), int(rows.max()) + 1
+        turns = np.zeros((bottom - top, width + 1), np.int32)
+        np.add.at(turns, (rows - top, columns), 1)
+        inside[top:bottom] = turns.cumsum(axis=1)[:, :width] % 2 == 1
+    return inside
 
 
 def decode_runs(text: str) -> list[int]:
@@ -145,7 +186,7 @@ def decode_runs(text: str) -> list[int]:
     while position < len(text):
         value = shift = 0
         more = True
-        while more and position < len(text):
+        while more and position < len(text) and shift < LONGEST:
             code = ord(text[position]) - 48
             value |= (code & 31) << shift
             shift, position, more = shift + 5, position + 1, bool(code & 32)
@@ -153,25 +194,3 @@ def decode_runs(text: str) -> list[int]:
                 value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
     return runs
-
-
-def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the annotations {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from None
-    fields = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "category_id"),
-        "categories": ("id", "name"),
-    }
-    for part, wanted in fields.items():
-        entries = values.get(part) if isinstance(values, dict) else None
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: no list '{part}'; a COCO file has {', '.join(fields)}")
-        for entry in entries:
-            if missing := [key for key in wanted if not isinstance(entry, dict) or key not in entry]:
-                raise UserError(f"{path}: an entry of '{part}' lacks {', '.join(missing)}")
-    return values

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
-from segdistill.config import Config
+from segdistill.config import Config, Names, Size
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being made, done, total)."""
@@ -36,16 +36,18 @@ Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 class DataSelection(Config):
     """Which images of the source a stage reads: ``list``, of those ``first`` and ``images``, of those ``fraction``."""
 
-    domains: tuple[str, ...] = Field(min_length=1)
+    domains: Names = Field(min_length=1)
     split: Split = "train"
-    images: int | None = Field(None, ge=1, description="number of images per domain; None: all (not of the world)")
-    first: int = Field(0, ge=0, description="index of the first image of the split")
+    images: int | None = Field(
+        None, ge=1, le=10**7, description="number of images per domain; None: all (not of the world)"
+    )
+    first: int = Field(0, ge=0, le=10**9, description="index of the first image of the split")
     fraction: Share | None = Field(
         None, description="share of each domain's images, such as 1/16; a smaller one is part of a larger one"
     )
-    fraction_seed: int = Field(0, ge=0, description="draws other images for the same fraction")
+    fraction_seed: int = Field(0, ge=0, lt=2**63, description="draws other images for the same fraction")
     list: Path | None = Field(None, description="file that names the images, one stem or path per line")
-    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    weights: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(
         (), description="share of each domain in every epoch; none: every image once, whatever its domain"
     )
 
@@ -109,7 +111,7 @@ class Dataset(Sequence[Sample]):
 class DataSource(Config):
     """Where a run's images come from; shared by its stages and its evaluation. Each kind is a subclass."""
 
-    size: tuple[int, int] = Field((64, 128), description="height and width in pixels that networks are trained on")
+    size: Size = Field((64, 128), description="height and width in pixels that networks are trained on")
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> Dataset:
         """The images that ``selection`` names, prepared where they must be."""
@@ -126,6 +128,10 @@ class DataSource(Config):
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
         raise NotImplementedError
+
+    def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """One line for each thing in ``selection`` that can be used and is probably not meant; cheap to find."""
+        return []
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that ``domain`` is scored on where nobody names one."""

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 
-from segdistill.config import UserError, nearest
+from segdistill.config import SetName, Size, UserError, nearest
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS, DatasetRecord
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
+from segdistill.data.doubts import doubts, look
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
 from segdistill.data.labels import LabelReader, read_pair
@@ -40,10 +41,10 @@ class FilesSource(DataSource):
     """Data sets on disk. A domain is a name of the catalog (``cityscapes``, ``acdc:night``) or one of ``sets``."""
 
     source: Literal["files"] = "files"
-    size: tuple[int, int] = Field((512, 512), description="height and width in pixels of the crops that are trained on")
+    size: Size = Field((512, 512), description="height and width in pixels of the crops that are trained on")
     root: Path | None = Field(None, description="folder that holds the data sets; None: the variable SEGDISTILL_DATA")
     roots: dict[str, Path] = Field({}, description="data set -> its own folder or archive, where it lies elsewhere")
-    sets: dict[str, Path] = Field({}, description="name -> dataset.yaml of your own images")
+    sets: dict[SetName, Path] = Field({}, description="name -> dataset.yaml of your own images")
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="skip: in the split train another image takes the place of one that cannot be read"
     )
@@ -86,6 +87,16 @@ class FilesSource(DataSource):
             if labelled and part.read_label is None:
                 lines.append(f"domain '{name}' has images but no labels at {part.found.store}; {where.missing()}")
         return lines or self._several(selection)
+
+    def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
+        """What a look at a few images of each domain finds; `data check` looks at all."""
+        lines = []
+        for name in selection.domains:
+            part = self._part(name, selection)
+            reader = part.read_label if labelled else None
+            evidence = look(part.found, part.items, reader)
+            lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
+        return lines
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that the data set's record says scores are reported on; ``val`` where it says none."""
@@ -218,8 +229,8 @@ class FilesDataset(Dataset):
 
 
 def _read(part: Part, item: Item) -> Sample:
-    image, label = read_pair(part.found.store, item, part.read_label)
-    return Sample(image, label, part.place.name, item.image)
+    pair = read_pair(part.found.store, item, part.read_label, upright=part.found.layout.upright)
+    return Sample(pair.image, pair.label, part.place.name, item.image)
 
 
 def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:

@@ -7,18 +7,38 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from segdistill.config import UserError, nearest
-from segdistill.data.archives import BadSample, Folder, Store, is_archive, open_archives, open_store
+from segdistill.data.archives import (
+    BadSample,
+    Folder,
+    Store,
+    is_archive,
+    is_text,
+    open_archives,
+    open_store,
+    read_file,
+)  # fmt: skip
 from segdistill.data.catalog import DATASETS, DatasetRecord, Files, Layout
 from segdistill.data.catalog.record import FIELDS, UNPAIRED
 from segdistill.data.dataset import Split
 
 ROOT = "SEGDISTILL_DATA"
+UNREAD = (
+    "jfif", "jpe", "gif", "apng", "jp2", "j2k", "jxl", "avif", "heic", "heif", "ppm", "pgm", "pnm", "tga", "dng", "exr",
+    "hdr", "npy", "svg", "psd", "raw", "cr2", "nef", "arw",
+)  # fmt: skip
+"""Endings of pictures that are not read, so that somebody may miss them."""
+
 Key = tuple[tuple[str, str], ...]
+
+
+class Absent(UserError):
+    """There is no image of a split; anything else that is wrong with it is another :class:`UserError`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,7 @@ class Found:
     items: list[Item]
     lone_labels: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # what the split's list names and the folder lacks
+    skipped: list[str] = field(default_factory=list)  # pictures whose ending is none that is read
 
     @property
     def lone_images(self) -> list[str]:
@@ -62,6 +83,7 @@ class Place:
     where: Path  # a folder or an archive; it need not exist
     subset: str | None = None
     store: Store | None = None  # what reads it, where that is not the folder or archive itself
+    own: bool = False  # the user's, not the catalog's
 
     def problems(self, split: Split, *, labelled: bool) -> list[str]:
         """What keeps ``split`` from being read, as far as it shows without listing files."""
@@ -120,29 +142,29 @@ def find(where: Place, split: Split) -> Found:
     there is no image.
     """
     if not where.where.exists():
-        raise UserError(where.missing())
+        raise Absent(where.missing())
     best: Found | None = None
     for store, layout in _candidates(where):
         files = layout.splits.get(split)
-        found = None if files is None else _match(store, layout, files, where)
-        if found is None or not found.items:
+        found = None if files is None else _match(store, layout, files, where, split)
+        listed = where.store is not None and found is not None and found.missing
+        if found is None or not (found.items or listed):
             continue
         if not found.lone_images or layout.encoding is None:
             return found
         if best is None or len(found.lone_images) < len(best.lone_images):
             best = found
     if best is None:
-        raise UserError(f"split '{split}': {where.missing()}")
+        raise Absent(f"split '{split}': {where.missing()}")
     return best
 
 
 def listed_items(items: Sequence[Item], path: Path) -> list[Item]:
     """The items that the list file ``path`` names, one per line by stem or by path, in the order of ``items``."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        wanted = _names(read_file(path).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from None
-    wanted = _names(text)
     chosen, unknown = _choose(items, wanted)
     if unknown:
         raise UserError(f"{path}: {len(unknown)} of {len(wanted)} lines name no image, such as '{unknown[0]}'")
@@ -162,7 +184,7 @@ def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, p
             text += f"(?P<subset>{'|'.join(map(re.escape, [subset] if subset else subsets))})"
         else:
             text += f"(?P<{part}>{FIELDS.get(part, '[^/]+')})"
-    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text)
+    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text, re.DOTALL)
 
 
 def _candidates(where: Place) -> list[tuple[Store, Layout]]:
@@ -179,19 +201,28 @@ def _candidates(where: Place) -> list[tuple[Store, Layout]]:
     return pairs
 
 
-def _match(store: Store, layout: Layout, files: Files, where: Place) -> Found:
+def _match(store: Store, layout: Layout, files: Files, where: Place, split: Split) -> Found:
     images = _matched(store, files.images, where)
-    labels = _matched(store, files.labels, where) if files.labels else {}
-    items = [Item(name, labels.get(key), key) for key, name in images.items()]
     missing: list[str] = []
+    own = store.listed(split)
+    if own is not None:
+        mine = set(own[0])
+        images = {key: name for key, name in images.items() if name in mine}
+        unread = sorted(mine - set(images.values()))
+        missing = [*own[1], *(f"{name} (images with this ending are not read)" for name in unread)]
+    labels = _matched(store, files.labels, where) if files.labels else {}
+    drawn = {_composed(key): name for key, name in labels.items()}
+    items = [Item(name, drawn.get(_composed(key)), key) for key, name in images.items()]
+    skipped = _skipped(store, files.images, where) if where.own else []
     if files.listed is not None:
         items, missing = _official_list(store, files.listed, items)
         labels = {}  # those of the other splits lie in the same folder
     if files.members:
         items = [item for item in items if dict(item.key).get("tile") in files.members]
         labels = {key: name for key, name in labels.items() if dict(key).get("tile") in files.members}
-    lone = sorted(name for key, name in labels.items() if key not in images)
-    return Found(store, layout, sorted(items, key=lambda item: item.image), lone, missing)
+    paired = {_composed(key) for key in images}
+    lone = sorted(name for key, name in labels.items() if _composed(key) not in paired)
+    return Found(store, layout, sorted(items, key=lambda item: item.image), lone, missing, skipped)
 
 
 def _matched(store: Store, template: str, where: Place) -> dict[Key, str]:
@@ -203,11 +234,26 @@ def _matched(store: Store, template: str, where: Place) -> dict[Key, str]:
         match = expression.fullmatch(name)
         if match is None:
             continue
+        if not is_text(name):
+            raise UserError(f"{store}: the name {name!r} is not UTF-8 or has control characters; rename the file")
         key = tuple(sorted((name, text) for name, text in match.groupdict().items() if name not in UNPAIRED))
         if key in found:
             raise UserError(f"{store}: {found[key]} and {name} are the same image to {where.name}; keep one of them")
         found[key] = name
     return found
+
+
+def _composed(key: Key) -> Key:
+    """The fields with composed characters: one system writes an umlaut as one character, another one as two."""
+    return tuple((name, unicodedata.normalize("NFC", text)) for name, text in key)
+
+
+def _skipped(store: Store, template: str, where: Place) -> list[str]:
+    """Pictures that would be images of ``template`` if their ending were one that is read."""
+    expression = pattern(template.replace("{ext}", "{other}"), where.subset, where.record.subsets, packed=store.packed)
+    top = template.partition("{")[0].rpartition("/")[0]
+    matches = (expression.fullmatch(name) for name in store.names(top))
+    return [match[0] for match in matches if match and match.groupdict().get("other", "").lower() in UNREAD]
 
 
 def _official_list(store: Store, listed: str, items: list[Item]) -> tuple[list[Item], list[str]]:
@@ -216,7 +262,7 @@ def _official_list(store: Store, listed: str, items: list[Item]) -> tuple[list[I
     if not names:
         return [], []
     try:
-        text = store.read(names[0]).decode()
+        text = store.read(names[0]).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadSample(f"{names[0]} in {store}: is no text") from None
     return _choose(items, _names(text))

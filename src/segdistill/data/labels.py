@@ -1,24 +1,23 @@
-"""Label files -> maps of trainIds, by the record's encoding. A value that the encoding lacks is an error."""
+"""Label files -> maps of trainIds, by the record's encoding, and images with their labels. A value that the encoding
+lacks is an error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from io import BytesIO
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import Encoding
+from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
 from segdistill.data.index import Item
 
 UNKNOWN = 254
 """Marks what a table lacks; so a label space has at most 254 classes."""
-
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is damaged or no image."""
 
 Array = NDArray[Any]
 
@@ -34,24 +33,27 @@ class LabelReader:
         self._lookup[list(self._table)] = list(self._table.values())
 
     def __call__(self, content: bytes, name: str) -> NDArray[np.uint8]:
-        """The map (H, W) of trainIds in the file ``content``; :class:`BadSample` names the file ``name``."""
-        numbers = self._colors(content, name) if self.encoding.colors else self._numbers(content, name)
+        """The map (H, W) of trainIds in the file ``content``, as it is stored; :class:`BadSample` names ``name``."""
+        return self.decode(open_picture(content, name), name)
+
+    def decode(self, picture: Picture, name: str) -> NDArray[np.uint8]:
+        """The map (H, W) of trainIds in an open file."""
+        if picture.lossy:
+            raise BadSample(
+                f"{name}: is compressed with loss ({picture.lossy}), which changes labels; write labels as PNG"
+            )
+        numbers = self._colors(picture) if self.encoding.colors else self._numbers(picture, name)
         decoded = self._lookup[numbers]
         if (decoded == UNKNOWN).any():
             raise BadSample(f"{name}: {self._strange(numbers[decoded == UNKNOWN])}")
         return decoded
 
-    def _colors(self, content: bytes, name: str) -> Array:
-        with open_image(content, name) as image:
-            pixels = np.asarray(_rgb(image)).astype(np.int32)
+    def _colors(self, picture: Picture) -> Array:
+        pixels = picture.rgb().astype(np.int32)
         return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
 
-    def _numbers(self, content: bytes, name: str) -> Array:
-        with open_image(content, name) as image:
-            bands, mode, pixels = len(image.getbands()), image.mode, np.asarray(image)
-            low = _low_bytes(image, content)
-        if low is not None:
-            pixels = pixels.astype(np.uint16) << 8 | low
+    def _numbers(self, picture: Picture, name: str) -> Array:
+        bands, mode, pixels = len(picture.image.getbands()), picture.image.mode, picture.numbers()
         if self.encoding.channel is not None and bands > self.encoding.channel and bands > 1:
             pixels = pixels[..., self.encoding.channel]
         elif bands > 1:
@@ -60,7 +62,7 @@ class LabelReader:
             raise BadSample(f"{name}: has one channel ({mode}), the number is expected in a file with three")
         if pixels.dtype.kind == "f":
             raise BadSample(f"{name}: holds fractions ({mode}), where class numbers are expected")
-        if pixels.dtype.itemsize > 2 and (pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF):
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF:
             raise BadSample(f"{name}: has values beyond 0-65535, where class numbers are expected")
         return pixels.astype(np.uint16)
 
@@ -74,45 +76,51 @@ class LabelReader:
         return f"unknown {what} {shown} at {values.size} pixels; the table has {allowed}"
 
 
-def open_image(content: bytes, name: str) -> Image.Image:
-    """The image file ``content``, decoded; :class:`BadSample` where it is damaged or none."""
-    try:
-        image = Image.open(BytesIO(content))
-        image.load()
-    except UnidentifiedImageError:
-        raise BadSample(f"{name}: is no image that can be read ({len(content)} bytes)") from None
-    except UNREADABLE as error:
-        raise BadSample(f"{name}: is damaged: {error}") from None
-    return image
+@dataclass(frozen=True)
+class Pair:
+    """One image (H, W, 3) and, where there is one, its label (H, W)."""
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8] | None
+    wide: bool  # the file has 16 bits
 
 
-def read_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
-    """The image file as (H, W, 3) RGB. Grey becomes three equal channels, 16 bits become their upper 8, alpha is
-    dropped, CMYK and palettes are converted; a fraction image is an error.
+def read_pair(store: Store, item: Item, read_label: LabelReader | None, *, upright: bool = False) -> Pair:
+    """One image and, where there is a reader, its label; :class:`BadSample` where they are damaged or
+    do not fit each other. ``upright``: they are turned as their EXIF orientation says.
     """
-    with open_image(content, name) as image:
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow gives as 16 or 32 bits
-            grey = (np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if image.mode == "F":
-            raise BadSample(f"{name}: holds fractions (F), where an image of 8 or 16 bits is expected")
-        return np.array(_rgb(image))
-
-
-def read_pair(
-    store: Store, item: Item, read_label: LabelReader | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """One image (H, W, 3) and, where there is a reader, its label (H, W); :class:`BadSample` where they are damaged or
-    do not fit each other.
-    """
-    image = read_rgb(store.read(item.image), f"{store}: {item.image}")
+    name = f"{store}: {item.image}"
+    picture = open_picture(store.read(item.image), name)
+    image, turned = picture.rgb(name), picture.orientation if upright else UPRIGHT
     if read_label is None or item.label is None:
-        return image, None
-    label = read_label(store.read(item.label), f"{store}: {item.label}")
+        return Pair(turn(image, turned), None, picture.wide)
+    named = f"{store}: {item.label}"
+    drawn = open_picture(store.read(item.label), named)
+    label = read_label.decode(drawn, named)
+    if upright:
+        label = _upright(label, drawn.orientation, image.shape[:2], turned, named)
+    image = turn(image, turned)
     if label.shape != image.shape[:2]:
         sizes = " and ".join(f"{h} x {w}" for h, w in (label.shape, image.shape[:2]))
-        raise BadSample(f"{store}: {item.label} and its image have different sizes: {sizes} (height x width)")
-    return image, label
+        note = "" if picture.orientation == UPRIGHT else f"; the image's EXIF orientation is {picture.orientation}"
+        raise BadSample(f"{named} and its image have different sizes: {sizes} (height x width){note}")
+    return Pair(image, label, picture.wide)
+
+
+def _upright(label: Array, own: int, stored: tuple[int, ...], orientation: int, name: str) -> Array:
+    """The label turned as its image is, whose size as ``stored`` and EXIF ``orientation`` are given.
+
+    A label that has no orientation of its own may have been drawn on the stored pixels or on the turned ones. Its size
+    says which, where the two sizes differ; where they do not, nothing does.
+    """
+    if own == orientation:
+        return turn(label, own)
+    if own == UPRIGHT and orientation > 4 and stored[0] != stored[1]:  # from 5 on height and width are exchanged
+        return turn(label, orientation) if label.shape == stored else label
+    raise BadSample(
+        f"{name} and its image disagree in their EXIF orientation: {own} and {orientation} ({UPRIGHT}: upright); "
+        "write both without it, turned alike"
+    )
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -126,22 +134,5 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB; a palette with transparency goes by RGBA, which Pillow asks for."""
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _value(value: int, *, colors: bool) -> str:
     return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if colors else str(value)
-
-
-def _low_bytes(image: Image.Image, content: bytes) -> Array | None:
-    """Pillow keeps the upper byte of a PNG with several 16-bit channels; this is the lower one, else None."""
-    probe: Any = Image.open(BytesIO(content))  # not loaded yet: it still says how its bytes are unpacked
-    raw = probe.tile[0][3] if image.format == "PNG" and len(image.getbands()) > 1 else None
-    if not (isinstance(raw, str) and raw.endswith(";16B")):
-        return None
-    probe.tile = [tile._replace(args=raw.replace(";16B", ";16L")) for tile in probe.tile]
-    return np.asarray(probe)

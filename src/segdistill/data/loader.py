@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
+from segdistill.interrupts import ignored_in_worker
 from segdistill.ops import derive_seed, generator
-
-Batch = dict[str, Tensor]
+from segdistill.types import Batch
 
 
 class StepBatches(TorchDataset[Batch]):
@@ -41,8 +40,7 @@ class StepBatches(TorchDataset[Batch]):
         if batch % world_size:
             raise UserError(f"batch {batch} cannot be divided among {world_size} processes; choose a multiple")
         self.dataset, self.transform, self.batch, self.seed, self.repeats = dataset, transform, batch, seed, repeats
-        share = batch // world_size
-        self.positions = range(rank * share, (rank + 1) * share)
+        self.positions = range(rank, batch, world_size)  # every process has its share of the batch's first half
         self._orders: dict[int, list[int]] = {}  # of the last two epochs; plain, so that it can be sent to a worker
 
     def indices(self, step: int) -> list[int]:
@@ -116,6 +114,7 @@ def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Itera
         sampler=order,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=ignored_in_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     return map(_raised, loader)

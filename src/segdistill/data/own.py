@@ -7,27 +7,34 @@ labels: labels              # labels/train/**, the same names
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, parse, read_yaml
+from segdistill.config import Config, Size, UserError, parse, read_yaml
+from segdistill.data.archives import is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.coco import CocoStore, category_names
+from segdistill.data.coco_file import read_coco
 from segdistill.data.dataset import Split
 from segdistill.data.index import Place
+
+MOST_CLASSES, MOST_NUMBER = 254, 0xFFFF
 
 CITYSCAPES_IMAGE = "{images}/{split}/{{city}}/{{stem}}_leftImg8bit.{{ext}}"
 CITYSCAPES_LABEL = "{labels}/{split}/{{city}}/{{stem}}_gtFine_{kind}.png"
 
 
 class OwnConfig(Config):
-    """What stands in a ``dataset.yaml``. All paths are relative to it."""
+    """What stands in a ``dataset.yaml``. Paths are relative to it, or absolute."""
 
     title: str = ""
-    classes: tuple[str, ...] = Field((), max_length=254, description="names of classes 0, 1, ...; none: no labels")
+    classes: tuple[str, ...] = Field(
+        (), max_length=MOST_CLASSES, description="names of classes 0, 1, ...; none: no labels"
+    )
     colors: tuple[RGB, ...] = Field((), description="RGB of each class, for pictures and for coloured labels")
     layout: Literal["folders", "cityscapes", "coco"] = "folders"
     images: str = Field("images", description="folder of the images")
@@ -38,10 +45,12 @@ class OwnConfig(Config):
     )
     coloured: bool = Field(False, description="labels are pictures in the classes' colors, not numbers")
     ids: dict[int, int | str] = Field({}, description="number in the label -> class; none: the numbers are the classes")
-    ignore: tuple[int, ...] = Field((IGNORE,), description="numbers in the label that mean no class")
+    ignore: tuple[int | RGB, ...] = Field(
+        (IGNORE,), description="numbers in the label that mean no class; of coloured labels, colors"
+    )
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
-    resize: tuple[int, int] | None = Field(None, description="test images are fitted inside this height and width")
+    resize: Size | None = Field(None, description="test images are fitted inside this height and width")
     licence: str = "yours"
 
     @model_validator(mode="after")
@@ -56,15 +65,19 @@ class OwnConfig(Config):
             problems.append("coloured labels need the 'colors' of the classes")
         if self.coloured and len(set(self.colors)) < len(self.colors):
             problems.append("two classes have the same color, which coloured labels cannot tell apart")
-        if any(not 0 <= value <= 255 for color in self.colors for value in color):
+        if any(not 0 <= value <= 255 for color in (*self.colors, *self._ignored_colors()) for value in color):
             problems.append("a color is three numbers from 0 to 255")
         for number, to in self.ids.items():
             if to not in (self.classes if isinstance(to, str) else (*range(len(self.classes)), IGNORE)):
                 problems.append(f"ids maps {number} to {to!r}; allowed: a class, its number, or {IGNORE}")
+        problems += [*self._number_problems(), *self._text_problems()]
         if self.layout == "coco" and not self.annotations:
             problems.append("layout coco needs 'annotations', the JSON file of each split")
         if self.layout != "coco" and (self.annotations or self.background):
             problems.append("annotations and background are for layout coco")
+        of_files = {"ids": self.ids, "coloured": self.coloured, "label_suffix": self.label_suffix}
+        if self.layout == "coco" and any(of_files.values()):
+            problems.append(f"{', '.join(of_files)} are for label files; layout coco has annotations")
         if self.background and self.classes and self.background not in self.classes:
             problems.append(f"background '{self.background}' is none of the classes")
         if self.layout == "folders" and not self.classes and self.labels and "labels" in self.model_fields_set:
@@ -76,20 +89,90 @@ class OwnConfig(Config):
     def encoding(self) -> Encoding:
         """How the label files are read."""
         if self.coloured:
-            return Encoding(colors={color: number for number, color in enumerate(self.colors)})
+            colors = {color: number for number, color in enumerate(self.colors)}
+            return Encoding(colors=dict.fromkeys(self._ignored_colors(), IGNORE) | colors)
+        return Encoding(ids=dict.fromkeys(self._ignored_numbers(), IGNORE) | self._table())
+
+    def _table(self) -> dict[int, int]:
+        """Number in the label -> class."""
         table = {number: to if isinstance(to, int) else self.classes.index(to) for number, to in self.ids.items()}
-        table = table or {number: number for number in range(len(self.classes))}
-        return Encoding(ids=dict.fromkeys(self.ignore, IGNORE) | table)
+        return table or {number: number for number in range(len(self.classes))}
+
+    def _ignored_numbers(self) -> list[int]:
+        return [value for value in self.ignore if isinstance(value, int)]
+
+    def _ignored_colors(self) -> list[RGB]:
+        return [value for value in self.ignore if not isinstance(value, int)]
+
+    def _number_problems(self) -> list[str]:
+        """Numbers and colours that no label has, or that mean two things."""
+        numbers, colors = self._ignored_numbers(), self._ignored_colors()
+        problems = [
+            f"{name}: no label file holds {number}; allowed: 0 to {MOST_NUMBER} (a -1 is stored as 255 or 65535)"
+            for name, values in (("ids", self.ids), ("ignore", numbers))
+            for number in values
+            if not 0 <= number <= MOST_NUMBER
+        ]
+        if self.coloured and self.ids:
+            problems.append("ids are for labels of numbers, coloured labels have 'colors'")
+        if "ignore" not in self.model_fields_set:
+            return problems
+        if self.coloured and numbers:
+            problems.append(f"ignore: {numbers[0]} is no color; of coloured labels give some, such as [[0, 0, 0]]")
+        if colors and not self.coloured:
+            problems.append(f"ignore: {list(colors[0])} is a color, which is for coloured labels; give numbers")
+        meant = self.ids or {number: number for number in range(len(self.classes))}
+        both: list[Any] = [list(color) for color in colors if color in self.colors]
+        if not self.coloured:
+            both = [number for number in numbers if meant.get(number, IGNORE) != IGNORE]
+        if both:
+            problems.append(
+                f"ignore names {', '.join(map(str, both))}, which is a class, too; take it out, or let ids say which "
+                "number is which class, such as ids: {1: road, 2: sky}"
+            )
+        return problems
+
+    def _text_problems(self) -> list[str]:
+        """Names and paths that cannot be written down or looked up."""
+        names = {"classes": [*self.classes, *([] if self.background is None else [self.background])]}
+        paths = {
+            "images": [self.images],
+            "labels": [self.labels or ""],
+            "label_suffix": [self.label_suffix],
+            "splits": list(self.splits.values()),
+            "annotations": list(self.annotations.values()),
+        }
+        problems = [
+            f"{field}: {name!r} is no name; give text on one line"
+            for field, values in names.items()
+            for name in values
+            if not name.strip() or not is_text(name)
+        ]
+        if not is_text(self.title + self.licence):
+            problems.append("title and licence are text on one line")
+        return problems + [
+            f"{field}: {path!r} cannot be a path here; it has braces or control characters, or is too long"
+            for field, values in paths.items()
+            for path in values
+            if not is_text(path)
+            or "{" in path
+            or "}" in path
+            or any(len(os.fsencode(part)) > 255 for part in path.split("/"))
+        ]
 
 
 def load_own(path: Path) -> OwnConfig:
     """The settings in ``path``; a :class:`UserError` lists all problems."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is {kind_of(path)}, where a description such as dataset.yaml is expected")
     values = read_yaml(path, "description", "it says what your data set is, for example 'classes: [soil, crop]'")
     return parse(OwnConfig, values, str(path))
 
 
 def own_place(name: str, path: Path) -> Place:
     """The data set that the ``dataset.yaml`` at ``path`` (or in the folder ``path``) describes."""
+    if not is_text(str(path)):
+        raise UserError(f"the path {str(path)!r} is not UTF-8 or has control characters; rename the folder")
     path = path / "dataset.yaml" if path.is_dir() else path
     config = load_own(path)
     folder = path.parent
@@ -97,9 +180,15 @@ def own_place(name: str, path: Path) -> Place:
     classes = config.classes
     if config.layout == "coco":
         annotations = {split: folder / file for split, file in config.annotations.items()}
-        classes = classes or category_names(annotations, config.background)
-        store = CocoStore(folder, _coco_images(config), annotations, classes, config.background)
-    layout = Layout(config.layout, _splits(config), _encoding(config, classes))
+        first = next(iter(annotations))
+        read = {} if classes else {first: read_coco(annotations[first])}
+        classes = classes or category_names(read[first], config.background)
+        if len(classes) > MOST_CLASSES:
+            raise UserError(
+                f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} can be told apart"
+            )
+        store = CocoStore(folder, _coco_images(config), annotations, classes, config.background, read=read)
+    layout = Layout(config.layout, _splits(config), _encoding(config, classes), upright=True)
     record = DatasetRecord(
         title=config.title or f"'{name}' ({path})",
         folders=(str(folder),),
@@ -112,7 +201,7 @@ def own_place(name: str, path: Path) -> Place:
         source=f"yourself, as {path} says",
         evaluation="val" if "val" in layout.splits else None,
     )
-    return Place(name, record, folder, store=store)
+    return Place(name, record, folder, store=store, own=True)
 
 
 def _encoding(config: OwnConfig, classes: tuple[str, ...]) -> Encoding | None:

@@ -23,8 +23,9 @@ from segdistill.config import UserError, choose
 from segdistill.data.archives import Folder, Store
 from segdistill.data.catalog import DATASETS, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.dataset import Progress, Split
+from segdistill.data.decode import open_image, read_rgb
 from segdistill.data.index import Found, Item, Place, find
-from segdistill.data.labels import LabelReader, open_image, read_rgb
+from segdistill.data.labels import LabelReader
 from segdistill.files import write_atomic
 
 CLIP = 512

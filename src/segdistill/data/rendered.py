@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from segdistill import world
 from segdistill.config import UserError, choose, nearest
-from segdistill.data import world
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample
 from segdistill.data.fraction import chosen_rows
-from segdistill.files import write_atomic
+from segdistill.files import is_whole, sweep, write_sealed
 
 RENDERER = 1
 """Part of the image cache's key: raise it whenever the world's pinned hashes change."""
+
+
+_whole: set[tuple[str, int, int, int]] = set()
+"""Cache files whose digest this process has found right: path, inode, size and time of change."""
 
 
 class WorldSource(DataSource):
@@ -27,8 +32,10 @@ class WorldSource(DataSource):
 
     source: Literal["world"] = "world"
     classes: str = Field("cityscapes19", description="label space: cityscapes19 or world13")
-    seed: int = Field(0, ge=0, description="re-draws the scenes of the world")
-    redraw: int = Field(0, ge=0, description="re-draws the parameters of the world's domains (0: as published)")
+    seed: int = Field(0, ge=0, lt=2**63, description="re-draws the scenes of the world")
+    redraw: int = Field(
+        0, ge=0, lt=2**63, description="re-draws the parameters of the world's domains (0: as published)"
+    )
 
     def faults(self) -> list[str]:
         """An unknown label space."""
@@ -128,16 +135,35 @@ def _load_or_render(
     key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
     stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
     paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in ("images", "labels")]
-    if not all(path.exists() for path in paths):
+    if not all(map(_usable, paths)):
         rendered = _render(source, selection, domain, progress)
-        for path, array in zip(paths, rendered, strict=True):
-            try:
-                write_atomic(path, lambda file, array=array: np.save(file, array))
-            except OSError as error:
-                raise UserError(
-                    f"cannot write the image cache {path}: {error.strerror}; free space or set SEGDISTILL_CACHE"
-                ) from None
+        try:
+            sweep(paths[0].parent)
+            for path, array in zip(paths, rendered, strict=True):
+                write_sealed(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the image cache {paths[0].parent}: {error.strerror}; free space or set SEGDISTILL_CACHE"
+            ) from None
     return _mapped(*paths)
+
+
+def _usable(path: Path) -> bool:
+    """Whether a cache file is there and is what was written; a damaged one is named. A process hashes a file once."""
+    try:
+        status = path.stat()
+        facts = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        if facts not in _whole and is_whole(path):
+            _whole.add(facts)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"cannot read the image cache {path}: {error.strerror}; set SEGDISTILL_CACHE to a folder that can be used"
+        ) from None
+    if facts not in _whole:
+        logging.getLogger(__name__).warning("warning: damaged image cache %s: its images are rendered anew", path)
+    return facts in _whole
 
 
 def _mapped(*paths: Path) -> tuple[np.memmap, np.memmap]:
@@ -145,7 +171,7 @@ def _mapped(*paths: Path) -> tuple[np.memmap, np.memmap]:
     try:
         images, labels = (np.load(path, mmap_mode="r") for path in paths)
     except (ValueError, OSError) as error:
-        raise UserError(f"damaged image cache {paths[0]}: {error}; delete it and start again") from None
+        raise UserError(f"cannot read the image cache {paths[0]}: {error}; give the command again") from None
     return images, labels
 
 

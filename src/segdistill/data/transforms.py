@@ -7,39 +7,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segdistill.config import Config
+from segdistill.config import Config, Range, Shares
 from segdistill.data.dataset import Sample
+from segdistill.data.photometric import distort, draw_distortion
+from segdistill.data.randaugment import RandAugment
 
 IGNORE = 255
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+"""ImageNet's statistics of [0, 1] pixels, with which the authors normalise every network's images."""
+MEAN_COLOR = (124, 116, 104)
+"""The same mean as a colour: what the authors' zeros after normalisation look like."""
 
 
 class DistillAugment(Config):
     """What both networks see in a distillation stage (spec A.7: timm's ``create_transform``, the same crop for both).
 
-    Random erasing happens on [0, 1] pixels here and after normalisation there: the noise differs in scale only.
+    Random erasing draws Gaussian noise on pixels normalised with ImageNet's statistics, as the authors' code does. The
+    result is stored in 8 bits: noise beyond black or white (5 % of it) is clipped.
     """
 
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop")
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: Shares = Field((0.08, 1.0), description="area of the random crop")
+    crop_ratio: Range = (3 / 4, 4 / 3)
     keep_aspect: bool = Field(False, description="ours: multiply crop_ratio by the image's own width / height")
-    flip: float = 0.5
-    rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
-    erase: float = 0.25
+    flip: float = Field(0.5, ge=0, le=1)
+    rand_augment: RandAugment | None = Field("rand-m9-mstd0.5-inc1", description="timm's RandAugment string; None: off")
+    erase: float = Field(0.25, ge=0, le=1)
 
 
 class TaskAugment(Config):
-    """What the decoder learns from (spec A.10)."""
+    """What the decoder learns from (spec A.10). Padding is the mean colour, at the right and at the bottom, after
+    :mod:`segdistill.data.photometric`, whose values are the authors'.
+    """
 
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the short side relative to the crop's")
-    max_share: float = Field(0.75, description="a crop in which one class has more than this is drawn again")
-    tries: int = 10
-    flip: float = 0.5
+    scale: Range = Field((0.5, 2.0), description="range of the short side relative to the crop's")
+    max_share: float = Field(
+        0.75, gt=0, le=1, description="a crop in which one class has more than this is drawn again"
+    )
+    tries: int = Field(10, ge=1, le=1000)
+    flip: float = Field(0.5, ge=0, le=1)
     photometric: bool = True
 
 
@@ -62,16 +73,18 @@ class DistillTransform:
         if config.rand_augment:
             from timm.data.auto_augment import rand_augment_transform
 
-            fill = {"translate_const": int(size[0] * 0.45), "img_mean": (124, 116, 104)}
+            fill = {"translate_const": int(size[0] * 0.45), "img_mean": MEAN_COLOR}
             self.rand_augment = rand_augment_transform(config.rand_augment, fill)
+            for operation in self.rand_augment.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         image = self.flip(self.crop(_tensor(sample.image)))
         if self.rand_augment is not None:
             image = self._augment(image)
         if self.erase is not None:
-            noisy = self.erase(image.float() / 255.0)
-            image = (noisy * 255.0).round().clamp(0, 255).to(torch.uint8)
+            image = _pixels(self.erase(v2.functional.normalize(image.float() / 255.0, MEAN, STD)))
         return {"image": image}
 
     def _augment(self, image: Tensor) -> Tensor:
@@ -89,18 +102,11 @@ class DistillTransform:
 
 
 class TaskTransform:
-    """Image and label -> a random crop of both: (3, H, W) uint8 and (H, W) int64 with 255 where nothing is known."""
+    """Image and label -> a random crop of both: (3, H, W) uint8 and (H, W) int64 with 255 where there is no label."""
 
     def __init__(self, config: TaskAugment, size: tuple[int, int]) -> None:
         self.config, self.size = config, size
         self.flip = v2.RandomHorizontalFlip(config.flip)
-        self.photometric = (
-            v2.RandomPhotometricDistort(
-                brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.5
-            )
-            if config.photometric
-            else None
-        )
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         assert sample.label is not None, "the task stage checks that its domains are labelled"
@@ -109,9 +115,11 @@ class TaskTransform:
         image, label = self._scale(image, label)
         image, label = self._crop(image, label)
         image, label = self.flip(image, label)
-        if self.photometric is not None:
-            image = self.photometric(image)
-        return {"image": image.as_subclass(Tensor), "label": label.as_subclass(Tensor)[0].long()}
+        image, label = image.as_subclass(Tensor), label.as_subclass(Tensor)
+        if self.config.photometric:
+            image = distort(image, draw_distortion())
+        image = self._pad(image, torch.tensor(MEAN_COLOR))
+        return {"image": image, "label": self._pad(label, torch.tensor([IGNORE]))[0].long()}
 
     def _scale(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.config.scale
@@ -124,7 +132,6 @@ class TaskTransform:
 
     def _crop(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         h, w = image.shape[-2:]
-        pad_h, pad_w = max(0, self.size[0] - h), max(0, self.size[1] - w)
         top = left = 0
         for _ in range(self.config.tries):
             top = int(torch.randint(max(1, h - self.size[0] + 1), ()).item())
@@ -132,16 +139,33 @@ class TaskTransform:
             if _balanced(label[..., top : top + self.size[0], left : left + self.size[1]], self.config.max_share):
                 break
         box = slice(top, top + self.size[0]), slice(left, left + self.size[1])
-        padding = [0, 0, pad_w, pad_h]
-        image = tv_tensors.Image(v2.functional.pad(image[..., *box], padding, fill=[0.0]))
-        label = tv_tensors.Mask(v2.functional.pad(label[..., *box], padding, fill=[float(IGNORE)]))
-        return image, label
+        return tv_tensors.Image(image[..., *box]), tv_tensors.Mask(label[..., *box])
+
+    def _pad(self, pixels: Tensor, fill: Tensor) -> Tensor:
+        """``pixels`` (C, h, w) padded to the crop's size at the right and at the bottom; ``fill`` has C values."""
+        h, w = pixels.shape[-2:]
+        if (h, w) == self.size:
+            return pixels
+        padded = fill.to(pixels.dtype)[:, None, None].repeat(1, *self.size)
+        padded[..., :h, :w] = pixels
+        return padded
 
 
 def _balanced(label: Tensor, max_share: float) -> bool:
     """More than one class, none of them above ``max_share`` of the labelled pixels."""
     counts = torch.bincount(label.flatten().long(), minlength=IGNORE + 1)[:IGNORE]
     return int((counts > 0).sum()) > 1 and counts.max().item() < max_share * max(1, int(counts.sum()))
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's posterize, 0 bits included: black, as Pillow drew it before version 13, which refuses them."""
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def _pixels(normalized: Tensor) -> Tensor:
+    """(3, H, W) normalised floats as uint8."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return ((normalized * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
 def _tensor(image: Any) -> Tensor:

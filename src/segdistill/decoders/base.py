@@ -42,6 +42,7 @@ class Decoder(nn.Module):
     """
 
     scores_are_logits: bool = True
+    undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, beside norms
     strides: tuple[int, ...]
     num_classes: int
     loaded: LoadReport | None = None  # what became of the keys of the file that filled it

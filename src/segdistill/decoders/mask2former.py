@@ -1,19 +1,20 @@
 """Mask2Former: Cheng et al., Masked-attention Mask Transformer, CVPR 2022 (arXiv 2112.01527), as a semantic head.
 
 The pixel decoder, the masked-attention decoder, the matcher and the loss are those of transformers, fed with a simple
-feature pyramid of the encoder's taps (spec A.10). Ours: the number of masks that normalises the mask losses is averaged
-over the processes of torch.distributed (transformers does so under Accelerate only, huggingface/transformers#26844);
-the pixel decoder and all losses run in float32, whatever the precision around them (as the authors' code does).
+feature pyramid of the encoder's taps (spec A.10). Ours: what normalises the mask and the class losses is averaged over
+the processes of torch.distributed (transformers does so for the masks, and under Accelerate only,
+huggingface/transformers#26844; the authors for the masks), and random points belong to images, so that the loss does
+not depend on the number of processes. With ``dropout`` (0 by default) it does: the networks draw it. And ours: the
+pixel decoder and all losses run in float32, whatever the precision around them (as the authors' code does).
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill.config import UserError
 from segdistill.criteria import IGNORE
 from segdistill.decoders.base import Decoder, DecoderConfig, Maps, first
 from segdistill.decoders.pyramid import feature_pyramid, per_level, resize
@@ -32,6 +33,7 @@ class Mask2Former(Decoder):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
     scores_are_logits = False  # but sums over queries of probabilities
+    undecayed = ("transformer.queries_embedder.", "transformer.queries_features.", "transformer.level_embed.")
 
     class Config(DecoderConfig):
         """Defaults are the authors' (spec A.10).
@@ -42,27 +44,31 @@ class Mask2Former(Decoder):
         of queries without a mask in the class term.
         """
 
-        queries: int = Field(100, ge=1)
-        width: int = Field(256, ge=64, multiple_of=32)  # its group norms have 32 groups
-        encoder_layers: int = Field(6, ge=1)
-        decoder_layers: int = Field(9, ge=1)
-        heads: int = Field(8, ge=1)
-        encoder_feedforward: int = Field(1024, ge=1)
-        decoder_feedforward: int = Field(2048, ge=1)
+        queries: int = Field(100, ge=1, le=10**4)
+        width: int = Field(256, ge=64, le=8192, multiple_of=32)  # its group norms have 32 groups
+        encoder_layers: int = Field(6, ge=1, le=100)
+        decoder_layers: int = Field(9, ge=1, le=100)
+        heads: int = Field(8, ge=1, le=8192)
+        encoder_feedforward: int = Field(1024, ge=1, le=2**16)
+        decoder_feedforward: int = Field(2048, ge=1, le=2**16)
         dropout: float = Field(0.0, ge=0, lt=1)
-        points: int = Field(12544, ge=1)
-        oversample: float = Field(3.0, ge=1)
+        points: int = Field(12544, ge=1, le=10**6)
+        oversample: float = Field(3.0, ge=1, le=100)
         importance: float = Field(0.75, ge=0, le=1)
-        class_weight: float = Field(2.0, ge=0)
-        mask_weight: float = Field(5.0, ge=0)
-        dice_weight: float = Field(5.0, ge=0)
-        no_object_weight: float = Field(0.1, ge=0)
+        class_weight: float = Field(2.0, ge=0, le=1e6)
+        mask_weight: float = Field(5.0, ge=0, le=1e6)
+        dice_weight: float = Field(5.0, ge=0, le=1e6)
+        no_object_weight: float = Field(0.1, ge=0, le=1e6)
+
+        @model_validator(mode="after")
+        def _divisible(self) -> Mask2Former.Config:
+            if self.width % self.heads:
+                raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}: choose another width")
+            return self
 
     def __init__(self, config: Config, channels: tuple[int, ...], strides: tuple[int, ...], num_classes: int) -> None:
         """``channels`` and ``strides`` (pixels per cell) of the taps, one per level or one for all."""
         super().__init__()
-        if config.width % config.heads:
-            raise UserError(f"width {config.width} must be a multiple of heads {config.heads}: choose another width")
         self.config, self.strides, self.num_classes = config, tuple(strides), num_classes
         from segdistill.decoders import mask2former_parts as parts  # transformers takes seconds to import
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as hf
 
-from segdistill.criteria import mean_over_processes
 from segdistill.decoders.mask2former import STRIDES, Mask2Former
+from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, shared_count
+
+Labels = Any
+"""A tensor for each image; transformers' signatures say Tensor."""
 
 
 def build(
@@ -23,15 +27,88 @@ def build(
     transformer = hf.Mask2FormerTransformerModule(config.width, settings)
     transformer.decoder.layerdrop = 0.0  # transformers also skips whole layers at the rate of the dropout
     _initialise(pixel_decoder, transformer)
-    return pixel_decoder, transformer, SetLoss(settings, weight_dict={})
+    return pixel_decoder, transformer, SetLoss(settings)
+
+
+class Matcher(hf.Mask2FormerHungarianMatcher):
+    """transformers' matcher; the points of an image do not depend on the process that has the image."""
+
+    def forward(
+        self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels: Labels, class_labels: Labels
+    ) -> Any:
+        """Pairs (queries, labels) for each image of this process."""
+        rank, size = rank_and_size()
+        if size == 1:
+            return super().forward(masks_queries_logits, class_queries_logits, mask_labels, class_labels)
+        matched: list[Any] = []
+        for image in range(len(masks_queries_logits)):
+            one = slice(image, image + 1)
+            self._skip(rank, masks_queries_logits.device)
+            matched += super().forward(
+                masks_queries_logits[one], class_queries_logits[one], mask_labels[one], class_labels[one]
+            )
+            self._skip(size - 1 - rank, masks_queries_logits.device)
+        return matched
+
+    def _skip(self, images: int, device: torch.device) -> None:
+        """Draw what other processes draw for their images."""
+        for _ in range(images):
+            torch.rand(1, self.num_points, 2, device=device)
 
 
 class SetLoss(hf.Mask2FormerLoss):
-    """transformers' set loss, with the number of masks averaged over the processes of torch.distributed."""
+    """transformers' set loss with the normalisers and the random points of one process that has the whole batch."""
 
-    def get_num_masks(self, class_labels: Iterable[Tensor], device: torch.device) -> Tensor:
-        """Masks per process, at least 1."""
-        return mean_over_processes(sum(len(labels) for labels in class_labels), device).clamp(min=1)
+    def __init__(self, settings: Mask2FormerConfig) -> None:
+        super().__init__(settings, weight_dict={})
+        self.queries = settings.num_queries
+        own = self.matcher
+        self.matcher = Matcher(own.cost_class, own.cost_mask, own.cost_dice, own.num_points)
+        self.masks: list[int] = []  # of each image of the whole batch
+
+    def get_num_masks(self, class_labels: Labels, device: torch.device) -> Tensor:
+        """Masks per process, as if there were at least 1 in all processes together."""
+        own = [len(labels) for labels in class_labels]
+        self.masks = gather_rows(own, device)
+        return shared_count(torch.tensor(float(sum(own)), device=device))
+
+    def loss_labels(self, class_queries_logits: Tensor, class_labels: Labels, indices: Any) -> dict[str, Tensor]:
+        """The weighted mean over the queries of all processes; 0 where no query has a weight."""
+        matched = sum(len(queries) for queries, _ in indices)
+        others = class_queries_logits.shape[0] * class_queries_logits.shape[1] - matched
+        weight = torch.tensor(matched + self.eos_coef * others, device=class_queries_logits.device)
+        share = weight / mean_over_processes(weight)  # every process asks
+        if not matched and not self.eos_coef:
+            return {"loss_cross_entropy": class_queries_logits.sum() * 0.0}
+        mean = super().loss_labels(class_queries_logits, class_labels, indices)["loss_cross_entropy"]
+        return {"loss_cross_entropy": mean * share}
+
+    def sample_points_using_uncertainty(
+        self,
+        logits: Tensor,
+        uncertainty_function: Callable[[Tensor], Tensor],
+        num_points: int,
+        oversample_ratio: Any,  # float; transformers' signature says int
+        importance_sample_ratio: float,
+    ) -> Tensor:
+        """Points (M, P, 2) in [0, 1] of this process's M masks: the most uncertain candidates and some others.
+
+        With several processes the numbers are drawn for the masks of all of them, as one process draws them.
+        """
+        rank, size = rank_and_size()
+        if size == 1:
+            return super().sample_points_using_uncertainty(
+                logits, uncertainty_function, num_points, oversample_ratio, importance_sample_ratio
+            )
+        matched = [min(count, self.queries) for count in self.masks]
+        image = torch.arange(len(matched)).repeat_interleave(torch.tensor(matched))  # of each mask of the batch
+        own = (image % size == rank).to(logits.device)
+        candidates = torch.rand(len(own), int(num_points * oversample_ratio), 2, device=logits.device)[own]
+        uncertain = int(importance_sample_ratio * num_points)
+        scores = uncertainty_function(hf.sample_point(logits, candidates, align_corners=False))[:, 0]
+        best = scores.topk(uncertain, dim=1).indices.unsqueeze(-1).expand(-1, -1, 2)
+        rest = torch.rand(len(own), num_points - uncertain, 2, device=logits.device)[own]
+        return torch.cat([candidates.gather(1, best), rest], dim=1)
 
 
 def _settings(config: Mask2Former.Config, num_classes: int) -> Mask2FormerConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Annotated
 
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.decoders.base import Decoder, DecoderConfig, Maps, first
 from segdistill.decoders.pyramid import level_sizes, per_level, resize
+from segdistill.processes import own_rows, rank_and_size
 from segdistill.types import LossTerms
 
 
@@ -26,9 +28,16 @@ class SemFPN(Decoder):
     class Config(DecoderConfig):
         """``width``: channels of all levels. ``strides``: pixels per cell of the levels, each twice the last one's."""
 
-        width: int = Field(128, ge=1)
-        strides: tuple[int, ...] = (4, 8, 16, 32)
+        width: int = Field(128, ge=1, le=8192)
+        strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (4, 8, 16, 32)
         dropout: float = Field(0.1, ge=0, lt=1)
+
+        @field_validator("width")
+        @classmethod
+        def _divisible(cls, width: int) -> int:
+            if width % _groups(width):
+                raise ValueError("the group norms cannot divide it; choose a multiple of 4")
+            return width
 
         @field_validator("strides")
         @classmethod
@@ -49,7 +58,7 @@ class SemFPN(Decoder):
         self.branches = nn.ModuleList(
             nn.ModuleList(_block(width) for _ in range(max(1, level))) for level in range(len(config.strides))
         )
-        self.dropout = nn.Dropout2d(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
@@ -87,9 +96,26 @@ class SemFPN(Decoder):
         return decoded
 
 
-def _norm(width: int) -> nn.GroupNorm:
+class ChannelDropout(nn.Dropout2d):
+    """Drops channels of samples: the same ones for any number of processes."""
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """As ``nn.Dropout2d``, whose random numbers are drawn for the samples of all processes."""
+        size = rank_and_size()[1]
+        if size == 1 or not self.training or self.p == 0:
+            return super().forward(features)
+        batch, channels = features.shape[:2]
+        kept = features.new_empty(batch * size, channels, 1, 1).bernoulli_(1 - self.p)
+        return features * own_rows(kept.div_(1 - self.p))
+
+
+def _groups(width: int) -> int:
     """At most 32 groups, of at least 4 channels: a coarse level of a small image is a single cell."""
-    return nn.GroupNorm(math.gcd(32, max(1, width // 4)), width)
+    return math.gcd(32, max(1, width // 4))
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(_groups(width), width)
 
 
 def _block(width: int) -> nn.Sequential:

@@ -21,11 +21,14 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segdistill.config import Config, UserError
+from segdistill.config import Config, Size, UserError
 from segdistill.encoders.anytimm import record_of, takes
 from segdistill.encoders.walks import mask_shape, walk_of
 from segdistill.types import Features, FeatureSpec
 from segdistill.weights import LoadReport, Resample, RunTimePositions, load_encoder_weights
+
+MOST_CELLS = 2**20
+"""Cells of an image: 8192 x 8192 pixels with a patch of 8."""
 
 
 class EncoderConfig(Config):
@@ -45,10 +48,8 @@ class EncoderConfig(Config):
     layer_scale: bool = Field(
         False, description="build LayerScale gains of 1, as the authors' DINO students have (spec A.9, 2)"
     )
-    image_size: tuple[int, int] | None = Field(
-        None, description="(H, W) of the positional embedding, pixels; None: the record's"
-    )
-    patch: int | None = Field(None, ge=1, description="patch side, pixels; None: the record's")
+    image_size: Size | None = Field(None, description="(H, W) of the positional embedding, pixels; None: the record's")
+    patch: int | None = Field(None, ge=1, le=1024, description="patch side, pixels; None: the record's")
 
     @field_validator("name")
     @classmethod
@@ -107,6 +108,11 @@ def check_size(height: int, width: int, patch: int) -> None:
         raise UserError(
             f"image size {height} x {width} is not divisible by the patch {patch}: "
             f"pad or resize it, for example to {padded[0]} x {padded[1]}"
+        )
+    if (cells := (height // patch) * (width // patch)) > MOST_CELLS:
+        raise UserError(
+            f"image size {height} x {width} has {cells:,} cells of patch {patch}, allowed are {MOST_CELLS:,}: choose a "
+            "smaller size or a larger patch"
         )
 
 

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 from segdistill.config import UserError
 from segdistill.files import write_atomic
 from segdistill.grid.table import Cell
+from segdistill.interrupts import Stopped, end_now, handled
 from segdistill.recipe import Recipe, dump, load
 from segdistill.run import run
 from segdistill.runlog import Watcher
@@ -211,9 +213,14 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
     """The process of one cell."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
-    teller = _Teller(lambda steps: messages.put((number, "steps", steps)))
-    messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
+    with handled(belongs=True):
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the table's process ends its cells
+            write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
+            teller = _Teller(lambda steps: messages.put((number, "steps", steps)))
+            messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
+        except Stopped as stopped:
+            end_now(stopped.status)
 
 
 def _run(recipe: Recipe, folder: Path, reuse: list[Path], watcher: Watcher) -> str | None:

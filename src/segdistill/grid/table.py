@@ -14,22 +14,25 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from segdistill.config import Config, UserError, nearest, parse, read_yaml
+from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load
 from segdistill.run import fingerprints
 
 OWN = "table."
+MOST_RUNS = 2000
+LONGEST_NAME = 128  # of a run, as of a recipe
 
 
 class RowConfig(Config):
     """One line of the table."""
 
     title: str = Field(min_length=1)
-    recipe: str = Field(description="name of a recipe, or a path")
+    recipe: str = Field(min_length=1, description="name of a recipe, or a path")
     settings: tuple[str, ...] = Field((), description="key=value overrides of that recipe")
     baseline: bool = Field(False, description="gains are counted from this row")
     paper: str = Field("", description="the row's name in the paper's table; empty: the paper has none")
@@ -46,11 +49,11 @@ class SweepConfig(Config):
 class TableConfig(Config):
     """A table; unknown keys are errors, as everywhere."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: str = Field(pattern=SLUG, max_length=128)
     title: str
     paper: PaperPlace | None = None
     papers: dict[str, PaperPlace] = Field({}, description="group -> its place in the paper, where that is not 'paper'")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
     settings: tuple[str, ...] = Field((), description="key=value overrides of every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
     sweep: SweepConfig | None = None
@@ -67,6 +70,9 @@ class TableConfig(Config):
             raise ValueError(f"'papers' names the groups {', '.join(strange)}, and no row is in them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        runs = len(self.rows) * len(self.sweep.values if self.sweep else [""]) * len(self.seeds)
+        if runs > MOST_RUNS:
+            raise ValueError(f"rows x values x seeds are {runs:,} runs, allowed are {MOST_RUNS:,}; make several tables")
         return self
 
     def place(self, group: str) -> PaperPlace | None:
@@ -152,4 +158,4 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
 
 def _slug(*parts: str) -> str:
     """A recipe's name: lower-case letters, digits and underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", " ".join(part for part in parts if part).lower()).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", " ".join(part for part in parts if part).lower()).strip("_")[:LONGEST_NAME]

@@ -13,10 +13,12 @@ The contract of an entry of :data:`METHODS`::
 Optional: ``mask_settings()`` (arguments of :func:`segdistill.ops.random_mask`, where ``needs.masked``),
 ``set_progress(fraction)`` (how much of the stage is done, before each step), ``diagnostics`` (named detached scalars
 of the last forward, to be logged and never optimised) and a third argument of ``forward``, ``noise`` (B, N) uniform in
-[0, 1): the random numbers of a method that draws some. Without it, they come from torch's global generator, which the
-loop seeds at every step. The teacher's views are constants to every method. Where ``needs.logits``, both views hold
-logits of one size, before any upsampling; only a task stage can give them. What several methods compute stands in a
-module of its own (:mod:`segdistill.methods.kl`).
+[0, 1): the random numbers of a method that draws some. Without it, they come from :func:`segdistill.processes.rand`,
+which reads torch's global generator; the loop seeds that at every step. A mean over as many elements as are not the
+same in every process (hidden tokens) divides by :func:`segdistill.processes.shared_count`. The teacher's views are
+constants to every method. Where ``needs.logits``, both views hold logits of one size, before any upsampling; only a
+task stage can give them. What several methods compute stands in a module of its own
+(:mod:`segdistill.methods.kl`).
 """
 
 from __future__ import annotations

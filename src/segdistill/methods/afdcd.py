@@ -39,6 +39,7 @@ from segdistill import config as base
 from segdistill.config import UserError
 from segdistill.methods.kl import pixel_kl
 from segdistill.ops import full_precision, resize_tokens, tokens_to_map
+from segdistill.processes import rand
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -50,18 +51,18 @@ class AfDCD(nn.Module):
     class Config(base.Config):
         """Defaults are the authors' code's."""
 
-        feature_weight: float = Field(4e-5, ge=0, description="weight of the summed feature error")
-        contrast_weight: float = Field(1e-3, ge=0, description="weight of the omni-contrastive term; 0: none")
-        pixel_weight: float = Field(1.0, ge=0, description="weight of the class scores' divergence; 0: none")
+        feature_weight: float = Field(4e-5, ge=0, le=1e6, description="weight of the summed feature error")
+        contrast_weight: float = Field(1e-3, ge=0, le=1e6, description="weight of the omni-contrastive term; 0: none")
+        pixel_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the class scores' divergence; 0: none")
         drop: float = Field(0.75, ge=0, lt=1, description="share of the student's pixels hidden from the projector")
         enhanced: bool = Field(
             False, description="projector of two blocks, their outputs averaged (the scripts' choice)"
         )
-        pool: int = Field(4, ge=1, description="side of the max-pooling window before the contrast, tokens")
-        patch: int = Field(4, ge=1, description="side of the patches that are contrasted, pooled tokens")
-        groups: int = Field(16, ge=2, description="channel groups of a token")
-        tau: float = Field(0.07, gt=0, description="temperature of the contrast")
-        pixel_tau: float = Field(1.0, gt=0, description="temperature of the class scores")
+        pool: int = Field(4, ge=1, le=1024, description="side of the max-pooling window before the contrast, tokens")
+        patch: int = Field(4, ge=1, le=1024, description="side of the patches that are contrasted, pooled tokens")
+        groups: int = Field(16, ge=2, le=2**16, description="channel groups of a token")
+        tau: float = Field(0.07, ge=1e-3, le=1e3, description="temperature of the contrast")
+        pixel_tau: float = Field(1.0, ge=1e-3, le=1e3, description="temperature of the class scores")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
@@ -85,12 +86,12 @@ class AfDCD(nn.Module):
         """Weighted ``feature``, ``contrast`` and ``pixel`` terms.
 
         ``noise``, uniform in [0, 1), says which of the teacher's grid points are kept: those up to ``1 - drop``.
-        Without it, it is drawn from torch's global generator.
+        Without it, it is drawn from torch's global generator (:func:`segdistill.processes.rand`).
         """
         config, grid = self.config, teacher.plain.grid
         target = tokens_to_map(teacher.plain.tokens[0].detach(), grid)
         tokens = resize_tokens(student.plain.tokens[0], student.plain.grid, grid)
-        noise = torch.rand(tokens.shape[:2]) if noise is None else noise
+        noise = rand(*tokens.shape[:2]) if noise is None else noise
         kept = (noise <= 1 - config.drop).to(tokens.device).unsqueeze(-1)
         rebuilt = self.projector(tokens_to_map(self.align(tokens) * kept, grid))
         rebuilt, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (rebuilt, target))

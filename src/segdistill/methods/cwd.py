@@ -39,8 +39,8 @@ class CWD(nn.Module):
         """Weight and temperature are the authors' for logits; those for features are not established."""
 
         maps: Literal["features", "logits"] = Field("features", description="what is compared: tokens or class logits")
-        weight: float = Field(3.0, ge=0, description="weight of the term")
-        tau: float = Field(4.0, gt=0, description="temperature of the softmax over the pixels of a channel")
+        weight: float = Field(3.0, ge=0, le=1e6, description="weight of the term")
+        tau: float = Field(4.0, ge=1e-3, le=1e3, description="temperature of the softmax over the pixels of a channel")
         form: Literal["kl", "cross_entropy"] = Field("kl", description="cross_entropy: as G2SD, the same gradient")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:

@@ -86,14 +86,16 @@ class G2SD(nn.Module):
         """Defaults are the authors' (specific: those of their segmentation script)."""
 
         phase: Literal["generic", "specific"] = Field("generic", description="generic: distill stages; specific: task")
-        generic_weight: float = Field(1.0, ge=0, description="generic: weight of the term")
+        generic_weight: float = Field(1.0, ge=0, le=1e6, description="generic: weight of the term")
         mask_ratio: float = Field(0.75, ge=0, lt=1, description="generic: share of the tokens hidden in every sample")
-        decoder_width: int = Field(256, ge=4, description="generic: channels of the decoder, a multiple of 4")
-        decoder_depth: int = Field(4, ge=1, description="generic: blocks of the decoder")
-        decoder_heads: int = Field(8, ge=1, description="generic: attention heads of the decoder; divide its channels")
-        beta: float = Field(2.0, gt=0, description="generic: error at which smooth-L1 turns linear")
-        specific_weight: float = Field(3.0, ge=0, description="specific: weight of the term")
-        tau: float = Field(1.0, gt=0, description="specific: temperature of the softmax over pixels")
+        decoder_width: int = Field(256, ge=4, le=8192, description="generic: channels of the decoder, a multiple of 4")
+        decoder_depth: int = Field(4, ge=1, le=100, description="generic: blocks of the decoder")
+        decoder_heads: int = Field(
+            8, ge=1, le=8192, description="generic: attention heads of the decoder; divide its channels"
+        )
+        beta: float = Field(2.0, gt=0, le=1e6, description="generic: error at which smooth-L1 turns linear")
+        specific_weight: float = Field(3.0, ge=0, le=1e6, description="specific: weight of the term")
+        tau: float = Field(1.0, ge=1e-3, le=1e3, description="specific: temperature of the softmax over pixels")
 
         @model_validator(mode="after")
         def _widths(self) -> G2SD.Config:
@@ -156,12 +158,13 @@ class G2SD(nn.Module):
 
 
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:
-    """Fixed sine-cosine positions of a grid's tokens, row by row: half of the channels for the row, half for the
-    column of the token.
+    """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels tells the column of
+    the token, the second half its row, as in masked autoencoders.
 
-    Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (as masked autoencoders).
+    Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (the same).
     """
     bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    coordinates = torch.stack(torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")).flatten(1)
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    coordinates = torch.stack([columns, rows]).flatten(1)
     angles = coordinates.T.unsqueeze(-1) * bands  # (N, 2, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

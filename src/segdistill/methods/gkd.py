@@ -66,8 +66,10 @@ class GKD(MaskedDistillation):
         """Defaults are the authors'."""
 
         masked_only: bool = Field(False, description="patch term over hidden tokens alone (as Proteus)")
-        scale: float | None = Field(None, gt=0, description="ours: factor on the attention logits; None: as published")
-        own_position_bias: float = Field(0.0, ge=0, description="ours: logit bonus of a token's own position")
+        scale: float | None = Field(
+            None, gt=0, le=1e6, description="ours: factor on the attention logits; None: as published"
+        )
+        own_position_bias: float = Field(0.0, ge=0, le=1e6, description="ours: logit bonus of a token's own position")
         own_position_anneal: float = Field(
             0.6, gt=0, le=1, description="ours: share of the stage in which that bonus falls linearly to zero"
         )
@@ -115,8 +117,9 @@ class GKD(MaskedDistillation):
     ) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""
         if student.masked is None or student.mask is None:
-            if self.config.masked_only:
-                return self.patch_head(plain, tokens, bias)[0].sum() * 0.0
+            if self.config.masked_only:  # no error, but no parameter without a gradient either
+                none = torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
+                return mean_over_hidden(self.patch_head(plain, tokens, bias)[0].sum(dim=-1), none, to, to)
             return F.mse_loss(self.patch_head(plain, tokens, bias)[0], tokens)
         samples = student.mask.samples.to(plain.device)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)

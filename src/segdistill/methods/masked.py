@@ -23,9 +23,9 @@ class MaskedDistillation(nn.Module):
     class Config(base.Config):
         """Defaults are the authors' of both papers."""
 
-        token_weight: float = Field(1.0, ge=0, description="weight of the CLS term (GKD: gamma)")
-        feature_weight: float = Field(1.0, ge=0, description="weight of the plain-view term (GKD: alpha)")
-        patch_weight: float = Field(1.0, ge=0, description="weight of the masked-view term (GKD: beta)")
+        token_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the CLS term (GKD: gamma)")
+        feature_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the plain-view term (GKD: alpha)")
+        patch_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the masked-view term (GKD: beta)")
         mask_probability: float = Field(0.5, ge=0, le=1, description="share of the samples with hidden tokens")
         mask_ratio: float = Field(0.5, ge=0, le=1, description="share of the tokens hidden in such a sample")
         mask_first: bool = Field(True, description="hide in the first samples of the (shuffled) batch, else in random")

@@ -10,6 +10,8 @@ the teacher's same tap, before the adapter. Several taps are averaged; ``cls_wei
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -29,10 +31,13 @@ class MSE(nn.Module):
     class Config(base.Config):
         """Ours: the comparison's settings are not published."""
 
-        weight: float = Field(1.0, ge=0, description="weight of the patch-token term")
-        cls_weight: float = Field(0.0, ge=0, description="ours: weight of the CLS term; 0: none")
-        taps: tuple[int, ...] = Field(
-            (-1,), min_length=1, description="blocks compared, the same in both networks; -1: final-norm tokens"
+        weight: float = Field(1.0, ge=0, le=1e6, description="weight of the patch-token term")
+        cls_weight: float = Field(0.0, ge=0, le=1e6, description="ours: weight of the CLS term; 0: none")
+        taps: tuple[Annotated[int, Field(ge=-1, le=1000)], ...] = Field(
+            (-1,),
+            min_length=1,
+            max_length=100,
+            description="blocks compared, the same in both networks; -1: final-norm tokens",
         )
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:

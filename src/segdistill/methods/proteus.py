@@ -53,7 +53,9 @@ class Proteus(MaskedDistillation):
     def _patch(self, student: Views, tokens: Float[Tensor, "b n dt"], to: tuple[int, int]) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""
         if student.masked is None or student.mask is None:
-            return self.patch_head(student.plain.tokens[0]).sum() * 0.0  # no error, but no parameter without a gradient
+            error = self.patch_head(student.plain.tokens[0]).sum(dim=-1)  # no parameter without a gradient
+            grid = student.plain.grid
+            return mean_over_hidden(error, torch.zeros_like(error, dtype=torch.bool), grid, grid)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)
         target = tokens[student.mask.samples.to(tokens.device)]
         error = (self.patch_head(masked) - target).square().mean(dim=-1)  # (M, N)

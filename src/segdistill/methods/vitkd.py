@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.ops import map_to_tokens, resize_tokens, tokens_to_map
+from segdistill.processes import rand
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -36,8 +37,12 @@ class ViTKD(nn.Module):
     class Config(base.Config):
         """Defaults are the authors'."""
 
-        mimic_weight: float = Field(3e-5, ge=0, description="weight of the summed error of blocks 0 and 1 (alpha)")
-        generate_weight: float = Field(3e-6, ge=0, description="weight of the summed error of the last block (beta)")
+        mimic_weight: float = Field(
+            3e-5, ge=0, le=1e6, description="weight of the summed error of blocks 0 and 1 (alpha)"
+        )
+        generate_weight: float = Field(
+            3e-6, ge=0, le=1e6, description="weight of the summed error of the last block (beta)"
+        )
         drop: float = Field(0.5, gt=0, le=1, description="share of the last block's tokens to be generated (lambda)")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -61,7 +66,7 @@ class ViTKD(nn.Module):
         """Weighted ``mimic`` and ``generate`` terms.
 
         ``noise`` ranks the teacher's tokens: of each sample, those with the largest values are hidden. Without it, it
-        is drawn from torch's global generator.
+        is drawn from torch's global generator (:func:`segdistill.processes.rand`).
         """
         config, ours, theirs = self.config, student.plain, teacher.plain
         targets = [tokens.detach() for tokens in theirs.tokens]
@@ -70,7 +75,7 @@ class ViTKD(nn.Module):
         shallow = zip(self.mimics, sources[:-1], targets[:-1], strict=True)
         mimic = torch.stack([_errors(mimic(source), target).sum() for mimic, source, target in shallow]).sum()
 
-        hidden = hide(torch.rand(batch, count) if noise is None else noise, config.drop).to(targets[-1].device)
+        hidden = hide(rand(batch, count) if noise is None else noise, config.drop).to(targets[-1].device)
         errors = _errors(self.generate(sources[-1], hidden, theirs.grids[-1]), targets[-1])  # (B, N)
         return {
             "mimic": config.mimic_weight / batch * mimic,

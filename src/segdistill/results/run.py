@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from segdistill.config import UserError, parse
+from segdistill.files import json_digest, plain_name, read_metrics_line
 from segdistill.papers import PaperPlace
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
@@ -195,6 +196,11 @@ def load_run(folder: Path) -> Run:
     if not path.is_file():
         raise UserError(f"{folder}: results.json is missing; the run is unfinished: give its command again to continue")
     values = _json(path)
+    if isinstance(values, dict) and "name" in values and "models" not in values:
+        raise UserError(
+            f"{folder}: the run has no scores: its recipe scores nothing; give it 'evaluate', or score it with "
+            f"segdistill evaluate {folder} evaluate.domains=[...]"
+        )
     metric = _primary(values, path)
     environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
     if not isinstance(environment, dict):
@@ -242,11 +248,12 @@ def _check(run: Run, path: Path) -> None:
                 f"{path}: retention {run.retention} is not student / teacher on unseen domains, {ratio:.4f}"
             )
     for domain, indices in run.pictures.domains.items():
+        plain_name(domain)
         for index in indices:
             for kind in ("image", "truth", "student"):
                 picture = Path("pictures", kind, f"{domain}-{index}.png")
                 if not (run.folder / picture).is_file():
-                    raise UserError(f"{run.folder}: the picture {picture} is missing; evaluate it again")
+                    raise UserError(f"{run.folder}: the picture {picture} is missing; give the run's command again")
 
 
 def _check_model(run: Run, model: ModelResult, who: str) -> None:
@@ -278,12 +285,13 @@ def _read_log(path: Path) -> tuple[Step, ...]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError:
+        value = read_metrics_line(line)
+        if value is None:
             if number == len(lines):  # no newline yet: the run was stopped while it wrote
                 continue
-            raise UserError(f"{path}: line {number} is not JSON: {textwrap.shorten(line, 60)}") from None
+            raise UserError(
+                f"{path}: line {number} is damaged: {textwrap.shorten(line, 60)}; delete it to do without its point"
+            )
         step = _record(Step, value, path)
         steps[step.stage, step.step] = step
     return tuple(sorted(steps.values(), key=lambda step: (step.stage, step.step)))
@@ -298,9 +306,14 @@ def _read_stages(folder: Path) -> tuple[Stage, ...]:
 def _json(path: Path) -> Any:
     text = _text(path)
     try:
-        return json.loads(text or "")
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged, not JSON ({error}); give the run's command again") from None
+        value = json.loads(text or "")
+        if isinstance(value, dict) and value.get("digest") not in (None, json_digest(value)):
+            raise ValueError("its digest differs")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged ({error}); give the run's command again") from None
+    if isinstance(value, dict):
+        value.pop("digest", None)
+    return value
 
 
 def _text(path: Path) -> str | None:

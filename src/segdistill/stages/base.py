@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Config, Part, UserError, part_of
+from segdistill.config import SLUG, Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS, Decoder
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
@@ -58,12 +58,15 @@ def _with_weights(decoder: Part, weights: str | None) -> Part:
 class StageConfig(Config):
     """What all stages have."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$", description="lower-case name, unique in the recipe")
+    name: str = Field(pattern=SLUG, max_length=64, description="lower-case name, unique in the recipe")
     data: DataSelection
-    steps: int = Field(ge=1)
-    batch: int = Field(16, ge=1, description="images per step over all processes")
+    steps: int = Field(ge=1, le=10**8)
+    batch: int = Field(16, ge=1, le=2**16, description="images per step over all processes")
     seed: int | None = Field(
-        None, ge=0, description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)"
+        None,
+        ge=0,
+        lt=2**63,
+        description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)",
     )
 
     def selections(self) -> tuple[DataSelection, ...]:
@@ -107,7 +110,7 @@ class StageContext:
         return train(
             self.fabric,
             objective,
-            parameter_groups(modules, optimizer.weight_decay),
+            parameter_groups(modules, optimizer.weight_decay, optimizer.spared),
             batches,
             schedule=optimizer.schedule(config.batch),
             betas=optimizer.betas,

@@ -14,14 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Part, UserError, parse, part_of
+from segdistill.config import Part, Size, UserError, parse, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.decoders import Decoder
 from segdistill.decoders.pyramid import resize
 from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.methods import METHODS
-from segdistill.ops import derive_seed, generator, random_mask
+from segdistill.ops import derive_seed, generator, own_mask, random_mask
+from segdistill.processes import rank_and_size
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
@@ -37,9 +38,11 @@ class DistillConfig(StageConfig):
     method: part_of("method", METHODS)  # type: ignore[valid-type]
     augment: DistillAugment = DistillAugment()
     optimizer: CosineConfig = CosineConfig()
-    repeats: int = Field(3, ge=1, description="repeated augmentation: an epoch sees 1 / repeats of the images")
-    size: tuple[int, int] | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
-    patch: int | None = Field(None, ge=1, description="patch of plain ViTs in this stage, pixels; None: the model's")
+    repeats: int = Field(3, ge=1, le=1000, description="repeated augmentation: an epoch sees 1 / repeats of the images")
+    size: Size | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
+    patch: int | None = Field(
+        None, ge=1, le=1024, description="patch of plain ViTs in this stage, pixels; None: the model's"
+    )
     teacher_resample: Resample | None = Field(
         None, description="how the teacher's weights are fitted to size and patch: papers | hub | timm; None: its own"
     )
@@ -104,13 +107,15 @@ class Distillation(nn.Module):
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
-        """The tokens that the student's masked view hides at this step: a function of (seed, step, process)."""
+        """The tokens that the student's masked view hides at this step: a function of (seed, step, sample).
+
+        Drawn for the batch of all processes, of which this one takes its samples.
+        """
         if not self.needs.masked:
             return None
         h, w = self.mask_grid(images.shape[-2], images.shape[-1])
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        rng = generator(*self.seed, "mask", step, rank)
-        mask = random_mask(images.shape[0], h * w, rng=rng, **self.method.mask_settings())
+        rng, batch = generator(*self.seed, "mask", step, 0), images.shape[0] * rank_and_size()[1]
+        mask = own_mask(random_mask(batch, h * w, rng=rng, **self.method.mask_settings()))
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
     def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:

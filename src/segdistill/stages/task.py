@@ -12,20 +12,19 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, part_of
 from segdistill.criteria import presence_loss
 from segdistill.data.dataset import DataSelection
-from segdistill.data.loader import Batch, StepBatches, batches
+from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
 from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
 from segdistill.methods import METHODS
+from segdistill.models import Model, Segmenter
 from segdistill.ops import derive_seed
-from segdistill.segmenter import Segmenter
 from segdistill.stages.base import (
     ModelConfig,
     StageConfig,
@@ -37,11 +36,11 @@ from segdistill.stages.base import (
     weights_read,
 )
 from segdistill.stages.distill import Distillation, needs_of
-from segdistill.stages.views import maps, split_taps, student_views
+from segdistill.stages.views import split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
-from segdistill.types import LossTerms, Views
-from segdistill.weights import LoadReport, load_decoder_weights, save_encoder
+from segdistill.types import Batch, LossTerms, Views
+from segdistill.weights import LoadReport, load_decoder_weights, safetensors_bytes, save_encoder
 
 
 class ProxyConfig(Config):
@@ -49,7 +48,7 @@ class ProxyConfig(Config):
 
     data: DataSelection
     augment: DistillAugment = DistillAugment()
-    batch: int = Field(16, ge=1, description="proxy images per step over all processes")
+    batch: int = Field(16, ge=1, le=2**16, description="proxy images per step over all processes")
 
 
 class TaskConfig(StageConfig):
@@ -62,7 +61,9 @@ class TaskConfig(StageConfig):
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
-    presence_weight: float = Field(0.0, ge=0, description="ours: weight of a class-presence loss on the CLS token")
+    presence_weight: float = Field(
+        0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
+    )
 
     def selections(self) -> tuple[DataSelection, ...]:
         """The labelled images and the proxy's."""
@@ -73,84 +74,69 @@ class TaskObjective(Objective):
     """A segmenter that learns from labels, with an optional distillation term."""
 
     def __init__(
-        self,
-        segmenter: Segmenter,
-        *,
-        frozen: bool,
-        distillation: Distillation | None,
-        presence_weight: float,
-        seed: int,
+        self, model: Model, *, frozen: bool, distillation: Distillation | None, presence_weight: float, seed: int
     ) -> None:
         super().__init__()
-        self.segmenter, self.frozen, self.distillation = segmenter, frozen, distillation
+        self.model, self.distillation = model, distillation
         self.presence_weight = presence_weight
         self.presence: nn.Linear | None = None
         if presence_weight:
-            width = self.encoder.spec((-1,)).cls_channels
+            width = model.encoder.spec((-1,)).cls_channels
             if width is None:
                 raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.presence = nn.Linear(width, segmenter.num_classes)
-        segmenter.encoder.requires_grad_(not frozen)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The segmenter's, which takes any module with an encoder's methods."""
-        return cast(Encoder, self.segmenter.encoder)
+                self.presence = nn.Linear(width, model.decoder.num_classes)
+        if frozen:
+            model.freeze_encoder()
+        else:
+            model.encoder.requires_grad_(True)
 
     def trained(self) -> dict[str, nn.Module]:
         """The decoder, the encoder unless it is frozen, and the heads of the extra terms."""
-        modules: dict[str, nn.Module] = {"decoder": self.segmenter.decoder}
-        if not self.frozen:
-            modules["encoder"] = self.segmenter.encoder
+        modules: dict[str, nn.Module] = {"decoder": self.model.decoder}
+        if not self.model.encoder_is_frozen:
+            modules["encoder"] = self.model.encoder
         if self.distillation is not None:
             modules["method"] = self.distillation.method
         if self.presence is not None:
             modules["presence"] = self.presence
         return modules
 
-    def train(self, mode: bool = True) -> TaskObjective:
-        """A frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.segmenter.encoder.eval()
-        return self
-
     def forward(self, batch: Batch, step: int, steps: int) -> LossTerms:
         """Task terms on the labelled images, distillation terms on them and on the batch's proxy images.
 
         The decoder runs once: on all images where the method reads logits, else on the labelled ones.
         """
-        images, labels = batch["image"].float() / 255.0, batch["label"]
-        taps = self.segmenter.taps
+        if self.distillation is None and self.presence is None:
+            return self.model.loss(batch)
+        images = batch["image"].float() / 255.0
         if self.distillation is None:
-            with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
-                features = self.segmenter.encoder(images, taps)
-            return self._task_terms(self.segmenter.decoder.decode(maps(features)), features.cls, labels)
-        labelled = images.shape[0]
+            features = self.model.features(images)
+            return self._task_terms(self.model.decode(features), features.cls, batch)
+        labelled, taps = images.shape[0], self.model.taps
         if "proxy" in batch:
             images = torch.cat([images, batch["proxy"].float() / 255.0])
         needs, mask = self.distillation.needs, self.distillation.mask(images, step)
-        views = student_views(self.encoder, images, taps + needs.taps, mask)
+        views = student_views(self.model.encoder, images, taps + needs.taps, mask)
         read, plain = split_taps(views.plain, len(taps))
-        decoder, own = self.segmenter.decoder, read.part(rows=slice(labelled))
-        decoded = decoder.decode(maps(read if needs.logits else own))
-        terms = self._task_terms(decoded, own.cls, labels)
+        own = read.part(rows=slice(labelled))
+        decoded = self.model.decode(read if needs.logits else own)
+        terms = self._task_terms(decoded, own.cls, batch)
         student = Views(
             plain=plain,
             masked=None if views.masked is None else split_taps(views.masked, len(taps))[1],
             mask=views.mask,
-            logits=decoder.logits_of(decoded) if needs.logits else None,
+            logits=self.model.decoder.logits_of(decoded) if needs.logits else None,
         )
         return terms | self.distillation(student, images, step, steps)
 
-    def _task_terms(self, decoded: Any, cls: Tensor | None, labels: Tensor) -> LossTerms:
-        """The decoder's terms and the presence term, given the CLS tokens (B, C) of the labelled images."""
-        terms = self.segmenter.decoder.loss_of(decoded, labels)
+    def _task_terms(self, decoded: Any, cls: Tensor | None, batch: Batch) -> LossTerms:
+        """The task's terms and the presence term, given the CLS tokens (B, C) of the labelled images."""
+        terms = self.model.loss_of(decoded, batch)
         if self.presence is not None:
             assert cls is not None
-            terms["presence"] = self.presence_weight * presence_loss(self.presence(cls), labels)
+            terms["presence"] = self.presence_weight * presence_loss(self.presence(cls), batch["label"])
         return terms
 
     def diagnostics(self) -> dict[str, float]:
@@ -208,7 +194,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, seed))
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in segmenter.decoder.state_dict().items()}
-        write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(save(state)))
+        write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(safetensors_bytes(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
     parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segdistill.decoders import Decoder, Maps
+from segdistill.decoders import Decoder
 from segdistill.encoders import Encoder
-from segdistill.ops import tokens_to_map
+from segdistill.ops import maps
 from segdistill.types import Features, Mask, Views
 
 
@@ -52,11 +52,6 @@ def student_views(
     hidden[b:] = mask.tokens
     both = encoder(torch.cat([images, images[mask.samples]]), taps, hidden)
     return Views(plain=both.part(rows=slice(0, b)), masked=both.part(rows=slice(b, None)), mask=mask)
-
-
-def maps(features: Features) -> Maps:
-    """The taps as maps (B, C, h, w), as a decoder reads them."""
-    return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 
 def split_taps(features: Features, count: int) -> tuple[Features, Features]:

@@ -1,7 +1,8 @@
-"""Checkpoints of the loop: whole or absent, the newest two kept, read without unpickling anything but tensors."""
+"""Checkpoints of the loop: whole or absent, with a digest, the newest two kept, read without unpickling but tensors."""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from segdistill.config import UserError
-from segdistill.files import write_atomic
+from segdistill.files import is_whole, write_sealed
 
 KEPT = 2
 
@@ -17,35 +18,61 @@ KEPT = 2
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write ``folder/step-NNNNNNNN.pt`` atomically, then remove all but the newest two."""
     try:
-        write_atomic(folder / f"step-{step:08d}.pt", lambda file: torch.save({"step": step, **state}, file))
+        write_sealed(folder / f"step-{step:08d}.pt", lambda file: torch.save({"step": step, **state}, file))
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch hides a failed write behind its own
         if not isinstance(cause, OSError):
             raise
+        kept = "the earlier one is whole: " if _files(folder) else ""
         raise UserError(
-            f"cannot write the checkpoint of step {step} to {folder}: {cause.strerror}; the earlier one is whole: "
+            f"cannot write the checkpoint of step {step} to {folder}: {cause.strerror}; {kept}"
             "free space and run the same command again"
         ) from None
     for old in _files(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
 
 
-def load(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint's state, or None where there is none; a damaged file is an error, never skipped."""
+def load(folder: Path, steps: int, *, clean: bool = True) -> dict[str, Any] | None:
+    """The state of the newest whole checkpoint of a stage of ``steps`` steps, None where there is none.
+
+    A damaged one is named in a line and, with ``clean`` (one process of several), removed; the one before it is taken.
+    """
     files = _files(folder)
-    if not files:
-        return None
-    path = files[-1]
+    for number, path in reversed(list(enumerate(files))):
+        state, fault = _read(path, steps)
+        if state is not None:
+            return state
+        if clean:
+            instead = f"continuing from {files[number - 1].name}" if number else "the stage starts again"
+            logging.getLogger(__name__).warning("warning: damaged checkpoint %s (%s): %s", path, fault, instead)
+            path.unlink(missing_ok=True)
+    return None
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is something to continue from."""
+    return bool(_files(folder))
+
+
+def _read(path: Path, steps: int) -> tuple[dict[str, Any] | None, str]:
+    """The state, or what is wrong with the file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch.load raises many kinds for a damaged file; each becomes one line
-        earlier = f"continue from {files[-2].name}" if len(files) > 1 else "start the stage again"
-        raise UserError(
-            f"damaged checkpoint {path} ({type(error).__name__}); delete it to {earlier}, then run the same command"
-        ) from None
+        if not is_whole(path):
+            return None, "its digest differs"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:  # another process of the run has removed it
+        return None, "it is gone"
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; run the same command again") from None
+    except Exception as error:  # noqa: BLE001  torch.load raises many kinds; each becomes one line
+        return None, type(error).__name__
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or path.name != f"step-{step:08d}.pt" or not 0 < step <= steps:
+        return None, f"step {step} of {steps}"
+    return state, ""
 
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}\.pt", path.name))
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}\.pt", path.name))

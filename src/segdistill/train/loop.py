@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from segdistill.config import UserError
+from segdistill.interrupts import Stopped, postponed
 from segdistill.ops import derive_seed
 from segdistill.train import checkpoint
+from segdistill.train.finite import Finite
+from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Schedule
 from segdistill.types import LossTerms
+
+T = TypeVar("T")
 
 
 class Objective(nn.Module):
@@ -35,7 +39,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of the last forward worth logging that are no loss."""
+        """Numbers of the last forward worth logging that are no loss; the log has their mean over the processes."""
         return {}
 
 
@@ -102,26 +106,36 @@ def train(
 ) -> float:
     """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds, resumes included.
 
-    A step's samples come from ``batches``, its random numbers from (seed, step, rank), its learning rate from
-    ``schedule``: so a killed run that is started again gives the same weights as an uninterrupted one.
+    A step's samples come from ``batches``, its random numbers from (seed, step), its learning rate from ``schedule``:
+    so a killed run that is started again gives the same weights as an uninterrupted one, also with another number of
+    processes (see :mod:`segdistill.processes`; then up to rounding). Ctrl-C and SIGTERM end it after the step in
+    progress, with a checkpoint where there is one process.
     """
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=_fused(groups))
+    share_statistics(objective)
     wrapped, optimizer = fabric.setup(objective, optimizer)
-    start, spent = _restore(fabric, objective, optimizer, folder, settings.fingerprint)
+    start, spent, totals = _restore(fabric, objective, optimizer, folder, settings)
     log.rewind(settings.stage, start)
     objective.train()
-    totals, images, last_log_s = Totals(), 0, time.perf_counter()
+    finite, images, last_log_s = Finite(), 0, time.perf_counter()
     began = last_log_s - spent
-    for step, batch in zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True):
+
+    def save(done: int) -> None:
+        _stop_if_not_finite(finite, settings, folder)
+        extra = {"seconds": time.perf_counter() - began, "fingerprint": settings.fingerprint, "totals": vars(totals)}
+        _save(fabric, objective, optimizer, folder, done, extra)
+
+    pairs = zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True)
+    for step, batch in _uncut(pairs, save if fabric.world_size == 1 else None):  # several may stand at other steps
         batch = fabric.to_device(batch)
         images += next(iter(batch.values())).shape[0] * fabric.world_size
         lr = schedule(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        torch.manual_seed(derive_seed(*settings.seed, "model", step, fabric.global_rank))
+        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # one stream, whatever the process
         terms = wrapped(batch, step, settings.steps)
         loss = torch.stack(list(terms.values())).sum()
-        _stop_if_not_finite(loss, terms, settings, step)
+        finite.see(step, loss, terms)
         fabric.backward(loss)
         if settings.clip:
             fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
@@ -132,27 +146,52 @@ def train(
         log.progress(settings.stage, done, settings.steps, None)
         saves = done % settings.checkpoint_every == 0 and done < settings.steps
         if done % settings.log_every == 0 or done == settings.steps or saves:
+            _stop_if_not_finite(finite, settings, folder)
             means, now = totals.means(fabric), time.perf_counter()
             mean = sum(means.values())
             entry = {"stage": settings.stage, "step": done, "steps": settings.steps, "loss": mean}
             entry |= {"terms": means, "lr": lr, "images_per_s": images / (now - last_log_s)}
-            log.metrics(entry | {"diagnostics": objective.diagnostics()})
+            log.metrics(entry | {"diagnostics": _mean(fabric, objective.diagnostics())})
             log.progress(settings.stage, done, settings.steps, mean)
             last_log_s, images = now, 0
         if saves:
-            extra = {"seconds": time.perf_counter() - began, "fingerprint": settings.fingerprint}
-            _save(fabric, objective, optimizer, folder, done, extra)
+            save(done)
     return time.perf_counter() - began
 
 
-def _stop_if_not_finite(loss: Tensor, terms: LossTerms, settings: LoopSettings, step: int) -> None:
-    if math.isfinite(loss.item()):
+def _uncut(pairs: Iterable[tuple[int, T]], save: Callable[[int], None] | None) -> Iterator[tuple[int, T]]:
+    """The pairs of a step and its batch. A signal waits for the end of the step and is raised after ``save``."""
+    done = 0
+    try:
+        for step, batch in pairs:
+            with postponed():
+                yield step, batch
+                done = step + 1
+    except Stopped:
+        if done and save is not None:
+            save(done)
+        raise
+
+
+def _stop_if_not_finite(finite: Finite, settings: LoopSettings, folder: Path) -> None:
+    """One line with what can be done: other settings are another stage, which starts in a folder of its own."""
+    if (broken := finite.broken()) is None:
         return
-    shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    step, terms = broken
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     raise UserError(
-        f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); the last checkpoint is whole: "
-        "lower the learning rate, set a clip, or use precision=32-true, and run again"
+        f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); lower the learning rate, set a clip, "
+        f"or use precision=32-true, with another --out; --reuse {folder.parents[2]} takes its finished stages"
     )
+
+
+def _mean(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """The mean over the processes."""
+    if fabric.world_size == 1 or not values:
+        return values
+    own = torch.tensor(list(values.values()), device=fabric.device)
+    mean: Any = fabric.all_reduce(own, reduce_op="mean")
+    return dict(zip(values, mean.tolist(), strict=True))
 
 
 def _state(objective: Objective, optimizer: Any) -> dict[str, Any]:
@@ -168,11 +207,15 @@ def _save(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, st
     fabric.barrier()
 
 
-def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, fingerprint: str) -> tuple[int, float]:
-    state = checkpoint.load(folder)
+def _restore(
+    fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, settings: LoopSettings
+) -> tuple[int, float, Totals]:
+    """The step to continue from, the seconds that were spent before, and what was summed since the last logged step."""
+    fabric.barrier()
+    state = checkpoint.load(folder, settings.steps, clean=fabric.is_global_zero)
     if state is None:
-        return 0, 0.0
-    if state.get("fingerprint") != fingerprint:
+        return 0, 0.0, Totals()
+    if state.get("fingerprint") != settings.fingerprint:
         raise UserError(
             f"the checkpoint in {folder} was made with other settings or weights; delete it to start the stage again, "
             "or choose another --out"
@@ -181,7 +224,9 @@ def _restore(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path,
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
     fabric.barrier()
-    return int(state["step"]), float(state["seconds"])
+    totals = Totals(**state.get("totals", {}))
+    totals.terms = {name: value.to(fabric.device) for name, value in totals.terms.items()}
+    return int(state["step"]), float(state["seconds"]), totals
 
 
 def _fused(groups: list[dict[str, Any]]) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from segdistill.config import Config
+from segdistill.config import Betas, Config
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm, nn.LocalResponseNorm)
 
 Schedule = Callable[[int, int], float]
 """(step, steps) -> learning rate of the base group."""
@@ -18,15 +20,21 @@ Schedule = Callable[[int, int], float]
 class CosineConfig(Config):
     """Optimiser of the distillation stages (spec A.7): AdamW, cosine in epochs, linear learning-rate rule."""
 
-    lr: float = Field(5e-4, gt=0, description="learning rate at the reference batch")
-    lr_reference_batch: int | None = Field(512, description="lr is scaled by batch / this; None: lr as it is")
-    min_lr: float = Field(1e-5, ge=0)
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(5e-4, gt=0, le=1, description="learning rate at the reference batch")
+    lr_reference_batch: int | None = Field(
+        512, ge=1, le=2**24, description="lr is scaled by batch / this; None: lr as it is"
+    )
+    min_lr: float = Field(1e-5, ge=0, le=1)
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    betas: Betas = (0.9, 0.999)
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
-    epochs: int = Field(100, ge=1, description="the learning rate changes this many times in the stage")
-    lag: int = Field(1, ge=0, description="epochs that the schedule lags behind (1: as the authors' code)")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    epochs: int = Field(100, ge=1, le=10**6, description="the learning rate changes this many times in the stage")
+    lag: int = Field(1, ge=0, le=10**6, description="epochs that the schedule lags behind (1: as the authors' code)")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
+
+    def spared(self, module: nn.Module) -> set[str]:
+        """Names of the parameters that do not decay."""
+        return vectors_and_biases(module)
 
     def schedule(self, batch: int) -> Schedule:
         """Epochs 0 and 1 run at the base rate, epoch e at the cosine of e - 1 (the authors' lag of one)."""
@@ -45,13 +53,19 @@ class CosineConfig(Config):
 class PolyConfig(Config):
     """Optimiser of the task stage (spec A.10): AdamW, polynomial decay, no clipping."""
 
-    lr: float = Field(1e-4, gt=0)
-    encoder_lr_scale: float = Field(0.1, gt=0, description="of the encoder's learning rate where it is trained")
-    power: float = 0.9
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-4, gt=0, le=1)
+    encoder_lr_scale: float = Field(
+        0.1, gt=0, le=1000, description="of the encoder's learning rate where it is trained"
+    )
+    power: float = Field(0.9, ge=0, le=100)
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    betas: Betas = (0.9, 0.999)
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
+
+    def spared(self, module: nn.Module) -> set[str]:
+        """Names of the parameters that do not decay."""
+        return norms_and_embeddings(module)
 
     def schedule(self, batch: int) -> Schedule:
         """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10)."""
@@ -65,17 +79,36 @@ class PolyConfig(Config):
         return lr
 
 
-def parameter_groups(modules: Iterable[tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters of (module, learning-rate scale) pairs.
+def vectors_and_biases(module: nn.Module) -> set[str]:
+    """Names of the parameters that do not decay in a distillation stage: one dimension, or a bias.
 
-    No decay on parameters of one dimension and on biases (timm's ``filter_bias_and_bn``); embeddings do decay (A.7).
+    timm's ``filter_bias_and_bn``; embeddings do decay (spec A.7).
     """
+    return {name for name, value in module.named_parameters() if value.ndim <= 1 or name.endswith(".bias")}
+
+
+def norms_and_embeddings(module: nn.Module) -> set[str]:
+    """Names of the parameters that do not decay in a task stage (spec A.10).
+
+    Those of norm layers or with "norm" in their name, and what starts with a prefix in the module's ``undecayed``.
+    Biases of other layers do decay, as with mmengine's default constructor.
+    """
+    prefixes: tuple[str, ...] = getattr(module, "undecayed", ())
+    norms = {f"{name}." for name, child in module.named_modules() if isinstance(child, _NORMS)}
+    names = (name for name, _ in module.named_parameters())
+    return {name for name in names if "norm" in name or name.startswith((*prefixes, *norms))}
+
+
+def parameter_groups(
+    modules: Iterable[tuple[nn.Module, float]], weight_decay: float, spared: Callable[[nn.Module], set[str]]
+) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters of (module, learning-rate scale) pairs; no decay on what ``spared`` names."""
     groups = []
     for module, scale in modules:
-        decayed, plain = [], []
+        decayed, plain, names = [], [], spared(module)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+                (plain if name in names else decayed).append(parameter)
         groups.append({"params": decayed, "weight_decay": weight_decay, "lr_scale": scale})
         groups.append({"params": plain, "weight_decay": 0.0, "lr_scale": scale})
     return [group for group in groups if group["params"]]

@@ -11,6 +11,7 @@ positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -24,7 +25,7 @@ from segdistill.config import UserError, nearest
 from segdistill.files import write_atomic
 from segdistill.weights.heads import decoder_path, load_decoder_weights
 from segdistill.weights.layouts import State, encoder_state
-from segdistill.weights.reading import check_digest, read_file
+from segdistill.weights.reading import check_digest, digest_of, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.resample import (
     Resample,
@@ -35,13 +36,15 @@ from segdistill.weights.resample import (
 )
 
 __all__ = [
-    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "decoder_path", "load_decoder_weights",
-    "load_encoder_weights", "resample_kernel", "resample_positions", "save_encoder", "shipped_assets", "weights_path",
+    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "decoder_path", "digest_of", "load_decoder_weights",
+    "load_encoder_weights", "resample_kernel", "resample_positions", "safetensors_bytes", "save_encoder",
+    "shipped_assets", "weights_path",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 RELATIVE = re.compile(r"\.rel_pos_[hw]$")
+IN_FOLDER = ("encoder.safetensors", "model.safetensors", "model.safetensors.index.json")
 NEEDED = 0.95  # of the encoder's parameters must come from the file
 
 
@@ -67,9 +70,8 @@ def weights_path(source: str, name: str) -> Path:
     """The file that ``source`` means for the encoder ``name``; a :class:`UserError` where there is none."""
     if source == "shipped" or source.startswith("shipped:"):
         asset = source.partition(":")[2] or name
-        path = ASSETS / f"{asset}.safetensors"
-        if not path.is_file():
-            known = shipped_assets()
+        path, known = ASSETS / f"{asset}.safetensors", shipped_assets()
+        if asset not in known:
             raise UserError(
                 f"no shipped weights '{asset}': {nearest(asset, known)}"
                 f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
@@ -81,11 +83,11 @@ def weights_path(source: str, name: str) -> Path:
         return hub_file(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = next((path / name for name in IN_FOLDER if (path / name).is_file()), path / IN_FOLDER[0])
     if not path.is_file():
         raise UserError(
-            f"no encoder weights at '{path}': give a checkpoint (.safetensors, .pth, .pt, .bin), a stage folder that "
-            "contains encoder.safetensors, timm:<name>, hf:<owner>/<name>, 'shipped', 'shipped:<asset>' or 'random'"
+            f"no encoder weights at '{path}': give a checkpoint (.safetensors, .pth, .pt, .bin), a folder with "
+            f"{', '.join(IN_FOLDER)}, timm:<name>, hf:<owner>/<name>, 'shipped', 'shipped:<asset>' or 'random'"
         )
     return path
 
@@ -100,9 +102,20 @@ def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
-    header = {"encoder": encoder.name, "grid": _text(encoder.grid)}
-    data = save(state, metadata=header)
+    data = safetensors_bytes(state, {"encoder": encoder.name, "grid": _text(encoder.grid)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file, the same for the same tensors and header (safetensors' own order varies)."""
+    data = save(state, metadata=header)
+    start = 8 + int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:start])
+    if "__metadata__" in table:
+        table["__metadata__"] = dict(sorted(table["__metadata__"].items()))
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def load_encoder_weights(
@@ -123,6 +136,13 @@ def load_encoder_weights(
     check_digest(path)
     content, header = read_file(path)
     report = LoadReport(source=str(path), network=encoder.name)
+    with strange_tensors(content, report):
+        _fill(encoder, content, header, report, resample)
+    return report
+
+
+def _fill(encoder: HasWeights, content: Any, header: dict[str, str], report: LoadReport, resample: Resample) -> None:
+    """:func:`load_encoder_weights` after the file was read."""
     state = encoder_state(content, header, encoder, report)
     wanted = encoder.state_dict()
     _account(state, wanted, header, report)
@@ -134,15 +154,14 @@ def load_encoder_weights(
         if key in state and state[key].shape != value.shape
     ]
     if wrong:
-        raise UserError(f"'{path}' does not fit {encoder.name}: {some(wrong)}{_sizes(state, wanted)}")
+        raise UserError(f"'{report.source}' does not fit {encoder.name}: {some(wrong)}{_sizes(state, wanted)}")
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"'{path}' has weights that are not finite: {some(broken)}")
+        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
     if MASK_TOKEN in report.missing:
         state[MASK_TOKEN] = torch.zeros_like(wanted[MASK_TOKEN])
     filled = {key: state.get(key, value).to(value.dtype) for key, value in wanted.items()}
     encoder.load_state_dict(filled)
-    return report
 
 
 def _account(state: State, wanted: State, header: dict[str, str], report: LoadReport) -> None:

@@ -8,7 +8,6 @@ after the top-down sum and no norm before it, so that its weights have no place 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segdistill.config import UserError
+from segdistill.files import read_signed
 from segdistill.weights.layouts import HEAD, State, tensors_of
-from segdistill.weights.reading import check_digest, read_file
+from segdistill.weights.reading import check_digest, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 
 OURS_ALONE = "criterion."  # the loss's class weights come from our settings
@@ -85,14 +85,20 @@ def load_decoder_weights(decoder: HasDecoderWeights, source: str, name: str, cla
     check_digest(path)
     content, _ = read_file(path)
     report = LoadReport(source=str(path), network=name)
+    with strange_tensors(content, report):
+        _fill(decoder, content, path, classes, report)
+    return report
+
+
+def _fill(decoder: HasDecoderWeights, content: Any, path: Path, classes: Sequence[str], report: LoadReport) -> None:
+    """:func:`load_decoder_weights` after the file was read."""
     stored = tensors_of(content, report)
     wanted = {key: value for key, value in decoder.state_dict().items() if not key.startswith(OURS_ALONE)}
-    state = _ours(stored, wanted, name, report)
+    state = _ours(stored, wanted, report.network, report)
     _check_sizes(state, wanted, decoder.num_classes, report)
     _check_classes(_classes_of(content, path, report), classes, report)
     _account(state, wanted, report)
     decoder.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
-    return report
 
 
 def mask2former_state(head: State) -> State:
@@ -182,7 +188,9 @@ def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]
     if report.layout == "mmengine":
         said = said.get("dataset_meta", said) if isinstance(said, Mapping) else None
     elif manifest.is_file():  # of the stage that left the file; check_digest() has read it already
-        said = json.loads(manifest.read_text(encoding="utf-8"))
+        said = read_signed(manifest)
+        if said is None:
+            raise UserError(f"damaged manifest {manifest}; delete the folder {path.parent} to run its stage again")
     names = (said.get("classes") or said.get("CLASSES") or ()) if isinstance(said, Mapping) else ()
     return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 

@@ -5,6 +5,7 @@ official, timm     flat, or in ``model`` / ``module`` / ``state_dict``: DINOv2 (
                    EVA02, DINOv3, SAM (``image_encoder.*``), and what timm saves
 GKD stage          ``model`` with ``student.backbone.*``, ``teacher.backbone.*`` and three heads: the student alone
 mmengine           ``state_dict`` with ``backbone.*`` and ``decode_head.*``: the backbone alone
+training tools     what :mod:`segdistill.weights.wrappers` unwraps first
 transformers       ViT, DeiT, DINOv2 (with and without registers), DINOv3's ViTs (``embeddings.*``, ``*layer.*``)
 segdistill         ``backbone.*`` and ``mask_token``: our own stages
 =================  ====================================================================================================
@@ -29,13 +30,19 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.weights.report import LoadReport, some
+from segdistill.weights.wrappers import (
+    SELF_DISTILLATION,
+    inside,
+    merged_lora,
+    one_network,
+    plain_names,
+    unchunked,
+)
 
 State = dict[str, Tensor]
 DINOV3_KERNEL = "embeddings.patch_embeddings.weight"  # in transformers' files
 KERNEL, STUDENT, SAM = "patch_embed.proj.weight", "student.backbone.", "image_encoder."
 HEAD = "decode_head."
-
-CONTAINERS = ("model", "module", "state_dict")  # the EMA of GKD's files (`model_ema`) is never the network handed over
 
 OTHER_NETWORKS = {
     "GKD stage": (
@@ -92,12 +99,12 @@ DINOV3_GATED = (*DINOV3[:1], (r"\.gate_proj\.", ".w1."), (r"\.up_proj\.", ".w2."
 
 def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report: LoadReport) -> State:
     """The tensors of a file under the encoder's names; ``report`` learns the layout and what was left out."""
-    state = tensors_of(content, report)
+    state = merged_lora(tensors_of(content, report), content, report)
     if "encoder" in header or ("mask_token" in state and any(key.startswith("backbone.") for key in state)):
         report.layout = "segdistill"
         return state
     wanted = {key.removeprefix("backbone.") for key in encoder.state_dict()}
-    state = _backbone(state, report)
+    state = unchunked(_backbone(state, wanted, report), report)
     state = _leave_out(state, encoder.backbone, wanted, report)
     mask_token = state.pop("mask_token", None)
     state = _without_distillation_token(state, wanted, report)
@@ -113,49 +120,60 @@ def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report:
 
 def tensors_of(content: Any, report: LoadReport) -> State:
     """The dictionary of tensors inside the containers of a file."""
-    while isinstance(content, Mapping):
-        name = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
-        if name is None:
-            break
-        report.dropped |= {str(key): "the file's other entries" for key in content if key != name}
-        content = content[name]
+    content = inside(content, report)
     names = [str(key) for key in content] if isinstance(content, Mapping) else []
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if names else {}
     if not state:
         what = f"its entries are {some(names)}" if names else f"it holds a {type(content).__name__}"
         raise UserError(f"'{report.source}' has no weights that we know: {what}; give a state dictionary")
     report.dropped |= {key: "entries that are no tensors" for key in names if key not in state}
-    if all(key.startswith("module.") for key in state):  # saved from DistributedDataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    return plain_names(state, report)
 
 
-def _backbone(state: State, report: LoadReport) -> State:
+def _backbone(state: State, wanted: set[str], report: LoadReport) -> State:
     """One network of those in the file, without its prefix."""
-    if any(STUDENT in key for key in state):
-        layout, prefix = "GKD stage", STUDENT
-    elif any(key.startswith("backbone.") for key in state):
-        layout, prefix = "mmengine", "backbone."
-    elif all(key.startswith((HEAD, "auxiliary_head.")) for key in state):
+    if any(STUDENT in key for key in state) and not any(map(SELF_DISTILLATION.search, state)):
+        return _without_others(state, "GKD stage", STUDENT, report)
+    if any(key.startswith("backbone.") for key in state):
+        heads = any(key.startswith((HEAD, "auxiliary_head.")) for key in state)
+        return _without_others(state, "mmengine" if heads else "backbone.*", "backbone.", report)
+    if all(key.startswith((HEAD, "auxiliary_head.")) for key in state):
         raise UserError(
             f"'{report.source}' has a task decoder ({HEAD}*) and no backbone.*: give the weights of its encoder in a "
             "file of their own, as encoder.weights"
         )
-    elif any(key.endswith(("embeddings.patch_embeddings.projection.weight", DINOV3_KERNEL)) for key in state):
+    state = _common_prefix(one_network(state, report), wanted)
+    if any(key.endswith(("embeddings.patch_embeddings.projection.weight", DINOV3_KERNEL)) for key in state):
         report.layout = "transformers"
         return _from_transformers(state)
-    else:
-        report.layout = "official or timm"
-        return dict(state)
+    report.layout = report.layout or "official or timm"
+    return dict(state)
+
+
+def _without_others(state: State, layout: str, prefix: str, report: LoadReport) -> State:
+    """The keys below ``prefix``; the report learns what else there was."""
     report.layout = layout
     kept: State = {}
     for key, value in state.items():
-        why = next((why for pattern, why in OTHER_NETWORKS[layout] if re.match(pattern, key)), None)
-        if why is not None:
-            report.dropped[key] = why
+        why = next((why for pattern, why in OTHER_NETWORKS.get(layout, ()) if re.match(pattern, key)), None)
+        if prefix in key and why is None:
+            kept[key.partition(prefix)[2]] = value
+        elif layout == "GKD stage" and why is None:
+            kept[key] = value
         else:
-            kept[key.partition(prefix)[2] if prefix in key else key] = value
+            report.dropped[key] = why or "other networks"
     return kept
+
+
+def _common_prefix(state: State, wanted: set[str]) -> State:
+    """``state`` without a first word that all its names have and the encoder's have not."""
+    while state and not wanted & state.keys():
+        first = {key.partition(".")[0] for key in state}
+        shorter = {key.partition(".")[2]: value for key, value in state.items()}
+        if len(first) > 1 or "" in shorter or any(key.startswith(f"{next(iter(first))}.") for key in wanted):
+            break
+        state = shorter
+    return state
 
 
 def _leave_out(state: State, backbone: Any, wanted: set[str], report: LoadReport) -> State:

@@ -9,19 +9,23 @@ writes while it trains also holds its log: those few names are read as :class:`_
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import pickle
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.files import sha256
+from segdistill.files import plain_name, sha256
+from segdistill.weights.report import LoadReport, some
 
+INDEX = ".index.json"
 LOG = (  # what mmengine's log buffers are pickled with: their class, NumPy arrays, and names looked up in a class
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -45,6 +49,8 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
     """The content of a checkpoint and, for safetensors, its header. :class:`UserError` where it is not one."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.name.endswith(INDEX):
+        return _read_shards(path), {}
     try:
         with path.open("rb") as file:
             start = file.read(1024)
@@ -74,11 +80,59 @@ def check_digest(path: Path) -> None:
         return
 
 
+def shards(index: Path) -> list[Path]:
+    """The files that a ``model.safetensors.index.json`` names, which lie beside it."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({plain_name(name) for name in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"'{index}' is damaged or no index of safetensors files: fetch it again") from None
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent or not names:
+        raise UserError(f"'{index}' names {some(absent)}, which is not beside it: fetch all {len(names)} of its files")
+    return [index.parent / name for name in names]
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files of an index, which must be those that it lists."""
+    state: dict[str, Tensor] = {}
+    for path in shards(index):
+        check_digest(path)
+        state |= _read_safetensors(path)[0]
+    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].keys()
+    if odd := sorted(listed ^ state.keys()):
+        raise UserError(f"'{index}' and its files differ in {some(odd)}: fetch them again")
+    return state
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a weight file; of an index that of all its files."""
+    if not path.name.endswith(INDEX):
+        return sha256(path)
+    return hashlib.sha256("".join(f"{each.name} {sha256(each)}\n" for each in shards(path)).encode()).hexdigest()
+
+
+@contextmanager
+def strange_tensors(content: Any, report: LoadReport) -> Iterator[None]:
+    """Whatever a library raises on tensors that fit no layout, as one line with the file's first names."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  timm's converters and torch raise many kinds
+        names = [str(key) for key in content] if isinstance(content, Mapping) else []
+        why = (str(error).strip().splitlines() or [""])[0][:80]
+        raise UserError(
+            f"'{report.source}' does not fit {report.network} ({type(error).__name__}: {why}); its first names are "
+            f"{some(names)}: give a state dictionary of that network"
+        ) from None
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  a damaged header raises many kinds
         raise UserError(f"'{path}' is damaged or no safetensors file ({error}): make or fetch it again") from None
 
 
@@ -86,7 +140,7 @@ def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace, *((_Nothing, name) for name in LOG)]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001  the unpickler raises whatever a damaged file makes it do
         foreign = re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error))
         if foreign:
             name = next(filter(None, foreign.groups()))

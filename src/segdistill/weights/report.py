@@ -17,6 +17,7 @@ class LoadReport:
     source: str  # the file
     network: str  # the encoder's name, or the decoder's
     layout: str = ""  # whose names the file uses
+    taken: str = ""  # which of the file's states, where it has several or names it
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # not in the file: they keep a neutral value (0, or a gain of 1)
     dropped: dict[str, str] = field(default_factory=dict)  # left out on purpose, and why
@@ -24,9 +25,12 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # nobody knows them: an error, so empty in what is returned
     share: float = 0.0  # of the network's parameters that came from the file
 
+    def _from(self) -> str:
+        return f"{self.layout}; {self.taken}" if self.taken else self.layout
+
     def summary(self) -> str:
         """One line for the log."""
-        parts = [f"{self.network} <- '{self.source}' ({self.layout}): {100 * self.share:.2f} % of the parameters"]
+        parts = [f"{self.network} <- '{self.source}' ({self._from()}): {100 * self.share:.2f} % of the parameters"]
         if self.changed:
             parts.append("changed " + some([f"{key} ({how})" for key, how in self.changed.items()]))
         if self.missing:

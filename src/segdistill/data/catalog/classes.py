@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segdistill.data.catalog.record import IGNORE, RGB, interleaved_colors
-from segdistill.data.world.classes import CLASSES, COLORS
+from segdistill.world.classes import CLASSES, COLORS
 
 # The 19 Cityscapes classes: the world's own, in the same order and colours.
 DRIVING = CLASSES

@@ -51,12 +51,16 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which the files may lie. ``archives``: the official packed files that hold it together."""
+    """One way in which the files may lie. ``archives``: the official packed files that hold it together.
+
+    ``upright``: images are turned as their EXIF orientation says; official sets are read as they are stored.
+    """
 
     title: str
     splits: Mapping[Split, Files]
     encoding: Encoding | None
     archives: tuple[str, ...] = ()
+    upright: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, png_rgb16
 from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.data.world import IGNORE, THINGS, Rendered
+from segdistill.world import IGNORE, THINGS, Rendered
 
 CONDITIONS = ("fog", "night", "rain", "snow")  # of ACDC, and domains of the world
 MAPILLARY_NAMES = tuple(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN_TILES
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
 from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.data.world import CLASSES, IGNORE, Rendered
+from segdistill.world import CLASSES, IGNORE, Rendered
 
 RELEASES = ("miccai_challenge_2018_release_1", "miccai_challenge_2018_release_2")
 VAIHINGEN = (

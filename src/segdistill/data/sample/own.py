@@ -14,7 +14,7 @@ from segdistill.data.catalog import DATASETS
 from segdistill.data.catalog.record import shifted
 from segdistill.data.sample.pixels import jpeg, png
 from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.data.world import CLASSES, THINGS, Rendered
+from segdistill.world import CLASSES, THINGS, Rendered
 
 COCO_IDS = {"person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6, "train": 7, "truck": 8}  # COCO's own
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.data import world
+from segdistill import world
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding
-from segdistill.data.world import Rendered
+from segdistill.world import Rendered
 
 Member = tuple[str, bytes]
 """A file of a sample: its path below the data set's folder, with slashes, and its contents."""

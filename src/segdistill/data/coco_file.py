@@ -1,0 +1,222 @@
+"""COCO's annotation file, checked as a whole before anything of it is used: types first, then what refers to what.
+
+Problems are collected into one line. What the pixels of an object are is for `data/coco.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Strict,
+    Tag,
+    ValidationError,
+)  # fmt: skip
+
+from segdistill.config import UserError
+from segdistill.data.archives import is_text, read_file
+from segdistill.data.decode import PIXELS
+
+SHOWN = 3
+"""Problems that the message shows of one file."""
+
+
+def _whole(value: object) -> int:
+    """40 and 40.0, which some tools write."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("expected a whole number")
+    return value
+
+
+def _side(value: object) -> int:
+    if not 1 <= (side := _whole(value)) <= PIXELS:
+        raise ValueError("expected a number of pixels")
+    return side
+
+
+def _run(value: object) -> int:
+    if not 0 <= (run := _whole(value)) <= PIXELS:
+        raise ValueError("expected a number of pixels, 0 or more")
+    return run
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not is_text(value):
+        raise ValueError("expected a name: text without control characters")
+    return value
+
+
+def _crowd(value: object) -> bool:
+    if value not in (None, 0, 1):  # also False and True
+        raise ValueError("expected 0 or 1")
+    return bool(value)
+
+
+def _some(value: object) -> object:
+    return [] if value is None else value
+
+
+def _form(value: object) -> str:
+    return "runs" if isinstance(value, dict) else "polygons"
+
+
+Whole = Annotated[int, PlainValidator(_whole)]
+Side = Annotated[int, PlainValidator(_side)]
+Name = Annotated[str, PlainValidator(_name)]
+Polygon = list[Annotated[float, Strict(), Field(ge=-PIXELS, le=PIXELS, allow_inf_nan=False)]]
+
+
+class _Entry(BaseModel):
+    """Other keys, of which tools write many, mean nothing here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Runs(_Entry):
+    """Run lengths in columns, plain or as COCO's text."""
+
+    size: tuple[Side, Side]  # height, width
+    counts: Annotated[str, Strict()] | list[Annotated[int, PlainValidator(_run)]]
+
+
+class CocoImage(_Entry):
+    """One image. ``file_name`` is as the file has it; :func:`plain` makes it comparable."""
+
+    id: Whole
+    file_name: Name
+    height: Side
+    width: Side
+
+
+class CocoObject(_Entry):
+    """One object: a list of polygons x, y, x, y, ..., or run lengths."""
+
+    image_id: Whole
+    category_id: Whole
+    segmentation: Annotated[
+        Annotated[list[Polygon], Tag("polygons")] | Annotated[Runs, Tag("runs")],
+        Discriminator(_form),
+        BeforeValidator(_some),
+    ] = []
+    iscrowd: Annotated[bool, PlainValidator(_crowd)] = False
+
+
+class CocoCategory(_Entry):
+    """One class."""
+
+    id: Whole
+    name: Name
+
+
+class CocoFile(_Entry):
+    """The parts of the file that are used."""
+
+    images: list[CocoImage]
+    annotations: list[CocoObject]
+    categories: list[CocoCategory] = Field(min_length=1)
+
+
+def read_coco(path: Path) -> CocoFile:
+    """The annotation file at ``path``; a :class:`UserError` says what is wrong with it."""
+    try:
+        values = json.loads(read_file(path))  # bytes: with a byte order mark and in UTF-16, too
+    except OSError as error:
+        raise UserError(f"cannot read the annotations {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from None
+    parts = tuple(CocoFile.model_fields)
+    if not isinstance(values, dict) or (missing := [part for part in parts if not isinstance(values.get(part), list)]):
+        raise UserError(f"{path}: no list '{missing[0] if isinstance(values, dict) else parts[0]}'; "
+                        f"a COCO file has {', '.join(parts)}")  # fmt: skip
+    try:
+        file = CocoFile.model_validate(values)
+    except ValidationError as error:
+        shown = [_line(problem) for problem in error.errors(include_url=False)[:SHOWN]]
+        raise UserError(_summary(path, shown, error.error_count())) from None
+    problems = list(_contradictions(file))
+    if problems:
+        raise UserError(_summary(path, problems[:SHOWN], len(problems)))
+    return file
+
+
+def plain(name: str) -> str:
+    """A file's name as it is compared: composed characters (NFC), slashes, no ``.`` and no ``..`` that can be done."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
+
+
+def stem(name: str) -> str:
+    """The comparable name without its ending: that of the image's label."""
+    path = PurePosixPath(plain(name))
+    return str(path.with_suffix("")) if path.name else str(path)
+
+
+def _contradictions(file: CocoFile) -> Iterator[str]:
+    """What entries say about each other and cannot be."""
+    yield from _twice("images: the id", (image.id for image in file.images))
+    yield from _twice("images: the name", (plain(image.file_name) for image in file.images))
+    if len({plain(image.file_name) for image in file.images}) == len(file.images):
+        yield from _twice("images: the name without its ending", (stem(image.file_name) for image in file.images))
+    yield from _twice("categories: the id", (category.id for category in file.categories))
+    for image in file.images:
+        if image.height * image.width > PIXELS:
+            yield f"image {image.file_name!r} of {image.height} x {image.width} pixels is too large"
+    images, categories = {image.id: image for image in file.images}, {category.id for category in file.categories}
+    for number, entry in enumerate(file.annotations):
+        where = f"annotations.{number}"
+        if entry.category_id not in categories:
+            yield f"{where}: category {entry.category_id} is not in the file's list"
+        image = images.get(entry.image_id)
+        if image is None:
+            yield f"{where}: image {entry.image_id} is not in the file's list"
+        else:
+            yield from (f"{where} of {image.file_name!r}: {line}" for line in _impossible(entry.segmentation, image))
+
+
+def _impossible(segmentation: list[Polygon] | Runs, image: CocoImage) -> Iterator[str]:
+    """What keeps one object from being painted."""
+    if isinstance(segmentation, list):
+        if not segmentation:
+            yield "an object without polygons or run lengths"
+        for polygon in segmentation:
+            if len(polygon) < 6 or len(polygon) % 2:
+                yield f"a polygon with {len(polygon)} numbers; x and y of three corners are needed"
+        return
+    height, width = segmentation.size
+    if (height, width) != (image.height, image.width):
+        yield f"run lengths for {height} x {width}, the image has {image.height} x {image.width} (height x width)"
+    elif isinstance(segmentation.counts, list) and (total := sum(segmentation.counts)) != height * width:
+        yield f"run lengths of {total} pixels for {height} x {width} (height x width)"
+
+
+def _twice(what: str, values: Iterable[Hashable]) -> Iterator[str]:
+    seen: set[Hashable] = set()
+    for value in values:
+        if value in seen:
+            yield f"{what} {value!r} stands twice"
+        seen.add(value)
+
+
+def _line(problem: Any) -> str:
+    """One problem of pydantic's: where, what is expected, what came."""
+    where = ".".join(str(step) for step in problem["loc"] if step not in ("polygons", "runs"))
+    got = repr(problem["input"])
+    came = "" if problem["type"] == "missing" else f", got {got[:60]}{'...' * (len(got) > 60)}"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{came}"
+
+
+def _summary(path: Path, shown: list[str], count: int) -> str:
+    more = f"{count} problems, such as " if count > len(shown) else ""
+    return f"{path}: {more}{'; '.join(shown)}"

@@ -1,0 +1,140 @@
+"""Ctrl-C and SIGTERM: a step in progress is ended, the process ends soon, and no process that it started survives it.
+
+Python's own handler raises wherever the main thread happens to be; here a step of training is over first
+(:func:`postponed`). A thread watches for the case that the main thread does not come back, say from a collective
+operation whose other side is gone: after ``GRACE`` seconds it ends the process. A process that belongs to another one
+(a rank to torchrun, a table's cell to its command) ends when that one is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 20.0  # seconds
+
+
+class Stopped(BaseException):
+    """A signal asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status that a shell would give."""
+        return 128 + self.number
+
+    @property
+    def line(self) -> str:
+        """What to tell the user."""
+        return f"interrupted ({signal.Signals(self.number).name}); the same command continues where it stopped"
+
+
+class _State:
+    """Of this process: how deep it is in what must not be cut short, and the signal that waits for its end."""
+
+    depth = 0
+    waiting: int | None = None
+    process = 0
+
+
+def _handler(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _State.process:  # a worker that was forked and has not got handlers of its own yet
+        os._exit(128 + number)
+    if _State.depth:
+        _State.waiting = number
+        return
+    raise Stopped(number)
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """What must not be cut short: a signal that comes inside is raised at its end."""
+    _State.depth += 1
+    try:
+        yield
+    finally:
+        _State.depth -= 1
+    if _State.waiting is not None and not _State.depth:
+        number, _State.waiting = _State.waiting, None
+        raise Stopped(number)
+
+
+@contextmanager
+def handled(*, belongs: bool | None = None) -> Iterator[None]:
+    """Signals raise :class:`Stopped` here; only the main thread of a process can ask for that.
+
+    ``belongs``: the end of the parent counts as a SIGTERM; by default for what torchrun has started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _State.process, _State.waiting, _State.depth = os.getpid(), None, 0
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = {number: signal.signal(number, _handler) for number in SIGNALS}
+    woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+    if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
+        threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, old in before.items():
+            signal.signal(number, old)
+        theirs.shutdown(socket.SHUT_RDWR)  # a forked worker may hold a copy
+        theirs.close()
+
+
+def _watch(wakes: socket.socket) -> None:
+    """End the process if the main thread has not done so within ``GRACE`` seconds of a signal."""
+    with wakes, suppress(OSError):
+        while data := wakes.recv(64):
+            asked = [number for number in data if number in SIGNALS]
+            if asked:
+                wakes.settimeout(GRACE)
+                ends = time.monotonic() + GRACE
+                with suppress(TimeoutError):
+                    while wakes.recv(64):
+                        wakes.settimeout(max(0.01, ends - time.monotonic()))
+                    return  # handled() is over
+                end_now(Stopped(asked[0]).status, f"segdistill: {Stopped(asked[0]).line}")
+
+
+def _follow(parent: int, wakes: socket.socket) -> None:
+    """Send this process a SIGTERM when its parent is gone, as long as its signals are handled."""
+    while wakes.fileno() >= 0:
+        time.sleep(1.0)
+        if os.getppid() != parent and wakes.fileno() >= 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def ignored_in_worker(_: int = 0) -> None:
+    """For a process that makes batches: its parent ends it, not the terminal's Ctrl-C."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_now(status: int, line: str = "") -> None:
+    """End this process and those that it started, whatever they are doing."""
+    with suppress(OSError, ValueError):
+        if line:
+            os.write(2, f"{line}\n".encode())
+        sys.stdout.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)

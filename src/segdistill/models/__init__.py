@@ -1,0 +1,6 @@
+"""Encoder and head as one network, with ``loss(batch)`` for training and ``predict(images)`` for everything else."""
+
+from segdistill.models.model import Model
+from segdistill.models.segmenter import Segmenter, Window, positions
+
+__all__ = ["Model", "Segmenter", "Window", "positions"]

@@ -1,0 +1,63 @@
+"""What every network of a task offers to training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from segdistill.decoders import Decoder
+from segdistill.ops import maps
+from segdistill.types import Batch, Features, LossTerms
+
+
+class Model(nn.Module):
+    """An encoder and the decoder that reads its ``taps``. Images are RGB in [0, 1], (B, 3, H, W).
+
+    A task's network adds :meth:`loss_of` and ``predict``. Training asks for :meth:`features`, :meth:`decode` and
+    :meth:`loss_of` one by one where a distillation term or another head reads the features too; :meth:`loss` is the
+    three in a row.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder: Any = encoder  # any module with an encoder's methods
+        self.decoder = decoder
+        self.taps = tuple(taps)
+        self.encoder_is_frozen = False
+
+    def freeze_encoder(self) -> None:
+        """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
+        self.encoder_is_frozen = True
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    def train(self, mode: bool = True) -> Model:
+        """As ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """What the decoder reads; without gradient where the encoder is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
+            return self.encoder(images, self.taps)
+
+    def decode(self, features: Features) -> Any:
+        """One pass of the decoder over features of its taps; the outcome is in the decoder's own form."""
+        return self.decoder.decode(maps(features))
+
+    def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
+        """The task's loss terms; ``batch`` has the targets of the first decoded images, any further ones have none."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> LossTerms:
+        """The task's loss terms on the batch's images, (B, 3, H, W) uint8, and its targets."""
+        return self.loss_of(self.decode(self.features(batch["image"].float() / 255.0)), batch)
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """:meth:`loss`, as the call that wrappers for several processes see."""
+        return self.loss(batch)

@@ -1,0 +1,141 @@
+"""Semantic segmentation: class scores, class maps, sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from segdistill.config import Config, Size, UserError
+from segdistill.decoders import Decoder
+from segdistill.models.bands import Strip, decide, enlarge
+from segdistill.models.model import Model
+from segdistill.types import Batch, LossTerms
+
+
+class Window(Config):
+    """Sliding-window inference (spec A.11): ``size`` and ``stride`` in pixels (h, w), ``batch`` windows at a time."""
+
+    size: Size = (512, 512)
+    stride: Size = (341, 341)
+    batch: int = Field(4, ge=1, le=2**16)
+
+    @model_validator(mode="after")
+    def _covers(self) -> Window:
+        if any(not 1 <= step <= side for side, step in zip(self.size, self.stride, strict=True)):
+            raise ValueError(f"stride {self.stride} must be at least 1 and at most the size {self.size}")
+        return self
+
+
+def positions(length: int, size: int, stride: int) -> list[int]:
+    """Starts of the windows along one side; the last one is shifted back to end with the image."""
+    count = max(length - size + stride - 1, 0) // stride + 1
+    return [min(i * stride, max(length - size, 0)) for i in range(count)]
+
+
+class Segmenter(Model):
+    """A segmentation model of ``num_classes`` classes: the decoder reads the encoder's ``taps``.
+
+    Images are RGB in [0, 1], (B, 3, H, W), of any size: one that the encoder does not take (a side is no multiple of
+    its patch or final stride) is padded at the bottom or right by repeating the border, and the result is cropped.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(encoder, decoder, taps)
+        self.num_classes = num_classes
+
+    def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
+        """The decoder's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
+        return self.decoder.loss_of(decoded, batch["label"])
+
+    def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Class scores per pixel of the whole image at once; differentiable."""
+        height, width = images.shape[-2:]
+        bottom, right = self._padding(images)
+        padded = _pad(images, bottom, right) if bottom or right else images
+        scores = self.decoder.scores_of(self.decode(self.features(padded)), (height + bottom, width + right))
+        return scores[..., :height, :width]
+
+    def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
+        """Scores of overlapping windows, summed and divided by their number per pixel; float32.
+
+        An image smaller than a window is one window of its own size.
+        """
+        return torch.cat(list(self.window_bands(images, window)), dim=2)
+
+    def window_bands(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Iterator[Tensor]:
+        """:meth:`window_scores` in bands (B, K, rows, w) from top to bottom, each as soon as no window is missing.
+
+        Windows of all the images are batched together. Kept are the rows that unfinished windows reach: with windows
+        of V rows and the windows of up to R of their rows in a batch, B x K x (V + R x stride) x w float32 values.
+        """
+        batch, _, height, width = images.shape
+        rows = positions(height, window.size[0], window.stride[0])
+        columns = positions(width, window.size[1], window.stride[1])
+        high, wide = min(height, window.size[0]), min(width, window.size[1])
+        places = [(y, i, x) for y in rows for i in range(batch) for x in columns]
+        down, across = (
+            _covering(starts, size, length).to(images.device)
+            for starts, size, length in ((rows, high, height), (columns, wide, width))
+        )
+        total, top = torch.zeros(batch, self.num_classes, 0, width, device=images.device), 0
+        for start in range(0, len(places), window.batch):
+            chunk = places[start : start + window.batch]
+            scores = self.scores(torch.stack([images[i, :, y : y + high, x : x + wide] for y, i, x in chunk]))
+            total = F.pad(total, (0, 0, 0, chunk[-1][0] + high - top - total.shape[2]))
+            for (y, i, x), score in zip(chunk, scores, strict=True):
+                total[i, :, y - top : y - top + high, x : x + wide] += score.float()
+            ahead = places[start + window.batch : start + window.batch + 1]
+            ready = ahead[0][0] if ahead else height
+            if ready > top:
+                yield total[:, :, : ready - top] / torch.outer(down[top:ready], across)
+                total, top = total[:, :, ready - top :], ready
+
+    @torch.no_grad()
+    def strips(
+        self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
+    ) -> Iterator[Strip]:
+        """:meth:`predict` with confidences, a few rows of one image at a time (:func:`.bands.enlarge`)."""
+        if not images.is_floating_point():
+            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+        height, width = images.shape[-2:]
+        bands = [self.scores(images)] if window is None else self.window_bands(images, window)
+        for image, top, scores in enlarge(bands, (height, width), size or (height, width)):
+            yield Strip(image, top, *decide(scores, logits=self.decoder.scores_are_logits))
+
+    def predict(
+        self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
+    ) -> Int[Tensor, "b _p _q"]:
+        """Class map (int64) of the images' size, or of ``size``: then the *scores* are upsampled before the argmax.
+
+        Scores are enlarged a few rows at a time and, with a window, never held for a whole image. The model is used in
+        the mode it is in; call ``eval()`` first.
+        """
+        height, width = size or images.shape[-2:]
+        classes = torch.empty(len(images), height, width, dtype=torch.int64, device=images.device)
+        for strip in self.strips(images, window, size):
+            classes[strip.image, strip.top : strip.top + len(strip.classes)] = strip.classes
+        return classes
+
+    def _padding(self, images: Tensor) -> tuple[int, int]:
+        """Missing pixels at the bottom and at the right."""
+        height, width = images.shape[-2:]
+        high, wide = self.encoder.padded(height, width)
+        return high - height, wide - width
+
+
+def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:
+    """How many windows of ``size`` cover each of ``length`` places."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + size] += 1
+    return count
+
+
+def _pad(images: Tensor, bottom: int, right: int) -> Tensor:
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")
