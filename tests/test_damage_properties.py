@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mutations import damaged, spoiled
 from segdistill.config import UserError
-from segdistill.report.runs import load_run
+from segdistill.results import load_run
 from tiny_runs import tiny_file
 
 READ = ("results.json", "environment.json", "metrics.jsonl", "recipe.yaml", "stages/01-agnostic/manifest.json")
