@@ -316,8 +316,10 @@ def test_what_a_run_was_made_of_is_checked_without_its_images(told, moved):
     start.write_bytes(kept)
     text = recipe.read_text()
     recipe.write_text(text.replace("steps: 1", "steps: 2"))
+    assert "recipe.yaml is damaged or was edited" in told(*ask)[2]
+    recipe.write_text(text.replace("steps: 1", "steps: 2").partition("# sha256")[0])
     assert "was made with other settings or weights" in told(*ask)[2]
     recipe.write_text(text)
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "origin"}))
+    manifest.write_text(json.dumps({key: value for key, value in content.items() if key not in ("origin", "digest")}))
     assert re.search("no .*GTA", told(*ask)[2])  # an older manifest: the images themselves must tell

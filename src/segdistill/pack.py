@@ -7,7 +7,7 @@ from typing import Any
 
 from segdistill.config import UserError
 from segdistill.encoders import build_encoder
-from segdistill.files import read_metrics_line, read_signed, sha256, write_signed
+from segdistill.files import read_metrics_line, read_signed, sha256, write_json
 from segdistill.finished import damaged_file, load_finished, read_manifest, stage_folder, student_weights
 from segdistill.recipe import Recipe
 from segdistill.weights import save_encoder
@@ -27,7 +27,7 @@ def pack(run: Path, out: Path) -> dict[str, Any]:
     path, about = out.with_suffix(".safetensors"), describe(recipe, run)
     save_encoder(encoder, path, half=True)
     manifest = about | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
-    write_signed(path.with_suffix(".json"), manifest)
+    write_json(path.with_suffix(".json"), manifest)
     return manifest
 
 
