@@ -36,7 +36,7 @@ class Link:
 def restrictions(licence: str, *, gated: bool = False) -> tuple[str, ...]:
     """``non-commercial``, ``gated``, ``own terms`` or ``unknown``: what stands between a licence and free use."""
     found = ["non-commercial"] if NON_COMMERCIAL.search(licence) else []
-    found += ["gated"] if gated else []
+    found += ["gated"] if gated or "registration" in licence else []
     if not found and not OPEN.match(licence):
         found = ["unknown"] if licence.startswith(("unknown", "see ")) else ["own terms"]
     return tuple(found)
@@ -45,7 +45,7 @@ def restrictions(licence: str, *, gated: bool = False) -> tuple[str, ...]:
 def chain(recipe: Recipe) -> list[Link]:
     """Teacher, student's start weights, then the images of every stage; each once."""
     links = [link for role in ("teacher", "student") for link in _weights(role, getattr(recipe, role))]
-    domains = [(recipe.data, name) for stage in recipe.stages for each in stage.selections() for name in each.domains]
+    domains = [(recipe.data, name) for stage in recipe.stages for _, each, _ in stage.reads() for name in each.domains]
     links += [_data(source, name) for source, name in domains]
     return list(dict.fromkeys(links))
 

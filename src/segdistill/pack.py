@@ -44,6 +44,7 @@ __all__ = [
     "read_packed", "segmenter_in", "tensors_digest",
 ]  # fmt: skip
 
+MARK = b"library_name: segdistill"  # in every card
 PLACES = ("root", "roots")  # settings that name folders of one machine
 STAGE_KEYS = ("name", "type", "steps", "batch", "hardware", "commit", "metrics")
 PACKAGES = ("version", "python", *environment.PACKAGES)
@@ -137,9 +138,13 @@ def _portable(value: Any) -> Any:
 
 
 def _may_write(paths: Sequence[Path], *, force: bool) -> None:
+    """A :class:`UserError` where files are there; ``force`` replaces them, but for a README.md that is no card."""
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
+    for path in paths:
+        if path.suffix == ".md" and path.is_file() and MARK not in path.read_bytes():
+            raise UserError(f"{path} is no model card of ours and is not replaced; choose another name or folder")
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -223,7 +228,7 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def data_digest(recipe: Recipe, number: int) -> str:
     """SHA-256 of what is known of the images of stage ``number``: which they are, their classes, how they are read."""
-    return _digest(recipe.data.facts(*recipe.stages[number].selections()))
+    return _digest(recipe.data.facts(*(selection for _, selection, _ in recipe.stages[number].reads())))
 
 
 def _digest(facts: Any) -> str:

@@ -10,7 +10,7 @@ Tensors are named ``encoder.*`` and ``decoder.*``. The header has one entry, ``s
 ``preprocessing``   ``mean`` and ``std`` (inside the encoder), ``size`` (trained on), ``resize`` and ``window`` of the
                     evaluation, and both for every domain (``domains``)
 ``precision``       float32, or float16: cast up when it is loaded
-``tensors_sha256``  digest of all tensors, see :func:`tensors_digest`
+``tensors_sha256``  digest of all tensors, see :func:`tensors_digest`; ``header_sha256``: of all other entries
 ``history``         recipe as YAML, seed, stages, commit, versions
 ``scores``          of student and teacher by domain with intervals; ``kept``: student / teacher
 ``licences``        the chain teacher -> data -> student
@@ -76,8 +76,15 @@ def write_packed(path: Path, segmenter: Segmenter, metadata: Mapping[str, Any], 
     state = state_of(segmenter, half=half)
     precision = "float16" if half else "float32"
     header = {**metadata, "format": FORMAT, "precision": precision, "tensors_sha256": tensors_digest(state)}
+    header["header_sha256"] = _header_digest(header)
     data = save(state, metadata={KEY: json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def _header_digest(header: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else that the header says."""
+    rest = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def is_packed(path: Path) -> bool:
@@ -115,6 +122,8 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' has the format {metadata.get('format')!r}, this version reads {FORMAT}: update segdistill, or "
             "pack the run again"
         )
+    if metadata.get("header_sha256") != _header_digest(metadata):
+        raise UserError(f"'{path}' is damaged: its header is not what was written; make or fetch it again")
     if missing := [key for key in NEEDED if key not in metadata]:
         raise UserError(f"'{path}' is damaged: its header lacks {', '.join(missing)}; pack the run again")
     return state, metadata

@@ -46,8 +46,10 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     :class:`UserError` where the file is none of these, or cannot be read.
     """
     path = Path(source)
-    if path.suffix in SIDE or path.with_suffix(".json").is_file():
-        return list(_beside(path))
+    if path.suffix in SIDE:
+        return list(_beside(path, path.with_name(f"{path.name}.json")))
+    if path.with_suffix(".json").is_file():
+        return list(_beside(path, path.with_suffix(".json")))
     path = packed_path(source)
     state, header = read_packed(path)
     checks = [_equal("tensors", path.name, tensors_digest(state), header["tensors_sha256"])]
@@ -62,9 +64,8 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     return checks + [_rest(each, recipe, run) for each in header.get("rests_on", [])]
 
 
-def _beside(path: Path) -> Iterator[Check]:
+def _beside(path: Path, report: Path) -> Iterator[Check]:
     """A file with a JSON report or manifest beside it, which has its SHA-256."""
-    report = path.with_suffix(".json")
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -102,6 +102,9 @@ def run(
     from segdistill.run import run as run_recipe
 
     settings = recipes.load(path, overrides)
+    for other in reuse or []:
+        if not (other / "stages").is_dir():
+            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
     ship.warn(chain(settings))
     if dry_run:
         from segdistill.plan import make_plan
@@ -188,10 +191,13 @@ def bench(
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
     from segdistill import bench as benches
+    from segdistill.licences import chain
 
     config = benches.load_table(path, changes)
     benches.check_paper(config)
     cells = benches.cells_of(config, recipes_folder(), changes)
+    if not collect:
+        ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
     if dry_run:
         _show_plan(benches.plan_cells(cells))
         return

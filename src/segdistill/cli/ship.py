@@ -19,7 +19,7 @@ Role = Annotated[str | None, typer.Option(help="student or teacher; default: the
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
-    for command in (pack, verify, push):
+    for command in (pack, verify, push, export):
         app.command()(command)
 
 
@@ -89,3 +89,48 @@ def push(
     from segdistill.hub import push as push_file
 
     typer.echo(push_file(file, name, private=not public, revision=revision))
+
+
+def export(
+    what: Annotated[str, typer.Argument(help="a run folder, a packed file, or hf:<owner>/<name>")],
+    out: Annotated[Path, typer.Argument(help="the file to write: model.onnx, or model.pt2 for torch.export")],
+    *,
+    role: Role = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="height and width that the graph resizes images to; default: their own, else as evaluated"),
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="also model.fp16.onnx, in half precision")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="also model.int8.onnx, calibrated on source images")] = False,
+    images: Annotated[int, typer.Option(min=1, help="images per domain to compare on")] = 16,
+    calibration: Annotated[int, typer.Option(min=1, help="source images that set the ranges of int8")] = 32,
+    root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
+    force: Force = False,
+) -> None:
+    """Write a finished model as ONNX or torch.export file, compared with the network on every domain."""
+    from segdistill.export import export as export_file
+    from segdistill.export import report_path, summary_rows
+    from segdistill.progress import Bars
+
+    with Bars("export", 0) as bars:
+        report = export_file(
+            what,
+            out,
+            role=role,
+            size=size,
+            fp16=fp16,
+            int8=int8,
+            images=images,
+            calibration=calibration,
+            root=root,
+            force=force,
+            watcher=bars,
+        )
+    rows, files = summary_rows(report)
+    print_table(rows)
+    typer.echo("")
+    print_table(files)
+    network = report["network_size"]
+    size_line = network if isinstance(network, str) else f"{network[0]} x {network[1]}, fixed: {report['note']}"
+    typer.echo(f"images: uint8 (batch, height, width, 3), RGB; size of the network: {size_line}")
+    typer.echo(f"report: {report_path(out)}")
