@@ -30,7 +30,7 @@ def exported(tmp_path_factory, finished):
     (folder / "runs").mkdir()
     (folder / "runs/mine").symlink_to(finished)
     child = Child(folder / "printed.txt", run_page, folder)
-    assert child.wait() == 0, child.text()
+    assert child.wait(1200) == 0, child.text()
     return folder, child.text()
 
 
@@ -81,11 +81,10 @@ def test_windows_are_inside_the_graph():
     assert (torch_runner(segmenter, View((64, 96)))(images)[0] != classes).any(), "windows matter here"
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit", None), ("convnext", None), ("vit_mask2former", (64, 96)),
-                                            ("convnext_mask2former", (64, 96))])  # fmt: skip
+@pytest.mark.parametrize(("name", "size"), [("vit", None), ("convnext", None), ("vit_mask2former", (64, 96))])
 def test_every_kind_of_network_in_onnxruntime_at_any_batch_and_size(name, size, tmp_path):
     child = Child(tmp_path / "log.txt", export_case, name, size, tmp_path / "facts.json")
-    assert child.wait() == 0, child.text()
+    assert child.wait(1200) == 0, child.text()
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert min(facts["equal"].values()) >= 0.999, facts["equal"]
     assert facts["difference"] < 1e-3
