@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
 from segdistill.config import UserError
@@ -151,6 +153,16 @@ def test_the_page_names_every_command_that_ships(exported):
     assert "`segdistill push " in PAGE.read_text(), "which needs a network"
     assert exported[1].count(" differ, ") == 2, "both files were verified"
     assert exported[1].count(" 0 differ, ") == 2
+
+
+def test_the_pages_python_runs(exported, monkeypatch):
+    monkeypatch.chdir(exported[0])
+    Image.fromarray(pixels((1, 70, 90))[0]).save("street.jpg")
+    program = "\n".join(re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    found: dict = {}
+    exec(compile(program, PAGE.name, "exec"), found)
+    assert found["classes"].shape == found["confidence"].shape == (1, 70, 90)
+    assert found["header"]["name"] == "tiny"
 
 
 def test_a_graph_that_disagrees_is_an_error_and_leaves_nothing(packed, tmp_path, monkeypatch):
