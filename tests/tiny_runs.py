@@ -192,9 +192,9 @@ class Child:
         self.process = context.Process(target=_child, args=(target, output, environment, arguments))
         self.process.start()
 
-    def wait(self) -> int | None:
-        """The exit status; negative: the signal that ended it."""
-        self.process.join(300)
+    def wait(self, seconds: float = 300) -> int | None:
+        """The exit status; negative: the signal that ended it, ours where it takes longer than ``seconds``."""
+        self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
