@@ -23,6 +23,7 @@ from segdistill.papers import PaperPlace
 from segdistill.stages.base import ModelConfig, need, need_decoder
 from segdistill.stages.distill import DistillConfig, check_method, needs_of
 from segdistill.stages.task import TaskConfig, check_terms
+from segdistill.trackers import TrackerName
 
 STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
 
@@ -95,6 +96,7 @@ class Recipe(Config):
     workers: int = Field(0, ge=0, le=128, description="processes that make batches; 0: the training process itself")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
+    tracker: TrackerName = Field("tensorboard", description="where curves are shown beside metrics.jsonl")
 
     @model_validator(mode="after")
     def _consistent(self, info: Any) -> Recipe:
