@@ -20,6 +20,9 @@ class Watcher(Protocol):
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """A step of it is done; ``loss`` where it was logged."""
 
+    def rate(self, label: str, images_per_s: float) -> None:
+        """How fast a stage is, whenever it is logged."""
+
     def work(self, what: str, done: int, total: int) -> None:
         """Other work with an end: rendering, evaluation."""
 
@@ -33,8 +36,34 @@ class Quiet:
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """Ignore a step."""
 
+    def rate(self, label: str, images_per_s: float) -> None:
+        """Ignore the speed."""
+
     def work(self, what: str, done: int, total: int) -> None:
         """Ignore other work."""
+
+
+class Named:
+    """Puts the name of a run before everything that a watcher is shown."""
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self.watcher, self.name = watcher, name
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """As the watcher's."""
+        self.watcher.stage(f"{self.name} {label}", steps, state)
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """As the watcher's."""
+        self.watcher.step(f"{self.name} {label}", step, steps, loss)
+
+    def rate(self, label: str, images_per_s: float) -> None:
+        """As the watcher's."""
+        self.watcher.rate(f"{self.name} {label}", images_per_s)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """As the watcher's."""
+        self.watcher.work(f"{self.name} {what}", done, total)
 
 
 class RunLog:
@@ -63,6 +92,7 @@ class RunLog:
         scalars |= {f"terms/{name}": value for name, value in entry["terms"].items()}
         scalars |= {f"diagnostics/{name}": value for name, value in entry["diagnostics"].items()}
         self._track(entry["stage"], entry["step"], scalars)
+        self.watcher.rate(entry["stage"], entry["images_per_s"])
 
     def scores(self, results: Mapping[str, Any]) -> None:
         """Show the finished run's mIoU per domain, mean over unseen domains and retention in the tracker."""

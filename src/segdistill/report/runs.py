@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from segdistill.config import UserError, parse
-from segdistill.files import json_digest, plain_name, read_metrics_line
+from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
@@ -160,6 +160,9 @@ def load_run(folder: Path) -> Run:
     environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
     if not isinstance(environment, dict):
         raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
+    recipe = _text(folder / "recipe.yaml")
+    if recipe is not None and not text_is_whole(recipe.encode()):
+        raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; give the run's command again")
     student, teacher = (
         model and model.model_copy(update={"mean_unseen": _mean(model, results.unseen)})
         for model in (results.models.student, results.models.teacher)
@@ -170,7 +173,7 @@ def load_run(folder: Path) -> Run:
         student=student,
         teacher=teacher,
         pictures=dict(results.pictures.domains),
-        recipe=_text(folder / "recipe.yaml"),
+        recipe=recipe,
         environment={str(key): str(value) for key, value in environment.items() if value not in (None, "", [], {})},
         metrics=_read_metrics(folder / "metrics.jsonl"),
         stages=_read_stages(folder),
