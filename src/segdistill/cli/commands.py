@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segdistill.cli import ship
+from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table, show_doubts
 from segdistill.cli.use import predict
@@ -30,6 +30,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(own.init)
+app.command()(own.serve)
+app.command()(own.settings)
+app.command()(own.estimate)
 app.command()(predict)
 ship.register(app)
 
@@ -102,9 +106,6 @@ def run(
     from segdistill.run import run as run_recipe
 
     settings = recipes.load(path, overrides)
-    for other in reuse or []:
-        if not (other / "stages").is_dir():
-            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
     ship.warn(chain(settings))
     if dry_run:
         from segdistill.plan import make_plan
