@@ -35,7 +35,7 @@ def _read_stage(value: object) -> object:
         return value
     if not isinstance(value, dict) or "type" not in value:
         raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
-    return parse(choose("stage type", value["type"], STAGES).config, value, f"stage '{value.get('name', '?')}'")
+    return parse(choose("stage type", value["type"], STAGES), value, f"stage '{value.get('name', '?')}'")
 
 
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]

@@ -38,7 +38,7 @@ from segdistill.finished import (
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
-from segdistill.stages import STAGES, StageConfig, StageContext
+from segdistill.stages import StageConfig, StageContext
 from segdistill.stages.task import check_decoder
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
@@ -207,11 +207,10 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     """Run one stage and write its manifest, the sign that it is finished."""
     context.folder.mkdir(parents=True, exist_ok=True)
     environment.forget_peak()
-    kind = stage.model_dump()["type"]
-    result = STAGES[kind].run(stage, context)
+    result = stage.run(context)
     manifest = {
         "name": stage.name,
-        "type": kind,
+        "type": stage.model_dump()["type"],
         "fingerprint": context.fingerprint,
         "origin": origin,
         "seed": context.seed,
