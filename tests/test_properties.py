@@ -91,7 +91,7 @@ def test_a_spoiled_recipe_has_a_plan_or_is_refused_in_one_line(folder, tree):
 def work(recipe):
     """Pixels that a run of ``recipe`` sees, about."""
     stages = sum(stage.batch * min(stage.steps, 2) for stage in recipe.stages)
-    rendered = sum((each.images or 0) * len(each.domains) for stage in recipe.stages for each in stage.selections())
+    rendered = sum((each.images or 0) * len(each.domains) for stage in recipe.stages for _, each, _ in stage.reads())
     scored = 0 if recipe.evaluate is None else (recipe.evaluate.images or 0) * len(recipe.evaluate.domains)
     return (stages + rendered + scored) * recipe.data.size[0] * recipe.data.size[1]
 

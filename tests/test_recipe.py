@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from segdistill.config import UserError
-from segdistill.recipe import Recipe, apply, dump, last_task, load
+from segdistill.recipe import Recipe, apply, dump, last_learner, load
 from segdistill.run import fingerprints
 from tiny_runs import TINY, only, tiny, tiny_file
 
@@ -124,8 +124,8 @@ def test_the_last_earlier_teacher_stage_is_the_one_that_counts():
     late = values["stages"][0] | {"name": "late"}
     values["stages"] = [first, second, values["stages"][2] | {"method": {"type": "logit_kd"}}, late]
     recipe = Recipe.model_validate(values)
-    assert [last_task(recipe.stages, "teacher", before) for before in range(5)] == [None, 0, 1, 1, 3]
-    assert last_task(recipe.stages, "student", 4) == 2
+    assert [last_learner(recipe.stages, "teacher", before) for before in range(5)] == [None, 0, 1, 1, 3]
+    assert last_learner(recipe.stages, "student", 4) == 2
     before = fingerprints(recipe)
     for number, differs in [(0, [0]), (1, [1, 2]), (3, [3])]:
         values["stages"][number] |= {"steps": 3}

@@ -21,12 +21,10 @@ from segdistill import environment
 from segdistill.config import UserError
 from segdistill.files import read_signed, sha256, text_is_whole, write_signed
 from segdistill.ops import derive_seed
-from segdistill.recipe import Recipe, last_task, load, reads_logits
+from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
 from segdistill.scoring import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
-from segdistill.stages.distill import DistillConfig
-from segdistill.stages.task import TaskConfig
 from segdistill.weights import decoder_path, digest_of, weights_path
 
 FORMAT = 1
@@ -44,7 +42,7 @@ class Finished:
     prints: list[str]
 
     @property
-    def stages(self) -> tuple[DistillConfig | TaskConfig, ...]:
+    def stages(self) -> tuple[StageConfig, ...]:
         """The finished stages."""
         return self.recipe.stages[: len(self.manifests)]
 
@@ -53,7 +51,7 @@ class Finished:
         """Whose segmenters are finished: of networks with a task stage, and of a teacher whose decoder is a file."""
         teacher = self.recipe.teacher
         given = {"teacher"} if teacher is not None and teacher.decoder_weights is not None else set()
-        trained = {stage.model for stage in self.stages if isinstance(stage, TaskConfig)}
+        trained = {stage.learner for stage in self.stages}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
 
     def places(self, role: str | None = None) -> dict[str, str]:
@@ -83,7 +81,7 @@ def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
     """The encoder file left by the last stage before number ``before`` that trained the student's encoder."""
     for number in reversed(range(before)):
         stage = recipe.stages[number]
-        if isinstance(stage, DistillConfig) or (stage.model == "student" and not stage.freeze_encoder):
+        if stage.hands_over:
             return stage_folder(recipe, folder, number) / "encoder.safetensors"
     return None
 
@@ -93,11 +91,11 @@ def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
     return recipe.seed if stage.seed is None else stage.seed
 
 
-def origin_of(recipe: Recipe, stage: DistillConfig | TaskConfig) -> Origin:
+def origin_of(recipe: Recipe, stage: StageConfig) -> Origin:
     """What of a stage only files can tell: its images are listed and its start weights are hashed."""
-    roles = _roles(stage)
+    roles = stage.roles
     digests = {role: model_digests(getattr(recipe, role)) for role in ("student", "teacher") if role in roles}
-    return {"data": recipe.data.facts(*stage.selections()), **digests}
+    return {"data": recipe.data.facts(*(selection for _, selection, _ in stage.reads())), **digests}
 
 
 def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> list[str]:
@@ -109,7 +107,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
     student_parent = ""
     origins = [origin_of(recipe, stage) for stage in recipe.stages] if origins is None else origins
     for number, (stage, origin) in enumerate(zip(recipe.stages, origins, strict=False)):
-        roles = _roles(stage)
+        roles = stage.roles
         facts = {
             "format": FORMAT,
             "stage": stage.model_dump(mode="json"),
@@ -120,7 +118,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
             "teacher": _model_facts(recipe.teacher, origin["teacher"]) if "teacher" in roles else None,
             "parent": student_parent if "student" in roles else "",
         }
-        teacher = last_task(recipe.stages, "teacher", number) if reads_logits(stage) else None
+        teacher = last_learner(recipe.stages, "teacher", number) if stage.reads_logits else None
         if teacher is not None:
             facts["teacher_decoder"] = prints[teacher]
         prints.append(_hash(facts))
@@ -177,14 +175,14 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     ``place`` is where it stands in the results: its own role, or "student" for what is judged.
     """
     recipe, stages = finished.recipe, finished.stages
-    last = last_task(stages, role, len(stages))
+    last = last_learner(stages, role, len(stages))
     model: ModelConfig = getattr(recipe, role)
     if last is None:
         return segmenter_from_files(recipe, role, out, place=place)
     own = [
         manifest["seconds"]
         for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
-        if (isinstance(stage, TaskConfig) and stage.model == "teacher") == (role == "teacher")
+        if (stage.learner == "teacher") == (role == "teacher")
     ]
     return Scored(
         role=place or role,
@@ -246,13 +244,6 @@ def write_results(
         write_signed(out / "results.json", results)
     fabric.barrier()
     return results
-
-
-def _roles(stage: DistillConfig | TaskConfig) -> tuple[str, ...]:
-    """The networks that a stage reads."""
-    if isinstance(stage, TaskConfig) and stage.model == "teacher":
-        return ("teacher",)
-    return ("student",) if stage.method is None else ("student", "teacher")
 
 
 def _model_facts(model: ModelConfig | None, digests: dict[str, str]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from segdistill.config import UserError
 from segdistill.files import write_atomic
@@ -74,7 +74,7 @@ def load_image(path: Path) -> Pixels:
     with _open(path) as image:
         try:
             return _pixels(image.convert("RGB"), path)
-        except (OSError, SyntaxError, ValueError):
+        except Exception:  # noqa: BLE001
             raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 
@@ -223,7 +223,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
-    except (UnidentifiedImageError, OSError):
+    except Exception:  # noqa: BLE001  Pillow raises many kinds for a damaged file
         raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 
@@ -231,7 +231,7 @@ def _pixels(image: Image.Image, path: Path) -> Pixels:
     """The decoded pixels; a file that breaks off is a :class:`UserError`."""
     try:
         return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # noqa: BLE001
         raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
 
 

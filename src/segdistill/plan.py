@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segdistill.config import UserError
-from segdistill.encoders import Encoder, EncoderConfig, build_encoder
+from segdistill.encoders import Encoder, build_encoder
 from segdistill.environment import within_memory
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
-from segdistill.stages.base import ModelConfig, StageConfig, need
-from segdistill.stages.distill import DistillConfig
-from segdistill.stages.task import TaskConfig, build_segmenter, check_decoder
+from segdistill.stages import StageConfig
+from segdistill.stages.base import ModelConfig, need
+from segdistill.stages.task import build_segmenter, check_decoder
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
 FLOAT = 4  # bytes
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
     speed = speed or UTILISED * matmul_speed(device, recipe.precision)
     problems: list[str] = []
     images = [
-        _attempt(lambda s=stage: sum(recipe.data.look(selection)[0] for selection in s.selections()), problems)
+        _attempt(lambda s=stage: sum(recipe.data.look(selection)[0] for _, selection, _ in s.reads()), problems)
         for stage in recipe.stages
     ]
     weights = [line for role in ("teacher", "student") for line in _weights(recipe, role, problems)]
@@ -163,17 +163,18 @@ def _stage(
     recipe: Recipe, number: int, stage: StageConfig, images: int, classes: Sequence[str], speed: float
 ) -> StagePlan:
     """Count one stage on tensors without data."""
-    cost = _Cost()
-    if isinstance(stage, DistillConfig):
-        size = stage.size or recipe.data.size
-        student = _bare(need(recipe.student, "student", stage.name), stage.fit)
-        teacher = _bare(need(recipe.teacher, "teacher", stage.name), lambda e: stage.fit(e, teacher=True))
-        _distillation(cost, stage, student, teacher, size)
-        cost.trained(student)
-        kept = [student]
+    cost, size = _Cost(), stage.crop(recipe.data.size)
+    encoders = {
+        role: _bare(need(getattr(recipe, role), role, stage.name), stage, teacher=role == "teacher")
+        for role in stage.roles
+    }
+    kept: list[nn.Module] = [encoders[stage.roles[0]]]
+    if stage.learner is None:
+        cost.trained(*kept)
     else:
-        assert isinstance(stage, TaskConfig)
-        kept = _task(cost, recipe, stage, classes)
+        kept = _learning(cost, recipe, stage, encoders[stage.learner], classes)
+    if stage.method is not None:
+        _distillation(cost, stage, encoders["student"], encoders["teacher"], size)
     disk = FLOAT * sum(p.numel() for module in kept for p in module.parameters())
     return StagePlan(
         label=f"{number:02d}-{stage.name}",
@@ -219,42 +220,38 @@ class _Cost:
         self.parameters += sum(p.numel() for module in modules for p in module.parameters())
 
 
-def _bare(model: ModelConfig, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
-    """The encoder without memory for its weights."""
-    config = model.bare().encoder
-    return build_encoder(fit(config) if fit else config, seed=0).to("meta")
+def _bare(model: ModelConfig, stage: StageConfig, *, teacher: bool) -> Encoder:
+    """The encoder as ``stage`` has it, without memory for its weights."""
+    return build_encoder(stage.fit(model.bare().encoder, teacher=teacher), seed=0).to("meta")
 
 
 def _images(batch: int, size: tuple[int, int]) -> Tensor:
     return torch.empty(batch, 3, *size, device="meta")
 
 
-def _distillation(
-    cost: _Cost, stage: DistillConfig | TaskConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]
-) -> None:
+def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]) -> None:
     """Teacher once; the student's views; the method's parameters."""
-    assert stage.method is not None
     method: Any = METHODS[stage.method.type]
     needs = method.needs_for(stage.method.settings)
     heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.taps))
     cost.trained(heads)
     cost.frozen += sum(p.numel() for p in teacher.parameters())
-    extra = stage.proxy.batch if isinstance(stage, TaskConfig) and stage.proxy else 0
-    batch = stage.batch + extra
+    batch = stage.images_per_step
     taps = needs.taps or (-1,)  # of class scores alone too, the networks are run
     cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
-    views = batch if isinstance(stage, DistillConfig) and needs.plain else extra
+    views = batch if stage.learner is None and needs.plain else batch - stage.batch  # a learner's own are counted
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])
     if views:
         cost.forward(lambda: student(_images(views, size), taps), trains=True)
 
 
-def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: Sequence[str]) -> list[nn.Module]:
-    """Encoder and decoder on the labelled images, and the distillation term; the modules that the stage leaves."""
-    is_teacher = stage.model == "teacher"
-    model = need(recipe.teacher if is_teacher else recipe.student, stage.model, stage.name)
-    encoder, frozen = _bare(model), stage.freeze_encoder or is_teacher
+def _learning(
+    cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encoder, classes: Sequence[str]
+) -> list[nn.Module]:
+    """Encoder and decoder on the labelled images; the modules that the stage leaves."""
+    assert stage.learner is not None
+    model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), not stage.hands_over
     segmenter = build_segmenter(model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
@@ -266,9 +263,6 @@ def _task(cost: _Cost, recipe: Recipe, stage: TaskConfig, classes: Sequence[str]
         cost.frozen += sum(p.numel() for p in encoder.parameters())
     else:
         cost.trained(encoder)
-    if stage.method is not None:
-        teacher = _bare(need(recipe.teacher, "teacher", stage.name))
-        _distillation(cost, stage, encoder, teacher, recipe.data.size)
     return [segmenter.decoder] if frozen else [segmenter.decoder, encoder]
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from segdistill import plainyaml
-from segdistill.config import SLUG, Config, Names, Size, UserError, choose, nearest, parse, read_yaml, short
+from segdistill.config import SLUG, Config, Names, Size, UserError, choose, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig, record_of
 from segdistill.files import plain_name
 from segdistill.models import Window
+from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
+from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_decoder
-from segdistill.stages.distill import DistillConfig, check_method, needs_of
-from segdistill.stages.task import TaskConfig, check_terms
-
-STAGES: dict[str, type[Config]] = {"distill": DistillConfig, "task": TaskConfig}
 
 MOST_PIXELS = 2**30
 """Of the images of a step: 12 GiB in float32 before any network has seen them."""
@@ -38,10 +34,10 @@ def _read_stage(value: object) -> object:
         return value
     if not isinstance(value, dict) or "type" not in value:
         raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
-    return parse(choose("stage type", value["type"], STAGES), value, f"stage '{value.get('name', '?')}'")
+    return parse(choose("stage type", value["type"], STAGES).config, value, f"stage '{value.get('name', '?')}'")
 
 
-Stage = Annotated[DistillConfig | TaskConfig, BeforeValidator(_read_stage)]
+Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
@@ -125,8 +121,9 @@ class Recipe(Config):
     def classes(self) -> tuple[str, ...]:
         """What a decoder tells apart: the classes of the first labelled images that are trained on or scored."""
         for stage in self.stages:
-            if isinstance(stage, TaskConfig):
-                return self.data.look(stage.data)[1]
+            for _, selection, labelled in stage.reads():
+                if labelled:
+                    return self.data.look(selection)[1]
         config = self.evaluate
         source = self.scored_source
         return () if config is None else source.look(config.selection(source, config.domains[0]))[1]
@@ -135,9 +132,8 @@ class Recipe(Config):
         """What can be read and is probably not meant, found with a look at a few images of everything that is read."""
         lines = []
         for stage in self.stages:
-            task = isinstance(stage, TaskConfig)
-            for selection in stage.selections():
-                lines += self.data.doubts(selection, labelled=task and selection == stage.data)
+            for _, selection, labelled in stage.reads():
+                lines += self.data.doubts(selection, labelled=labelled)
         if self.evaluate is not None:
             source = self.scored_source
             for name in self.evaluate.domains:
@@ -150,7 +146,7 @@ class Recipe(Config):
         Where a domain's splits are domains of their own, only the same split counts.
         """
         for stage in self.stages:
-            for selection in stage.selections():
+            for _, selection, _ in stage.reads():
                 for seen in selection.domains:
                     related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
                     if related and not (selection.split != split and self.data.splits_apart(seen)):
@@ -158,66 +154,47 @@ class Recipe(Config):
         return None
 
 
-def last_task(stages: Sequence[DistillConfig | TaskConfig], model: str, before: int) -> int | None:
-    """The number of the last task stage of ``model`` ("student" or "teacher") before stage number ``before``."""
-    numbers = [i for i, stage in enumerate(stages[:before]) if isinstance(stage, TaskConfig) and stage.model == model]
+def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int | None:
+    """The number of the last stage before number ``before`` in which the decoder of ``role`` learns."""
+    numbers = [number for number, stage in enumerate(stages[:before]) if stage.learner == role]
     return numbers[-1] if numbers else None
-
-
-def reads_logits(stage: DistillConfig | TaskConfig) -> bool:
-    """Whether the stage's method compares class scores, and so needs the teacher's decoder."""
-    return stage.method is not None and needs_of(stage.method).logits
 
 
 def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     """What stage ``number`` needs of the rest of ``recipe`` and does not find there."""
     stage = recipe.stages[number]
-    task = stage if isinstance(stage, TaskConfig) else None
-    roles = [task.model] if task else ["student"]
-    if stage.method is not None and "teacher" not in roles:
-        roles.append("teacher")
     problems: list[str] = []
-    for role in roles:
+    for role in stage.roles:
         model: ModelConfig | None = getattr(recipe, role)
         problems += _attempt(lambda role=role, model=model: need(model, role, stage.name))
         if model is None:
             continue
         problems += _size_problems(recipe, stage, role, model.encoder)
-        if task and role == task.model:
+        if role == stage.learner:
             problems += _level_problems(model, role)
             problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
-    if isinstance(stage, DistillConfig):
-        problems += _attempt(lambda: check_method(stage))
-    if task:
-        problems += _attempt(lambda: check_terms(task))
-        given = recipe.teacher is not None and recipe.teacher.decoder_weights is not None
-        if reads_logits(task) and not given and last_task(recipe.stages, "teacher", number) is None:
-            problems.append(
-                f"stage {task.name}: its method compares class scores, and no earlier stage trains the teacher's "
-                "decoder; put {type: task, model: teacher, ...} before it, or set teacher.decoder.weights"
-            )
+    problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
+    given = recipe.teacher is not None and recipe.teacher.decoder_weights is not None
+    if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
+        problems.append(
+            f"stage {stage.name}: its method compares class scores, and no earlier stage trains the teacher's "
+            "decoder; put {type: task, model: teacher, ...} before it, or set teacher.decoder.weights"
+        )
     return problems
 
 
-def _size_problems(recipe: Recipe, stage: Stage, role: str, encoder: EncoderConfig) -> list[str]:
+def _size_problems(recipe: Recipe, stage: StageConfig, role: str, encoder: EncoderConfig) -> list[str]:
     """Sizes that an encoder cannot take in a stage, where the stage or the data says the size."""
-    size, where = recipe.data.size, "data.size"
-
-    def check() -> None:
-        own = stage.fit(encoder, teacher=role == "teacher") if isinstance(stage, DistillConfig) else encoder
-        own.check(*size)
-
-    if isinstance(stage, DistillConfig) and stage.size is not None:
-        size, where = stage.size, f"stage {stage.name}: size"
-    return [f"{where}: {line}" for line in _attempt(check)]
+    size = stage.crop(recipe.data.size)
+    where = "data.size" if size == recipe.data.size else f"stage {stage.name}: size"
+    faults = _attempt(lambda: stage.fit(encoder, teacher=role == "teacher").check(*size))
+    return [f"{where}: {line}" for line in faults]
 
 
-def _batch_problems(recipe: Recipe, stage: Stage) -> list[str]:
+def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
     """A step that no memory holds."""
-    size = stage.size if isinstance(stage, DistillConfig) and stage.size is not None else recipe.data.size
-    proxy = stage.proxy.batch if isinstance(stage, TaskConfig) and stage.proxy is not None else 0
-    images = stage.batch + proxy
+    size, images = stage.crop(recipe.data.size), stage.images_per_step
     if images * size[0] * size[1] <= MOST_PIXELS:
         return []
     return [
@@ -235,13 +212,13 @@ def _level_problems(model: ModelConfig, role: str) -> list[str]:
     return [f"{role}.decoder.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps}"]
 
 
-def _data_problems(recipe: Recipe, stage: Stage) -> list[str]:
+def _data_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
     """What keeps the images of ``stage`` from being read."""
-    where = f"stage {stage.name}: "
-    lines = [where + line for line in recipe.data.problems(stage.data, labelled=isinstance(stage, TaskConfig))]
-    if isinstance(stage, TaskConfig) and stage.proxy is not None:
-        lines += [f"{where}proxy: {line}" for line in recipe.data.problems(stage.proxy.data, labelled=False)]
-    return lines
+    return [
+        f"stage {stage.name}: {name}{line}"
+        for name, selection, labelled in stage.reads()
+        for line in recipe.data.problems(selection, labelled=labelled)
+    ]
 
 
 def _evaluation_problems(recipe: Recipe, config: EvaluateConfig, reads: Reads) -> list[str]:
@@ -336,54 +313,6 @@ def _read_item(item: str) -> tuple[str, Split | None]:
     return domain, split
 
 
-def apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
-
-    A key that does not exist yet is set too: whether it may exist is for the validation to say.
-    """
-    key, equals, text = override.partition("=")
-    shown = f"override '{short(override)}'"
-    if not equals or not key.strip():
-        raise UserError(f"{shown} is not of the form key=value, such as stages.task.steps=100")
-    try:
-        value = plainyaml.load(text)
-    except ValueError as error:
-        raise UserError(f"{shown}: the value is no valid YAML; quote it ({short(str(error), 200)})") from None
-    *path, last = key.strip().split(".")
-    if len(path) >= plainyaml.DEEPEST:
-        raise UserError(f"{shown}: {len(path) + 1:,} names with dots between them, and no setting lies that deep")
-    node: Any = values
-    for step in path:
-        node = _child(node, step, shown)
-    if isinstance(node, list):
-        node[_position(node, last, shown)] = value
-    else:
-        node[last] = value
-
-
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:
-    """The group or list at ``step`` of ``node``, made where there is none."""
-    place = _position(node, step, shown) if isinstance(node, list) else step
-    if isinstance(node, dict) and node.get(step) is None:
-        node[step] = {}
-    child: Any = node[place]  # type: ignore[index]
-    if not isinstance(child, dict | list):
-        raise UserError(f"{shown}: '{step}' is a value, not a group of settings")
-    return child
-
-
-def _position(node: list[Any], step: str, shown: str) -> int:
-    """Where the item of a list stands that has the name or the number ``step``."""
-    names = [item.get("name") if isinstance(item, dict) else None for item in node]
-    if step in names:
-        return names.index(step)
-    if re.fullmatch(r"[0-9]{1,6}", step) and int(step) < len(node):
-        return int(step)
-    allowed = [name for name in names if isinstance(name, str) and name] or [str(i) for i in range(len(node))]
-    hint = nearest(short(step), allowed)
-    raise UserError(f"{shown}: no '{short(step)}' there; {hint}allowed: {', '.join(allowed) or 'nothing'}")

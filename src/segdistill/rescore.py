@@ -35,7 +35,6 @@ from segdistill.run import explained, make_fabric
 from segdistill.runlog import Quiet, Watcher
 from segdistill.scoring import Scored
 from segdistill.stages.base import ModelConfig, need, need_decoder
-from segdistill.stages.task import TaskConfig
 
 ROLES = {"student": "student", "teacher": "teacher"}
 FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -93,11 +92,34 @@ def rescore(
     upto, part = len(finished.stages), label or role
     if label is not None:
         upto = 1 + _stage_number(finished, run, label, role)
-        role = "teacher" if _task(finished, upto - 1).model == "teacher" else None
+        role = "teacher" if finished.stages[upto - 1].learner == "teacher" else None
     out = out or wanted.folder(run if part is None else run / "on" / part)
     changed = wanted.applied(finished)
     evaluate_run(finished, changed, run, out, upto=upto, role=role, watcher=watcher)
     return out
+
+
+def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
+    """The run of the folder ``what``, and the segmenter of ``role`` in it: by default the student, else the teacher.
+
+    ``what`` is a run folder or the folder of one of its task stages, whose network is taken. No image is looked for.
+    """
+    if role is not None:
+        choose("role", role, ROLES)
+    folder, label = _place(what)
+    recipe = load_finished(folder)
+    upto = len(recipe.stages)
+    if label is not None:
+        upto = 1 + _stage_number(recipe, folder, label, role)
+        role = recipe.stages[upto - 1].learner
+    run, origins = _read_run(recipe, recipe, folder, upto)
+    wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
+    if wanted is None or wanted not in run.roles:
+        has = ", ".join(run.roles) or "nobody"
+        raise UserError(f"{what} has no decoder of the {wanted or 'student'}: there is one of: {has}")
+    scored = segmenter_of(run, wanted, folder)
+    _check_start(run, origins, wanted, scored)
+    return run, scored
 
 
 def evaluate_run(
@@ -182,7 +204,7 @@ def _place(what: Path) -> tuple[Path, str | None]:
 def _stage_number(recipe: Recipe, run: Path, label: str, role: str | None) -> int:
     """The number of the task stage in the folder ``label``."""
     labels = [stage_folder(recipe, run, number).name for number in range(len(recipe.stages))]
-    tasks = [name for number, name in enumerate(labels) if isinstance(recipe.stages[number], TaskConfig)]
+    tasks = [name for number, name in enumerate(labels) if recipe.stages[number].learner]
     if role is not None:
         raise UserError(f"--role {role} is for runs and files: the stage {label} has one network")
     if label not in tasks:
@@ -190,12 +212,6 @@ def _stage_number(recipe: Recipe, run: Path, label: str, role: str | None) -> in
             f"the stage {label} trains no decoder: {nearest(label, tasks)}allowed: {', '.join(tasks) or 'none'}"
         )
     return labels.index(label)
-
-
-def _task(recipe: Recipe, number: int) -> TaskConfig:
-    stage = recipe.stages[number]
-    assert isinstance(stage, TaskConfig)
-    return stage
 
 
 def _need_evaluation(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from lightning_utilities.core import rank_zero
 
 from segdistill import environment
 from segdistill.config import UserError
@@ -35,11 +36,10 @@ from segdistill.finished import (
     write_results,
 )
 from segdistill.locking import locked
-from segdistill.recipe import Recipe, dump, last_task
+from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
-from segdistill.stages.base import StageConfig, StageContext, StageResult
-from segdistill.stages.distill import DistillConfig, run_distill
-from segdistill.stages.task import TaskConfig, check_decoder, run_task
+from segdistill.stages import STAGES, StageConfig, StageContext
+from segdistill.stages.task import check_decoder
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
 COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
@@ -122,7 +122,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
     """One process, or those that ``torchrun`` has started."""
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.WARNING)  # tells the precision each time
+    rank_zero.log.setLevel(logging.WARNING)  # the precision is in the first line of the command
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
@@ -137,7 +137,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
 
 
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
-    place, teacher = stage_folder(recipe, folder, number), last_task(recipe.stages, "teacher", number)
+    place, teacher = stage_folder(recipe, folder, number), last_learner(recipe.stages, "teacher", number)
     return StageContext(
         fabric=fabric,
         source=recipe.data,
@@ -202,15 +202,11 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     """Run one stage and write its manifest, the sign that it is finished."""
     context.folder.mkdir(parents=True, exist_ok=True)
     environment.forget_peak()
-    result: StageResult
-    if isinstance(stage, DistillConfig):
-        result = run_distill(stage, context)
-    else:
-        assert isinstance(stage, TaskConfig)
-        result = run_task(stage, context)
+    kind = stage.model_dump()["type"]
+    result = STAGES[kind].run(stage, context)
     manifest = {
         "name": stage.name,
-        "type": stage.model_dump()["type"],
+        "type": kind,
         "fingerprint": context.fingerprint,
         "origin": origin,
         "seed": context.seed,

@@ -108,6 +108,16 @@ class FilesSource(DataSource):
         record = self._record(domain)
         return record is not None and record.splits_apart
 
+    def licence(self, domain: str) -> str:
+        """As the data set's record says."""
+        record = self._record(domain)
+        return super().licence(domain) if record is None else record.licence
+
+    def protocol(self, domain: str) -> Protocol:
+        """As the data set's record says, whose files need not be here."""
+        record = self._record(domain)
+        return self._place(domain).record.protocol if record is None else record.protocol
+
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
         facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"})

@@ -16,9 +16,11 @@ from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.decoders import DECODERS, Decoder
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
+from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
+from segdistill.types import Needs
 
 
 class ModelConfig(Config):
@@ -69,9 +71,57 @@ class StageConfig(Config):
         description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)",
     )
 
-    def selections(self) -> tuple[DataSelection, ...]:
-        """Everything that the stage reads."""
-        return (self.data,)
+    # What a kind of stage says of itself; everything else about it is its own.
+
+    method: Any = None  # the part of METHODS that compares student and teacher, where the stage has one
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The networks that it reads, the one that it trains first."""
+        return ("student",) if self.method is None else ("student", "teacher")
+
+    @property
+    def learner(self) -> str | None:
+        """The network whose decoder learns the task here; None: no decoder does."""
+        return None
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the student's encoder that it leaves is where the next stage starts from."""
+        return True
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether its method compares class scores, and so needs the teacher's decoder."""
+        return self.method is not None and needs_of(self.method).logits
+
+    @property
+    def images_per_step(self) -> int:
+        """Over all processes."""
+        return self.batch
+
+    def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
+        """Everything that it reads: a name for messages, the images, and whether they must have labels."""
+        return (("", self.data, False),)
+
+    def crop(self, default: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of its crops where the data's are ``default``."""
+        return default
+
+    def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
+        """The encoder's settings in this stage."""
+        del teacher
+        return encoder
+
+    def faults(self) -> list[str]:
+        """One line for each pair of its settings that cannot work together."""
+        return []
+
+
+def needs_of(part: Part) -> Needs:
+    """What the method of ``part`` wants to be given with its settings."""
+    method: Any = METHODS[part.type]
+    return method.needs_for(part.settings)
 
 
 @dataclass(frozen=True)

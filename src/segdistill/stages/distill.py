@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Part, Size, UserError, parse, part_of
+from segdistill.config import Part, Size, parse, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.decoders import Decoder
@@ -23,11 +23,11 @@ from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import rank_and_size
-from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
+from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import CosineConfig
-from segdistill.types import LossTerms, Mask, Needs, Views
+from segdistill.types import LossTerms, Mask, Views
 from segdistill.weights import Resample, save_encoder
 
 
@@ -58,20 +58,18 @@ class DistillConfig(StageConfig):
             changes["resample"] = self.teacher_resample
         return parse(EncoderConfig, encoder.model_dump() | changes, encoder.name) if changes else encoder
 
+    def crop(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Its own size, where it has one."""
+        return self.size or default
 
-def needs_of(part: Part) -> Needs:
-    """What the method of ``part`` wants to be given with its settings."""
-    method: Any = METHODS[part.type]
-    return method.needs_for(part.settings)
-
-
-def check_method(config: DistillConfig) -> None:
-    """Raise a :class:`UserError` for a method that this stage cannot feed."""
-    if needs_of(config.method).logits:
-        raise UserError(
-            f"stage {config.name}: {config.method.type} compares class scores, and a distill stage has no decoder; "
+    def faults(self) -> list[str]:
+        """A method that this stage cannot feed."""
+        if not self.reads_logits:
+            return []
+        return [
+            f"{self.method.type} compares class scores, and a distill stage has no decoder; "
             "make it the method of a task stage, or choose settings that compare features"
-        )
+        ]
 
 
 class Distillation(nn.Module):
@@ -160,7 +158,6 @@ class DistillObjective(Objective):
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
-    check_method(config)
     student, seed = context.build_student(config.fit), (context.seed, config.name)
     teacher = context.build_teacher(partial(config.fit, teacher=True))
     distillation = Distillation(student, teacher, config.method, seed)

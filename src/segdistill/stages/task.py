@@ -35,7 +35,7 @@ from segdistill.stages.base import (
     need_decoder,
     weights_read,
 )
-from segdistill.stages.distill import Distillation, needs_of
+from segdistill.stages.distill import Distillation
 from segdistill.stages.views import split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
@@ -65,9 +65,39 @@ class TaskConfig(StageConfig):
         0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
     )
 
-    def selections(self) -> tuple[DataSelection, ...]:
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The network that learns, and the teacher where a method compares them."""
+        return (self.model,) if self.model == "teacher" else super().roles
+
+    @property
+    def learner(self) -> str | None:
+        """The network whose decoder learns the task."""
+        return self.model
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it trains the student's encoder."""
+        return self.model == "student" and not self.freeze_encoder
+
+    @property
+    def images_per_step(self) -> int:
         """The labelled images and the proxy's."""
-        return (self.data,) if self.proxy is None else (self.data, self.proxy.data)
+        return self.batch + (0 if self.proxy is None else self.proxy.batch)
+
+    def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
+        """The labelled images and the proxy's."""
+        labelled = ("", self.data, True)
+        return (labelled,) if self.proxy is None else (labelled, ("proxy: ", self.proxy.data, False))
+
+    def faults(self) -> list[str]:
+        """Extra terms that cannot work."""
+        lines = []
+        if self.method is not None and (self.freeze_encoder or self.model == "teacher"):
+            lines.append("a distillation term cannot train a frozen encoder; drop one of them")
+        if self.proxy is not None and self.method is None:
+            lines.append("proxy images are for the distillation term; add a method or drop proxy")
+        return lines
 
 
 class TaskObjective(Objective):
@@ -177,7 +207,6 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     model = need(context.teacher if is_teacher else context.student, config.model, context.label)
     encoder = context.build_teacher() if is_teacher else context.build_student()
     frozen = config.freeze_encoder or is_teacher
-    check_terms(config)
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
     segmenter = build_segmenter(model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
@@ -212,21 +241,12 @@ def _distillation(
     if config.method is None:
         return None
     teacher, decoder = context.build_teacher(), None
-    if needs_of(config.method).logits:
+    if config.reads_logits:
         model = need(context.teacher, "teacher", context.label).filled(decoder=context.teacher_decoder)
         assert model.decoder_weights is not None, "the recipe's validation asks for it"
         decoder = build_segmenter(model, teacher, classes, seed=0, stage=context.label).decoder
         decoder.eval().requires_grad_(False)
     return Distillation(student, teacher, config.method, (context.seed, config.name), decoder)
-
-
-def check_terms(config: TaskConfig) -> None:
-    """Raise a :class:`UserError` where the extra terms of a task stage cannot work."""
-    frozen = config.freeze_encoder or config.model == "teacher"
-    if config.method is not None and frozen:
-        raise UserError(f"stage {config.name}: a distillation term cannot train a frozen encoder; drop one of them")
-    if config.proxy is not None and config.method is None:
-        raise UserError(f"stage {config.name}: proxy images are for the distillation term; add a method or drop proxy")
 
 
 def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | str, ...]):  # noqa: ANN202

@@ -1,0 +1,172 @@
+"""What a Python user calls. Importing this module costs no torch, which comes with the first call.
+
+The functions have the names and the meaning of the commands::
+
+    import segdistill
+
+    segdistill.run("recipes/world_gkd.yaml", ["seed=1"], out="runs/mine")
+    model = segdistill.load("runs/mine")
+    result = model.predict("street.jpg")
+
+A mistake of the caller raises :class:`segdistill.UserError`, whose text is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdistill.config import UserError
+
+if TYPE_CHECKING:
+    from segdistill.model import Model
+    from segdistill.predict import Outcome
+    from segdistill.prediction import Result
+    from segdistill.recipe import Recipe
+    from segdistill.runlog import Watcher
+
+PathLike = str | os.PathLike[str]
+
+__all__ = [
+    "Model", "Outcome", "Result", "UserError", "estimate", "evaluate", "export", "load", "predict", "report", "run",
+]  # fmt: skip
+
+
+def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Model:
+    """The finished model of a run folder, a stage's folder, a packed file, or ``"hf:owner/name"``.
+
+    ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder, ``device`` is ``"auto"``, ``"cpu"`` or
+    ``"cuda"``. Only ``hf:`` needs a network connection, and none needs the images of the training.
+    """
+    from segdistill.model import load as load_model
+
+    return load_model(what if isinstance(what, str) else Path(what), role=role, device=device)
+
+
+def predict(
+    what: PathLike | Model,
+    inputs: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    overlay: bool = True,
+    confidence: bool = False,
+    side_by_side: bool = False,
+    batch: int = 8,
+    every: int = 1,
+    skip_bad: bool = False,
+    watcher: Watcher | None = None,
+) -> Outcome:
+    """Write predictions for images, folders, patterns, archives and videos below the folder ``out``; continues.
+
+    Class maps go to ``out/classes``, and beside it, as asked for, ``overlay``, ``confidence`` and ``side_by_side``
+    (with the teacher, where there is one). ``every`` is the step between frames of a video; with ``skip_bad`` images
+    that cannot be read are listed in the outcome. ``watcher`` is shown the progress.
+    """
+    from segdistill.model import Model
+    from segdistill.predict import Wanted, predict_to_folder
+
+    model = what if isinstance(what, Model) else load(what)
+    words = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad)
+    return predict_to_folder(model, [Path(word) for word in words], Path(out), wanted, watcher)
+
+
+def run(
+    recipe: PathLike | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    out: PathLike | None = None,
+    reuse: Sequence[PathLike] = (),
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Run a recipe (a file, a shipped one's name, or a loaded one); returns the content of ``results.json``. Continues.
+
+    ``overrides`` are ``"key=value"``, ``out`` is the run folder (default: ``runs/<name of the recipe>``), ``reuse``
+    names other run folders to take equal stages from.
+    """
+    if not isinstance(recipe, str | os.PathLike):
+        from segdistill.recipe import change
+
+        settings = change(recipe, list(overrides)) if overrides else recipe
+    else:
+        from segdistill.precheck import check_recipe
+        from segdistill.shipped import recipe_path
+
+        path = recipe_path(Path(recipe))
+        check_recipe(path, list(overrides))  # before torch is imported
+        from segdistill.recipe import load as load_recipe
+
+        settings = load_recipe(path, list(overrides))
+    from segdistill.run import run as run_recipe
+
+    folder = Path("runs") / settings.name if out is None else Path(out)
+    others = _existing(reuse)
+    return run_recipe(settings, folder, reuse=others, watcher=watcher)
+
+
+def evaluate(
+    what: PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    data: Sequence[str] = (),
+    root: PathLike | None = None,
+    recipe: PathLike | None = None,
+    role: str | None = None,
+    out: PathLike | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Score a run folder, a stage's folder, or with ``recipe`` a checkpoint file; the content of ``results.json``.
+
+    ``data`` names other data, such as ``["cityscapes:val", "acdc:night"]``, below ``root``. The scores are written to
+    ``out``; without it into the run folder, with ``data`` into a folder below it.
+    """
+    from segdistill.rescore import Wanted, rescore
+
+    wanted = Wanted(list(data), None if root is None else Path(root), list(overrides))
+    scores = rescore(
+        Path(what),
+        wanted,
+        recipe=None if recipe is None else Path(recipe),
+        role=role,
+        out=None if out is None else Path(out),
+        watcher=watcher,
+    )
+    return json.loads((scores / "results.json").read_text(encoding="utf-8"))
+
+
+def report(folders: PathLike | Sequence[PathLike], out: PathLike = "report.html") -> Path:
+    """Compare run folders on one self-contained HTML page; returns its path. Needs no torch."""
+    from segdistill.report import write_report
+
+    several = [folders] if isinstance(folders, str | os.PathLike) else folders
+    write_report([Path(folder) for folder in several], Path(out))
+    return Path(out)
+
+
+def export(what: PathLike, out: PathLike, **options: Any) -> Any:
+    """Write a finished model as ONNX and check it; see :func:`segdistill.export.export` for the options."""
+    return _part("export")(Path(what), Path(out), **options)
+
+
+def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
+    """Predicted mIoU on images without labels; see :func:`segdistill.estimate.estimate` for the options."""
+    return _part("estimate")(Path(what), Path(folder), **options)
+
+
+def _part(name: str) -> Any:
+    """The function ``name`` of the module ``name``."""
+    from importlib import import_module
+
+    return getattr(import_module(f"segdistill.{name}"), name)
+
+
+def _existing(folders: Sequence[PathLike]) -> list[Path]:
+    """Run folders that must exist."""
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        if not (path / "stages").is_dir():
+            raise UserError(f"{path}: no run folder with stages to reuse; name one that exists or leave it out")
+    return paths

@@ -1,0 +1,55 @@
+"""The commands that use a finished model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdistill.config import UserError
+
+
+def predict(
+    what: Annotated[str, typer.Argument(help="a run folder, a stage's folder, a packed file, or hf:owner/name")],
+    inputs: Annotated[list[str], typer.Argument(help="images, folders, patterns, archives or videos")],
+    *,
+    out: Annotated[Path, typer.Option(help="folder of the predictions")],
+    overlay: Annotated[bool, typer.Option(help="class colours laid over the images")] = True,
+    confidence: Annotated[bool, typer.Option("--confidence", help="grey PNG, 255 is certain")] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="image, teacher where there is one, and model in one picture")
+    ] = False,
+    role: Annotated[str | None, typer.Option(help="student (default) or teacher of a run")] = None,
+    resize: Annotated[
+        tuple[int, int] | None, typer.Option(help="height and width that images are fitted into; default: as scored")
+    ] = None,
+    window: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="height and width of sliding windows, over images of their own size without --resize"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="images of one size computed together")] = 8,
+    every: Annotated[int, typer.Option(min=1, help="take every n-th frame of a video")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="go on after an image that cannot be read")] = False,
+) -> None:
+    """Predict on images: class maps as indexed PNG in OUT/classes, overlays and more beside them. Continues."""
+    from segdistill.inputs import find_inputs, output_names
+    from segdistill.progress import Bars
+
+    if not what.startswith("hf:") and not Path(what).exists():
+        raise UserError(f"no model at {what}; give a run folder, a stage's folder, a packed file, or hf:owner/name")
+    output_names(find_inputs(inputs, every=every))  # before torch is imported
+    from segdistill.model import load
+    from segdistill.predict import Wanted, predict_to_folder
+
+    model = load(what, role=role, device=device).seen(resize=resize, window=window)
+    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad)
+    with Bars("predict", 0) as bars:
+        outcome = predict_to_folder(model, inputs, out, wanted, bars)
+    if side_by_side and model.teacher is None:
+        typer.echo("no teacher beside the model: its folder or file has none", err=True)
+    for line in outcome.bad:
+        typer.echo(f"skipped: {line}", err=True)
+    counts = [f"{outcome.made} predicted", f"{outcome.kept} finished before", f"{len(outcome.bad)} skipped"]
+    typer.echo(f"{out}: {', '.join(counts)}")

@@ -1,0 +1,161 @@
+"""Ctrl-C, SIGTERM, a killed loader process, a killed rank: one line, soon, nothing left behind, and an equal end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from segdistill.interrupts import Stopped, handled, postponed
+from test_run import assert_same_run
+from tiny_runs import Child, command, tiny_file
+
+SOON = 60.0  # seconds on a busy machine; an idle one needs one or two
+
+
+def in_a_session(arguments: list[str], workers: int) -> None:
+    """The command line at the head of a process group, with ``workers`` forked loader processes."""
+    import multiprocessing
+
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    command([*arguments, f"workers={workers}", "log_every=3", "checkpoint_every=5"])
+
+
+def members(group: int) -> list[int]:
+    """Living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[2]) == group:
+            found.append(int(path.parent.name))
+    return found
+
+
+def reached(folder: Path, line: str) -> bool:
+    """Whether the log has this stage and step."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and line in path.read_text()
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def complaint(child: Child) -> str:
+    lines = [line for line in child.text().splitlines() if line.startswith("segdistill: ")]
+    assert len(lines) == 1, child.text()
+    assert "Traceback" not in child.text()
+    return lines[0]
+
+
+@pytest.mark.parametrize(("what", "workers"), [("term", 0), ("ctrl-c", 2), ("worker", 2)])
+def test_a_run_ends_at_a_signal_in_one_line_and_continues_to_an_equal_end(tmp_path, finished, what, workers):
+    recipe, folder = tiny_file(tmp_path), tmp_path / "run"
+    arguments = ["run", str(recipe), "--out", str(folder), "--reuse", str(finished.parent / "nothing")]
+    (finished.parent / "nothing" / "stages").mkdir(parents=True, exist_ok=True)
+    child = Child(tmp_path / "output", in_a_session, arguments, workers)
+    until(lambda: reached(folder, '"01-agnostic", "step": 3'))
+    pid, at = child.process.pid, time.monotonic()
+    if what == "term":
+        os.kill(pid, signal.SIGTERM)
+    elif what == "ctrl-c":
+        os.killpg(pid, signal.SIGINT)
+    else:
+        others = [member for member in members(pid) if member != pid]
+        assert len(others) == workers
+        os.kill(others[0], signal.SIGKILL)
+    status = child.wait()
+    assert time.monotonic() - at < SOON
+    assert status == {"term": 143, "ctrl-c": 130, "worker": 2}[what], child.text()
+    line = complaint(child)
+    assert re.search("a process that makes batches was ended" if what == "worker" else r"interrupted \(SIG", line)
+    until(lambda: not members(pid))
+    assert not [path for path in folder.rglob(".*") if path.suffix == ".tmp"]
+    if what != "worker":  # the step in progress was ended and kept
+        names = [path.name for path in (folder / "stages/01-agnostic/checkpoint").iterdir()]
+        assert max(names) not in ("step-00000005.pt",) or len(names) > 1
+    again = Child(tmp_path / "again", command, [*arguments, "log_every=3", "checkpoint_every=5"])
+    assert again.wait() == 0, again.text()
+    whole = tmp_path / "whole"
+    other = Child(tmp_path / "other", command, [*arguments[:3], str(whole), "log_every=3", "checkpoint_every=5"])
+    assert other.wait() == 0, other.text()
+    assert_same_run(folder, whole)
+    scores = [json.loads((place / "results.json").read_text())["models"]["student"] for place in (folder, finished)]
+    assert scores[0]["domains"] == scores[1]["domains"]
+
+
+def test_a_killed_rank_ends_the_other_one_in_one_line(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+             "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}  # fmt: skip
+    folder = tmp_path / "run"
+    ranks = [
+        Child(tmp_path / f"output-{rank}", command, ["run", str(tiny_file(tmp_path)), "--out", str(folder)],
+              environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    until(lambda: reached(folder, '"01-agnostic", "step": 2'))
+    ranks[1].process.kill()
+    at = time.monotonic()
+    assert ranks[0].wait() == 2, ranks[0].text()
+    assert time.monotonic() - at < SOON
+    assert "another process of this run was ended" in complaint(ranks[0])
+
+
+def test_a_signal_waits_for_the_end_of_what_must_not_be_cut_short():
+    done = []
+
+    def whole():
+        with postponed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            done.append("all of it")
+
+    def cut():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        done.append("never")
+
+    with handled():
+        with pytest.raises(Stopped) as stopped:
+            whole()
+        assert stopped.value.status == 143
+        with pytest.raises(Stopped, match="2"):
+            cut()
+    assert done == ["all of it"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def hang(marker: Path) -> None:
+    """A main thread that never comes back to Python code that can raise."""
+    from segdistill import interrupts
+
+    interrupts.GRACE = 0.3
+    with interrupts.handled(), interrupts.postponed():
+        marker.touch()
+        while True:
+            time.sleep(0.01)
+
+
+def test_a_process_that_cannot_react_is_ended_all_the_same(tmp_path):
+    child = Child(tmp_path / "output", hang, tmp_path / "marker")
+    until((tmp_path / "marker").exists)
+    os.kill(child.process.pid, signal.SIGTERM)
+    assert child.wait() == 143
+    assert complaint(child).startswith("segdistill: interrupted (SIGTERM)")
