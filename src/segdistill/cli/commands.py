@@ -192,9 +192,9 @@ def bench(
     changes, path = tuple(overrides or ()), table_path(table)
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
-    import segdistill.report as reports  # the name in the package is a function
     from segdistill import grid
     from segdistill.licences import chain
+    from segdistill.report import write_tables
 
     config = grid.load_table(path, changes)
     grid.check_paper(config)
@@ -215,7 +215,7 @@ def bench(
         with Bars(config.name, 0) as bars:
             outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
     found = grid.collect_table(config, outcomes)
-    for path in reports.write_tables(found, out / config.name):
+    for path in write_tables(found, out / config.name):
         typer.echo(str(path))
     _print_comparison(found)
     for error in found.errors:
@@ -295,15 +295,15 @@ def _rank() -> int:
 
 def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their page."""
-    import segdistill.report as reports
     from segdistill.files import write_atomic
+    from segdistill.report import render
     from segdistill.results import collect
 
     if _rank():  # of several processes only the first one speaks
         return
     found = collect(folders)
     _print_comparison(found)
-    page_text = reports.render(found).encode()
+    page_text = render(found).encode()
     write_atomic(page, lambda file: file.write(page_text))
     typer.echo(f"page: {page}")
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from segdistill.config import UserError, parse
-from segdistill.files import json_digest, plain_name, read_metrics_line
+from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
@@ -205,10 +205,13 @@ def load_run(folder: Path) -> Run:
     environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
     if not isinstance(environment, dict):
         raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
+    recipe = _text(folder / "recipe.yaml")
+    if recipe is not None and not text_is_whole(recipe.encode()):
+        raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; give the run's command again")
     values |= {
         "folder": folder,
         "metric": metric,
-        "recipe": _text(folder / "recipe.yaml"),
+        "recipe": recipe,
         "environment": {str(key): str(value) for key, value in environment.items() if value not in (None, "", [], {})},
         "log": _read_log(folder / "metrics.jsonl"),
     }
