@@ -10,7 +10,6 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from fake_encoder import FakeEncoder, Held, Largest, seeded
 from fake_world import K, batches, make, share_of_two
-from segdistill import bands
 from segdistill.config import UserError
 from segdistill.data.dataset import Protocol
 from segdistill.decoders import SemFPN
@@ -25,7 +24,7 @@ from segdistill.evaluate import (
     summary_interval,
 )
 from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts
-from segdistill.models import Segmenter, Window
+from segdistill.models import Segmenter, Window, bands
 from segdistill.ops import derive_seed
 from segdistill.unlabelled import Note, notes_of
 

@@ -19,6 +19,7 @@ from segdistill.data.rendered import WorldSource
 from segdistill.decoders import DECODERS
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
+from segdistill.stages import STAGES, StageConfig
 
 HEAD = """# Settings
 
@@ -27,7 +28,11 @@ Written by `segdistill settings`; a test says when it is out of date. A recipe i
 the default.
 """
 
-SOURCES = (WorldSource, FilesSource)
+KINDS: dict[type[BaseModel], tuple[type[BaseModel], ...]] = {
+    DataSource: (WorldSource, FilesSource),
+    StageConfig: tuple(kind.config for kind in STAGES.values()),
+}
+"""What stands for a class of which a recipe has a subclass."""
 
 PLACES = {
     "WorldSource": "`data: {source: world, ...}`, the built-in world",
@@ -50,9 +55,7 @@ def settings_page() -> str:
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
     for kind, table in (("method", METHODS), ("decoder", DECODERS)):
         parts += [
-            _section(
-                f"{kind}: {name}", vars(cls)["Config"], f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}"
-            )
+            _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()
         ]
     return "\n".join(parts)
@@ -60,7 +63,10 @@ def settings_page() -> str:
 
 def _reachable(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """The settings class ``cls`` and those below it, each before its own parts."""
-    yield from SOURCES if cls is DataSource else (cls,)
+    for kind in KINDS.get(cls, ()):
+        yield from _reachable(kind)
+    if cls not in KINDS:
+        yield cls
     for field in cls.model_fields.values():
         for each in _classes(field.annotation):
             if issubclass(each, Config):
@@ -82,6 +88,10 @@ def _section(title: str, cls: type[BaseModel], where: str | None) -> str:
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {_escape(_type(field))} | {_escape(_default(field))} | {_escape(meaning)} |")
     return "\n".join([*lines, ""])
+
+
+def _config(cls: Any) -> type[BaseModel]:
+    return cls.Config
 
 
 def _sentence(text: str) -> str:
@@ -125,7 +135,7 @@ def _words(annotation: Any) -> str:
     if annotation in known:
         return known[annotation]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        names = [source.__name__ for source in SOURCES] if annotation is DataSource else [annotation.__name__]
+        names = [kind.__name__ for kind in KINDS.get(annotation, (annotation,))]
         return " or ".join(f"[{name}](#{name.lower()})" for name in names)
     return "path" if getattr(annotation, "__name__", "") == "Path" else getattr(annotation, "__name__", str(annotation))
 
