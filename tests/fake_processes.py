@@ -22,7 +22,7 @@ from segdistill.processes import own_rows, rank_and_size
 from segdistill.runlog import Quiet, RunLog
 from segdistill.train.loop import LoopSettings, Objective, train
 from segdistill.train.norms import share_statistics
-from segdistill.train.optim import CosineConfig, parameter_groups
+from segdistill.train.optim import CosineConfig, parameter_groups, vectors_and_biases
 from segdistill.types import Features, Views
 from tiny_runs import run_and_die
 
@@ -191,7 +191,7 @@ def train_spoiled(fabric: Fabric, folder: Path, objective: Objective, **settings
         train(
             fabric,
             objective,
-            parameter_groups([(objective, 1.0)], 0.0),
+            parameter_groups([(objective, 1.0)], 0.0, vectors_and_biases),
             lambda order: ({"x": torch.ones(1, 2)} for _ in order),
             schedule=CosineConfig().schedule(1),
             betas=(0.9, 0.999),

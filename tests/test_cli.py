@@ -19,6 +19,7 @@ from PIL import Image
 
 from segdistill.decoders import DECODERS
 from segdistill.encoders import ENCODERS
+from segdistill.files import write_signed
 from segdistill.methods import METHODS
 from segdistill.methods.gkd import GKD
 from segdistill.train import checkpoint
@@ -208,7 +209,7 @@ def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished)
     assert "holds a run with other seed; choose another --out or delete it" in line
     changed = shutil.copytree(finished, tmp_path / "run")
     path = changed / "stages/01-agnostic/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0"}))
+    write_signed(path, json.loads(path.read_text()) | {"fingerprint": "0"})
     assert "was made with other settings or weights" in complaint("run", tiny_file(tmp_path), "--out", changed)
 
 

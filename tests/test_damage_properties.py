@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -47,17 +46,17 @@ def spoil(draw, path):
 @given(data=st.data(), name=st.sampled_from(READ))
 def test_a_report_of_a_damaged_folder_is_the_same_or_one_line(copy, finished, data, name):
     """Of the log, whose end may be cut off, every line that is read is one that was written."""
-    whole, said = replace(load_run(finished), folder=copy), ""
+    whole, said = load_run(finished).model_copy(update={"folder": copy}), ""
     before = spoil(data.draw, copy / name)
     try:
         run = load_run(copy)
-        assert all(step in whole.metrics for step in run.metrics)
-        assert name == "metrics.jsonl" or run.metrics == whole.metrics
-        same = {"metrics": whole.metrics}
+        assert all(step in whole.log for step in run.log)
+        assert name == "metrics.jsonl" or run.log == whole.log
+        same = {"log": whole.log}
         if name == "recipe.yaml" and run.recipe is not None:
             same["recipe"] = whole.recipe
             assert whole.recipe.startswith(run.recipe) or "# sha256" not in run.recipe
-        assert replace(run, **same) == whole
+        assert run.model_copy(update=same) == whole
     except UserError as error:
         said = str(error)
     finally:

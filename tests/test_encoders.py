@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from checks import golden, wave
-from segdistill import weights
+from segdistill import shipped, weights
 from segdistill.config import UserError, parse
 from segdistill.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
 from segdistill.files import sha256
@@ -333,7 +333,8 @@ def test_weights_that_overflow_half_precision_are_not_saved(tmp_path):
 
 
 def test_shipped_weights_are_found_by_encoder_or_asset(tmp_path, student, monkeypatch):
-    monkeypatch.setattr(weights, "ASSETS", tmp_path)
+    for module in (weights, shipped):
+        monkeypatch.setattr(module, "ASSETS", tmp_path)
     with pytest.raises(UserError, match="no shipped weights 'world_student': allowed: none are in this copy"):
         weights_path("shipped", "world_student")
     save_encoder(student, tmp_path / "world_student_local.safetensors", half=True)

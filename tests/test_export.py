@@ -13,7 +13,7 @@ from PIL import Image
 
 from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
 from segdistill.config import UserError
-from segdistill.data.dataset import Sample
+from segdistill.data.dataset import Dataset, Sample
 from segdistill.export import check, export, ship, summary_rows
 from segdistill.export.check import Domain, Row, View, compare, disagreeing, torch_runner
 from segdistill.export.graph import Graph, cubic_positions, exportable, gathered_grid_sample
@@ -116,7 +116,7 @@ def test_export_writes_all_precisions_with_a_report_and_a_table(exported, packed
     assert report["files"]["small.int8.onnx"]["bytes"] < 0.5 * report["files"]["small.onnx"]["bytes"]
     assert report["source"]["tensors_sha256"] == header["tensors_sha256"]
     assert set(report["latency_ms"]) == {"torch", "fp32", "fp16", "int8"}
-    assert "fixed: the run's images are smaller than 64 pixels" in printed
+    assert "fixed: the evaluation fits images into a size" in printed
     table = [line for line in printed.splitlines() if line.startswith(("fp", "int8", "file", "small."))]
     assert table
     assert max(map(len, table)) <= 100
@@ -198,7 +198,7 @@ def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
         export(packed, tmp_path / "other.onnx", role="teacher")
 
 
-class TwoImages:
+class TwoImages(Dataset):
     """Labels 0 and 1 in halves; the second image has a stripe without a label."""
 
     def __len__(self):

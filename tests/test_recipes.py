@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def small(recipe):
 
 def test_the_demonstration_and_the_list_show_recipes_that_are_there():
     assert {f"{arm}.yaml" for arm in ARMS} <= {path.name for path in RECIPES}
-    assert [row[0] for row in listed()[1:]] == [str(path) for path in RECIPES]
+    assert [row[0] for row in listed()[1:]] == [path.stem for path in RECIPES]
     assert all(row[1] for row in listed())
 
 
@@ -63,7 +64,7 @@ def test_a_recipe_that_names_its_papers_table_shows_the_papers_numbers(tmp_path,
     page = (out / "report.html").read_text()
     assert "Table 1, DINOv2-B to ViT-S" in page
     for number in ("58.8", "46.4", "54.1"):  # teacher, vanilla KD and GKD on GTAV's targets
-        assert f"<td>{number}</td>" in page
+        assert re.search(rf"<td[^>]*>{number}</td>", page)
 
 
 @pytest.mark.parametrize("name", ["world_gkd", "world_vanilla_kd_proxy", "cityscapes_gkd", "endovis18_gkd"])

@@ -220,7 +220,7 @@ def test_a_task_stage_starts_from_a_decoder_and_is_another_one_than_without(lone
     for key, value in source.decoder.state_dict().items():
         torch.testing.assert_close(trained[key], value, atol=1e-6, rtol=0)
     assert (
-        "iter_40000.pth' (mmengine; state_dict): 100.00 %"
+        "iter_40000.pth' (mmengine): 100.00 %"
         in json.loads((stage / "manifest.json").read_text())["weights"]["decoder"]
     )
     before = fingerprints(recipe)

@@ -30,7 +30,7 @@ the default.
 
 KINDS: dict[type[BaseModel], tuple[type[BaseModel], ...]] = {
     DataSource: (WorldSource, FilesSource),
-    StageConfig: tuple(kind.config for kind in STAGES.values()),
+    StageConfig: tuple(STAGES.values()),
 }
 """What stands for a class of which a recipe has a subclass."""
 

@@ -325,10 +325,10 @@ def test_facts_know_how_labels_are_read(root):
 
 
 def test_places_of_unknown_data_sets_are_faults(tmp_path):
-    source = FilesSource(roots={"citiscapes": tmp_path, "acdc": tmp_path}, sets={"a:b": tmp_path})
-    first, second = source.faults()
-    assert "roots: unknown data set 'citiscapes': did you mean 'cityscapes'" in first
-    assert "'a:b' has a colon" in second
+    (line,) = FilesSource(roots={"citiscapes": tmp_path, "acdc": tmp_path}).faults()
+    assert "roots: unknown data set 'citiscapes': did you mean 'cityscapes'" in line
+    with pytest.raises(UserError, match="'a:b' has a colon"):
+        parse(FilesSource, {"sets": {"a:b": str(tmp_path)}})
 
 
 def test_a_selection_without_the_later_settings_is_written_as_before():

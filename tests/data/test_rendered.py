@@ -7,8 +7,9 @@ import fcntl
 import numpy as np
 import pytest
 
+from segdistill import world
 from segdistill.config import UserError, parse
-from segdistill.data import rendered, world
+from segdistill.data import rendered
 from segdistill.data.dataset import DataSelection
 from segdistill.data.rendered import WorldSource
 

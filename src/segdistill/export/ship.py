@@ -194,9 +194,7 @@ def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[P
     return [np.asarray(dataset[row].image)[None] for row in range(0, len(dataset), step)]
 
 
-def _trace(
-    segmenter: Segmenter, header: Mapping[str, Any], options: Options, example: Pixels
-) -> tuple[View, torch.export.ExportedProgram, str]:
+def _trace(segmenter: Segmenter, header: Mapping[str, Any], options: Options, example: Pixels) -> tuple[View, Any, str]:
     """The program, how it sees images, and why its size is fixed, where it is."""
     resize, window = (header["preprocessing"][key] for key in ("resize", "window"))
     seen = None if window is None else Window(**window)
@@ -300,7 +298,7 @@ def _versions() -> dict[str, str]:
 
 def summary_rows(report: Mapping[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
     """The report as two tables, heads first: every file on every domain, and every file's size and speed."""
-    first = [["file", "domain", "kind", "images", "equal labels", "largest diff.", "mIoU", "of torch", "loss"]]
+    first = [["file", "domain", "kind", "images", "equal (%)", "max diff.", "mIoU", "of torch", "loss"]]
     for precision, rows in report["domains"].items():
         for row in rows:
             own, other = row["miou"], row["torch_miou"]
@@ -310,7 +308,7 @@ def summary_rows(report: Mapping[str, Any]) -> tuple[list[list[str]], list[list[
                 else ["-"] * 3
             )
             first.append(
-                [precision, row["domain"], row["kind"], str(row["images"]), f"{100 * row['equal']:.3f} %",
+                [precision, row["domain"], row["kind"], str(row["images"]), f"{100 * row['equal']:.3f}",
                  f"{row['difference']:.1e}", *scores]
             )  # fmt: skip
     speed = report["latency_ms"]

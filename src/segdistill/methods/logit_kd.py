@@ -29,7 +29,7 @@ class LogitKD(nn.Module):
         """Defaults as in Af-DCD's pixel term."""
 
         weight: float = Field(1.0, ge=0, le=1e6, description="weight of the term")
-        tau: float = Field(1.0, ge=1e-3, le=1e3, description="temperature of the softmax over the classes of a pixel")
+        tau: float = Field(1.0, ge=1e-3, le=1e6, description="temperature of the softmax over the classes of a pixel")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
