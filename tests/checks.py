@@ -35,6 +35,16 @@ TINY: dict[str, Shape] = {  # for finite differences
     "g2sd": ((1, 3), (3, 4), {}),
 }
 
+# Every method, and every method between networks without a CLS token: what it sets then stands behind the hyphen.
+ENTRIES = [
+    *METHODS,
+    *(
+        f"{name}-{token}"
+        for name, method in METHODS.items()
+        for token in (("pooled", "none") if "token" in method.Config.model_fields else ("bare",))
+    ),
+]
+
 # For every setting: companions that let it act, and the value that must change the outcome.
 PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "afdcd": {
@@ -56,6 +66,7 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "form": ({}, "cross_entropy"),
     },
     "g2sd": {
+        "token": ({}, "pooled"),
         "phase": ({}, "specific"),
         "generic_weight": ({}, 0.5),
         "mask_ratio": ({}, 0.25),
@@ -67,6 +78,7 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "tau": ({"phase": "specific"}, 2.0),
     },
     "gkd": {
+        "token": ({}, "pooled"),
         "token_weight": ({}, 0.5),
         "feature_weight": ({}, 0.5),
         "patch_weight": ({}, 0.5),
@@ -88,6 +100,7 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "taps": ({}, (2,)),
     },
     "proteus": {
+        "token": ({}, "pooled"),
         "token_weight": ({}, 0.5),
         "feature_weight": ({}, 0.5),
         "patch_weight": ({}, 0.5),
@@ -121,19 +134,28 @@ def fill(module: nn.Module, a: float) -> None:
 
 
 class MethodCase:
-    """A method with random tokens, and logits where it needs some, in place of two networks."""
+    """A method with random tokens, and logits where it needs some, in place of two networks.
+
+    ``name`` is one of :data:`ENTRIES`.
+    """
 
     def __init__(
         self, name: str, *, batch: int = 4, grid: tuple[int, int] | None = None, widths: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any,
     ) -> None:  # fmt: skip
+        name, hyphen, token = name.partition("-")
+        self.has_cls = not hyphen
+        settings |= {"token": token} if "token" in METHODS[name].Config.model_fields and hyphen else {}
         usual = CASES.get(name, ((2, 3), (5, 7), {}))
         self.name, self.batch, self.dtype = name, batch, dtype
         self.grid, self.widths = grid or usual[0], widths or usual[1]
         cls = METHODS[name]
         self.config: Config = cls.Config(**usual[2] | settings)
         self.needs: Needs = cls.needs_for(self.config)
-        specs = [FeatureSpec((width,) * len(self.needs.taps), width, DEPTH) for width in self.widths]
+        specs = [
+            FeatureSpec((width,) * len(self.needs.taps), width if self.has_cls else None, DEPTH)
+            for width in self.widths
+        ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.method = cls(self.config, *specs).to(dtype)
@@ -144,7 +166,7 @@ class MethodCase:
                   for tap in tap_names]  # fmt: skip
         cls = torch.randn(self.batch, width, generator=generator(who, "cls"), dtype=torch.float64)
         leaves = [x.to(self.dtype).requires_grad_(grad) for x in [*tokens, cls]]
-        return Features(tokens=tuple(leaves[:-1]), cls=leaves[-1], grid=self.grid)
+        return Features(tokens=tuple(leaves[:-1]), cls=leaves[-1] if self.has_cls else None, grid=self.grid)
 
     def _logits(self, who: str, *, grad: bool) -> Tensor | None:
         """Class logits on twice the tokens' grid."""
@@ -172,7 +194,8 @@ class MethodCase:
             torch.where(hidden, other[rows], own.detach()[rows]).requires_grad_(grad)
             for own, other in zip(plain.tokens, noise.tokens, strict=True)
         ]
-        masked = Features(tokens=tuple(tokens), cls=noise.cls[rows], grid=self.grid)
+        cls = None if noise.cls is None else noise.cls[rows]
+        masked = Features(tokens=tuple(tokens), cls=cls, grid=self.grid)
         plain = student.plain if self.needs.plain else Features(tokens=(), cls=None, grid=self.grid)
         return replace(student, plain=plain, masked=masked, mask=mask), teacher
 
@@ -212,13 +235,13 @@ def check_gradients(name: str) -> None:
     sum(case.terms(student, teacher).values()).backward()
     for key, parameter in case.method.named_parameters():
         assert parameter.grad is not None, key
-        silent = key.startswith(SILENT.get(name, " "))
+        silent = key.startswith(SILENT.get(case.name, " "))
         assert (parameter.grad.abs().max().item() == 0) == silent, key
     for view in [student.plain] + ([student.masked] if student.masked else []):
         assert all(tokens.grad is not None and tokens.grad.abs().sum() > 0 for tokens in view.tokens)
     assert student.logits is None or student.logits.grad.abs().sum() > 0
     assert all(tokens.grad is None for tokens in teacher.plain.tokens)
-    assert teacher.plain.cls.grad is None
+    assert teacher.plain.cls is None or teacher.plain.cls.grad is None
     assert teacher.logits is None or teacher.logits.grad is None
 
 
@@ -244,7 +267,7 @@ def check_batch_order(name: str) -> None:
 
 def check_finite_differences(name: str) -> None:
     """Analytic gradients of tokens, logits and parameters equal finite differences in float64."""
-    grid, widths, settings = TINY.get(name, ((1, 2), (3, 4), {}))
+    grid, widths, settings = TINY.get(name.partition("-")[0], ((1, 2), (3, 4), {}))
     case = MethodCase(name, batch=2, grid=grid, widths=widths, **settings)
     student, teacher = case.views(grad=True)
     views = [student.plain] + ([student.masked] if student.masked else [])
@@ -284,5 +307,5 @@ def check_setting(name: str, field: str) -> None:
     """Changing one setting changes the outcome."""
     companions, value = PERTURBED[name][field]
     case, changed = MethodCase(name, **companions), MethodCase(name, **companions, **{field: value})
-    assert case.config.model_dump()[field] != value
+    assert getattr(case.config, field) != value
     assert case.outcome() != changed.outcome()

@@ -27,6 +27,7 @@ from segdistill.evaluate import (
 from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts
 from segdistill.models import Segmenter, Window
 from segdistill.ops import derive_seed
+from segdistill.unlabelled import Note, notes_of
 
 
 def of_images(*tables):
@@ -35,7 +36,7 @@ def of_images(*tables):
     for table in tables:
         matrix.counts += torch.tensor(table)
     counts = ImageCounts.of(matrix.num_classes, [np.array(table) for table in tables])
-    return DomainResult(matrix, Calibration(), counts)
+    return DomainResult(matrix, Calibration(), counts, notes_of([Note(1, 1) for _ in tables]))
 
 
 def result(hits, misses):
@@ -161,6 +162,7 @@ def test_as_dict_is_plain_json():
         "accuracy": 7 / 8,
         "mean_accuracy": pytest.approx((3 / 4 + 1) / 2),
         "calibration_error": None,
+        "confidence": 0,
         "images": 2,
         "confusion": [[3, 1, 0], [0, 4, 0], [0, 0, 0]],
     }
@@ -276,7 +278,7 @@ def model_of(images):
     for name, counts in images.items():
         matrix = ConfusionMatrix(counts.num_classes)
         matrix.counts.view(-1).index_add_(0, torch.tensor(counts.cells).long(), torch.tensor(counts.counts))
-        results[name] = DomainResult(matrix, Calibration(), counts)
+        results[name] = DomainResult(matrix, Calibration(), counts, notes_of([]))
     return results
 
 

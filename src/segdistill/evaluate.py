@@ -23,6 +23,18 @@ from segdistill.config import UserError, nearest
 from segdistill.data.dataset import Protocol
 from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts, interval, plain, resampled_mean
 from segdistill.models import Segmenter, Window
+from segdistill.unlabelled import ImageNotes, Note, notes_of
+
+PRIMARY = "miou"
+"""The score by which segmenters are compared."""
+
+METRICS = {
+    "miou": {"label": "mIoU", "unit": "%", "by_class": "iou", "by_class_label": "IoU"},
+    "accuracy": {"label": "pixel accuracy", "unit": "%"},
+    "mean_accuracy": {"label": "mean class accuracy", "unit": "%"},
+    "calibration_error": {"label": "calibration error", "unit": "%"},
+}
+"""What a reader of ``results.json`` must know of a domain's scores; with the unit ``%`` they are shares in [0, 1]."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called after every batch: the domain, the images done in it, and its images in all (None: not known)."""
@@ -41,11 +53,12 @@ class Batch(typing.Protocol):
 
 @dataclass(frozen=True)
 class DomainResult:
-    """Scores of one domain: of all pixels, and ``images`` one by one in the data set's order."""
+    """Scores of one domain: of all pixels, and ``images`` and ``notes`` one by one in the data set's order."""
 
     confusion: ConfusionMatrix
     calibration: Calibration
     images: ImageCounts
+    notes: ImageNotes
 
     @property
     def miou(self) -> float:
@@ -61,6 +74,7 @@ class DomainResult:
             "accuracy": plain(self.confusion.accuracy()),
             "mean_accuracy": plain(self.confusion.mean_accuracy()),
             "calibration_error": plain(self.calibration.error()),
+            "confidence": plain(self.notes.mean_confidence),
             "images": self.images.size,
             "confusion": self.confusion.counts.tolist(),
         }
@@ -90,25 +104,27 @@ def evaluate(
             protocol = (protocols or {}).get(name, Protocol())
             view = sliding(protocol, window)
             matrix, calibration = ConfusionMatrix(segmenter.num_classes, device), Calibration(device)
-            seen: dict[int, np.ndarray] = {}
+            seen: dict[int, tuple[np.ndarray, Note]] = {}
             total = _count_images(batches)
             for batch in batches:
                 image, label = (_field(batch, key).to(device) for key in ("image", "label"))
                 own = [ConfusionMatrix(segmenter.num_classes, device) for _ in image]
                 height, width = label.shape[-2:]
+                notes = [Note(height, width) for _ in image]
                 with precision():
                     for strip in segmenter.strips(prepare(image, protocol.resize), view, (height, width)):
                         rows = label[strip.image, strip.top : strip.top + len(strip.classes)]
                         own[strip.image].add(strip.classes, rows)
                         calibration.add(strip.confidence, strip.classes, rows)
-                for index, counts in zip(_numbers(batch, len(image), len(seen)), own, strict=True):
+                        notes[strip.image].add(strip)
+                for index, counts, note in zip(_numbers(batch, len(image), len(seen)), own, notes, strict=True):
                     matrix.merge(counts)
-                    seen[index] = counts.counts.cpu().numpy()
+                    seen[index] = counts.counts.cpu().numpy(), note
                 if progress is not None:
                     progress(name, len(seen), total)
             matrix.all_reduce()
             calibration.all_reduce()
-            results[name] = DomainResult(matrix, calibration, _gather(segmenter.num_classes, seen))
+            results[name] = DomainResult(matrix, calibration, *_gather(segmenter.num_classes, seen))
     return results
 
 
@@ -201,11 +217,12 @@ def _numbers(batch: Batch | Mapping[str, Tensor], images: int, seen: int) -> lis
     return list(range(seen, seen + images)) if index is None else index.tolist()
 
 
-def _gather(num_classes: int, seen: dict[int, np.ndarray]) -> ImageCounts:
+def _gather(num_classes: int, seen: dict[int, tuple[np.ndarray, Note]]) -> tuple[ImageCounts, ImageNotes]:
     """The images of all processes by their number (those of one number by process)."""
     found = [seen]
     if dist.is_available() and dist.is_initialized():
         found = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(found, seen)
     numbered = sorted(((index, rank) for rank, part in enumerate(found) for index in part))
-    return ImageCounts.of(num_classes, [found[rank][index] for index, rank in numbered])
+    ordered = [found[rank][index] for index, rank in numbered]
+    return ImageCounts.of(num_classes, [counts for counts, _ in ordered]), notes_of([note for _, note in ordered])

@@ -111,7 +111,7 @@ def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
     upto = len(recipe.stages)
     if label is not None:
         upto = 1 + _stage_number(recipe, folder, label, role)
-        role = _task(recipe, upto - 1).model
+        role = recipe.stages[upto - 1].learner
     run, origins = _read_run(recipe, recipe, folder, upto)
     wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
     if wanted is None or wanted not in run.roles:

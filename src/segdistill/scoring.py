@@ -20,6 +20,8 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.evaluate import (
+    METRICS,
+    PRIMARY,
     DomainResult,
     evaluate,
     evaluating,
@@ -38,6 +40,7 @@ from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.stages.base import ModelConfig, count, weights_read
 from segdistill.stages.task import build_segmenter
+from segdistill.unlabelled import ImageNotes
 
 FORMAT = 3
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
@@ -129,57 +132,79 @@ def score(
     found = _read(scored.folder, scored.role, key)
     if found is None:
         segmenter = load_segmenter(scored, names).to(fabric.device)
-        found, images = _measure(scored, config, segmenter, datasets, fabric, watcher)
+        found, images, notes = _measure(scored, config, segmenter, datasets, fabric, watcher)
         found = _described(segmenter) | found if scored.parameters is None else found
         if fabric.is_global_zero:
             pictures = _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
-            write_images(path.with_suffix(".npz"), images)
+            write_images(path.with_suffix(".npz"), images, notes)
             files = [path.with_suffix(".npz"), *pictures]
             digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
             write_signed(path, {"key": key, **found, "files": digests})
         fabric.barrier()
     models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
+        "primary": PRIMARY,
+        "metrics": METRICS,
         "classes": list(names),
         "colors": colors,
         "source": [name for name in config.domains if name not in config.unseen + config.validation],
         "unseen": list(config.unseen),
         "validation": list(config.validation),
         "models": models,
-        **_retention(models, scored, config.unseen),
+        **_together(models, scored, config.unseen),
         "pictures": {
             "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
         },
     }
 
 
-def write_images(path: Path, images: Mapping[str, ImageCounts]) -> None:
-    """The images' confusion matrices by domain as compressed NumPy arrays."""
+def write_images(path: Path, images: Mapping[str, ImageCounts], notes: Mapping[str, ImageNotes] | None = None) -> None:
+    """The images' confusion matrices and notes by domain as compressed NumPy arrays."""
     arrays = {
-        f"{name}/{field}": np.asarray(value) for name, counts in images.items() for field, value in vars(counts).items()
+        f"{name}/{field}": np.asarray(value)
+        for kept in (images, notes or {})
+        for name, values in kept.items()
+        for field, value in vars(values).items()
     }
     write_atomic(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def read_images(path: Path) -> dict[str, ImageCounts]:
-    """What :func:`write_images` wrote."""
+    """The confusion matrices that :func:`write_images` wrote."""
+    return {
+        name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part)
+        for name, part in _read_arrays(path, ImageCounts).items()
+    }
+
+
+def read_notes(path: Path) -> dict[str, ImageNotes]:
+    """The notes that :func:`write_images` wrote."""
+    return {name: ImageNotes(**part) for name, part in _read_arrays(path, ImageNotes).items()}
+
+
+def _read_arrays(path: Path, kind: type[ImageCounts] | type[ImageNotes]) -> dict[str, dict[str, Any]]:
+    """The fields of ``kind`` by domain."""
     try:
         with np.load(path) as arrays:
             names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
-            parts = {name: {f.name: arrays[f"{name}/{f.name}"] for f in fields(ImageCounts)} for name in names}
-        return {
-            name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part)
-            for name, part in parts.items()
-        }
+            return {name: {f.name: arrays[f"{name}/{f.name}"] for f in fields(kind)} for name in names}
     except Exception:  # noqa: BLE001  zip, zlib and NumPy raise many kinds for a damaged file; each becomes one line
         raise UserError(f"{path} is missing or damaged; give the run's command again, which scores it anew") from None
 
 
-def _retention(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> dict[str, Any]:
-    """Student / teacher on the unseen domains with its interval: the two were scored on the same images."""
+def _together(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> dict[str, Any]:
+    """Student beside teacher, which were scored on the same images.
+
+    Retention on the unseen domains with its interval, and the share of the pixels on which they agree, by domain.
+    """
     both = {"teacher", "student"} <= models.keys()
     images = [read_images(scored.folder / "scores" / f"{role}.npz") for role in ("student", "teacher") if both]
+    notes = [read_notes(scored.folder / "scores" / f"{role}.npz") for role in ("student", "teacher") if both]
+    agreement = (
+        {name: notes[0][name].agreement(notes[1][name]) for name in models["student"]["domains"]} if both else None
+    )
     return {
+        "agreement": agreement,
         "retention": retention(*(models[role]["mean_unseen"] for role in ("student", "teacher"))) if both else None,
         "retention_interval": retention_interval(*images, unseen=unseen) if both else None,
     }
@@ -239,8 +264,8 @@ def _measure(
     datasets: dict[str, Dataset],
     fabric: Fabric,
     watcher: Watcher,
-) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
-    """The scores as JSON keeps them, and every image's own counts."""
+) -> tuple[dict[str, Any], dict[str, ImageCounts], dict[str, ImageNotes]]:
+    """The scores as JSON keeps them, and every image's own counts and notes."""
     loaders = {
         name: Loader(dataset, config.batch, fabric.global_rank, fabric.world_size) for name, dataset in datasets.items()
     }
@@ -259,7 +284,7 @@ def _measure(
         "mean_unseen": summary(results, config.unseen),
         "mean_unseen_interval": summary_interval(images, config.unseen),
     }
-    return found, images
+    return found, images, {name: result.notes for name, result in results.items()}
 
 
 def _keep_pictures(

@@ -18,7 +18,7 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", checks.ENTRIES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_common(name, check):
     check(name)

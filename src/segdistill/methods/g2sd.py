@@ -19,7 +19,8 @@ patch tokens of the *unmasked* image; the authors take the hidden states of the 
 which sees the same mask. Deviations: at the hidden places the student's encoder sees mask tokens (as BEiT), theirs
 drops them; in both cases the decoder reads nothing from there. The MLP's inner width is twice the decoder's (theirs:
 512, which is also the width of their targets). Predictions on another grid are resampled to the teacher's. The authors'
-second term, on the encoder's own tokens, has weight 0 and is left out.
+second term, on the encoder's own tokens, has weight 0 and is left out. For networks without a CLS token there is the
+setting ``token``: "pooled" takes the mean of the student's *visible* tokens and of all tokens of the teacher.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill import config as base
-from segdistill.config import UserError
 from segdistill.methods.kl import channel_cross_entropy
+from segdistill.methods.masked import TokenConfig, image_token, token_widths
 from segdistill.ops import resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
@@ -65,16 +65,20 @@ class TokenDecoder(nn.Module):
 
     def forward(
         self,
-        cls: Float[Tensor, "b ds"],
+        cls: Float[Tensor, "b ds"] | None,
         tokens: Float[Tensor, "b n ds"],
         hidden: Bool[Tensor, "b n"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "b n1 dt"]:
-        """Predictions for [CLS, tokens], n1 = 1 + n; what stands at ``hidden`` tokens is not read."""
+        """Predictions for [CLS, tokens], n1 = 1 + n; without CLS for the tokens, n1 = n.
+
+        What stands at ``hidden`` tokens is not read.
+        """
         patches = torch.where(hidden.unsqueeze(-1), self.mask_token, self.embed(tokens))
         patches = patches + positions(grid, patches.shape[-1]).to(patches)
-        sequence = torch.cat([self.embed(cls).unsqueeze(1).to(patches.dtype), patches], dim=1)  # CLS: position 0
-        return self.predict(self.blocks(sequence))
+        if cls is not None:  # position 0
+            patches = torch.cat([self.embed(cls).unsqueeze(1).to(patches.dtype), patches], dim=1)
+        return self.predict(self.blocks(patches))
 
 
 class G2SD(nn.Module):
@@ -82,7 +86,7 @@ class G2SD(nn.Module):
 
     needs = Needs(plain=False, masked=True)
 
-    class Config(base.Config):
+    class Config(TokenConfig):
         """Defaults are the authors' (specific: those of their segmentation script)."""
 
         phase: Literal["generic", "specific"] = Field("generic", description="generic: distill stages; specific: task")
@@ -112,8 +116,7 @@ class G2SD(nn.Module):
         self.needs = self.needs_for(config)
         self.decoder: TokenDecoder | None = None
         if config.phase == "generic":
-            if student.cls_channels is None or teacher.cls_channels is None:
-                raise UserError("g2sd distils the CLS token too: choose a student and a teacher that have one")
+            token_widths("g2sd", config.token, student, teacher)
             self.decoder = TokenDecoder(
                 student.channels[0],
                 teacher.channels[0],
@@ -143,18 +146,27 @@ class G2SD(nn.Module):
 
     def _generic(self, decoder: TokenDecoder, student: Views, teacher: Views) -> Float[Tensor, ""]:
         """Smooth-L1 between the decoder's predictions and the normalised teacher tokens, unweighted."""
-        view, mask, goal = student.masked, student.mask, teacher.plain
+        view, mask, goal, kind = student.masked, student.mask, teacher.plain, self.config.token
         assert view is not None
         assert mask is not None
-        assert view.cls is not None
-        assert goal.cls is not None
-        samples = mask.samples.to(goal.cls.device)
-        target = torch.cat([goal.cls[samples].unsqueeze(1), goal.tokens[0][samples]], dim=1).detach()  # (M, 1 + N, Dt)
-        target = target.to(torch.promote_types(target.dtype, torch.float32))
+        tokens, target, own = view.tokens[0], goal.tokens[0], None
+        samples, hidden = mask.samples.to(target.device), mask.tokens.to(tokens.device)
+        target = target[samples]
+        if kind != "none":
+            own = mean_of_visible(tokens, hidden) if kind == "pooled" else image_token(view, kind)
+            target = torch.cat([image_token(goal, kind)[samples].unsqueeze(1), target], dim=1)  # (M, 1 + N, Dt)
+        target = target.detach().to(torch.promote_types(target.dtype, torch.float32))
         target = F.layer_norm(target, target.shape[-1:], eps=1e-6)
-        predicted = decoder(view.cls, view.tokens[0], mask.tokens.to(view.cls.device), view.grid).to(target.dtype)
-        patches = resize_tokens(predicted[:, 1:], view.grid, goal.grid)
-        return F.smooth_l1_loss(torch.cat([predicted[:, :1], patches], dim=1), target, beta=self.config.beta)
+        predicted = decoder(own, tokens, hidden, view.grid).to(target.dtype)
+        first = predicted.shape[1] - tokens.shape[1]  # the image's own token, or nothing
+        patches = resize_tokens(predicted[:, first:], view.grid, goal.grid)
+        return F.smooth_l1_loss(torch.cat([predicted[:, :first], patches], dim=1), target, beta=self.config.beta)
+
+
+def mean_of_visible(tokens: Float[Tensor, "b n c"], hidden: Bool[Tensor, "b n"]) -> Float[Tensor, "b c"]:
+    """The mean of the tokens that are not ``hidden``."""
+    shown = (~hidden).unsqueeze(-1).to(tokens.dtype)
+    return (tokens * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
 
 
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:

@@ -17,7 +17,8 @@ Only half of the samples have hidden tokens. The others' masked view equals thei
 holds the masked samples alone and the plain tokens serve the rest: the same value and gradient.
 
 Deviations: attention logits, softmax and weighted sum in at least fp32 (the authors' fp16 logits are unscaled and can
-overflow); tokens of another grid are resampled to the teacher's. Settings marked "ours" are off by default.
+overflow); tokens of another grid are resampled to the teacher's. Settings marked "ours" are off by default: one of
+them, ``token``, says what stands for R_cls and T_cls where a network has no CLS token (``methods.masked``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.methods.masked import MaskedDistillation
+from segdistill.methods.masked import MaskedDistillation, image_token
 from segdistill.ops import full_precision, mean_over_hidden, norm_linear, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Views
 
@@ -78,7 +79,7 @@ class GKD(MaskedDistillation):
         super().__init__(config, student, teacher)
         self.patch_head = QSDHead(*self.widths, scale=config.scale)
         self.fea_head = QSDHead(*self.widths, scale=config.scale)
-        self.token_head = QSDHead(*self.cls_widths, scale=config.scale)
+        self.token_head = None if self.token_widths is None else QSDHead(*self.token_widths, scale=config.scale)
         self.progress = 0.0
         self.diagnostics: dict[str, Tensor] = {}
 
@@ -89,23 +90,22 @@ class GKD(MaskedDistillation):
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """Weighted ``token``, ``feature`` and ``patch`` terms; sets ``diagnostics``."""
         config = self.config
-        tokens, cls = teacher.plain.tokens[0].detach(), teacher.plain.cls
-        assert cls is not None
-        assert student.plain.cls is not None
-        cls = cls.detach().unsqueeze(1)  # (B, 1, Dt)
-        to = teacher.plain.grid
+        tokens, to = teacher.plain.tokens[0].detach(), teacher.plain.grid
         plain = resize_tokens(student.plain.tokens[0], student.plain.grid, to)
         bias = config.own_position_bias * max(0.0, 1.0 - self.progress / config.own_position_anneal)
-
-        cls_out, _, _ = self.token_head(student.plain.cls.unsqueeze(1), cls)
+        terms: LossTerms = {}
+        goal, own = tokens, None
+        if self.token_head is not None:
+            cls = image_token(teacher.plain, config.token).detach().unsqueeze(1)  # (B, 1, Dt)
+            own, _, _ = self.token_head(image_token(student.plain, config.token).unsqueeze(1), cls)
+            terms["token"] = config.token_weight * F.mse_loss(own, cls)
+            goal = torch.cat([cls, tokens], dim=1)
         plain_out, attention, logits = self.fea_head(plain, tokens, bias)
         self._diagnose(attention, logits)
-        reconstructed = torch.cat([cls_out, plain_out], dim=1)
-        return {
-            "token": config.token_weight * F.mse_loss(cls_out, cls),
-            "feature": config.feature_weight * F.mse_loss(reconstructed, torch.cat([cls, tokens], dim=1)),
-            "patch": config.patch_weight * self._patch(student, plain, tokens, to, bias),
-        }
+        reconstructed = plain_out if own is None else torch.cat([own, plain_out], dim=1)
+        terms["feature"] = config.feature_weight * F.mse_loss(reconstructed, goal)
+        terms["patch"] = config.patch_weight * self._patch(student, plain, tokens, to, bias)
+        return terms
 
     def _patch(
         self,

@@ -11,7 +11,7 @@ Linear(Ds -> Dt). All weights are 1:
 These are GKD's terms with plain heads in the place of query-based soft distillation, and the same masks (the first half
 of the samples, half of their tokens). For a CLIP teacher the authors keep the token term alone: set the other weights
 to 0. Deviations: tokens of another grid are resampled to the teacher's; without a masked sample the patch term is 0
-(theirs: the mean of nothing).
+(theirs: the mean of nothing); the setting ``token`` says what stands for the CLS tokens where a network has none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from segdistill.methods.masked import MaskedDistillation
+from segdistill.methods.masked import MaskedDistillation, image_token
 from segdistill.ops import mean_over_hidden, norm_linear, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Views
 
@@ -32,23 +32,26 @@ class Proteus(MaskedDistillation):
     def __init__(self, config: MaskedDistillation.Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__(config, student, teacher)
         self.patch_head = norm_linear(*self.widths)
-        self.token_head = norm_linear(*self.cls_widths)
+        self.token_head = None if self.token_widths is None else norm_linear(*self.token_widths)
         self.fea_head = norm_linear(*self.widths)
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """Weighted ``token``, ``feature`` and ``patch`` terms."""
         config = self.config
-        assert student.plain.cls is not None
-        assert teacher.plain.cls is not None
-        tokens, cls = teacher.plain.tokens[0].detach(), teacher.plain.cls.detach()
+        tokens = teacher.plain.tokens[0].detach()
         plain = resize_tokens(student.plain.tokens[0], student.plain.grid, teacher.plain.grid)
-        cls_out = self.token_head(student.plain.cls)
-        whole = torch.cat([cls_out.unsqueeze(1), self.fea_head(plain)], dim=1)  # (B, 1 + N, Dt)
-        return {
-            "token": config.token_weight * F.mse_loss(cls_out, cls),
-            "feature": config.feature_weight * F.mse_loss(whole, torch.cat([cls.unsqueeze(1), tokens], dim=1)),
-            "patch": config.patch_weight * self._patch(student, tokens, teacher.plain.grid),
-        }
+        terms: LossTerms = {}
+        own, goal = self.fea_head(plain), tokens
+        if self.token_head is not None:
+            cls = image_token(teacher.plain, config.token).detach()
+            cls_out = self.token_head(image_token(student.plain, config.token))
+            terms["token"] = config.token_weight * F.mse_loss(cls_out, cls)
+            own, goal = (
+                torch.cat([a.unsqueeze(1), b], dim=1) for a, b in ((cls_out, own), (cls, tokens))
+            )  # (B, 1 + N, Dt)
+        terms["feature"] = config.feature_weight * F.mse_loss(own, goal)
+        terms["patch"] = config.patch_weight * self._patch(student, tokens, teacher.plain.grid)
+        return terms
 
     def _patch(self, student: Views, tokens: Float[Tensor, "b n dt"], to: tuple[int, int]) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""

@@ -1,0 +1,81 @@
+"""The commands for a user's own images: a folder becomes a recipe; a model meets images without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="images with label maps, in any usual order, or with COCO files")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="the recipe; default: NAME.yaml here")] = None,
+    teacher: Annotated[str, typer.Option(help="encoder of the teacher, see segdistill list encoders")] = "dinov2_b",
+    student: Annotated[
+        str, typer.Option(help="encoder of the student, any of timm as timm:NAME")
+    ] = "timm:mobilenetv3_large_100.ra_in1k",
+    validation: Annotated[list[str] | None, typer.Option(help="a labelled domain to choose settings on")] = None,
+    unseen: Annotated[list[str] | None, typer.Option(help="a labelled domain that only reports")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
+) -> None:
+    """Look at a folder of images and write its dataset.yaml and a complete commented recipe."""
+    from segdistill.starter import start
+
+    started = start(
+        folder, out, teacher=teacher, student=student, validation=validation or [], unseen=unseen or [], force=force
+    )
+    for line in started.lines():
+        typer.echo(line)
+    typer.echo(f"next: segdistill run {started.recipe} --dry-run")
+
+
+def serve(
+    what: Annotated[str, typer.Argument(help="a run folder, a stage's folder, a packed file, or hf:owner/name")],
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0: any that is free")] = 8765,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """A page on this computer to drop images on: model, teacher, confidence, and where they differ."""
+    from segdistill.model import load
+    from segdistill.serve import Server
+
+    with Server(load(what, device=device), port) as server:
+        typer.echo(f"{server.url} (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("ended")
+
+
+def settings(
+    out: Annotated[Path, typer.Argument(help="the Markdown file to write")] = Path("docs/settings.md"),
+) -> None:
+    """Write every setting of recipes and descriptions, with its default and meaning, as one page."""
+    from segdistill.files import write_atomic
+    from segdistill.reference import settings_page
+
+    write_atomic(out, lambda file: file.write(settings_page().encode()))
+    typer.echo(str(out))
+
+
+def estimate(
+    what: Annotated[Path, typer.Argument(help="a run folder")],
+    folder: Annotated[Path, typer.Argument(help="images without labels: a folder, an archive or a video")],
+    *,
+    out: Annotated[Path, typer.Option(help="picture of the images that look worst")] = Path("estimate.png"),
+    worst: Annotated[int, typer.Option(min=1, max=100, help="images on that picture")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Predict the mIoU on images without labels, with an interval. Exit status 1: they are too far from the known."""
+    from segdistill.estimate import estimate as estimate_folder
+    from segdistill.progress import Bars
+
+    with Bars("estimate", 0) as bars:
+        found = estimate_folder(what, folder, out=out, worst=worst, device=device, watcher=bars)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"picture: {out}")
+    if found.miou is None:
+        raise typer.Exit(1)

@@ -1,0 +1,301 @@
+"""Looks at a folder of somebody's images and says what a ``dataset.yaml`` has to say. Imports no torch.
+
+A file is a label where a folder on its way is called like one (``labels``, ``masks``, ...) or where its name ends like
+one (``_mask``, ``_label``, ...); it belongs to the image whose path is the same without that. COCO files are known by
+their content. Label files are sampled for the numbers or colours that stand in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segdistill.config import UserError
+from segdistill.data.decode import UNREADABLE
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
+                 "ann_dir", "ground_truth", "groundtruth", "segmentationclass", "targets")  # fmt: skip
+IMAGE_FOLDERS = ("images", "image", "img", "imgs", "rgb", "photos", "img_dir", "jpegimages", "inputs")
+LABEL_ENDS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "_l",
+              "_m")  # fmt: skip
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}  # fmt: skip
+SAMPLED = 60  # label files that are read
+MOST_COLORS = 64
+HELD_OUT = 5  # every fifth image of a source without splits of its own is for validation
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """One domain of the folder: ``settings`` of its ``dataset.yaml``, and how many images each split has.
+
+    ``lists`` are the files that the description names and that must be written.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    labelled: bool
+    unpaired: int = 0  # images without a label beside labelled ones, which are left out
+    lists: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label, taken apart: ``root`` / folder / ``below`` / ``stem``."""
+
+    root: tuple[str, ...]
+    images: str | None  # the folder's name; None: the images lie in root itself
+    labels: str | None
+    end: str
+    below: tuple[str, ...]
+    image: PurePosixPath
+    label: PurePosixPath
+
+
+def detect(folder: Path) -> list[OwnSet]:
+    """The domains in ``folder``, labelled ones first, the largest first; a :class:`UserError` where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; give the folder that holds your images")
+    files = sorted(
+        PurePosixPath(path.relative_to(folder).as_posix())
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    if not images:
+        raise UserError(f"{folder} holds no images; they are known by their suffix: {' '.join(IMAGES)}")
+    if coco := _coco(folder, [path for path in files if path.suffix.lower() == ".json"], images):
+        return coco
+    pairs, lone = _pairs(images)
+    classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
+    lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
+    labelled = _labelled(pairs, classes, lists, folder.resolve().name)
+    beside = {PurePosixPath(each.settings["images"]) for each in labelled}
+    unlabelled = []
+    for path in lone:
+        if not any(each == path.parent or each in path.parents for each in beside if str(each) != "."):
+            unlabelled.append(path)
+    sets = sorted(labelled, key=lambda each: -sum(each.counts.values())) + _unlabelled(unlabelled, labelled)
+    names = [each.name for each in sets]
+    if len(set(names)) < len(names):
+        raise UserError(f"{folder}: two parts would both be called {max(names, key=names.count)}; rename a folder")
+    return sets
+
+
+def _take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
+    """Whether it is a label, the place of the folder that says so or that says image, and its name's end."""
+    parts = [part.lower() for part in path.parts[:-1]]
+    place = next((i for i, part in enumerate(parts) if part in LABEL_FOLDERS), None)
+    end = next((end for end in LABEL_ENDS if path.stem.lower().endswith(end) and path.stem.lower() != end), "")
+    if place is not None:
+        return True, place, path.stem[len(path.stem) - len(end) :] if end else ""
+    if end:
+        return True, None, path.stem[len(path.stem) - len(end) :]
+    return False, next((i for i, part in enumerate(parts) if part in IMAGE_FOLDERS), None), ""
+
+
+def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixPath]]:
+    """Images with their labels, and images without one."""
+    labels: dict[tuple[str, ...], tuple[PurePosixPath, int | None, str]] = {}
+    others = []
+    for path in images:
+        is_label, place, end = _take_apart(path)
+        if is_label:
+            for each in dict.fromkeys((end, "")):  # labels/a_mask.png may be of a.jpg or of a_mask.jpg
+                labels.setdefault(_key(path, place, each), (path, place, each))
+        else:
+            others.append((path, place))
+    pairs, lone = [], []
+    for path, place in others:
+        found = labels.get(_key(path, place, ""))
+        if found is None:
+            lone.append(path)
+            continue
+        label, where, end = found
+        at = place if place is not None else where if where is not None else len(path.parts) - 1
+        if place is None and where is not None and path.parts[:where] != label.parts[:where]:
+            lone.append(path)
+            continue
+        root = path.parts[:at]
+        below = path.parts[at + (place is not None) : -1]
+        pairs.append(
+            Pair(root, path.parts[at] if place is not None else None, label.parts[where] if where is not None else None,
+                 end, below, path, label)
+        )  # fmt: skip
+    return pairs, lone
+
+
+def _key(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
+    """What an image and its label share: the folders but the one that tells them apart, and the name."""
+    folders = [part for i, part in enumerate(path.parts[:-1]) if i != place]
+    return (*folders, path.stem[: len(path.stem) - len(end)])
+
+
+def _labelled(
+    pairs: Sequence[Pair], classes: dict[str, Any], lists: dict[str, PurePosixPath], title: str
+) -> list[OwnSet]:
+    """One set for each root of pairs, or for each split that has a root of its own."""
+    groups: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.root, pair.images, pair.labels, pair.end].append(pair)
+    largest = max(groups.values(), key=len, default=[])
+    return [_set_of(group, classes, lists, title, source=group is largest, alone=len(groups) == 1)
+            for group in groups.values()]  # fmt: skip
+
+
+def _set_of(
+    group: list[Pair],
+    classes: dict[str, Any],
+    lists: dict[str, PurePosixPath],
+    title: str,
+    *,
+    source: bool,
+    alone: bool,
+) -> OwnSet:
+    first = group[0]
+    settings: dict[str, Any] = dict(classes)
+    settings["images"] = str(PurePosixPath(*first.root, first.images or ""))
+    settings["labels"] = str(PurePosixPath(*first.root, first.labels or ""))
+    if first.end:
+        settings["label_suffix"] = first.end
+    name = _slug("_".join(first.root) or title)
+    mixed = settings["images"] == settings["labels"]  # only a list tells images from labels
+    known = {pair.below[0] for pair in group if pair.below}
+    if not mixed and known and all(pair.below and pair.below[0].lower() in SPLITS for pair in group):
+        settings["splits"] = {SPLITS[each.lower()]: each for each in sorted(known)}
+        counts = {split: sum(pair.below[0] == each for pair in group) for split, each in settings["splits"].items()}
+        return OwnSet(name, settings, counts, labelled=True)
+    own = SPLITS.get(first.root[-1].lower()) if first.root else None
+    if alone and lists:
+        settings["splits"] = {split: str(path) for split, path in lists.items()}
+        return OwnSet(name, settings, dict.fromkeys(lists, 0), labelled=True)
+    paths = [str(PurePosixPath(*pair.below, pair.image.stem)) for pair in group]
+    if own or not source:
+        parts = {own or "val": paths}
+    else:
+        parts = {"train": [path for i, path in enumerate(paths) if i % HELD_OUT], "val": paths[::HELD_OUT]}
+    counts = {split: len(chosen) for split, chosen in parts.items()}
+    if not mixed and len(parts) == 1:
+        settings["splits"] = dict.fromkeys(parts, ".")
+        return OwnSet(name, settings, counts, labelled=True)
+    files = {f"{name}-{split}.txt": chosen for split, chosen in parts.items()}
+    settings["splits"] = dict(zip(parts, files, strict=True))
+    return OwnSet(name, settings, counts, labelled=True, lists=files)
+
+
+def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> list[OwnSet]:
+    """Sets of the images without labels, by their folder."""
+    groups: dict[str, int] = defaultdict(int)
+    for path in paths:
+        groups[path.parts[0] if len(path.parts) > 1 else "."] += 1
+    if "." in groups and (len(groups) > 1 or labelled):
+        del groups["."]  # beside folders: pictures of a readme and the like
+    return [
+        OwnSet(
+            _slug(folder if folder != "." else "images"),
+            {"images": folder, "labels": None, "splits": {"train": "."}},
+            {"train": count},
+            labelled=False,
+        )
+        for folder, count in groups.items()
+    ]
+
+
+def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
+    """The sets that COCO files describe, one for each file, that of train first; empty where there are none."""
+    found: dict[str, tuple[PurePosixPath, list[str]]] = {}
+    for path in candidates:
+        names = _coco_images(folder / path)
+        if names is None:
+            continue
+        words = sorted(SPLITS, key=len, reverse=True)
+        split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
+        if split in found:
+            raise UserError(f"{folder}: {found[split][0]} and {path} are both for {split}; move one out of the folder")
+        found[split] = path, names
+    if found and "train" not in found:
+        raise UserError(f"{folder}: COCO files of {', '.join(found)} and none of train; call one ...train.json")
+    title, sets = _slug(folder.resolve().name), []
+    for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
+        first = names[0] if names else ""
+        match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
+        if match is None or not names:
+            raise UserError(f"{path}: its image '{first}' is nowhere below {folder}; put the images there")
+        where = match[: len(match) - len(first)].rstrip("/") or "."
+        settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
+        name = title if split == "train" else f"{title}_{split}"
+        sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
+    return sets
+
+
+def _coco_images(path: Path) -> list[str] | None:
+    """The images that a COCO file names; None where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
+        return None
+    entries = values["images"] if isinstance(values["images"], list) else []
+    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
+
+
+def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
+    """``classes`` and how the label files are to be read, from a sample of them."""
+    chosen = [labels[i] for i in sorted({round(i) for i in np.linspace(0, len(labels) - 1, min(SAMPLED, len(labels)))})]
+    numbers: set[int] = set()
+    colors: set[tuple[int, int, int]] = set()
+    for path in chosen:
+        if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+            raise UserError(f"{path} is a label as JPEG or WebP, which changes its values; save labels as PNG")
+        try:
+            with Image.open(folder / path) as image:
+                if image.mode in ("RGB", "RGBA"):
+                    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+                    packed = np.unique(pixels.astype(np.int64) @ (65536, 256, 1))
+                    colors |= {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}
+                else:
+                    pixels = np.asarray(image)
+                    numbers |= {int(value) for value in np.unique(pixels.astype(np.int64))}
+        except UNREADABLE as error:
+            raise UserError(f"{path} cannot be read as a label: {' '.join(str(error).split())}") from None
+        if len(colors) > MOST_COLORS:
+            raise UserError(f"{path}: more than {MOST_COLORS} colours, which is a picture and no label; labels are PNG "
+                            "of class numbers or of a few plain colours")  # fmt: skip
+    if colors and numbers:
+        raise UserError(f"labels of numbers and labels of colours are mixed, such as {chosen[0]}; use one kind")
+    if colors:
+        ordered = sorted(colors)
+        return {"classes": _names(folder, len(ordered)), "colors": [list(each) for each in ordered], "coloured": True}
+    known = sorted(numbers - {255}) if numbers != {0, 255} else sorted(numbers)
+    classes: dict[str, Any] = {"classes": _names(folder, max(1, len(known)))}
+    if known != list(range(len(known))):
+        classes["ids"] = {number: i for i, number in enumerate(known)}
+        classes["ignore"] = [] if 255 in known else [255]
+    return classes
+
+
+def _names(folder: Path, count: int) -> list[str]:
+    """Names of ``count`` classes: the lines of a ``classes.txt`` that has as many, else numbered ones."""
+    for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
+        path = folder / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line.strip() for line in lines if line.strip()]
+        if len(lines) == count == len(set(lines)):
+            return lines
+    return ["background", "object"] if count == 2 else [f"class_{number}" for number in range(count)]
+
+
+def _slug(text: str) -> str:
+    """A name that a recipe and an override can hold."""
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text.lower()).strip("_")
+    return plain or "images"

@@ -1,0 +1,32 @@
+"""What a table will cost: every stage once, however many of its runs have it in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from segdistill.grid.table import Cell
+from segdistill.plan import Plan, make_plan
+
+
+def plan_cells(cells: Sequence[Cell], *, speed: float | None = None) -> Plan:
+    """One plan of all ``cells``: their stages, each in the first run that has it, and all images that are scored.
+
+    ``speed`` replaces the timed one (operations per second). Raises a :class:`segdistill.config.UserError` as
+    :func:`segdistill.plan.make_plan` does. What an earlier call has finished is counted again.
+    """
+    stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
+    plan = None
+    for cell in {cell.key: cell for cell in cells}.values():
+        plan = make_plan(cell.recipe, speed=speed)
+        speed = plan.speed
+        title = ", ".join(filter(None, (cell.recipe.title, cell.value, f"seed {cell.seed}")))
+        for stage, fingerprint in zip(plan.stages, cell.prints, strict=True):
+            if fingerprint not in seen:
+                seen.add(fingerprint)
+                stages.append(replace(stage, label=f"{title}: {stage.label}"))
+        for domain, images in plan.evaluation.items():
+            evaluation[domain] = evaluation.get(domain, 0) + images
+        weights |= dict.fromkeys(plan.weights)
+    assert plan is not None, "a table has rows"
+    return Plan(tuple(stages), evaluation, tuple(weights), plan.speed, plan.device)

@@ -1,0 +1,251 @@
+"""Runs a table's cells: each computation once, several processes at a time, and on where it stopped.
+
+A stage that several cells have in common (one teacher's decoder, one proxy stage) belongs to the first of them; the
+others wait for that cell and take the finished stage from its folder. Those waits only point backwards in the list, so
+they cannot form a circle. What other tables have left in the same folder is taken too: GKD's task-agnostic stage is one
+computation for all sources, label fractions and ablations.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdistill.config import UserError
+from segdistill.files import write_atomic
+from segdistill.grid.table import Cell
+from segdistill.interrupts import Stopped, end_now, handled
+from segdistill.recipe import Recipe, dump, load
+from segdistill.run import run
+from segdistill.runlog import Watcher
+
+Watch = Callable[[str, int, int], None]
+"""Called with (what happens now, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell; ``error`` is None where its results are there."""
+
+    cell: Cell
+    folder: Path
+    error: str | None = None
+
+
+def dependencies(cells: Sequence[Cell]) -> list[set[int]]:
+    """For every cell the earlier cells that own a stage of it."""
+    owner: dict[str, int] = {}
+    waits = []
+    for number, cell in enumerate(cells):
+        waits.append({owner.setdefault(fingerprint, number) for fingerprint in cell.prints} - {number})
+    return waits
+
+
+def run_cells(
+    cells: Sequence[Cell], out: Path, *, jobs: int, gpus: int = 0, watch: Watch | None = None
+) -> list[Outcome]:
+    """Run every cell in ``out / cell.folder_name``, ``jobs`` at a time; a cell that fails does not stop the others.
+
+    Cells of one key share a folder and are run once. With ``gpus``, process i is given GPU i modulo ``gpus``. An
+    interruption stops all processes; what they had finished stays, and the same call continues.
+    """
+    unique = list({cell.key: cell for cell in cells}.values())
+    waits = dependencies(unique)
+    if jobs == 1:
+        outcomes = _one_by_one(unique, waits, out, watch or _silent)
+    else:
+        outcomes = _side_by_side(unique, waits, out, jobs, gpus, watch or _silent)
+    return [Outcome(cell, outcomes[cell.key].folder, outcomes[cell.key].error) for cell in cells]
+
+
+def finished_cells(cells: Sequence[Cell], out: Path) -> list[Outcome]:
+    """What earlier calls have left of the cells, without running anything; another process may be at work on them."""
+    outcomes = []
+    for cell in cells:
+        folder = out / cell.folder_name
+        error = None if (folder / "results.json").is_file() else "not run yet"
+        outcomes.append(Outcome(cell, folder, error))
+    return outcomes
+
+
+def visible_gpus() -> int:
+    """How many GPUs torch sees."""
+    return torch.cuda.device_count()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watch) -> dict[str, Outcome]:
+    """In this process."""
+    outcomes, before, total = {}, 0, sum(cell.steps for cell in cells)
+    reuse = _reusable(cells, waits, out)
+    for number, cell in enumerate(cells):
+        title = f"{number} of {len(cells)} runs; {cell.recipe.title}, seed {cell.seed}"
+        teller = _Teller(lambda steps, title=title, before=before: watch(title, before + steps, total))
+        folder = out / cell.folder_name
+        error = _run(cell.recipe, folder, reuse[number], teller)
+        outcomes[cell.key] = Outcome(cell, folder, error)
+        before += cell.steps
+        watch(f"{number + 1} of {len(cells)} runs", before, total)
+    return outcomes
+
+
+def _side_by_side(
+    cells: list[Cell], waits: list[set[int]], out: Path, jobs: int, gpus: int, watch: Watch
+) -> dict[str, Outcome]:
+    """In processes of their own, each computing with its share of the cores."""
+    state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
+    with _children_threads(max(1, (os.cpu_count() or 1) // jobs)):
+        try:
+            while len(state.outcomes) < len(cells):
+                for number in range(len(cells)):
+                    free = len(state.running) < jobs
+                    if free and number not in state.started and waits[number] <= state.outcomes.keys():
+                        state.start(number, reuse[number])
+                state.wait()
+        finally:
+            state.stop()
+    return {outcome.cell.key: outcome for outcome in state.outcomes.values()}
+
+
+def _reusable(cells: list[Cell], waits: list[set[int]], out: Path) -> list[list[Path]]:
+    """For every cell the folders to take finished stages from: the owners of its stages, then those of other tables."""
+    own = {cell.folder_name for cell in cells}
+    others = sorted(path for path in out.glob("*") if path.name not in own and (path / "stages").is_dir())
+    return [[out / cells[i].folder_name for i in sorted(wait)] + others for wait in waits]
+
+
+class _State:
+    """The running processes and what they have said."""
+
+    def __init__(self, cells: list[Cell], out: Path, gpus: int, watch: Watch) -> None:
+        self.cells, self.out, self.gpus, self.watch = cells, out, gpus, watch
+        self.context = multiprocessing.get_context("spawn")
+        self.messages: Any = self.context.Queue()
+        self.running: dict[int, Any] = {}
+        self.started: set[int] = set()
+        self.outcomes: dict[int, Outcome] = {}
+        self.done = dict.fromkeys(range(len(cells)), 0)
+        self.total = sum(cell.steps for cell in cells)
+
+    def start(self, number: int, reuse: list[Path]) -> None:
+        """Start the process of a cell."""
+        cell, folder = self.cells[number], self.out / self.cells[number].folder_name
+        slot = next(i for i in range(len(self.running) + 1) if i not in {s for s, _ in self.running.values()})
+        gpu = None if not self.gpus else slot % self.gpus
+        arguments = (number, dump(cell.recipe), folder, reuse, self.messages, gpu)
+        process = self.context.Process(target=_child, args=arguments)
+        process.start()
+        self.running[number] = (slot, process)
+        self.started.add(number)
+
+    def wait(self) -> None:
+        """Take one message, or notice a process that died without one."""
+        try:
+            number, kind, value = self.messages.get(timeout=1.0)
+        except queue.Empty:
+            for number, (_, process) in list(self.running.items()):
+                if not process.is_alive() and self.messages.empty():
+                    self._finish(number, f"its process ended with code {process.exitcode}; run the command again")
+            return
+        if kind == "steps":
+            self.done[number] = value
+            self._tell(self.cells[number])
+        else:
+            self._finish(number, value)
+
+    def stop(self) -> None:
+        """End whatever still runs; finished stages and checkpoints stay."""
+        for _, process in self.running.values():
+            process.terminate()
+        for _, process in self.running.values():
+            process.join()
+
+    def _finish(self, number: int, error: str | None) -> None:
+        _, process = self.running.pop(number)
+        process.join()
+        cell = self.cells[number]
+        self.outcomes[number] = Outcome(cell, self.out / cell.folder_name, error)
+        self.done[number] = cell.steps
+        self._tell(cell)
+
+    def _tell(self, cell: Cell) -> None:
+        what = f"{len(self.outcomes)} of {len(self.cells)} runs; {cell.recipe.title}, seed {cell.seed}"
+        self.watch(what, sum(self.done.values()), self.total)
+
+
+class _Teller:
+    """A watcher that counts steps and tells how many are done."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+        self.before = self.now = 0
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """A stage that need not run counts at once."""
+        self.before += self.now + (0 if state == "running" else steps)
+        self.now = 0
+        self.tell(self.before)
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """Tell every tenth step and the last one."""
+        self.now = step
+        if step % 10 == 0 or step == steps:
+            self.tell(self.before + self.now)
+
+    def rate(self, label: str, images_per_s: float) -> None:
+        """The runs of a table have speeds of their own."""
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Rendering and scoring are not counted."""
+
+
+def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: Any, gpu: int | None) -> None:
+    """The process of one cell."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    with handled(belongs=True):
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the table's process ends its cells
+            write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
+            teller = _Teller(lambda steps: messages.put((number, "steps", steps)))
+            messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
+        except Stopped as stopped:
+            end_now(stopped.status)
+
+
+def _run(recipe: Recipe, folder: Path, reuse: list[Path], watcher: Watcher) -> str | None:
+    """Run one cell; what went wrong, if something did. An interruption is not caught."""
+    try:
+        run(recipe, folder, reuse=[other for other in reuse if other.is_dir()], watcher=watcher)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s", folder)
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _children_threads(threads: int) -> Iterator[None]:
+    """Processes started here compute with ``threads`` threads each, unless the user has set a number."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]

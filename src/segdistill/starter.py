@@ -1,0 +1,215 @@
+"""From a folder of somebody's images to a recipe: writes ``dataset.yaml`` and a complete commented recipe."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from segdistill.config import UserError, nearest
+from segdistill.data.detect import IMAGES, OwnSet, detect
+from segdistill.data.own import own_place
+from segdistill.encoders import record_of
+from segdistill.files import write_atomic
+from segdistill.weights import shipped_assets
+
+TEACHER, STUDENT = "dinov2_b", "timm:mobilenetv3_large_100.ra_in1k"
+LARGEST, CELL = 512, 32  # pixels: of a side of the crops, and what divides it
+
+TEMPLATE = """\
+# {title}: {teacher} distilled into {student} on your own images, written by segdistill init.
+# Before training: segdistill data check {first}, and segdistill run {recipe} --dry-run (what it costs).
+# Every setting is explained in docs/settings.md; a single one is changed on the command line: stages.task.steps=500
+name: {name}
+data:
+  source: files
+  size: [{height}, {width}]      # crops that are trained on, pixels; smaller is faster
+  sets:                  # name of a domain: its description
+{sets}
+precision: {precision}
+teacher:                 # the large network; only its decoder is trained
+  encoder: {{name: "{teacher}", weights: "{teacher_weights}"{teacher_more}}}
+  decoder: {{type: semfpn}}
+student:                 # the network that you deploy: any of timm as timm:NAME, see segdistill list encoders
+  encoder: {{name: "{student_name}", weights: "{student_weights}"{student_more}}}
+  decoder: {{type: semfpn}}
+stages:
+  # 1. The teacher learns your classes: the number to compare the student with.
+  - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
+  # 2. The student learns the teacher's features. No labels are read: add all images you have, above all of the places
+  #    and weathers that the model is for.
+  - type: distill
+    name: task_agnostic
+    data: {{domains: [{proxy}]}}
+    method: {{type: gkd{token}}}
+    optimizer: {{lr: 1.0e-4, lr_reference_batch: null}}
+    repeats: 1
+    batch: 16
+    steps: 4000
+  # 3. The same on the labelled images alone.
+  - type: distill
+    name: domain_agnostic
+    data: {{domains: [{source}]}}
+    method: {{type: gkd{token}}}
+    optimizer: {{lr: 1.0e-5, lr_reference_batch: null}}
+    repeats: 1
+    batch: 16
+    steps: 1000
+  # 4. The student learns your classes; its encoder stays as it is, which keeps what it has from the teacher.
+  - {{type: task, name: task, freeze_encoder: true, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
+evaluate:
+  domains: [{domains}]   # every domain that is scored
+  validation: [{validation}]   # domains that you choose settings on
+  unseen: [{unseen}]   # domains that nothing is chosen on: their mean is the honest number
+{splits}  images: null           # all of them
+{missing}"""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What was found and written."""
+
+    sets: tuple[OwnSet, ...]
+    files: tuple[Path, ...]
+    recipe: Path
+    roles: dict[str, str]  # domain -> source, validation, unseen, unlabelled
+
+    def lines(self) -> list[str]:
+        """For the user: one line per domain, then what was written."""
+        lines = []
+        for each in self.sets:
+            counts = ", ".join(f"{split} {count}" if count else split for split, count in each.counts.items())
+            lines.append(f"{each.name}: {self.roles[each.name]}, {counts}")
+        return [*lines, *(f"wrote {path}" for path in self.files)]
+
+
+def start(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    teacher: str = TEACHER,
+    student: str = STUDENT,
+    validation: Sequence[str] = (),
+    unseen: Sequence[str] = (),
+    force: bool = False,
+) -> Started:
+    """Write the descriptions into ``folder`` and the recipe to ``out`` (default: ``NAME.yaml`` here).
+
+    Labelled domains beside the largest one, the source, are unseen, or what ``validation`` and ``unseen`` say. Files
+    that exist are replaced with ``force`` alone.
+    """
+    sets = detect(folder)
+    labelled = [each for each in sets if each.labelled]
+    if not labelled:
+        raise UserError(
+            f"{folder} has images and no labels that are known as such: put label maps (PNG of class numbers) into "
+            "labels/ or masks/ beside images/, or name them like their image with _mask at the end"
+        )
+    roles = _roles(sets, validation, unseen)
+    source = next(name for name, role in roles.items() if role == "source")
+    recipe = out or Path(f"{source}.yaml")
+    names = {each.name: "dataset.yaml" if len(sets) == 1 else f"dataset-{each.name}.yaml" for each in sets}
+    described = {folder / names[each.name]: yaml.safe_dump(each.settings, sort_keys=False) for each in sets}
+    texts = {folder / name: "\n".join(lines) + "\n" for each in sets for name, lines in each.lists.items()} | described
+    if existing := [path for path in (*texts, recipe) if path.exists() and not force]:
+        raise UserError(f"{existing[0]} exists; give --force to replace it, or another --out for the recipe")
+    size = _size(folder)
+    facts = _facts(sets, roles, {name: folder / path for name, path in names.items()}, recipe.parent)
+    networks = _networks(teacher, student, size)
+    for path, text in texts.items():
+        write_atomic(path, lambda file, text=text: file.write(text.encode()))
+    for name, path in names.items():
+        own_place(name, folder / path)  # what is written can be read
+    text = TEMPLATE.format(
+        title=source, name=source, recipe=recipe, first=folder / names[source], source=source, **facts, **networks
+    )
+    write_atomic(recipe, lambda file: file.write(text.encode()))
+    return Started(tuple(sets), (*texts, recipe), recipe, roles)
+
+
+def _roles(sets: Sequence[OwnSet], validation: Sequence[str], unseen: Sequence[str]) -> dict[str, str]:
+    """Every domain's part."""
+    labelled = [each for each in sets if each.labelled]
+    known = [each.name for each in labelled]
+    for name in (*validation, *unseen):
+        if name not in known:
+            raise UserError(f"no labelled domain '{name}': {nearest(name, known)}found: {', '.join(known)}")
+    training = [each for each in labelled if "train" in each.counts and each.name not in (*validation, *unseen)]
+    if not training:
+        raise UserError("no domain is left to train on: leave one out of --validation and --unseen")
+    roles = dict.fromkeys((each.name for each in sets if not each.labelled), "unlabelled")
+    others = {each.name: "validation" if set(each.counts) == {"val"} and each.name.endswith("val") else "unseen"
+              for each in labelled}  # fmt: skip
+    others |= dict.fromkeys(validation, "validation") | dict.fromkeys(unseen, "unseen")
+    return {training[0].name: "source"} | {k: v for k, v in others.items() if k != training[0].name} | roles
+
+
+def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path], beside: Path) -> dict[str, Any]:
+    """What the recipe says of the data."""
+    by_role = {role: [name for name, each in roles.items() if each == role]
+               for role in ("source", "validation", "unseen", "unlabelled")}  # fmt: skip
+    counts = {each.name: each.counts for each in sets}
+    source = by_role["source"][0]
+    scored = [
+        *(by_role["source"] if set(counts[source]) != {"train"} else []),
+        *by_role["validation"],
+        *by_role["unseen"],
+    ]
+    scored = scored or [source]
+    splits = {name: next(split for split in ("val", "test", "train") if split in counts[name]) for name in scored}
+    missing = [
+        f"# Without {role} domains {why}\n# describe one in a dataset.yaml, name it under data.sets, and list it above."
+        for role, why in (
+            ("unseen", "nothing is known of places that the model has not seen:"),
+            ("validation", "settings are chosen on the source:"),
+        )
+        if not by_role[role]
+    ]
+    return {
+        "sets": "\n".join(f"    {name}: {path.resolve()}" for name, path in places.items()),
+        "proxy": ", ".join([*by_role["unlabelled"], source]),
+        "domains": ", ".join(scored),
+        "validation": ", ".join(by_role["validation"]),
+        "unseen": ", ".join(by_role["unseen"]),
+        "splits": f"  splits: {{{', '.join(f'{name}: {split}' for name, split in splits.items())}}}\n",
+        "missing": "\n".join(missing) + "\n" if missing else "",
+    }
+
+
+def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, Any]:
+    """What the recipe says of the networks."""
+    has_cls = all(record_of(name).has_cls for name in (teacher, student))
+    facts: dict[str, Any] = {"teacher": teacher, "student": student, "student_name": student}
+    facts |= {"height": size[0], "width": size[1], "token": "" if has_cls else ", token: pooled"}
+    facts["precision"] = "bf16-mixed"
+    for role, name in (("teacher", teacher), ("student", student)):
+        record = record_of(name)
+        more = f", image_size: [{size[0]}, {size[1]}]" if record.sized and record.timm_name is not None else ""
+        if record.plain and record.patch % 16 and record.timm_name is not None:
+            more += ", patch: 16"
+        facts[f"{role}_more"] = more
+        own = next((f"shipped:{asset}" for asset in shipped_assets() if asset.startswith(name)), "random")
+        facts[f"{role}_weights"] = own if record.timm_name is None else f"timm:{record.timm_weights}"
+    return facts
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """A crop for the images: their usual size, at most LARGEST, a multiple of CELL."""
+    sizes = []
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
+    for path in paths[:: max(1, len(paths) // 50)]:
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.size)
+        except OSError:
+            continue
+    if not sizes:
+        raise UserError(f"{folder}: no image can be opened")
+    height, width = (int(statistics.median(each[axis] for each in sizes)) for axis in (1, 0))
+    fitted = [max(CELL, min(side, LARGEST) // CELL * CELL) for side in (height, width)]
+    return fitted[0], fitted[1]

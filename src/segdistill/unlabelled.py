@@ -1,0 +1,72 @@
+"""What can be said of predictions without labels: how sure they are, and whether two models agree.
+
+Both go with the mIoU from domain to domain (Baek et al., "Agreement-on-the-Line", arXiv 2206.13089).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segdistill.models.bands import Strip
+
+SAMPLE = 128
+"""Class maps are kept of every n-th row and column, so that neither side has more cells than this."""
+
+
+@dataclass(frozen=True)
+class ImageNotes:
+    """Of N images: mean ``confidence`` over all pixels (N,), and their sampled class maps.
+
+    ``sampled`` (uint8) holds the maps one after the other, ``shapes`` (N, 2) their heights and widths.
+    """
+
+    confidence: NDArray[np.float64]
+    sampled: NDArray[np.uint8]
+    shapes: NDArray[np.int32]
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean over the images; NaN without any."""
+        return float(self.confidence.mean()) if len(self.confidence) else float("nan")
+
+    def agreement(self, other: ImageNotes) -> float | None:
+        """Share of the sampled pixels that get one class from both models, a mean over the images.
+
+        None where the two did not see the same images.
+        """
+        if not len(self.shapes) or not np.array_equal(self.shapes, other.shapes):
+            return None
+        same = (self.sampled == other.sampled).astype(np.float64)
+        sizes = self.shapes.prod(axis=1)
+        return float(np.mean(np.add.reduceat(same, np.cumsum(sizes) - sizes) / sizes))
+
+
+class Note:
+    """Collects what :class:`ImageNotes` keeps of one image, strip by strip."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.step = max(1, -(-max(height, width) // SAMPLE))
+        self.sampled = np.zeros((-(-height // self.step), -(-width // self.step)), np.uint8)
+        self.pixels, self.total = height * width, 0.0
+
+    def add(self, strip: Strip) -> None:
+        """Count the rows of ``strip``."""
+        self.total += float(strip.confidence.sum(dtype=torch.float64))
+        first = -strip.top % self.step
+        rows = strip.classes[first :: self.step, :: self.step].to(torch.uint8).cpu().numpy()
+        place = (strip.top + first) // self.step
+        self.sampled[place : place + len(rows)] = rows
+
+
+def notes_of(notes: list[Note]) -> ImageNotes:
+    """The images' notes, in this order."""
+    sampled = [note.sampled for note in notes]
+    return ImageNotes(
+        np.array([note.total / note.pixels for note in notes]),
+        np.concatenate([np.empty(0, np.uint8), *(cell.ravel() for cell in sampled)]),
+        np.array([cell.shape for cell in sampled], np.int32).reshape(-1, 2),
+    )

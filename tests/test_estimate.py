@@ -1,0 +1,149 @@
+"""`segdistill estimate`: points against NumPy, kept once, never of unseen domains; the worst images first; refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdistill.config import UserError
+from segdistill.data.dataset import DataSelection
+from segdistill.estimate import AS_IS, Point, Seen, choose_line, estimate, judge, measure, points_of
+from segdistill.line import Line, fit
+from segdistill.model import load
+from segdistill.rescore import trained
+from segdistill.shifts import SHIFTS, STRENGTHS, apply
+from segdistill.world import render
+
+module = sys.modules["segdistill.estimate"]  # segdistill.estimate is also the function
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimate") / "run"
+    return shutil.copytree(finished, folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(3):
+        Image.fromarray(render("game", "val", 10 + number, size=(32, 64)).image).save(folder / f"{number}.png")
+    return folder
+
+
+def line_of(points):
+    return choose_line(points)[1]
+
+
+def linear(slope=0.5, agreement=True):
+    return [
+        Point(domain, shift, x, x / 2 if agreement else None, slope * x)
+        for i, domain in enumerate("ab")
+        for j, shift in enumerate((AS_IS, "dark", "blur"))
+        for x in [0.3 + 0.2 * i + 0.1 * j]
+    ]
+
+
+def test_a_point_is_the_models_own_predictions_against_the_labels(run):
+    model, recipe = load(run, device="cpu"), trained(run)[0].recipe
+    data = recipe.data.open(DataSelection(domains=("game",), split="val", images=2))
+    confidence, agreement, miou = measure(model, model.teacher, data, None, 2)
+    own, theirs = [[m.predict(data[i].image.copy()) for i in range(2)] for m in (model, model.teacher)]
+    truth, guess = (np.stack(x) for x in ([data[i].label for i in range(2)], [r.classes for r in own]))
+    counted = truth != 255
+    ious = [
+        (counted & (truth == k) & (guess == k)).sum() / (counted & ((truth == k) | (guess == k))).sum()
+        for k in range(len(model.names))
+        if (counted & ((truth == k) | (guess == k))).any()
+    ]
+    assert miou == pytest.approx(np.mean(ious))
+    assert confidence == pytest.approx(np.mean([r.confidence.mean() for r in own]))
+    assert agreement == pytest.approx(
+        np.mean([(a.classes == b.classes).mean() for a, b in zip(own, theirs, strict=True)])
+    )
+
+
+def test_points_are_of_fitted_domains_alone_and_measured_once(run, monkeypatch):
+    _, _, points = points_of(run, device="cpu")
+    assert {point.domain for point in points} == {"game"}  # fog and rain are unseen
+    assert len({point.shift for point in points}) == len(points) == 1 + len(SHIFTS) * len(STRENGTHS)
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured again"))
+    assert points_of(run, device="cpu")[2] == points
+    kept = json.loads((run / "estimate.json").read_text())
+    (run / "estimate.json").write_text(json.dumps(kept | {"key": "of other weights"}))
+    with pytest.raises(pytest.fail.Exception):
+        points_of(run, device="cpu")
+    (run / "estimate.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged .*estimate.json; delete the file"):
+        points_of(run, device="cpu")
+    (run / "estimate.json").write_text(json.dumps(kept))
+
+
+def test_the_command_names_the_worst_images_and_draws_them(run, photos, tmp_path, call):
+    points_of(run, device="cpu")
+    status, out, _ = call("estimate", run, photos, "--out", tmp_path / "sheet.png", "--worst", 2, "--device", "cpu")
+    found = estimate(run, photos, worst=2, device="cpu")
+    assert status == (1 if found.miou is None else 0)
+    assert "3 images" in out
+    assert [each.x for each in found.images] == sorted(each.x for each in found.images)
+    assert found.x == pytest.approx(np.mean([each.x for each in found.images]))
+    assert f"worst images: {found.images[0].name}" in out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 2 * 32
+        assert sheet.width > 2 * 64
+
+
+def test_the_measure_that_errs_less_is_chosen():
+    noisy = [Point(p.domain, p.shift, p.confidence, 0.5 + 0.1 * (i % 3), p.miou) for i, p in enumerate(linear())]
+    assert choose_line(noisy)[0] == "confidence"
+    assert choose_line([Point(p.domain, p.shift, a, p.confidence, p.miou)
+                        for p, a in zip(linear(), (0.5, 0.6, 0.7) * 2, strict=True)])[0] == "agreement"  # fmt: skip
+    measure, line = choose_line(linear(agreement=False))
+    assert measure == "confidence"
+    assert (line.slope, line.intercept, line.margin) == pytest.approx((0.5, 0, 0))
+    with pytest.raises(UserError, match="too few points"):
+        choose_line([Point("a", AS_IS, 0.5, None, 0.5), Point("b", AS_IS, 0.6, None, 0.6)])
+
+
+def test_far_outside_there_is_no_number():
+    line = line_of(linear(agreement=False))
+    inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)])
+    assert inside.refused is None
+    assert inside.miou == pytest.approx(line.at(0.4))
+    assert inside.interval == line.interval(0.4)
+    for x, way in ((0.05, "below"), (0.99, "above")):
+        far = judge("confidence", line, [Seen("a", x, x, None)])
+        assert (far.miou, far.interval) == (None, None)
+        assert f"far {way}" in far.refused
+        assert far.lines()[0].startswith("no estimate: ")
+    falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1, 9, 3)
+    assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)]).refused
+
+
+def test_mistakes_are_one_line(run, photos, tmp_path):
+    with pytest.raises(UserError, match=r"one file: .*give the run folder"):
+        estimate(photos / "0.png", photos)
+    with pytest.raises(UserError, match="no recipe at"):
+        estimate(tmp_path, photos)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        estimate(run, tmp_path / "empty", device="cpu")
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_shifts_keep_the_form_and_depend_on_the_images_number_alone(name):
+    image = render("game", "val", 0, size=(32, 64)).image
+    weak, strong = (apply(name, image, strength, 3).astype(float) for strength in STRENGTHS)
+    assert weak.shape == image.shape
+    assert 0 < np.abs(weak - image).mean() < np.abs(strong - image).mean()
+    assert np.array_equal(apply(name, image, 1.0, 3), strong)
+
+
+def test_a_line_over_equal_values_is_a_constant():
+    line = fit([0.5] * 4, [0.1, 0.2, 0.3, 0.4], [list("abcd")])
+    assert line.at(0.5) == pytest.approx(0.25)

@@ -1,0 +1,139 @@
+"""`segdistill serve`: predictions over HTTP, what is refused, and the page in a browser."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import browser
+from segdistill import serve
+from segdistill.config import UserError
+from segdistill.model import load
+from segdistill.serve import Server
+
+
+@pytest.fixture(scope="module")
+def server(finished):
+    with Server(load(finished, device="cpu"), 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def png(size=(40, 72), mode="RGB") -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(out, "PNG")
+    return out.getvalue()
+
+
+def ask(server, method, path, body=None, **headers):
+    """(status, answer) of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    try:
+        connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+        answer = connection.getresponse()
+        content = answer.read()
+        is_json = answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(content) if is_json else content.decode()
+    finally:
+        connection.close()
+
+
+def picture(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_the_answer_is_what_the_models_predict(server):
+    status, answer = ask(server, "POST", "/predict?name=a.png", png())
+    assert status == 200
+    pixels = np.array(Image.open(io.BytesIO(png())))
+    own, teacher = server.model.predict(pixels), server.model.teacher.predict(pixels)
+    assert answer["confidence"] == pytest.approx(own.confidence.mean())
+    assert answer["agreement"] == np.mean(own.classes == teacher.classes)
+    assert {each["name"]: each["share"] for each in answer["classes"]} == own.shares()
+    assert list(answer["pictures"]) == ["image", "student", "teacher", "confidence", "disagreement"]
+    assert np.array_equal(picture(answer["pictures"]["image"]), pixels)
+    assert np.array_equal(picture(answer["pictures"]["student"]), np.asarray(own.overlay()))
+    differs = picture(answer["pictures"]["disagreement"])
+    assert (differs[own.classes == teacher.classes] == 235).all()
+    assert np.array_equal(differs[own.classes != teacher.classes], own.colored()[own.classes != teacher.classes])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        (b"", 415, "a.png is no image"),
+        (b"no image at all", 415, "a.png is no image"),
+        (png()[:200], 415, "a.png"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "a.png is no image"),
+    ],
+    ids=["empty", "text", "cut", "svg"],
+)
+def test_bad_uploads_are_refused_in_one_line(server, body, status, line):
+    got, answer = ask(server, "POST", "/predict?name=a.png", body)
+    assert got == status
+    assert line in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def test_sizes_are_limited(server, monkeypatch):
+    monkeypatch.setattr(serve, "MOST_PIXELS", 40 * 72 - 1)
+    status, answer = ask(server, "POST", "/predict?name=a.png", png())
+    assert (status, "megapixels" in answer["error"]) == (413, True)
+    monkeypatch.setattr(serve, "MOST_BYTES", len(png()) - 1)
+    status, answer = ask(server, "POST", "/predict?name=a.png", png())
+    assert (status, "MiB" in answer["error"]) == (413, True)
+    assert ask(server, "POST", "/predict", b"", Transfer_Encoding="chunked")[0] == 411
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16"])
+def test_every_mode_of_pillow_is_read(server, mode):
+    assert ask(server, "POST", "/predict?name=a.png", png(mode=mode))[0] == 200
+
+
+def test_only_this_computers_own_page_is_answered(server):
+    own = f"127.0.0.1:{server.server_port}"
+    assert server.server_address[0] == "127.0.0.1"
+    assert ask(server, "GET", "/", Host="evil.example")[0] == 403
+    assert ask(server, "POST", "/predict", png(), Host=own, Origin="http://evil.example")[0] == 403
+    assert ask(server, "POST", "/predict", png(), Host=own, Origin=f"http://{own}")[0] == 200
+    assert ask(server, "GET", "/etc/passwd")[0] == ask(server, "POST", "/", b"")[0] == 404
+
+
+def test_a_port_that_is_taken_is_one_line(server):
+    with pytest.raises(UserError, match=r"port .* cannot be used .*choose another --port"):
+        Server(server.model, server.server_port)
+
+
+def test_the_page_in_a_browser(server, tmp_path):
+    good, bad = tmp_path / "street <b>.png", tmp_path / "notes.png"
+    good.write_bytes(png())
+    bad.write_text("no image")
+    with browser(tmp_path / "profile") as page:
+        page.go(server.url)
+        page.choose_files("#files", good, bad)
+        page.wait("document.getElementById('state').textContent === '2 images done'")
+        page.wait("[...document.images].every(image => image.complete)")
+        sizes = page.run("[...document.images].map(image => [image.naturalHeight, image.naturalWidth])")
+        assert sizes == [[40, 72]] * 5
+        assert page.run("[...document.images].every(image => image.alt.endsWith(' of street <b>.png'))")
+        captions = page.run("[...document.querySelectorAll('figcaption')].map(each => each.textContent)")
+        assert captions[:3] == ["image", "model", "teacher"]
+        heads = page.run("[...document.querySelectorAll('h2')].map(each => each.textContent)")
+        assert heads == ["notes.png", "street <b>.png"]
+        assert "is no image" in page.run("document.querySelector('.error').textContent")
+        page.run(  # the same file again, dropped
+            "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'dropped.png'));"
+            " document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data})); })()"
+        )
+        page.wait("document.querySelector('h2').textContent === 'dropped.png'")

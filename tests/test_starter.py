@@ -1,0 +1,186 @@
+"""`segdistill init`: folders as people have them become descriptions that read the right labels, and a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from segdistill.config import UserError
+from segdistill.data.dataset import DataSelection
+from segdistill.data.detect import detect
+from segdistill.data.files import FilesSource
+from segdistill.recipe import load
+from segdistill.starter import start
+
+SIZE = (64, 96)
+WORLD = {"teacher": "world_teacher", "student": "world_student"}
+COLORS = np.array([[0, 0, 0], [10, 200, 30], [250, 5, 70]], np.uint8)
+
+
+def picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+
+
+def classes(number: int) -> np.ndarray:
+    """Three classes in columns that move with the number."""
+    return ((np.indices(SIZE)[1] + 7 * number) * 3 // SIZE[1] % 3).astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write(root: Path, image: str, label: str, numbers, values=lambda label: label) -> None:
+    for number in numbers:
+        save(root / image.format(number), picture(number))
+        save(root / label.format(number), values(classes(number)))
+
+
+LAYOUTS = {
+    "folders": ("images/{}.png", "labels/{}.png"),
+    "below": ("images/city/{}.jpg", "masks/city/{}.png"),
+    "suffix": ("{}.png", "{}_mask.png"),
+    "both": ("photos/{}.png", "gt/{}_label.png"),
+    "nested": ("deep/er/img/{}.png", "deep/er/annotations/{}.png"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_are_found_and_every_fifth_image_is_held_out(layout, tmp_path):
+    root = tmp_path / "street"
+    write(root, *LAYOUTS[layout], range(10))
+    started = start(root, tmp_path / "recipe.yaml", **WORLD)
+    [found] = started.sets
+    assert found.labelled
+    assert found.counts == {"train": 8, "val": 2}
+    recipe = load(started.recipe)
+    seen = {}
+    for split in ("train", "val"):
+        data = recipe.data.open(DataSelection(domains=(found.name,), split=split))
+        for sample in (data[i] for i in range(len(data))):
+            number = int("".join(c for c in Path(sample.name).stem if c.isdigit()))
+            seen[number] = sample
+    assert sorted(seen) == list(range(10))
+    assert all(np.array_equal(sample.label, classes(number)) for number, sample in seen.items())
+
+
+@pytest.mark.parametrize("layout", [("images/{}/", "labels/{}/"), ("{}/images/", "{}/labels/")])
+def test_splits_that_are_there_are_kept(layout, tmp_path):
+    for split, numbers in (("train", range(6)), ("val", range(6, 9))):
+        image, label = (part.format(split) + "{}.png" for part in layout)
+        write(tmp_path / "a", image, label, numbers)
+    started = start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD)
+    recipe = load(started.recipe)
+    counts = {split: count for each in started.sets for split, count in each.counts.items()}
+    assert counts == {"train": 6, "val": 3}
+    scored = recipe.evaluate.domains[0] if len(started.sets) == 1 else recipe.evaluate.validation[0]
+    assert len(recipe.data.open(recipe.evaluate.selection(recipe.data, scored))) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (lambda label: label, [0, 1, 2]),
+        (lambda label: np.array([7, 11, 255], np.uint8)[label], [0, 1, 255]),
+        (lambda label: np.array([0, 255, 255], np.uint8)[label], [0, 1, 1]),
+        (lambda label: COLORS[label], [0, 1, 2]),
+    ],
+    ids=["numbers", "gaps", "black_and_white", "colours"],
+)
+def test_numbers_and_colours_of_the_labels_become_classes(values, expected, tmp_path):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5), values)
+    recipe = load(start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD).recipe)
+    sample = recipe.data.open(DataSelection(domains=("a",), split="val"))[0]
+    assert np.array_equal(sample.label, np.array(expected, np.uint8)[classes(0)])
+
+
+def test_class_names_come_from_classes_txt(tmp_path):
+    write(tmp_path, "images/{}.png", "labels/{}.png", range(5))
+    (tmp_path / "classes.txt").write_text("road\nsky\n\ntree\n")
+    assert detect(tmp_path)[0].settings["classes"] == ["road", "sky", "tree"]
+
+
+def test_domains_get_roles_and_unlabelled_images_are_the_proxy(tmp_path):
+    for name, count in (("street", 10), ("fog", 3), ("dusk", 2)):
+        write(tmp_path, f"{name}/images/{{}}.png", f"{name}/masks/{{}}.png", range(count))
+    for number in range(4):
+        save(tmp_path / f"more/{number}.png", picture(number))
+    started = start(tmp_path, tmp_path / "r.yaml", validation=["dusk"], **WORLD)
+    assert started.roles == {"street": "source", "fog": "unseen", "dusk": "validation", "more": "unlabelled"}
+    recipe = load(started.recipe)
+    assert recipe.evaluate.unseen == ("fog",)
+    assert recipe.evaluate.validation == ("dusk",)
+    assert recipe.stages[1].data.domains == ("more", "street")
+    scored = [recipe.data.open(recipe.evaluate.selection(recipe.data, name)) for name in recipe.evaluate.domains]
+    assert [len(data) for data in scored] == [2, 2, 3]
+
+
+def test_coco_files_are_known_by_their_content(tmp_path):
+    box = [[10, 10, 50, 10, 50, 40, 10, 40]]
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        for number in numbers:
+            save(tmp_path / f"photos/{number}.jpg", picture(number))
+        entries = [{"id": n, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in numbers]
+        objects = [{"id": n, "image_id": n, "category_id": 3, "segmentation": box} for n in numbers]
+        file = {"images": entries, "annotations": objects, "categories": [{"id": 3, "name": "cat"}]}
+        (tmp_path / f"instances_{split}.json").write_text(json.dumps(file))
+    (tmp_path / "other.json").write_text("[]")
+    started = start(tmp_path, tmp_path / "recipe.yaml", **WORLD)
+    assert [each.counts for each in started.sets] == [{"train": 4}, {"val": 2}]
+    recipe = load(started.recipe)
+    sample = recipe.data.open(recipe.evaluate.selection(recipe.data, *recipe.evaluate.validation))[0]
+    assert sample.label[20, 20] == 1
+    assert sample.label[0, 0] == 0
+
+
+@pytest.mark.parametrize("student", ["timm:test_convnext.r160_in1k", "timm:test_vit.r160_in1k"])
+def test_students_without_a_cls_token_get_pooled_tokens(student, tmp_path):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    started = start(tmp_path / "a", tmp_path / "recipe.yaml", teacher="world_teacher", student=student)
+    method = load(started.recipe).stages[1].method.settings
+    assert method.token == ("pooled" if "convnext" in student else "cls")
+
+
+def spoiled_jpeg(root):
+    write(root, "images/{}.png", "labels/{}.png", range(2))
+    for number in range(2):
+        save(root / f"labels/{number}.jpg", picture(number))
+        (root / f"labels/{number}.png").unlink()
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*give the folder"):
+        start(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        start(tmp_path / "empty")
+    save(tmp_path / "lone/a.png", picture(0))
+    with pytest.raises(UserError, match="no labels that are known as such: put label maps"):
+        start(tmp_path / "lone")
+    write(tmp_path / "photo", "images/{}.png", "labels/{}.png", range(2), lambda label: picture(1))
+    with pytest.raises(UserError, match="more than 64 colours"):
+        start(tmp_path / "photo")
+    spoiled_jpeg(tmp_path / "jpeg")
+    with pytest.raises(UserError, match="label as JPEG"):
+        start(tmp_path / "jpeg")
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    with pytest.raises(UserError, match=r"no labelled domain 'b': .*found: a"):
+        start(tmp_path / "a", tmp_path / "r.yaml", unseen=["b"], **WORLD)
+    start(tmp_path / "a", tmp_path / "r.yaml", **WORLD)
+    with pytest.raises(UserError, match="exists; give --force"):
+        start(tmp_path / "a", tmp_path / "r.yaml", **WORLD)
+    start(tmp_path / "a", tmp_path / "r.yaml", force=True, **WORLD)
+    assert yaml.safe_load((tmp_path / "a/dataset.yaml").read_text())["images"] == "images"
+
+
+def test_descriptions_are_what_the_source_reads(tmp_path):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    start(tmp_path / "a", tmp_path / "r.yaml", **WORLD)
+    source = FilesSource(sets={"a": tmp_path / "a/dataset.yaml"})
+    assert source.problems(DataSelection(domains=("a",), split="train"), labelled=True) == []

@@ -1,0 +1,59 @@
+"""Mean confidence and agreement against NumPy on whole maps; what the evaluation keeps of them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.models.bands import Strip
+from segdistill.scoring import read_notes
+from segdistill.unlabelled import Note, notes_of
+
+
+def maps(seed: int, size: tuple[int, int]):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 5, size), rng.random(size).astype(np.float32)
+
+
+def noted(classes, confidence, rows: int) -> Note:
+    """The note of an image that comes in strips of some rows."""
+    note = Note(*classes.shape)
+    for top in range(0, len(classes), rows):
+        part = slice(top, top + rows)
+        note.add(Strip(0, top, torch.from_numpy(classes[part]), torch.from_numpy(confidence[part])))
+    return note
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
+@pytest.mark.parametrize("size", [(9, 14), (300, 200), (129, 40)])
+def test_notes_equal_numpy_whatever_the_strips(size, rows):
+    classes, confidence = maps(0, size)
+    notes = notes_of([noted(classes, confidence, rows)])
+    step = math.ceil(max(size) / 128)
+    assert notes.confidence[0] == pytest.approx(confidence.astype(np.float64).mean(), rel=1e-12)
+    assert np.array_equal(notes.sampled.reshape(notes.shapes[0]), classes[::step, ::step])
+
+
+def test_agreement_is_the_mean_of_the_images_shares():
+    sizes = [(9, 14), (20, 6), (300, 200)]
+    first, second = ([noted(*maps(seed + i, size), 4) for i, size in enumerate(sizes)] for seed in (0, 10))
+    shares = [np.mean(a.sampled == b.sampled) for a, b in zip(first, second, strict=True)]
+    assert notes_of(first).agreement(notes_of(second)) == pytest.approx(np.mean(shares), rel=1e-12)
+    assert notes_of(first).agreement(notes_of(first)) == 1
+    assert notes_of(first).agreement(notes_of(second[:2])) is None
+    assert notes_of([]).agreement(notes_of([])) is None
+    assert math.isnan(notes_of([]).mean_confidence)
+
+
+def test_results_hold_confidence_and_agreement_of_every_domain(finished):
+    results = json.loads((finished / "results.json").read_text())
+    student, teacher = (read_notes(finished / "scores" / f"{role}.npz") for role in ("student", "teacher"))
+    assert results["agreement"].keys() == student.keys() == {"game", "fog", "rain"}
+    for name, notes in student.items():
+        assert results["models"]["student"]["domains"][name]["confidence"] == notes.confidence.mean()
+        halves = np.split(notes.sampled == teacher[name].sampled, 2)  # two images of one size
+        assert results["agreement"][name] == pytest.approx(np.mean(halves))
