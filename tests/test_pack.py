@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
-from segdistill.files import sha256
-from segdistill.pack import pack
+from segdistill.files import json_digest, read_signed, sha256
+from segdistill.pack import pack_encoder as pack
 from segdistill.run import run
 from tiny_runs import tiny
 
@@ -32,10 +30,10 @@ def test_the_packed_encoder_loads_and_is_the_students_to_half_precision(packed, 
 
 def test_the_manifest_tells_recipe_seed_steps_hardware_commit_and_metrics(packed):
     out, manifest = packed
-    assert json.loads(out.with_suffix(".json").read_text()) == manifest
+    assert read_signed(out.with_suffix(".json")) == manifest | {"digest": json_digest(manifest)}
     assert manifest["sha256"] == sha256(out)
-    assert (manifest["encoder"], manifest["seed"], manifest["licence"]) == ("world_student", 0, "Apache-2.0")
-    assert manifest["recipe"] == "recipes/tiny.yaml"
+    assert (manifest["encoder"], manifest["seed"], manifest["licence"]) == ("world_student", 0, "apache-2.0")
+    assert manifest["recipe"] == "tiny"
     assert [(stage["name"], stage["steps"]) for stage in manifest["stages"]] == [
         ("teacher", 2), ("agnostic", 8), ("task", 8)]  # fmt: skip
     for stage in manifest["stages"]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, get_args
 
+import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from segdistill.bench import table
 from segdistill.config import Config, UserError
+from segdistill.environment import within_memory
 from segdistill.recipe import load
 from tiny_runs import tiny_file
 
@@ -112,3 +115,14 @@ def test_a_step_that_no_memory_holds_is_refused(tmp_path):
     assert "stage task: a step of 65 images of 4096 x 4096 does not fit into memory; choose a batch of at most 64" in (
         str(caught.value)
     )
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytearray(2**60)])
+def test_memory_that_is_not_there_is_one_line(allocate):
+    with pytest.raises(UserError, match=r"^not enough memory: .*; choose a smaller batch, size, window or network$"):
+        within_memory()(allocate)()
+
+
+def test_other_errors_are_not_taken_for_missing_memory():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        within_memory()(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import task_files
 from segdistill.config import UserError
+from segdistill.files import DIGEST, TEXT_MARK
 from segdistill.finished import fingerprints, segmenter_from_files
 from segdistill.plan import make_plan
 from segdistill.recipe import change, load
@@ -219,7 +220,7 @@ def test_a_task_stage_starts_from_a_decoder_and_is_another_one_than_without(lone
     for key, value in source.decoder.state_dict().items():
         torch.testing.assert_close(trained[key], value, atol=1e-6, rtol=0)
     assert (
-        "iter_40000.pth' (mmengine): 100.00 %"
+        "iter_40000.pth' (mmengine; state_dict): 100.00 %"
         in json.loads((stage / "manifest.json").read_text())["weights"]["decoder"]
     )
     before = fingerprints(recipe)
@@ -316,8 +317,10 @@ def test_what_a_run_was_made_of_is_checked_without_its_images(told, moved):
     start.write_bytes(kept)
     text = recipe.read_text()
     recipe.write_text(text.replace("steps: 1", "steps: 2"))
+    assert "is damaged or was edited" in told(*ask)[2]
+    recipe.write_text(text.replace("steps: 1", "steps: 2").rpartition(TEXT_MARK)[0])  # the seal taken off
     assert "was made with other settings or weights" in told(*ask)[2]
     recipe.write_text(text)
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "origin"}))
+    manifest.write_text(json.dumps({key: value for key, value in content.items() if key not in ("origin", DIGEST)}))
     assert re.search("no .*GTA", told(*ask)[2])  # an older manifest: the images themselves must tell

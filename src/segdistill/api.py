@@ -82,7 +82,7 @@ def run(
     reuse: Sequence[PathLike] = (),
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe, a file or a loaded one, and return what stands in its ``results.json``. Continues.
+    """Run a recipe (a file, a shipped one's name, or a loaded one); returns the content of ``results.json``. Continues.
 
     ``overrides`` are ``"key=value"``, ``out`` is the run folder (default: ``runs/<name of the recipe>``), ``reuse``
     names other run folders to take equal stages from.
@@ -93,11 +93,13 @@ def run(
         settings = change(recipe, list(overrides)) if overrides else recipe
     else:
         from segdistill.precheck import check_recipe
+        from segdistill.shipped import recipe_path
 
-        check_recipe(Path(recipe), list(overrides))  # before torch is imported
+        path = recipe_path(Path(recipe))
+        check_recipe(path, list(overrides))  # before torch is imported
         from segdistill.recipe import load as load_recipe
 
-        settings = load_recipe(Path(recipe), list(overrides))
+        settings = load_recipe(path, list(overrides))
     from segdistill.run import run as run_recipe
 
     folder = Path("runs") / settings.name if out is None else Path(out)
@@ -165,6 +167,6 @@ def _existing(folders: Sequence[PathLike]) -> list[Path]:
     """Run folders that must exist."""
     paths = [Path(folder) for folder in folders]
     for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such run folder to reuse; name one that exists or leave it out")
+        if not (path / "stages").is_dir():
+            raise UserError(f"{path}: no run folder with stages to reuse; name one that exists or leave it out")
     return paths

@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segdistill.config import UserError
 from segdistill.recipe import Recipe, load
 from segdistill.run import fingerprints, run
-from segdistill.runlog import Watcher
+from segdistill.runlog import Named, Watcher
+from segdistill.shipped import recipes_folder
 
 ARMS = ("world_none", "world_vanilla_kd", "world_gkd")
 SMOKE = ("data.size=[32,64]", "evaluate.images=2", "evaluate.pictures=1", "log_every=1", "checkpoint_every=2")
-
-
-def recipes_folder() -> Path:
-    """The shipped recipes: inside an installed package, or in the source tree."""
-    package = Path(__file__).parent
-    for folder in (package / "recipes", package.parents[1] / "recipes"):
-        if folder.is_dir():
-            return folder
-    raise UserError("the recipes did not come with this installation; clone the repository or reinstall")
 
 
 def load_arms(overrides: Sequence[str] = (), *, smoke: bool = False, seed: int = 0) -> list[Recipe]:
@@ -55,5 +46,5 @@ def run_demo(out: Path, recipes: Sequence[Recipe], watcher: Watcher) -> list[dic
     results = []
     for recipe, folder in zip(recipes, folders, strict=True):
         others = [other for other in folders if other != folder]
-        results.append(run(recipe, folder, reuse=others, watcher=watcher))
+        results.append(run(recipe, folder, reuse=others, watcher=Named(watcher, recipe.name)))
     return results

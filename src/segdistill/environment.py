@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import segdistill
 from segdistill.config import UserError, short
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "numpy")
@@ -44,7 +43,7 @@ def within_memory() -> Iterator[None]:
 def describe() -> dict[str, str]:
     """The environment of this process as plain strings."""
     return {
-        "version": segdistill.__version__,
+        "version": metadata.version("segdistill"),
         "commit": commit(),
         "hardware": hardware(),
         "system": f"{platform.system()} {platform.release()}",

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from segdistill.config import UserError
 from segdistill.data.archives import SUFFIXES, BadSample, Store, is_archive, open_store
-from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_image
+from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
 
 Pixels = NDArray[np.uint8]
 
@@ -89,18 +89,15 @@ def read_file(path: Path) -> Loaded:
 
 
 def decode(content: bytes, name: str) -> Pixels:
-    """The image file ``content``, upright; see :func:`segdistill.data.labels.read_rgb` for 16 bits, CMYK, palettes."""
-    with open_image(content, name) as image:
-        return upright(image, name)
+    """The image file ``content``, upright; see :meth:`segdistill.data.decode.Picture.rgb` for modes and depths."""
+    picture = open_picture(content, name)
+    return turn(picture.rgb(name), picture.orientation)
 
 
-def upright(image: Image.Image, name: str) -> Pixels:
+def upright(image: Image.Image) -> Pixels:
     """A Pillow image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
-    try:
-        turned = ImageOps.exif_transpose(image)
-    except UNREADABLE:  # damaged EXIF says nothing
-        turned = image
-    return Picture(turned, UPRIGHT, 8, inverted=False, signed=False, lossy="", low=None).rgb(name)
+    turned = ImageOps.exif_transpose(image)
+    return Picture(turned, UPRIGHT, 8, inverted=False, signed=False, lossy="", low=None).rgb("the image")
 
 
 def output_names(inputs: Sequence[Input]) -> dict[str, str]:
@@ -109,15 +106,14 @@ def output_names(inputs: Sequence[Input]) -> dict[str, str]:
     Two images of one folder that differ in their suffix alone keep it. A :class:`UserError` names two images that
     would be written to one file. Frames of videos are named by :func:`frame_name` as they come.
     """
-    images = [item for each in inputs if each.count is not None for item in each.items()]
+    images = list({item.where: item for each in inputs if each.count is not None for item in each.items()}.values())
     stems = Counter(stem_of(item.name) for item in images)
     names: dict[str, str] = {}
     taken: dict[str, str] = {}
     for item in images:
         stem = stem_of(item.name)
         name = item.name if stems[stem] > 1 else stem
-        other = taken.setdefault(name, item.where)
-        if other != item.where:
+        if (other := taken.setdefault(name, item.where)) != item.where:
             raise UserError(
                 f"{other} and {item.where} would both be written to {name}.png; give the folder above them, or two "
                 "commands with an --out of their own"
@@ -158,7 +154,7 @@ def _stored(path: Path, store: Store, inside: str) -> Input:
 
     def items() -> Iterator[Item]:
         for name in names:
-            yield Item(_safe(f"{base}/{name}" if base else name), where + name, partial(_read, store, name, where))
+            yield Item(f"{base}/{name}" if base else name, where + name, partial(_read, store, name, where))
 
     return Input(path, items, len(names))
 
@@ -169,11 +165,6 @@ def _read(store: Store, name: str, where: str) -> Loaded:
 
 def _loaded(content: bytes, name: str) -> Loaded:
     return Loaded(hashlib.sha256(content).hexdigest(), partial(decode, content, name))
-
-
-def _safe(name: str) -> str:
-    """A name that stays below the folder it is put in, whatever an archive says."""
-    return str(PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..", "."))))
 
 
 def _import_av() -> Any:
@@ -196,7 +187,7 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
                     continue
                 turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
                 pixels = np.ascontiguousarray(turned)
-                loaded = Loaded(hashlib.sha256(pixels).hexdigest(), lambda pixels=pixels: pixels)
+                loaded = Loaded(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda pixels=pixels: pixels)
                 yield Item(frame_name(path, number), f"{path}, frame {number}", lambda loaded=loaded: loaded)
     except (av.FFmpegError, OSError) as error:
         raise BadSample(f"{path}: is damaged or no video that can be read: {error.strerror or error}") from None

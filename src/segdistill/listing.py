@@ -1,4 +1,4 @@
-"""The tables of the package as rows of text, for ``segdistill list``."""
+"""The tables of the package as rows of text, for ``segdistill list``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ Rows = list[list[str]]
 
 
 def encoders() -> Rows:
-    """Name, family, parameters, patch (last stride), blocks (stages), width, taps and the licence of the weights."""
-    from segdistill.encoders import ENCODERS
-    from segdistill.encoders.anytimm import LICENCE, PREFIX
+    """The encoders: family, parameters, patch (last stride), blocks (stages), width, taps, licence of the weights."""
+    from segdistill.encoders.record import LICENCE, PREFIX
+    from segdistill.encoders.table import ENCODERS
 
     rows = [["encoder", "family", "parameters", "patch", "blocks", "width", "taps", "licence of the weights"]]
     for name, record in ENCODERS.items():
@@ -21,17 +21,13 @@ def encoders() -> Rows:
 
 
 def decoders() -> Rows:
-    """Name and first line of the documentation."""
-    from segdistill.decoders import DECODERS
-
-    return _documented("decoder", DECODERS)
+    """The decoders of a segmenter and their papers."""
+    return _documented("decoder", "segdistill.decoders", "DECODERS")
 
 
 def methods() -> Rows:
-    """Name and first line of the documentation."""
-    from segdistill.methods import METHODS
-
-    return _documented("method", METHODS)
+    """The distillation methods and their papers."""
+    return _documented("method", "segdistill.methods", "METHODS")
 
 
 def domains() -> Rows:
@@ -57,7 +53,7 @@ def weights() -> Rows:
     """The encoder weights that come with the package."""
     import json
 
-    from segdistill.weights import ASSETS, shipped_assets
+    from segdistill.shipped import ASSETS, shipped_assets
 
     rows = [["weights", "encoder", "bytes", "made by"]]
     for name in shipped_assets():
@@ -67,16 +63,18 @@ def weights() -> Rows:
     return rows
 
 
-def _documented(kind: str, table: dict[str, type]) -> Rows:
-    return [[kind, "what it is"]] + [[name, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in table.items()]
+def _documented(kind: str, module: str, table: str) -> Rows:
+    from segdistill.precheck import summaries
+
+    return [[kind, "what it is"], *([name, line] for name, line in summaries(module, table).items())]
 
 
 def _files(kind: str, pattern: str) -> Rows:
-    from segdistill.demo import recipes_folder
+    from segdistill.shipped import recipes_folder
 
     rows = [[kind, "what it is"]]
     for path in sorted(recipes_folder().glob(pattern)):
-        rows.append([str(path), path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
+        rows.append([path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
     return rows
 
 
@@ -89,3 +87,9 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "tables": tables,
     "weights": weights,
 }
+
+
+def overview() -> Rows:
+    """The lists themselves."""
+    rows = [["segdistill list", "what it shows"]]
+    return rows + [[name, (make.__doc__ or "").partition("\n")[0]] for name, make in LISTS.items()]

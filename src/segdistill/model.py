@@ -22,12 +22,12 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
-from segdistill.data.files import FilesSource
-from segdistill.data.rendered import WorldSource
 from segdistill.evaluate import evaluating, prepare, sliding
+from segdistill.files import read_signed
 from segdistill.finished import Finished
 from segdistill.inputs import Input, find_inputs, upright
 from segdistill.models import Segmenter, Window
+from segdistill.pack import load_packed
 from segdistill.prediction import Result, as_colors, generated_colors
 from segdistill.recipe import Recipe
 from segdistill.rescore import trained
@@ -189,9 +189,7 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     """
     _device(device)  # a wrong one is named before anything is read
     if str(what).startswith("hf:"):
-        from segdistill.weights.hub import hub_file
-
-        return _packed(hub_file(str(what)), role, device)
+        return _packed(str(what), role, device)
     path = Path(what).expanduser()
     if path.is_file():
         return _packed(path, role, device)
@@ -204,7 +202,7 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
         load_segmenter(scored, names),
         names,
         colors,
-        title=scored.title,
+        title=(run.recipe.title or scored.title) if scored.role == "student" else scored.title,
         view=view_of(run.recipe),
         device=device,
         teacher=(lambda: load(run.folder, role="teacher", device=device)) if has_teacher else None,
@@ -212,62 +210,62 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
 
 
 def view_of(recipe: Recipe) -> View:
-    """How a run's networks see images: as its evaluation does (spec A.11); the world's at the size it is drawn in."""
-    config, crop = recipe.evaluate, recipe.data.size
-    source = recipe.scored_source
-    if isinstance(source, WorldSource):
-        own = None if config is None else config.resize
-        return View(own or source.size, None if config is None else config.window, crop)
-    protocol = None
-    if isinstance(source, FilesSource) and config is not None:
-        record = source.record(config.domains[0])
-        protocol = None if record is None else record.protocol
+    """How a run's networks see images: as its evaluation sees the first domain that is scored (spec A.11)."""
+    config, source = recipe.evaluate, recipe.scored_source
+    domain = config.domains[0] if config is not None else recipe.stages[0].data.domains[0]
+    protocol = source.protocol(domain)
+    resize = None if config is None else config.resize
     window = None if config is None else config.window
-    if protocol is not None:
-        window = sliding(protocol, window)
-    resize = (config and config.resize) or (protocol and protocol.resize) or None
-    return View(resize, window, crop)
+    return View(resize or protocol.resize, sliding(protocol, window), recipe.data.size)
 
 
-def _packed(path: Path, role: str | None, device: str) -> Model:
+def _packed(source: str | Path, role: str | None, device: str) -> Model:
     """The model of a packed file."""
-    if role not in (None, "student"):
-        raise UserError(f"{path} holds one model; --role {role} is for run folders")
-    from segdistill import pack
-
-    read: Any = getattr(pack, "load_packed", None)
-    if read is None:
-        raise UserError(f"{path}: packed models cannot be read by this version; give the run folder")
-    return read(path, device=device)
+    segmenter, header = load_packed(source)
+    if role not in (None, header.get("role", "student")):
+        raise UserError(
+            f"{source} holds the {header.get('role', 'student')} alone; pack or give the run for the {role}"
+        )
+    seen = header["preprocessing"]
+    window = None if seen.get("window") is None else Window.model_validate(seen["window"])
+    resize = seen.get("resize")
+    view = View(resize and (resize[0], resize[1]), window, tuple(seen.get("size", (512, 512))))
+    return Model(
+        segmenter, header["classes"], header["colors"], title=header.get("title", ""), view=view, device=device
+    )
 
 
 def _label_space(run: Finished, scored: Scored) -> tuple[tuple[str, ...], Sequence[Sequence[int]] | None]:
     """Class names, and the colours of the scores, of the data set's record, or None."""
     names = scored.classes
-    try:
-        results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        results = {}
+    path = run.folder / "results.json"
+    results = (read_signed(path) if path.is_file() else None) or {}
     if results.get("colors") and (not names or tuple(results.get("classes", ())) == names):
         return tuple(results["classes"]), results["colors"]
     names = names or run.recipe.classes()
-    spaces = [(space.names, space.colors) for space in LABEL_SPACES.values()]
-    spaces += [(record.classes, record.colors) for record in DATASETS.values()]
+    spaces = [(space.names, as_colors(space.colors)) for space in LABEL_SPACES.values()]
+    spaces += [(record.classes, as_colors(record.colors)) for record in DATASETS.values()]
     return names, next((colors for known, colors in spaces if tuple(known) == tuple(names)), None)
+
+
+_NUMBERS = "pixels must be uint8, or float in [0, 1]"
 
 
 def _arrays(image: Any) -> Tensor:
     """An image in memory, or a batch, as (3, H, W) or (B, 3, H, W)."""
     if isinstance(image, Image.Image):
-        return torch.from_numpy(upright(image, "the image")).permute(2, 0, 1)
+        return torch.from_numpy(upright(image)).permute(2, 0, 1)
     if isinstance(image, np.ndarray):
         grey = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
         if grey.ndim not in (3, 4) or grey.shape[-1] not in (3, 4):
             raise UserError(f"an array must be (H, W, 3), (H, W) or (B, H, W, 3), got {image.shape}")
-        image = torch.from_numpy(np.ascontiguousarray(grey[..., :3])).movedim(-1, -3)
+        if grey.dtype != np.uint8 and grey.dtype.kind != "f":
+            raise UserError(f"{_NUMBERS}, got {grey.dtype}; divide 16-bit pixels by 65535")
+        image = torch.from_numpy(np.array(grey[..., :3])).movedim(-1, -3)
     if not isinstance(image, Tensor):
         raise UserError(
-            f"an image is a path, a PIL image, a NumPy array or a tensor, or a list of these, got {type(image).__name__}"
+            "an image is a path, a PIL image, a NumPy array or a tensor, or a list of these, got "
+            f"{type(image).__name__}"
         )
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
         raise UserError(f"a tensor must be (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
@@ -279,7 +277,7 @@ def _scaled(image: Tensor) -> Tensor:
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():
-        raise UserError(f"pixels must be uint8, or float in [0, 1], got {image.dtype}; divide 16-bit pixels by 65535")
+        raise UserError(f"{_NUMBERS}, got {image.dtype}; divide 16-bit pixels by 65535")
     low, high = image.amin().item(), image.amax().item()
     if not -1e-3 <= low <= high <= 1 + 1e-3:
         raise UserError(f"float pixels must lie in [0, 1], got {low:.4g} to {high:.4g}; divide 8-bit pixels by 255")

@@ -119,7 +119,7 @@ def generated_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
-def as_colors(colors: Colors) -> tuple[tuple[int, int, int], ...]:
+def as_colors(colors: Colors | NDArray[np.integer]) -> tuple[tuple[int, int, int], ...]:
     """Colours as plain numbers."""
     return tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
 

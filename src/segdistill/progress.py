@@ -1,19 +1,81 @@
-"""Progress bars of the command line: one for the whole command, one for what is being done now."""
+"""Progress of the command line: bars on a terminal, a line now and then on a pipe."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+EVERY = 10.0
+"""Seconds between two lines on a pipe."""
+
+
+class Lines:
+    """What is written where nothing can be drawn: each stage's begin and end, and a line every ten seconds."""
+
+    def __init__(self, title: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.title, self.say, self.clock = title, say, clock
+        self.label, self.loss, self.speed = "", "", ""
+        self.last = self.began = clock()
+        self.first = 0
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """Say that a stage begins, or need not run."""
+        self.say(f"{label}: {steps:,} steps" if state == "running" else f"{label}: {state}")
+        self.last = self.clock()
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """Say where the stage is, when it is time, and where it ends."""
+        self._begin(label, step)
+        if loss is not None:
+            self.loss = f", loss {loss:.4f}"
+        if step == steps and loss is not None:
+            self.say(f"{label}: {steps:,} steps done{self.loss}{self.speed}")
+            self.last = self.clock()
+        elif step < steps:
+            self._due(f"{label}: step {step:,} of {steps:,}{self.loss}{self.speed}", step, steps)
+
+    def rate(self, label: str, images_per_s: float) -> None:
+        """Keep the speed for the next line."""
+        self.speed = f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Say how far other work is, when it is time."""
+        self._begin(what, done)
+        if done < total:
+            self._due(f"{what}: {done:,} of {total:,}", done, total)
+
+    def _begin(self, label: str, done: int) -> None:
+        """Start to measure something new."""
+        if label != self.label:
+            self.label, self.loss, self.speed = label, "", ""
+            self.began, self.first = self.clock(), done
+
+    def _due(self, line: str, done: int, total: int) -> None:
+        now = self.clock()
+        if now - self.last >= EVERY:
+            self.last = now
+            left = (now - self.began) / max(1, done - self.first) * (total - done)
+            self.say(f"{self.title}: {line}, {duration(left)} left" if done > self.first else f"{self.title}: {line}")
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 class Bars:
-    """A :class:`segdistill.runlog.Watcher` that draws; on a pipe it writes a line per finished piece instead."""
+    """A :class:`segdistill.runlog.Watcher` that draws; on a pipe it writes :class:`Lines` instead."""
 
     def __init__(self, title: str, steps: int) -> None:
         self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # only the first process draws
+        self.lines = None if self.console.is_terminal else Lines(title, self._say)
         self.progress = Progress(
             TextColumn("{task.description}", table_column=None),
             BarColumn(bar_width=24),
@@ -27,46 +89,58 @@ class Bars:
         )
         self.whole = self.progress.add_task(title, total=max(1, steps), note="", visible=steps > 0)
         self.now = self.progress.add_task("", total=1, note="", visible=False)
-        self.label = ""
+        self.label = self.speed = ""
 
     def __enter__(self) -> Bars:
-        self.progress.start()
+        if self.lines is None:
+            self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.lines is None:
+            self.progress.stop()
 
     def stage(self, label: str, steps: int, state: str) -> None:
         """Start the bar of a stage; a finished or reused one only moves the whole."""
-        if state != "running":
+        if self.lines is not None:
+            self.lines.stage(label, steps, state)
+        elif state != "running":
             self.progress.advance(self.whole, steps)
-            self._say(f"{label}: {state}")
-            return
-        self._begin(label, steps)
+        else:
+            self._begin(label, steps)
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """Move both bars; show the loss where it is new."""
+        if self.lines is not None:
+            self.lines.step(label, step, steps, loss)
+            return
         done = self.progress.tasks[self.now].completed if self.label == label else 0.0
         self._begin(label, steps)
         self.progress.update(self.now, completed=step)
         self.progress.advance(self.whole, step - done)
         if loss is not None:
-            self.progress.update(self.now, note=f"loss {loss:.4f}")
-            if step == steps:
-                self._say(f"{label}: {steps} steps, loss {loss:.4f}")
+            self.progress.update(self.now, note=f"loss {loss:.4f}{self.speed}")
+
+    def rate(self, label: str, images_per_s: float) -> None:
+        """Show the speed with the next loss."""
+        if self.lines is not None:
+            self.lines.rate(label, images_per_s)
+        self.speed = f", {images_per_s:.0f} images/s"
 
     def work(self, what: str, done: int, total: int) -> None:
         """Show work that is not training."""
+        if self.lines is not None:
+            self.lines.work(what, done, total)
+            return
         self._begin(what, total)
         self.progress.update(self.now, completed=done)
 
     def _begin(self, label: str, total: int) -> None:
         if label != self.label:
-            self.label = label
+            self.label, self.speed = label, ""
             self.progress.reset(self.now, description=f"  {label}", total=total, visible=True, note="")
 
     def _say(self, line: str) -> None:
-        if not self.console.is_terminal:
-            self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from segdistill import plainyaml
-from segdistill.config import SLUG, Config, Names, Size, UserError, choose, nearest, parse, read_yaml, short
+from segdistill.config import SLUG, Config, Names, Size, UserError, choose, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig, record_of
 from segdistill.files import plain_name
 from segdistill.models import Window
+from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_decoder
@@ -314,54 +313,6 @@ def _read_item(item: str) -> tuple[str, Split | None]:
     return domain, split
 
 
-def apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
-
-    A key that does not exist yet is set too: whether it may exist is for the validation to say.
-    """
-    key, equals, text = override.partition("=")
-    shown = f"override '{short(override)}'"
-    if not equals or not key.strip():
-        raise UserError(f"{shown} is not of the form key=value, such as stages.task.steps=100")
-    try:
-        value = plainyaml.load(text)
-    except ValueError as error:
-        raise UserError(f"{shown}: the value is no valid YAML; quote it ({short(str(error), 200)})") from None
-    *path, last = key.strip().split(".")
-    if len(path) >= plainyaml.DEEPEST:
-        raise UserError(f"{shown}: {len(path) + 1:,} names with dots between them, and no setting lies that deep")
-    node: Any = values
-    for step in path:
-        node = _child(node, step, shown)
-    if isinstance(node, list):
-        node[_position(node, last, shown)] = value
-    else:
-        node[last] = value
-
-
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:
-    """The group or list at ``step`` of ``node``, made where there is none."""
-    place = _position(node, step, shown) if isinstance(node, list) else step
-    if isinstance(node, dict) and node.get(step) is None:
-        node[step] = {}
-    child: Any = node[place]  # type: ignore[index]
-    if not isinstance(child, dict | list):
-        raise UserError(f"{shown}: '{step}' is a value, not a group of settings")
-    return child
-
-
-def _position(node: list[Any], step: str, shown: str) -> int:
-    """Where the item of a list stands that has the name or the number ``step``."""
-    names = [item.get("name") if isinstance(item, dict) else None for item in node]
-    if step in names:
-        return names.index(step)
-    if re.fullmatch(r"[0-9]{1,6}", step) and int(step) < len(node):
-        return int(step)
-    allowed = [name for name in names if isinstance(name, str) and name] or [str(i) for i in range(len(node))]
-    hint = nearest(short(step), allowed)
-    raise UserError(f"{shown}: no '{short(step)}' there; {hint}allowed: {', '.join(allowed) or 'nothing'}")

@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
+from lightning_utilities.core import rank_zero
 
 from segdistill import environment
 from segdistill.config import UserError
@@ -121,7 +122,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
     """One process, or those that ``torchrun`` has started."""
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.WARNING)  # tells the precision each time
+    rank_zero.log.setLevel(logging.WARNING)  # the precision is in the first line of the command
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(

@@ -18,6 +18,9 @@ class Watcher(Protocol):
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """A step of it is done; ``loss`` where it was logged."""
 
+    def rate(self, label: str, images_per_s: float) -> None:
+        """How fast a stage is, whenever it is logged."""
+
     def work(self, what: str, done: int, total: int) -> None:
         """Other work with an end: rendering, evaluation."""
 
@@ -31,8 +34,34 @@ class Quiet:
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """Ignore a step."""
 
+    def rate(self, label: str, images_per_s: float) -> None:
+        """Ignore the speed."""
+
     def work(self, what: str, done: int, total: int) -> None:
         """Ignore other work."""
+
+
+class Named:
+    """Puts the name of a run before everything that a watcher is shown."""
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self.watcher, self.name = watcher, name
+
+    def stage(self, label: str, steps: int, state: str) -> None:
+        """As the watcher's."""
+        self.watcher.stage(f"{self.name} {label}", steps, state)
+
+    def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
+        """As the watcher's."""
+        self.watcher.step(f"{self.name} {label}", step, steps, loss)
+
+    def rate(self, label: str, images_per_s: float) -> None:
+        """As the watcher's."""
+        self.watcher.rate(f"{self.name} {label}", images_per_s)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """As the watcher's."""
+        self.watcher.work(f"{self.name} {what}", done, total)
 
 
 class RunLog:
@@ -54,6 +83,7 @@ class RunLog:
         scalars |= {f"diagnostics/{name}": value for name, value in entry["diagnostics"].items()}
         for name, value in scalars.items():
             board.add_scalar(name, value, entry["step"])
+        self.watcher.rate(entry["stage"], entry["images_per_s"])
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the stage's records after ``step``, and a last line that a kill cut short."""

@@ -76,7 +76,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """The page, and predictions for what is posted to ``/predict``."""
 
-    server: Server
+    server: Any  # a Server
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that an upload may pause
 

@@ -51,7 +51,7 @@ def faded(image: Pixels, strength: float, rng: np.random.Generator) -> NDArray[n
 def tinted(image: Pixels, strength: float, rng: np.random.Generator) -> NDArray[np.floating]:
     """Another white balance, each image's own."""
     gains = np.exp(rng.normal(0, 0.45 * strength, 3))
-    return image * gains
+    return image.astype(np.float64) * gains
 
 
 def compressed(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
@@ -76,5 +76,4 @@ STRENGTHS = (0.5, 1.0)
 def apply(name: str, image: Pixels, strength: float, number: int) -> Pixels:
     """The ``number``-th image (H, W, 3) uint8 as the shift ``name`` shows it."""
     rng = np.random.default_rng(derive_seed("shift", name, number))
-    shifted = SHIFTS[name](image, strength, rng)
-    return shifted if shifted.dtype == np.uint8 else np.rint(shifted).clip(0, 255).astype(np.uint8)
+    return np.rint(SHIFTS[name](image, strength, rng)).clip(0, 255).astype(np.uint8)

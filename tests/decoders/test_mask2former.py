@@ -1,11 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as hf
 
 from fake_encoder import seeded
-from segdistill.config import UserError
 from segdistill.decoders import Mask2Former, mask2former_parts
 from segdistill.decoders.mask2former import present_masks
 
@@ -122,7 +122,7 @@ def test_sampling_offsets_start_as_transformers_starts_them():
 
 
 def test_the_width_must_suit_the_heads():
-    with pytest.raises(UserError, match="width 64 must be a multiple of heads 3"):
+    with pytest.raises(ValidationError, match="width 64 must be a multiple of heads 3"):
         make(heads=3)
 
 

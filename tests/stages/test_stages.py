@@ -60,12 +60,12 @@ def test_a_stage_starts_from_the_weights_of_the_one_before(tmp_path, finished):
 DISTILL = {
     "name": "other", "steps": 3, "batch": 4, "repeats": 1, "data.images": 3, "data.domains": "[game]",
     "data.first": 2, "data.split": "val", "method.type": "mse", "method.feature_weight": 0.5, "augment.erase": 1.0,
-    "optimizer.lr": 1.0, "optimizer.weight_decay": 20.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9,
+    "optimizer.lr": 1.0, "optimizer.weight_decay": 1.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9,
 }  # fmt: skip
 TASK = {
     "name": "other", "steps": 3, "batch": 4, "freeze_encoder": True, "presence_weight": 0.5, "data.images": 3,
     "method": "{type: mse}", "augment.flip": 1.0, "optimizer.lr": 1.0, "optimizer.encoder_lr_scale": 1.0,
-    "optimizer.weight_decay": 20.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9, "model": "teacher",
+    "optimizer.weight_decay": 1.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9, "model": "teacher",
 }  # fmt: skip
 RUN = {"seed": 1, "data.seed": 1, "data.redraw": 1, "data.size": "[32, 32]", "student.encoder.weights": "WEIGHTS"}
 COSMETIC = {"title": "x", "log_every": 1, "checkpoint_every": 1}

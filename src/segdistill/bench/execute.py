@@ -205,6 +205,9 @@ class _Teller:
         if step % 10 == 0 or step == steps:
             self.tell(self.before + self.now)
 
+    def rate(self, label: str, images_per_s: float) -> None:
+        """The runs of a table have speeds of their own."""
+
     def work(self, what: str, done: int, total: int) -> None:
         """Rendering and scoring are not counted."""
 

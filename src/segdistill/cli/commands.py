@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segdistill.cli import own
+from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
 from segdistill.cli.show import print_table, show_doubts
 from segdistill.cli.use import predict
@@ -35,9 +35,27 @@ app.command()(own.serve)
 app.command()(own.settings)
 app.command()(own.estimate)
 app.command()(predict)
+ship.register(app)
 
 INTERRUPTED = 130
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, such as stages.task.steps=100")]
+
+
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        import segdistill
+
+        typer.echo(f"segdistill {segdistill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = None,
+) -> None:
+    pass
 
 
 @app.command()
@@ -48,6 +66,10 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """No distillation, vanilla KD and GKD on the built-in world: a table and a page. Continues where it stopped."""
+    from segdistill.precheck import check_recipe
+    from segdistill.shipped import recipe_path
+
+    _announce("demo", check_recipe(recipe_path(Path("world_gkd")), overrides or []), runs=3)
     from segdistill.demo import load_arms, run_demo
     from segdistill.progress import Bars
 
@@ -62,21 +84,32 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="a recipe file")],
+    recipe: Annotated[Path, typer.Argument(help="a recipe file, or the name of a shipped recipe")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
     reuse: Annotated[list[Path] | None, typer.Option(help="another run folder to take equal stages from")] = None,
     dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
 ) -> None:
     """Run a recipe's stages; finished ones are skipped, an interrupted one continues."""
-    from segdistill import recipe as recipes
-    from segdistill.progress import Bars
-    from segdistill.run import run as run_recipe
+    from segdistill.precheck import check_recipe
+    from segdistill.shipped import recipe_path
 
-    settings = recipes.load(recipe, overrides)
+    path = recipe_path(recipe)
+    checked = check_recipe(path, overrides or [])  # before torch is imported
     for other in reuse or []:
         if not (other / "stages").is_dir():
             raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
+    _announce(str(checked["name"]), checked)
+    from segdistill import recipe as recipes
+    from segdistill.licences import chain
+    from segdistill.progress import Bars
+    from segdistill.run import run as run_recipe
+
+    settings = recipes.load(path, overrides)
+    for other in reuse or []:
+        if not (other / "stages").is_dir():
+            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
+    ship.warn(chain(settings))
     if dry_run:
         from segdistill.plan import make_plan
 
@@ -117,6 +150,11 @@ def evaluate(
 ) -> None:
     """Score what is trained already, on its own or other domains, data sets, images or windows."""
     from segdistill.progress import Bars
+
+    if not what.exists():
+        raise UserError(
+            f"no recipe at {what}; give a run folder, the folder of one of its stages, or a checkpoint file"
+        )
     from segdistill.rescore import Wanted, rescore
 
     words = overrides or []  # the names after the first one look like arguments
@@ -138,7 +176,7 @@ def report(
 
 @app.command()
 def bench(
-    table: Annotated[Path, typer.Argument(help="a table file, such as recipes/tables/table1_world.yaml")],
+    table: Annotated[Path, typer.Argument(help="a table file, or the name of a shipped table such as table1_world")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
     jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
@@ -149,14 +187,21 @@ def bench(
 
     Settings are meant for every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
-    from segdistill import bench as benches
-    from segdistill.demo import recipes_folder
+    from segdistill.precheck import check_table
     from segdistill.progress import Bars
+    from segdistill.shipped import recipes_folder, table_path
 
-    changes = tuple(overrides or ())
-    config = benches.load_table(table, changes)
+    changes, path = tuple(overrides or ()), table_path(table)
+    checked = check_table(path, changes)  # before torch is imported
+    _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
+    from segdistill import bench as benches
+    from segdistill.licences import chain
+
+    config = benches.load_table(path, changes)
     benches.check_paper(config)
     cells = benches.cells_of(config, recipes_folder(), changes)
+    if not collect:
+        ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
     if dry_run:
         _show_plan(benches.plan_cells(cells))
         return
@@ -191,32 +236,36 @@ def _show_plan(plan: Plan) -> None:
         typer.echo(line)
 
 
+def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
+    """The first words: what is going to run, before torch is imported."""
+    stages = values["stages"]
+    steps = sum(stage.get("steps", 0) for stage in stages)
+    several = f"{runs} runs, the last of " if runs > 1 else ""
+    precision = values.get("precision", "32-true")
+    _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps, precision {precision}")
+
+
+def _tell(line: str) -> None:
+    """A line beside the results; of several processes only the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(line, err=True)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@app.command()
-def pack(
-    folder: Annotated[Path, typer.Argument(help="a finished run folder")],
-    out: Annotated[Path, typer.Argument(help="the file to write: NAME.safetensors; NAME.json is written beside it")],
-) -> None:
-    """Write a run's student encoder as half-precision safetensors with a manifest of how it was made."""
-    from segdistill.pack import pack as pack_run
-
-    manifest = pack_run(folder, out)
-    typer.echo(f"{out.with_suffix('.safetensors')}: {manifest['encoder']}, sha256 {manifest['sha256'][:16]}")
-
-
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="encoders, decoders, methods, domains, recipes, tables or weights")],
+    what: Annotated[
+        str | None, typer.Argument(help="encoders, decoders, methods, domains, recipes, tables or weights")
+    ] = None,
 ) -> None:
-    """Show what there is to choose from."""
+    """Show what there is to choose from; alone, the lists."""
     from segdistill import listing
     from segdistill.config import choose
 
-    rows = choose("list", what, listing.LISTS)()
-    print_table(rows)
+    print_table(listing.overview() if what is None else choose("list", what, listing.LISTS)())
 
 
 def main() -> None:

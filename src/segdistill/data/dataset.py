@@ -141,6 +141,14 @@ class DataSource(Config):
         """Whether the splits of ``domain`` are domains of their own: trained on one, another is unseen."""
         return False
 
+    def licence(self, domain: str) -> str:
+        """Under which licence the images of ``domain`` may be used."""
+        return "unknown: that of the images"
+
+    def protocol(self, domain: str) -> Protocol:
+        """How images of ``domain`` are evaluated; they need not be there."""
+        return Protocol()
+
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """What the images of ``selections`` depend on: part of a stage's fingerprint."""
         return self.model_dump(mode="json")

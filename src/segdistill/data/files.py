@@ -100,13 +100,23 @@ class FilesSource(DataSource):
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that the data set's record says scores are reported on; ``val`` where it says none."""
-        record = self.record(domain)
+        record = self._record(domain)
         return "val" if record is None else record.evaluation or "val"
 
     def splits_apart(self, domain: str) -> bool:
         """As the data set's record says."""
-        record = self.record(domain)
+        record = self._record(domain)
         return record is not None and record.splits_apart
+
+    def licence(self, domain: str) -> str:
+        """As the data set's record says."""
+        record = self._record(domain)
+        return super().licence(domain) if record is None else record.licence
+
+    def protocol(self, domain: str) -> Protocol:
+        """As the data set's record says, whose files need not be here."""
+        record = self._record(domain)
+        return self._place(domain).record.protocol if record is None else record.protocol
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
@@ -125,7 +135,7 @@ class FilesSource(DataSource):
             lines.append(f"domains of different label spaces cannot be read together: {counts}")
         return lines
 
-    def record(self, name: str) -> DatasetRecord | None:
+    def _record(self, name: str) -> DatasetRecord | None:
         """What is known of a data set, whose files need not be here; None: nothing, and problems() says so."""
         if name not in self.sets:
             return DATASETS.get(name.partition(":")[0])

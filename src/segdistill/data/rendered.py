@@ -15,7 +15,7 @@ from pydantic import Field
 
 from segdistill import world
 from segdistill.config import UserError, choose, nearest
-from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Sample
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample
 from segdistill.data.fraction import chosen_rows
 from segdistill.files import is_whole, sweep, write_sealed
 
@@ -71,6 +71,14 @@ class WorldSource(DataSource):
         if selection.list is not None:
             lines.append("the world's images have no list; choose them by 'first' and 'images'")
         return lines
+
+    def protocol(self, domain: str) -> Protocol:
+        """The world is drawn at ``size``: images from elsewhere are fitted into it."""
+        return Protocol(resize=self.size)
+
+    def licence(self, domain: str) -> str:
+        """The renderer's, which comes with the package."""
+        return "Apache-2.0"
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings and the renderer."""

@@ -26,13 +26,23 @@ def per_level(taps: tuple[T, ...], levels: int) -> tuple[T, ...]:
 
 def level_sizes(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...]) -> list[tuple[int, int]]:
     """(h, w) of ``levels`` (pixels per cell) over the image that the maps, of ``strides``, all cover."""
-    covered = {
+    covered = [
         (features.shape[-2] * stride, features.shape[-1] * stride)
         for features, stride in zip(maps, strides, strict=True)
-    }
-    assert len(covered) == 1, f"maps of strides {strides} cover images of {sorted(covered)}"
-    height, width = covered.pop()
-    return [(max(1, round(height / level)), max(1, round(width / level))) for level in levels]
+    ]
+    assert all(size == covered[0] for size in covered), f"maps of strides {strides} cover images of {covered}"
+    height, width = covered[0]
+    return [(_cells(height, level), _cells(width, level)) for level in levels]
+
+
+def _cells(side: int, level: int) -> int:
+    """``side / level``, rounded to the nearest integer (halves to the even one), at least 1.
+
+    In integers, since an exporter traces it with symbols, which have no ``round``; those mean no side below ``level``.
+    """
+    whole, rest = side // level, side % level
+    rounded = whole + (2 * rest + whole % 2 + level - 1) // (2 * level)
+    return max(1, rounded) if isinstance(side, int) else rounded
 
 
 def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:

@@ -8,16 +8,40 @@
 :mod:`.walks`           images -> tokens of the taps, for plain ViTs, SAM's, and everything else
 :mod:`.encoder`         ``Encoder`` and its settings
 ======================= =========================================================================
+
+The table and the records need no torch; what builds networks is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-from segdistill.encoders.anytimm import record_of
-from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size
+from typing import TYPE_CHECKING, Any
+
 from segdistill.encoders.record import EncoderRecord
 from segdistill.encoders.table import ENCODERS
-from segdistill.encoders.world import ConvStem
+
+if TYPE_CHECKING:
+    from segdistill.encoders.anytimm import record_of
+    from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size
+    from segdistill.encoders.world import ConvStem
 
 __all__ = [
     "ENCODERS", "ConvStem", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "check_size", "record_of",
 ]  # fmt: skip
+
+HOMES = {
+    "record_of": "anytimm",
+    "Encoder": "encoder",
+    "EncoderConfig": "encoder",
+    "build_encoder": "encoder",
+    "check_size": "encoder",
+    "ConvStem": "world",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, from the module that has it."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'segdistill.encoders' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"segdistill.encoders.{HOMES[name]}"), name)

@@ -21,12 +21,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.config import UserError, nearest
-from segdistill.encoders.record import EncoderRecord, stage_taps
+from segdistill.encoders.record import LICENCE, PREFIX, EncoderRecord, stage_taps
 from segdistill.encoders.table import ENCODERS
 from segdistill.encoders.walks import final_norm, is_plain, mask_shape, walk_maps, walk_of
 
-PREFIX = "timm:"
-LICENCE = "see the model's page"
 FAILURES = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError)  # of networks with other shapes
 ANY_SIZE = (256, 256)  # of a network that is built for none
 

@@ -1,4 +1,4 @@
-"""What is known about an encoder before it is built."""
+"""What is known about an encoder before it is built. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import get_pretrained_cfg
-
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the channels that a network was trained with, pixels in [0, 1]."""
+
+PREFIX = "timm:"
+"""Before the name of any backbone of timm."""
+LICENCE = "see the model's page"
+"""Of their weights."""
 
 # global_pool="token" puts the final norm on all tokens; EVA02's default would move it behind the pooling.
 PLAIN: Mapping[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
@@ -50,6 +52,9 @@ class EncoderRecord:
     @property
     def statistics(self) -> Statistics:
         """What the images are normalised with: the weights' own, ImageNet's where timm knows none."""
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        from timm.models import get_pretrained_cfg
+
         known = get_pretrained_cfg(self.timm_weights) if self.timm_weights else None
         return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if known is None else (known.mean, known.std)
 

@@ -1,20 +1,37 @@
-"""The encoders that have a name here: those of the papers and their successors, and the world's own."""
+"""The encoders that have a name here: of the papers, of their successors, and the world's own. Imports no torch."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-import timm
-
 from segdistill.encoders.record import EncoderRecord, block_taps
-from segdistill.encoders.world import world_encoder
+
+
+def _timm(name: str, **options: Any) -> Any:
+    """timm's network, without weights."""
+    import timm
+
+    return timm.create_model(name, pretrained=False, **options)
+
+
+def _world_network(**options: Any) -> Any:
+    from segdistill.encoders.world import world_network
+
+    return world_network(**options)
+
+
+def _world(width: int, stem_width: int, parameters: int) -> EncoderRecord:
+    """An encoder of the procedural world: six blocks, patch 8."""
+    build = partial(_world_network, width=width, stem_width=stem_width)
+    taps, size = block_taps(6), (64, 128)
+    return EncoderRecord(None, build, 8, 6, width, taps, size, parameters, "Apache-2.0", family="world")
 
 
 def _vit(weights: str, patch: int, depth: int, width: int, *, size: int, **others: Any) -> EncoderRecord:
     """A plain ViT. DeiT's distilled weights go into the plain architecture, without their distillation token."""
     name = weights.partition(".")[0].replace("_distilled", "")
-    build = partial(timm.create_model, name, pretrained=False)
+    build = partial(_timm, name)
     taps = block_taps(depth)
     return EncoderRecord(name, build, patch, depth, width, taps, (size, size), timm_weights=weights, **others)
 
@@ -24,7 +41,7 @@ def _convnext(weights: str, width: int, **others: Any) -> EncoderRecord:
     name = weights.partition(".")[0]
     return EncoderRecord(
         timm_name=name,
-        build=partial(timm.create_model, name, pretrained=False),
+        build=partial(_timm, name),
         patch=32,
         depth=4,
         width=8 * width,
@@ -44,7 +61,7 @@ def _sam(weights: str, parameters: int) -> EncoderRecord:
     name = weights.partition(".")[0]
     return EncoderRecord(
         timm_name=name,
-        build=partial(timm.create_model, name, pretrained=False),
+        build=partial(_timm, name),
         patch=16,
         depth=12,
         width=256,
@@ -70,8 +87,8 @@ _eva02 = partial(_vit, patch=14, size=224, licence="MIT", family="EVA02")
 _REG = "_reg4_dinov2.lvd142m"
 
 ENCODERS: dict[str, EncoderRecord] = {
-    "world_teacher": world_encoder(256, 32, parameters=4_899_104),
-    "world_student": world_encoder(128, 16, parameters=1_238_672),
+    "world_teacher": _world(256, 32, parameters=4_899_104),
+    "world_student": _world(128, 16, parameters=1_238_672),
     "dinov2_s": _dinov2("vit_small_patch14_dinov2.lvd142m", depth=12, width=384, parameters=22_056_576),
     "dinov2_b": _dinov2("vit_base_patch14_dinov2.lvd142m", depth=12, width=768, parameters=86_580_480),
     "dinov2_l": _dinov2("vit_large_patch14_dinov2.lvd142m", depth=24, width=1024, parameters=304_368_640),

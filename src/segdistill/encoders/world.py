@@ -10,8 +10,6 @@ from timm.layers import LayerNorm2d, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from segdistill.encoders.record import EncoderRecord, block_taps
-
 
 class ConvStem(PatchEmbed):
     """A patch embedding of three stride-2 3x3 convolutions (LayerNorm, GELU) and a 1x1 projection; patch 8.
@@ -33,15 +31,7 @@ class ConvStem(PatchEmbed):
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
 
 
-def world_encoder(width: int, stem_width: int, parameters: int) -> EncoderRecord:
+def world_network(width: int, stem_width: int, **options: Any) -> VisionTransformer:
     """A ViT of six blocks and patch 8."""
-    build = partial(
-        VisionTransformer,
-        embed_dim=width,
-        depth=6,
-        num_heads=4,
-        mlp_ratio=4.0,
-        embed_layer=partial(ConvStem, stem_width=stem_width),
-    )
-    taps, size = block_taps(6), (64, 128)
-    return EncoderRecord(None, build, 8, 6, width, taps, size, parameters, "Apache-2.0", family="world")
+    stem = partial(ConvStem, stem_width=stem_width)
+    return VisionTransformer(embed_dim=width, depth=6, num_heads=4, mlp_ratio=4.0, embed_layer=stem, **options)

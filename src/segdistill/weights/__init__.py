@@ -23,6 +23,7 @@ from torch import Tensor
 
 from segdistill.config import UserError, nearest
 from segdistill.files import write_atomic
+from segdistill.shipped import ASSETS, shipped_assets
 from segdistill.weights.heads import decoder_path, load_decoder_weights
 from segdistill.weights.layouts import State, encoder_state
 from segdistill.weights.reading import check_digest, digest_of, read_file, strange_tensors
@@ -41,7 +42,6 @@ __all__ = [
     "shipped_assets", "weights_path",
 ]  # fmt: skip
 
-ASSETS = Path(__file__).parents[1] / "assets"
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 RELATIVE = re.compile(r"\.rel_pos_[hw]$")
 IN_FOLDER = ("encoder.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -59,11 +59,6 @@ class HasWeights(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-def shipped_assets() -> list[str]:
-    """Names of the assets that come with the package."""
-    return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
 def weights_path(source: str, name: str) -> Path:

@@ -21,15 +21,16 @@ from segdistill.config import UserError, nearest
 FILES = ("model.safetensors", "pytorch_model.bin")  # in this order
 
 
-def hub_file(source: str) -> Path:
+def hub_file(source: str, *, local: bool = False) -> Path:
     """The local copy of what ``timm:<name>`` or ``hf:<owner>/<name>[@revision]`` means, fetched where it is missing.
 
-    A :class:`UserError` says what is wrong with the name, or, without a network, where to put the file.
+    With ``local`` nothing is fetched. A :class:`UserError` says what is wrong with the name, or, without a network,
+    where to put the file.
     """
     kind, _, name = source.partition(":")
     if kind == "hf":
         repository, _, revision = name.partition("@")
-        return _fetch(source, repository, revision or None, FILES)
+        return _fetch(source, repository, revision or None, local)
     architecture, _, tag = name.partition(".")
     config = get_pretrained_cfg(name) if timm.is_model_pretrained(architecture) and _is_tag(architecture, tag) else None
     if config is None:
@@ -38,18 +39,18 @@ def hub_file(source: str) -> Path:
     if not config.hf_hub_id:
         raise UserError(f"timm has '{name}' outside the hub only: fetch {config.url} and give its path as weights")
     repository, _, revision = config.hf_hub_id.partition("@")
-    return _fetch(source, repository, revision or None, FILES)
+    return _fetch(source, repository, revision or None, local)
 
 
 def _is_tag(architecture: str, tag: str) -> bool:
     return not tag or f"{architecture}.{tag}" in timm.list_models(f"{architecture}.*", pretrained=True)
 
 
-def _fetch(source: str, repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
+def _fetch(source: str, repository: str, revision: str | None, local: bool) -> Path:
     page = f"https://huggingface.co/{repository}"
-    for file in files:
+    for file in FILES:
         try:
-            return Path(hf_hub_download(repository, file, revision=revision))
+            return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local))
         except HFValidationError:
             raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
         except GatedRepoError:
@@ -64,7 +65,7 @@ def _fetch(source: str, repository: str, revision: str | None, files: tuple[str,
             line = str(error).strip().splitlines()[0]
             raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its path") from None
     raise UserError(
-        f"{source}: neither {' nor '.join(files)} can be had (no network, or the repository has other files): fetch "
+        f"{source}: neither {' nor '.join(FILES)} can be had (no network, or the repository has other files): fetch "
         f"one from {page} and give its path as weights, or copy the hub's cache of a machine that has it to "
         f"{constants.HF_HUB_CACHE}"
     )

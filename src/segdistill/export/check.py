@@ -1,0 +1,152 @@
+"""Compares an exported graph with the segmenter that it was made from, on real pixels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segdistill.data.dataset import Dataset
+from segdistill.evaluate import evaluating, prepare
+from segdistill.export.onnx_file import Answer, Pixels, Runner
+from segdistill.metrics import ConfusionMatrix, plain
+from segdistill.models.segmenter import Segmenter, Window
+
+EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
+TIMED = 5  # runs of which the median is the latency
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network sees an image: resized to ``size``, whatever its aspect, and through ``window``; None: as it is."""
+
+    size: tuple[int, int] | None = None
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The images of one domain that a graph is compared on; ``kind``: source, validation or unseen."""
+
+    name: str
+    kind: str
+    dataset: Dataset
+    images: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one graph does on one domain. ``miou`` of graph and torch: None where there are no labels."""
+
+    domain: str
+    kind: str
+    images: int
+    equal: float  # share of pixels
+    difference: float  # the largest, of the confidence
+    miou: float | None
+    torch_miou: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return dict(vars(self))
+
+
+def torch_runner(segmenter: Segmenter, view: View) -> Runner:
+    """The segmenter itself, as evaluation runs it, with the graph's view."""
+
+    def run(images: Pixels) -> Answer:
+        height, width = images.shape[1:3]
+        classes = np.empty(images.shape[:3], np.uint8)
+        confidence = np.empty(images.shape[:3], np.float32)
+        with evaluating(segmenter), torch.inference_mode():
+            seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
+            seen = seen if view.size is None else _resized(seen, view.size)
+            for strip in segmenter.strips(seen, view.window, (height, width)):
+                rows = slice(strip.top, strip.top + len(strip.classes))
+                classes[strip.image, rows] = strip.classes.numpy()
+                confidence[strip.image, rows] = strip.confidence.numpy()
+        return classes, confidence
+
+    return run
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def compare(
+    runners: Mapping[str, Runner],
+    reference: Runner,
+    domains: Sequence[Domain],
+    num_classes: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, list[Row]]:
+    """What every graph does on every domain; each image is read and predicted once by each of them."""
+    rows: dict[str, list[Row]] = {name: [] for name in runners}
+    for domain in domains:
+        tallies = {name: _Tally(num_classes) for name in runners}
+        torch_matrix = ConfusionMatrix(num_classes)
+        for number in range(domain.images):
+            sample = domain.dataset[number]
+            image, label = np.asarray(sample.image)[None], sample.label
+            classes, confidence = reference(image)
+            if label is not None:
+                torch_matrix.add(_tensor(classes[0]), _tensor(label))
+            for name, run in runners.items():
+                tallies[name].add(run(image), (classes, confidence), label)
+            progress(f"comparing on {domain.name}", number + 1, domain.images)
+        for name, tally in tallies.items():
+            rows[name].append(tally.row(domain, torch_matrix))
+    return rows
+
+
+class _Tally:
+    """What is counted of one graph on one domain."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.matrix = ConfusionMatrix(num_classes)
+        self.equal = self.pixels = 0
+        self.difference = 0.0
+
+    def add(self, own: Answer, other: Answer, label: NDArray[np.uint8] | None) -> None:
+        classes, confidence = own
+        assert classes.shape == other[0].shape, (classes.shape, other[0].shape)
+        self.equal += int((classes == other[0]).sum())
+        self.pixels += classes.size
+        gap = np.abs(confidence.astype(np.float64) - other[1])
+        self.difference = max(self.difference, float(gap.max()) if np.isfinite(gap).all() else float("inf"))
+        if label is not None:
+            self.matrix.add(_tensor(classes[0]), _tensor(label))
+
+    def row(self, domain: Domain, torch_matrix: ConfusionMatrix) -> Row:
+        scores = [plain(matrix.miou()) for matrix in (self.matrix, torch_matrix)]
+        share = self.equal / self.pixels
+        return Row(domain.name, domain.kind, domain.images, share, self.difference, scores[0], scores[1])
+
+
+def _tensor(classes: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.array(classes)).long()
+
+
+def disagreeing(rows: Sequence[Row]) -> list[Row]:
+    """The domains on which fewer than :data:`EQUAL` of the labels are those of the segmenter."""
+    return [row for row in rows if row.equal < EQUAL]
+
+
+def latency(run: Runner, image: Pixels) -> float:
+    """Milliseconds for one image (1, H, W, 3): the median of some runs after one that warms up."""
+    run(image)
+    times = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        run(image)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)

@@ -1,0 +1,185 @@
+"""The network that is exported: 8-bit pixels in, classes and confidence out.
+
+``image`` (N, H, W, 3) uint8 RGB, as cameras and image libraries hold it -> ``classes`` (N, H, W) uint8 and
+``confidence`` (N, H, W) float32 of the same size. Division by 255, resizing, normalisation, padding, windows and the
+enlarging of the scores are inside. Two forms:
+
+* ``size`` None: every image is seen at its own size (padded to whole cells by repeating the border, as the
+  :class:`~segdistill.segmenter.Segmenter` does). Height and width are free where the network allows it.
+* ``size`` (h, w): every image is resized to it, whatever its aspect, and seen at once or through ``window``. Height
+  and width of the input are free, those of the network are not.
+
+What no exporter or runtime takes is computed otherwise, to the same values: positions are resampled as in
+:mod:`segdistill.weights.resample` by a product with a matrix of cubic weights, ``grid_sample`` is four gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from segdistill.encoders import Encoder
+from segdistill.models.segmenter import Segmenter, Window, positions
+from segdistill.ops import tokens_to_map
+from segdistill.weights.resample import OFFSET
+
+CUBIC = -0.75  # torch's cubic convolution coefficient
+RESAMPLED = ("timm.models.vision_transformer.resample_abs_pos_embed", "timm.models.eva.resample_abs_pos_embed")
+
+
+class Graph(nn.Module):
+    """A segmenter as it is exported; see the module's docstring."""
+
+    def __init__(self, segmenter: Segmenter, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
+        super().__init__()
+        self.encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
+        self.decoder, self.taps = segmenter.decoder, segmenter.taps
+        self.size, self.window = size, window
+        self.logits = segmenter.decoder.scores_are_logits
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: UInt8[Tensor, "n h w 3"]) -> tuple[UInt8[Tensor, "n h w"], Float[Tensor, "n h w"]]:
+        """Classes and confidence of every pixel."""
+        height, width = image.shape[1], image.shape[2]
+        seen = image.permute(0, 3, 1, 2).float() / 255.0
+        if self.size is not None:
+            seen = F.interpolate(seen, size=self.size, mode="bilinear", align_corners=False)
+        scores = self._scores(seen) if self.window is None else self._windows(seen, self.window)
+        if self.size is not None:
+            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+        best, classes = scores.max(dim=1)
+        if self.logits:
+            confidence = 1 / (scores - best.unsqueeze(1)).exp().sum(dim=1)
+        else:
+            confidence = best / scores.sum(dim=1).clamp(min=torch.finfo(scores.dtype).tiny)
+        return classes.to(torch.uint8), confidence
+
+    def _scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Scores of whole images, as ``Segmenter.scores``."""
+        height, width, cell = images.shape[2], images.shape[3], self.encoder.patch
+        if self.size is None:
+            high, wide = (height + cell - 1) // cell * cell, (width + cell - 1) // cell * cell
+            padded = _repeat_border(_repeat_border(images, 2, height, high), 3, width, wide)
+        else:
+            high, wide = self.encoder.padded(height, width)
+            padded = F.pad(images, (0, wide - width, 0, high - height), mode="replicate")
+        encoder: Any = self.encoder
+        normalised = (padded - encoder.mean) / encoder.std
+        tapped, _ = encoder.walk(encoder.backbone, normalised, self.taps, encoder.mask_token, None)
+        maps = tuple(tokens_to_map(*tapped[tap]) for tap in self.taps)
+        scores = self.decoder.scores(maps, (high, wide))
+        if self.size is None:
+            return _first(_first(scores, 2, height), 3, width)
+        return scores[:, :, :height, :width]
+
+    def _windows(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
+        """As ``Segmenter.window_scores``, the windows of an image one after the other."""
+        height, width = images.shape[2], images.shape[3]
+        high, wide = min(height, window.size[0]), min(width, window.size[1])
+        total, seen = torch.zeros(1), torch.zeros(height, width)
+        for y in positions(height, window.size[0], window.stride[0]):
+            for x in positions(width, window.size[1], window.stride[1]):
+                scores = self._scores(images[:, :, y : y + high, x : x + wide])
+                total = total + F.pad(scores, (x, width - x - wide, y, height - y - high))
+                seen[y : y + high, x : x + wide] += 1
+        return total / seen
+
+
+def _repeat_border(images: Tensor, dim: int, length: int, to: int) -> Tensor:
+    """Pad one side at its end to ``to`` by repeating the border; a gather, which takes sizes that are not known yet."""
+    places = torch.arange(to, device=images.device).clamp(max=length - 1)
+    return images.index_select(dim, places)
+
+
+def _first(scores: Tensor, dim: int, length: int) -> Tensor:
+    """The first ``length`` places of one dimension; a slice would make torch ask whether it is all of them."""
+    return scores.index_select(dim, torch.arange(length, device=scores.device))
+
+
+@contextmanager
+def exportable(encoder: Encoder) -> Iterator[None]:
+    """Inside, positions are resampled by :func:`cubic_positions` and grids are sampled by gathers."""
+
+    def resampled(posemb: Tensor, new_size: Any, old_size: Any = None, **settings: Any) -> Tensor:
+        old = (old_size[0], old_size[1]) if old_size else encoder.grid
+        prefix = settings.get("num_prefix_tokens", 1)
+        return cubic_positions(posemb, old, (new_size[0], new_size[1]), prefix=prefix)
+
+    with ExitStack() as stack:
+        if encoder.config.resample != "timm":
+            for name in RESAMPLED:
+                stack.enter_context(patch(name, resampled))
+        stack.enter_context(GatheredGrids())
+        yield
+
+
+class GatheredGrids(TorchFunctionMode):
+    """Inside, ``grid_sample`` is :func:`gathered_grid_sample`: a graph without GridSample."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace bilinear sampling with zeros outside; every other operation stays."""
+        named = kwargs or {}
+        if func is not F.grid_sample:
+            return func(*args, **named)
+        assert named.get("mode", "bilinear") == "bilinear", named
+        assert named.get("padding_mode", "zeros") == "zeros", named
+        assert not named.get("align_corners"), named
+        return gathered_grid_sample(*args[:2])
+
+
+def gathered_grid_sample(values: Float[Tensor, "b c h w"], grid: Float[Tensor, "b p q 2"]) -> Float[Tensor, "b c p q"]:
+    """``F.grid_sample`` (bilinear, zeros outside, ``align_corners`` False) as four gathers."""
+    batch, channels, height, width = values.shape
+    x, y = ((grid[..., axis] + 1) * side / 2 - 0.5 for axis, side in ((0, width), (1, height)))
+    left, top = x.floor(), y.floor()
+    flat, total = values.flatten(2), torch.zeros(())
+    for down in (0, 1):
+        for across in (0, 1):
+            column, row = left + across, top + down
+            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
+            place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            index = place.flatten(1).unsqueeze(1).expand(batch, channels, grid.shape[1] * grid.shape[2])
+            found = flat.gather(2, index).reshape(batch, channels, grid.shape[1], grid.shape[2])
+            total = total + found * (share * inside).unsqueeze(1)
+    return total
+
+
+def cubic_positions(table: Tensor, old: tuple[int, int], new: tuple[Any, Any], *, prefix: int) -> Tensor:
+    """A (1, prefix + h*w, C) positional embedding for the grid ``new``, as a network computes it at run time.
+
+    That is bicubic by DINOv2's factor (:class:`~segdistill.weights.RunTimePositions`), and the table itself where
+    ``new`` is ``old``. Sizes may be symbols.
+    """
+    first, cells = table[:, :prefix], table[:, prefix:].reshape(*old, -1)  # (h, w, C)
+    same = torch.tensor(1.0)
+    for before, after in zip(old, new, strict=True):
+        same = same * (torch.arange(1).add(after) == before).float()
+    rows, columns = (_cubic_matrix(before, after, same) for before, after in zip(old, new, strict=True))
+    resized = torch.einsum("yh,xw,hwc->yxc", rows, columns, cells)
+    return torch.cat([first, resized.reshape(1, new[0] * new[1], -1)], dim=1)
+
+
+def _cubic_matrix(old: int, new: Any, same: Tensor) -> Float[Tensor, "n o"]:
+    """What each of ``new`` places takes of each of ``old``: cubic convolution by the factor (new + OFFSET) / old."""
+    count = torch.arange(1).add(new).float()  # (1,): the size as a number in the graph
+    scale = old / (count + OFFSET * (1 - same))  # 1 where nothing changes
+    centre = (torch.arange(new).float() + 0.5) * scale - 0.5
+    start = centre.floor()
+    matrix = torch.zeros(1)
+    for step in (-1, 0, 1, 2):
+        distance = (centre - start - step).abs()
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance * distance + 1
+        far = ((CUBIC * distance - 5 * CUBIC) * distance + 8 * CUBIC) * distance - 4 * CUBIC
+        weight = torch.where(distance <= 1, near, far)
+        place: Int[Tensor, " n"] = (start + step).clamp(0, old - 1).long()
+        matrix = matrix + weight.unsqueeze(1) * (place.unsqueeze(1) == torch.arange(old)).float()
+    return matrix

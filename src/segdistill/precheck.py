@@ -1,0 +1,306 @@
+"""Finds the mistakes of a recipe that its text shows, in a fraction of a second: keys, names, types and ranges.
+
+Settings are declared beside the networks that read them, whose modules import torch. Here the declarations are read
+from the source (``ast``), nothing of it is executed, and classes with the same fields are made: annotation, default and
+``Field``. What only code can check (validators, weights, data) is left to :func:`segdistill.recipe.load`, and so is any
+field whose declaration is not understood: what passes here may still be wrong, what fails here is.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, create_model
+
+from segdistill import config
+from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
+from segdistill.overrides import apply
+
+PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
+GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
+RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.bench.table", "TableConfig")
+
+
+def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all mistakes that are seen."""
+    values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
+    for override in overrides:
+        apply(values, override)
+    parse(light(*RECIPE), values)
+    return values
+
+
+def check_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """As :func:`check_recipe` for a table of recipes, whose own overrides begin with ``table.``."""
+    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
+    for override in overrides:
+        if override.startswith("table."):
+            apply(values, override.removeprefix("table."))
+        elif "=" not in override:
+            raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+    parse(light(*TABLE), values, path.name)
+    return values
+
+
+@dataclass(frozen=True)
+class Module:
+    """The source of a module, read."""
+
+    name: str
+    tree: ast.Module
+
+    def imported(self, name: str) -> tuple[str, str] | None:
+        """Where ``name`` was imported from: module and name there."""
+        blocks = [self.tree.body, *(node.body for node in self.tree.body if isinstance(node, ast.If))]
+        for node in (node for block in blocks for node in block):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("segdistill"):
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        return node.module, alias.name
+        return None
+
+    def own(self, name: str) -> ast.ClassDef | ast.expr | None:
+        """The class, or the value of the assignment, of this name at the top of the module."""
+        for node in self.tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return node
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return getattr(node, "value", None)
+        return None
+
+
+@cache
+def source(module: str) -> Module:
+    """The module's text, whose packages are imported and which is not."""
+    package, _, last = module.rpartition(".")
+    folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+    path = next((p for p in (folder / f"{last}.py", folder / last / "__init__.py") if p.is_file()), None)
+    if path is None:
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None, module
+        path = Path(spec.origin)
+    return Module(module, ast.parse(path.read_text(encoding="utf-8")))
+
+
+def located(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
+    """The module that defines what ``module`` calls ``name`` (a class, ``Class.Inner`` or a value), and the node."""
+    first, _, rest = name.partition(".")
+    read = source(module)
+    node = read.own(first)
+    if node is None:
+        there = read.imported(first)
+        if there is None:
+            return None
+        place, original = there
+        if (Path(__file__).parent.joinpath(*place.split(".")[1:]) / f"{original}.py").is_file():
+            return located(f"{place}.{original}", rest) if rest else None
+        return located(place, f"{original}.{rest}" if rest else original)
+    if rest and isinstance(node, ast.ClassDef):
+        return _inner(module, node, rest)
+    return None if rest else (module, node)
+
+
+def _inner(module: str, node: ast.ClassDef, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
+    """A class inside of a class or of its bases."""
+    for each in node.body:
+        if isinstance(each, ast.ClassDef) and each.name == name:
+            return module, each
+    for base in node.bases:
+        if (found := located(module, f"{ast.unparse(base)}.{name}")) is not None:
+            return found
+    return None
+
+
+@cache
+def light(module: str, name: str) -> type[Config]:
+    """A settings class with the fields of the class ``name`` of ``module``, made without importing it."""
+    found = located(module, name)
+    home, node = found or (module, None)
+    if not isinstance(node, ast.ClassDef):
+        raise LookupError(f"{module}.{name}")
+    fields: dict[str, Any] = {}
+    fields |= {field: (annotation, default) for field, annotation, default in _fields(home, node)}
+    if name == "EncoderConfig":
+        fields["name"] = (Annotated[str, BeforeValidator(_encoder)], ...)
+    return create_model(name.replace(".", ""), __base__=Config, __doc__="", **fields)
+
+
+def _fields(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and default of every field, those of the bases first."""
+    for base in node.bases:
+        found = located(module, ast.unparse(base))
+        if found is not None and isinstance(found[1], ast.ClassDef) and found[0] != "segdistill.config":
+            yield from _fields(found[0], found[1])
+    for each in node.body:
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and each.target.id[0] != "_":
+            annotation = _type(module, each.annotation)
+            limits, default = _declared(module, each.value)
+            yield each.target.id, Annotated[annotation, limits] if limits is not None else annotation, default
+
+
+def _declared(module: str, value: ast.expr | None) -> tuple[Any, Any]:
+    """What ``Field(...)`` demands, and the default: ``...`` where there is none, None where it is another."""
+    if value is None:
+        return None, ...
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
+        limits = _limits(module, value)
+        named = any(keyword.arg in ("default", "default_factory") for keyword in value.keywords)
+        required = not named and (not value.args or ast.unparse(value.args[0]) == "...")
+        return limits, ... if required else _Unchecked
+    return None, _Unchecked
+
+
+def _limits(module: str, call: ast.Call) -> Any:
+    """``Field`` with the limits that are written as numbers or text."""
+    kept: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg in ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern"):
+            try:
+                kept[keyword.arg] = ast.literal_eval(keyword.value)
+            except ValueError:
+                if isinstance(keyword.value, ast.Name) and hasattr(config, keyword.value.id):
+                    kept[keyword.arg] = getattr(config, keyword.value.id)
+    return Field(**kept) if kept else None
+
+
+class _Missing:
+    """Stands for a default, which is not checked."""
+
+
+_Unchecked = Field(default_factory=_Missing, validate_default=False)
+
+
+def _type(module: str, node: ast.expr) -> Any:
+    """The annotation as a type; ``Any`` where it is not understood."""
+    if isinstance(node, ast.Constant):
+        return _type(module, ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node.value
+    if isinstance(node, ast.BinOp):
+        return operator.or_(*(_type(module, side) or type(None) for side in (node.left, node.right)))
+    if isinstance(node, ast.Subscript):
+        return _generic(module, node)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "part_of":
+        kind, table = node.args
+        return part_of(ast.literal_eval(kind), _Parts(module, ast.unparse(table)))
+    if isinstance(node, ast.Name):
+        return PLAIN[node.id] if node.id in PLAIN else _named(module, node.id)
+    return Any
+
+
+def _generic(module: str, node: ast.Subscript) -> Any:
+    """``tuple[int, ...]``, ``Literal["a"]``, ``Annotated[int, Field(ge=1)]``."""
+    outer = ast.unparse(node.value)
+    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if outer == "Literal":
+        literal: Any = Literal
+        return literal[tuple(ast.literal_eval(each) for each in inner)]
+    if outer == "Annotated":
+        calls = [each for each in inner[1:] if isinstance(each, ast.Call)]
+        if any(ast.unparse(call.func) == "BeforeValidator" for call in calls):
+            return Any  # it may take what its type does not
+        limits = next((_limits(module, call) for call in calls if ast.unparse(call.func) == "Field"), None)
+        own = _type(module, inner[0])
+        return own if limits is None else Annotated[own, limits]
+    if outer in GENERIC:
+        parts = tuple(... if ast.unparse(each) == "..." else _type(module, each) for each in inner)
+        return GENERIC[outer][parts if len(parts) > 1 else parts[0]]
+    return Any
+
+
+def _named(module: str, name: str) -> Any:
+    """A settings class, or what a name stands for; what :mod:`segdistill.config` declares is taken as it is."""
+    if source(module).imported(name) == (config.__name__, name) and not isinstance(getattr(config, name), type):
+        return getattr(config, name)
+    if (module, name) in CHOICES or (known := located(module, name)) is None:
+        return Annotated[Any, BeforeValidator(CHOICES[module, name])] if (module, name) in CHOICES else Any
+    home, node = known
+    if (home, name) in CHOICES:
+        return Annotated[Any, BeforeValidator(CHOICES[home, name])]
+    if not isinstance(node, ast.ClassDef):
+        return _type(home, node)
+    return light(home, name) if name.endswith("Config") or _is_settings(home, node) else Any
+
+
+def _is_settings(module: str, node: ast.ClassDef) -> bool:
+    for base in map(ast.unparse, node.bases):
+        found = located(module, base)
+        if found is not None and isinstance(found[1], ast.ClassDef):
+            return (found[0], base) == ("segdistill.config", "Config") or _is_settings(*found)  # type: ignore[arg-type]
+    return False
+
+
+class _Parts(Mapping[str, type]):
+    """A table of classes with a ``Config``, each read when it is chosen."""
+
+    def __init__(self, module: str, table: str) -> None:
+        self.homes = classes_of(module, table)
+
+    def __getitem__(self, key: str) -> type:
+        module, name = self.homes[key]
+        return type(name, (), {"Config": light(module, f"{name}.Config")})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.homes)
+
+    def __len__(self) -> int:
+        return len(self.homes)
+
+
+def classes_of(module: str, table: str) -> dict[str, tuple[str, str]]:
+    """The entries of a table ``{"name": Class, ...}``: module and name of each class, in the table's order."""
+    found = located(module, table)
+    assert found is not None and isinstance(found[1], ast.Dict), table
+    return {ast.literal_eval(key): (found[0], ast.unparse(value))
+            for key, value in zip(found[1].keys, found[1].values, strict=True) if key is not None}  # fmt: skip
+
+
+def summaries(module: str, table: str) -> dict[str, str]:
+    """For every entry of a table of classes the first line of its module, which names the paper."""
+    lines = {}
+    for key, (home, name) in classes_of(module, table).items():
+        found = located(home, name)
+        assert found is not None, name
+        lines[key] = (ast.get_docstring(source(found[0]).tree) or "").strip().partition("\n")[0]
+    return lines
+
+
+def _encoder(value: object) -> object:
+    """A name of the table of encoders, or of timm."""
+    from segdistill.encoders.record import PREFIX
+    from segdistill.encoders.table import ENCODERS
+
+    if isinstance(value, str) and value not in ENCODERS and not value.startswith(PREFIX):
+        raise UserError(
+            f"unknown encoder '{value}': {nearest(value, ENCODERS)}`segdistill list encoders` names all "
+            f"{len(ENCODERS)}, {PREFIX}<name> is any backbone of timm"
+        )
+    return value
+
+
+def _stage(value: object) -> object:
+    table = classes_of("segdistill.recipe", "STAGES")
+    if not isinstance(value, dict) or "type" not in value:
+        raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(table)}")
+    return parse(light(*choose("stage type", value["type"], table)), value, f"stage '{value.get('name', '?')}'")
+
+
+def _source(value: object) -> object:
+    table = classes_of("segdistill.data.source", "SOURCES")
+    if not isinstance(value, dict):
+        raise ValueError(f"expected settings with a source of {', '.join(table)}")
+    return parse(light(*choose("source", value.get("source", "world"), table)), value, "data")
+
+
+CHOICES: dict[tuple[str, str], Callable[[object], object]] = {
+    ("segdistill.recipe", "Stage"): _stage,
+    ("segdistill.data.source", "AnySource"): _source,
+}
+"""Annotations whose class follows from a value, as their own validators do it."""

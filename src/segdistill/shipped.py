@@ -1,0 +1,40 @@
+"""What comes with the package: recipes, tables, weights, and how a command names them. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segdistill.config import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def recipes_folder() -> Path:
+    """The shipped recipes: inside an installed package, or in the source tree."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parents[1] / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise UserError("the recipes did not come with this installation; clone the repository or reinstall")
+
+
+def shipped_assets() -> list[str]:
+    """Names of the encoder weights that come with the package."""
+    return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+
+
+def recipe_path(word: Path) -> Path:
+    """The file that ``word`` means: a path, or the name of a shipped recipe."""
+    return _named(word, "")
+
+
+def table_path(word: Path) -> Path:
+    """The file that ``word`` means: a path, or the name of a shipped table."""
+    return _named(word, "tables")
+
+
+def _named(word: Path, folder: str) -> Path:
+    if word.exists() or word.name != str(word) or word.suffix:
+        return word
+    path = recipes_folder() / folder / f"{word.name}.yaml"
+    return path if path.is_file() else word

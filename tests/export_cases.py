@@ -1,0 +1,86 @@
+"""Exports in a process of its own: tracing with symbols for sizes does not go together with checked annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+
+SEMFPN = {"type": "semfpn", "width": 8}
+MASK2FORMER = {"type": "mask2former", "width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 3}
+CASES = {
+    "vit": ({"name": "world_student", "image_size": [64, 64]}, SEMFPN),
+    "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER),
+    "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
+    "convnext_mask2former": ({"name": "timm:test_convnext"}, MASK2FORMER),
+}
+SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
+
+
+def build(encoder: dict, decoder: dict, classes: int = 7):
+    """A segmenter with random weights."""
+    from segdistill.config import parse
+    from segdistill.encoders import build_encoder
+    from segdistill.stages.base import ModelConfig
+    from segdistill.stages.task import build_segmenter
+
+    model = parse(ModelConfig, {"encoder": encoder, "decoder": decoder})
+    names = [f"class {number}" for number in range(classes)]
+    return build_segmenter(model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test").eval()
+
+
+def pixels(shape: tuple[int, int, int]):
+    """Smooth images (N, H, W, 3) uint8: of pure noise a random network makes nothing but ties."""
+    import numpy as np
+
+    count, height, width = shape
+    rng = np.random.default_rng(sum(shape))
+    coarse = rng.integers(0, 256, (count, height // 8 + 1, width // 8 + 1, 3))
+    return coarse.repeat(8, 1).repeat(8, 2)[:, :height, :width].astype(np.uint8)
+
+
+def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
+    """Trace, convert and run a case; writes what came of it as JSON."""
+    from segdistill.export.check import View, torch_runner
+    from segdistill.export.graph import Graph
+    from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
+
+    segmenter = build(*CASES[name])
+    program = trace(Graph(segmenter, size), (96, 128))
+    model = to_onnx(program, {"classes": ["a"]})
+    run, reference = onnx_runner(model.SerializeToString()), torch_runner(segmenter, View(size))
+    equal, difference = {}, 0.0
+    for shape in SIZES:
+        (classes, confidence), (expected, sure) = run(pixels(shape)), reference(pixels(shape))
+        assert classes.shape == expected.shape == shape
+        equal[str(shape)] = float((classes == expected).mean())
+        difference = max(difference, float(abs(confidence - sure).max()))
+    axes = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in (*model.graph.input, *model.graph.output)]  # fmt: skip
+    facts = {"equal": equal, "difference": difference, "operators": operators(model), "axes": axes}
+    out.write_text(json.dumps(facts))
+
+
+def page_commands() -> list[list[str]]:
+    """The arguments of every call in the page's shell blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+
+
+def run_page(folder: Path) -> None:
+    """The page's commands, one after the other in ``folder``."""
+    from segdistill.cli import main
+
+    os.chdir(folder)
+    for arguments in page_commands():
+        sys.argv = ["segdistill", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise

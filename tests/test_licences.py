@@ -1,0 +1,84 @@
+"""What a student rests on is named, and what binds it is said before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from segdistill.data.catalog import DATASETS
+from segdistill.data.files import FilesSource
+from segdistill.encoders import ENCODERS
+from segdistill.licences import Link, chain, read_chain, restrictions, student_licence, warnings
+from tiny_runs import tiny
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("Apache-2.0", ()),
+        ("MIT", ()),
+        ("CC BY-SA 4.0", ()),
+        ("yours", ()),
+        ("CC BY-NC-SA 3.0", ("non-commercial",)),
+        ("its own: non-commercial, registration", ("non-commercial", "gated")),
+        ("its own: education, research and not-for-profit", ("non-commercial",)),
+        ("see the model's page", ("unknown",)),
+        ("terms of a company", ("own terms",)),
+    ],
+)
+def test_what_stands_between_a_licence_and_free_use(licence, expected):
+    assert restrictions(licence) == expected
+
+
+def test_every_licence_of_the_tables_is_understood():
+    known = {record.licence for record in (*ENCODERS.values(), *DATASETS.values())}
+    assert not [licence for licence in known if "unknown" in restrictions(licence)]
+    assert restrictions(ENCODERS["dinov3_l"].licence, gated=True) == ("gated",)
+
+
+def test_the_chain_of_a_recipe_is_teacher_data_student(tmp_path):
+    recipe = tiny(tmp_path, "teacher.encoder.weights=shipped")
+    assert chain(recipe) == [
+        Link("teacher", "world_teacher (shipped)", "Apache-2.0"),
+        Link("data", "game", "Apache-2.0"),
+        Link("data", "proxy", "Apache-2.0"),
+    ]
+    assert student_licence(chain(recipe)) == "apache-2.0"
+
+
+def test_a_gated_teacher_and_data_for_research_bind_the_student(tmp_path):
+    recipe = tiny(tmp_path)
+    teacher = recipe.teacher.encoder.model_copy(update={"name": "dinov3_s", "weights": "timm:some.weights"})
+    recipe = recipe.model_copy(
+        update={"teacher": recipe.teacher.model_copy(update={"encoder": teacher}), "data": FilesSource()}
+    )
+    stage = recipe.stages[0]
+    data = stage.data.model_copy(update={"domains": ("cityscapes", "urbansyn")})
+    links = chain(recipe.model_copy(update={"stages": (stage.model_copy(update={"data": data}),)}))
+    assert [link.name for link in links] == ["dinov3_s (timm:some.weights)", "cityscapes", "urbansyn"]
+    assert student_licence(links) == "other"
+    lines = warnings(links)
+    assert "teacher dinov3_s (timm:some.weights) (DINOv3 License): gated" in lines[0]
+    assert "data cityscapes" in lines[1]
+    assert "non-commercial use only" in lines[1]
+    assert len(lines) == 2
+    assert read_chain([link.as_dict() for link in links]) == links
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_run_warns_before_it_trains(dry, call, tmp_path, monkeypatch):
+    from segdistill import plan, run
+
+    def stop(*_, **__):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("segdistill.licences.chain", lambda _: [Link("data", "gta", "research", ("non-commercial",))])
+    monkeypatch.setattr(plan, "make_plan", stop)
+    monkeypatch.setattr(run, "run", stop)
+    tiny(tmp_path)
+    from segdistill.licences import warnings as lines
+
+    said = []
+    monkeypatch.setattr("segdistill.licences.warnings", lambda links: said.extend(lines(links)) or said)
+    with pytest.raises(AssertionError, match="training began"):
+        call("run", tmp_path / "tiny.yaml", *(["--dry-run"] if dry else []))
+    assert said == ["data gta (research): non-commercial use only: a student that learnt from it inherits that"]

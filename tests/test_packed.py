@@ -1,0 +1,267 @@
+"""A packed segmenter is the run's, bit for bit, says where it comes from, and can be checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from unittest.mock import create_autospec
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from mutations import damaged
+from segdistill import hub, verify
+from segdistill.card import card
+from segdistill.config import UserError
+from segdistill.files import sha256, write_json
+from segdistill.finished import segmenter_of
+from segdistill.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
+from segdistill.packed import is_packed, tensors_digest, write_packed
+from segdistill.recipe import load
+from segdistill.scoring import load_segmenter
+from tiny_runs import tiny
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, finished):
+    return pack(finished, tmp_path_factory.mktemp("packed") / "tiny.safetensors")[0]
+
+
+def images(size=(32, 64)):
+    return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def original(finished, role="student"):
+    run = open_run(finished)
+    scored = segmenter_of(run, role, finished)
+    return load_segmenter(scored, scored.classes)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_the_packed_segmenter_is_the_runs_bit_for_bit(role, finished, tmp_path):
+    path, header = pack(finished, tmp_path / "m.safetensors", role=role)
+    segmenter, read = load_packed(path)
+    assert read == header
+    assert not segmenter.training
+    assert torch.equal(segmenter.scores(images()), original(finished, role).scores(images()))
+    assert header["model"]["encoder"]["name"] == f"world_{role}"
+
+
+def test_half_precision_halves_the_file_and_is_cast_up(finished, packed, tmp_path):
+    path, header = pack(finished, tmp_path / "half.safetensors", half=True)
+    assert header["precision"] == "float16"
+    assert path.stat().st_size < 0.6 * packed.stat().st_size
+    half, full = load_packed(path)[0].state_dict(), load_packed(packed)[0].state_dict()
+    for key, value in full.items():
+        assert torch.equal(half[key], value.half().float()), key
+
+
+def test_the_same_run_gives_the_same_bytes_without_times_or_places(finished, packed, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "elsewhere")
+    manifest = json.loads((moved / "stages/02-task/manifest.json").read_text())
+    manifest |= {"seconds": 1e6, "finished": "2031-01-01T00:00:00+00:00"}
+    manifest.pop("digest", None)
+    write_json(moved / "stages/02-task/manifest.json", manifest)
+    again = pack(moved, tmp_path / "folder")[0]
+    assert again == tmp_path / "folder/model.safetensors"
+    assert again.read_bytes() == packed.read_bytes()
+    assert str(finished).encode() not in packed.read_bytes()
+
+
+def test_the_header_has_all_that_is_needed_to_use_the_network(packed, finished):
+    with safe_open(packed, framework="pt") as file:
+        header = json.loads(file.metadata()["segdistill"])
+    results = json.loads((finished / "results.json").read_text())
+    assert (header["classes"], header["colors"]) == (results["classes"], results["colors"])
+    assert header["preprocessing"]["size"] == [32, 64]
+    assert header["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    assert set(header["preprocessing"]["domains"]) == {"game", "fog", "rain"}
+    assert header["kept"]["unseen"] == results["retention"]
+    assert header["kept"]["interval"] == results["retention_interval"]
+    for name, score in results["models"]["student"]["domains"].items():
+        assert header["scores"]["student"]["domains"][name]["miou_interval"] == score["miou_interval"]
+    assert [stage["name"] for stage in header["history"]["stages"]] == ["teacher", "agnostic", "task"]
+
+
+def test_the_recipe_in_the_header_is_the_runs_without_places_of_this_machine(tmp_path, finished):
+    files = tmp_path / "r.yaml"
+    files.write_text(portable(load(finished / "recipe.yaml")))
+    assert load(files) == load(finished / "recipe.yaml")
+    away = tiny(tmp_path, f"student.encoder.weights={tmp_path}/secret/start.pth")
+    assert str(tmp_path) not in portable(away)
+    assert "weights: start.pth" in portable(away)
+
+
+def test_files_that_are_there_are_not_replaced(packed, finished):
+    before = packed.read_bytes()
+    with pytest.raises(UserError, match=r"tiny.safetensors and .*tiny.md exist; choose another name or give --force"):
+        pack(finished, packed)
+    packed.write_bytes(b"other")
+    pack(finished, packed, force=True)
+    assert packed.read_bytes() == before
+
+
+def test_a_readme_that_is_no_card_is_never_replaced(finished, tmp_path):
+    (tmp_path / "README.md").write_text("# My project")
+    with pytest.raises(UserError, match=r"README.md is no model card of ours and is not replaced"):
+        pack(finished, tmp_path / "model.safetensors", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_an_unfinished_run_cannot_be_packed(finished, tmp_path):
+    with pytest.raises(UserError, match="no recipe at"):
+        pack(tmp_path / "none", tmp_path / "m.safetensors")
+    broken = shutil.copytree(finished, tmp_path / "run")
+    (broken / "stages/02-task/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"stage .*02-task is not finished"):
+        pack(broken, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="unknown role of this run 'both'"):
+        pack(finished, tmp_path / "m.safetensors", role="both")
+    assert not list(tmp_path.glob("m*"))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_one_line(data, packed, tmp_path):
+    whole, path = packed.read_bytes(), tmp_path / "m.safetensors"
+    head = 8 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(data.draw(damaged(whole[:head])) + whole[head:])
+    if path.read_bytes() != whole:
+        with pytest.raises(UserError) as error:
+            load_packed(path)
+        assert "\n" not in str(error.value)
+
+
+def test_changed_tensors_settings_and_formats_are_refused(packed, tmp_path):
+    data, path = packed.read_bytes(), tmp_path / "m.safetensors"
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="its tensors are not those that were packed"):
+        load_packed(path)
+    segmenter, header = load_packed(packed)
+    write_packed(path, segmenter, header | {"classes": header["classes"][:-1]})
+    with pytest.raises(UserError, match=r"does not fit its own settings|knows 13 classes"):
+        load_packed(path)
+    write_packed(path, segmenter, {key: value for key, value in header.items() if key != "colors"})
+    with pytest.raises(UserError, match="its header lacks colors"):
+        load_packed(path)
+    assert is_packed(packed)
+    path.write_bytes(b"x")
+    assert not is_packed(path)
+    with pytest.raises(UserError, match=r"no packed segmenter at .*none.safetensors'; make one with 'segdistill pack"):
+        packed_path(tmp_path / "none.safetensors")
+
+
+def test_the_card_is_one_of_hugging_face_with_every_domains_score(packed, finished):
+    text = card_path(packed).read_text()
+    parsed = ModelCard(text).data
+    results = json.loads((finished / "results.json").read_text())
+    assert (parsed.license, parsed.library_name, parsed.pipeline_tag) == (
+        "apache-2.0", "segdistill", "image-segmentation")  # fmt: skip
+    scores = {each.dataset_type: each.metric_value for each in parsed.eval_results}
+    expected = {name: score["miou"] for name, score in results["models"]["student"]["domains"].items()}
+    assert scores == {name: pytest.approx(100 * value, abs=0.006) for name, value in expected.items()}
+    for words in ("| fog | unseen |", sha256(packed), "segdistill run tiny.yaml", "steps: 8", "data: game: Apache-2.0"):
+        assert words in text
+    assert "Too short to mean anything" in text
+    assert "of the teacher's it keeps" not in text, "16 steps say nothing"
+
+
+def test_the_card_of_a_real_run_says_what_was_kept_and_what_binds_it(packed):
+    header = load_packed(packed)[1]
+    history = header["history"] | {"stages": [stage | {"steps": 5000} for stage in header["history"]["stages"]]}
+    link = {"part": "teacher", "name": "dinov3_l", "licence": "DINOv3 License", "restrictions": ["gated"]}
+    header |= {"history": history, "licences": [link], "licence": "other"}
+    header["kept"] |= {"unseen": 0.876, "interval": [0.85, 0.9]}
+    text = card(header, file="m.safetensors", digest="0" * 64)
+    assert "of the teacher's it keeps 87.6 [85.0, 90.0] %" in text
+    assert "- teacher: dinov3_l: DINOv3 License (**gated**)" in text
+    assert ModelCard(text).data.license == "other"
+
+
+def test_verify_recomputes_every_digest(packed, finished):
+    checks = verify.verify(packed, finished)
+    assert all(check.ok for check in checks), [check for check in checks if not check.ok]
+    assert {check.what for check in checks} == {
+        "tensors", "file", "model card", "segmenter", "stage", "images", "data", "scores"}  # fmt: skip
+    alone = verify.verify(packed)
+    assert {check.what for check in alone if check.ok is None} == {"stage", "images", "scores"}
+    assert all(check.outcome == "not checked: give --run FOLDER" for check in alone if check.ok is None)
+
+
+@pytest.mark.parametrize("what", ["file", "model card", "tensors", "images", "scores"])
+def test_verify_finds_what_was_changed(what, packed, finished, tmp_path, call):
+    path = tmp_path / packed.name
+    run = shutil.copytree(finished, tmp_path / "run")
+    for source in (packed, card_path(packed)):
+        shutil.copy(source, tmp_path)
+    segmenter, header = load_packed(packed)
+    if what == "file":
+        write_packed(path, segmenter, header | {"title": "better"})
+    elif what == "model card":
+        card_path(path).write_text(card_path(path).read_text().replace("# tiny", "# great"))
+    elif what == "tensors":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    else:
+        victim = next(iter((run / "scores").glob("*.npz"))) if what == "scores" else run / "stages/02-task/images.txt"
+        victim.write_bytes(victim.read_bytes() + b"\n")
+    status, out, _ = call("verify", path, "--run", run)
+    assert status == 1
+    assert any(line.startswith(what) and "DIFFERS" in line for line in out.splitlines())
+
+
+def test_verify_of_a_file_with_a_report_beside_it(tmp_path):
+    graph = tmp_path / "m.onnx"
+    graph.write_bytes(b"graph")
+    with pytest.raises(UserError, match=r"no m.onnx.json beside .*m.onnx"):
+        verify.verify(graph)
+    write_json(tmp_path / "m.onnx.json", {"files": {"m.onnx": {"sha256": sha256(graph)}}})
+    assert [check.ok for check in verify.verify(graph)] == [True]
+    graph.write_bytes(b"Graph")
+    assert [check.ok for check in verify.verify(graph)] == [False]
+
+
+def test_push_is_one_commit_of_file_and_card(packed):
+    api = create_autospec(HfApi, instance=True)  # refuses calls that the real one would refuse
+    api.create_commit.return_value.commit_url = "https://huggingface.co/me/small/commit/1"
+    assert hub.push(packed, "me/small", api=api).endswith("/commit/1")
+    api.create_repo.assert_called_once_with("me/small", private=True, exist_ok=True)
+    name, additions = api.create_commit.call_args.args
+    assert name == "me/small"
+    assert {each.path_in_repo: each.path_or_fileobj for each in additions} == {
+        "model.safetensors": str(packed), "README.md": str(card_path(packed))}  # fmt: skip
+
+
+def test_push_says_in_one_line_why_it_cannot(packed, tmp_path):
+    api = create_autospec(HfApi, instance=True)
+    api.create_repo.side_effect = ConnectionError("no route to host")
+    with pytest.raises(UserError, match=r"cannot upload to me/small .no route to host.: run 'hf auth login'"):
+        hub.push(packed, "me/small", api=api)
+    with pytest.raises(UserError, match="'small' is no name of a hub repository"):
+        hub.push(packed, "small", api=api)
+    shutil.copy(packed, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match=r"has no model card bare.md"):
+        hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
+    api.create_commit.assert_not_called()
+
+
+def test_a_file_of_the_hub_loads_by_its_name(packed, monkeypatch):
+    fetch = create_autospec(huggingface_hub.hf_hub_download, return_value=str(packed))
+    monkeypatch.setattr("segdistill.weights.hub.hf_hub_download", fetch)
+    segmenter, header = load_packed("hf:me/small@v1")
+    fetch.assert_called_once_with("me/small", "model.safetensors", revision="v1", local_files_only=False)
+    assert header["name"] == "tiny"
+    assert torch.equal(segmenter.scores(images()), load_packed(packed)[0].scores(images()))
+
+
+def test_the_digest_depends_on_names_types_shapes_and_values():
+    one = {"a": torch.zeros(2, 3), "b": torch.ones(())}
+    same = {"b": torch.ones(()), "a": torch.zeros(2, 3)}
+    assert tensors_digest(one) == tensors_digest(same)
+    for other in ({"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).half()}, {"a": torch.zeros(2, 3) + 1e-9}):
+        assert tensors_digest(one | other) != tensors_digest(one)
+    assert read_packed.__doc__
