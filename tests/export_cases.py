@@ -14,10 +14,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 SEMFPN = {"type": "semfpn", "width": 8}
 MASK2FORMER = {"type": "mask2former", "width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 3}
 CASES = {
-    "vit": ({"name": "world_student", "image_size": [64, 64]}, SEMFPN),
+    "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
     "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER),
     "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
-    "convnext_mask2former": ({"name": "timm:test_convnext"}, MASK2FORMER),
 }
 SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
 

@@ -16,6 +16,8 @@ COLORS = (
 SOURCE, UNSEEN, VALIDATION = ("game",), ("clear", "night", "fog", "snow", "rain"), ("dusk", "haze")
 EASE = {"game": 1.0, "clear": 0.8, "night": 0.35, "fog": 0.55, "snow": 0.5, "rain": 0.6, "dusk": 0.7, "haze": 0.6}
 ALL_PICTURES = {"domains": {domain: [0, 1] if domain == "fog" else [0] for domain in EASE}}
+METRICS = {"miou": {"label": "mIoU", "unit": "%", "by_class": "iou", "by_class_label": "IoU"},
+           "accuracy": {"label": "pixel accuracy", "unit": "%"}}  # fmt: skip
 SIZE = (128, 64)  # width, height
 
 
@@ -75,7 +77,8 @@ def make_run(folder, name="gkd", title="GKD", seed=0, strength=0.3, **changes):
             "mean_unseen": fmean(scores[d]["miou"] for d in UNSEEN),
         }
     results = {
-        "format": 1, "name": name, "title": title, "seed": seed, "classes": CLASSES, "colors": COLORS,
+        "format": 1, "primary": "miou", "metrics": METRICS, "distilled": True,
+        "name": name, "title": title, "seed": seed, "classes": CLASSES, "colors": COLORS,
         "source": SOURCE, "unseen": UNSEEN, "validation": VALIDATION, "models": models,
         "retention": models["student"]["mean_unseen"] / models["teacher"]["mean_unseen"],
         "pictures": {"domains": {"fog": [1]}},
@@ -114,8 +117,6 @@ def write_log(folder, stages, rng):
             line = {"stage": stage, "step": step, "steps": 600, "loss": loss, "lr": 1e-3, "images_per_s": 55.0}
             if kind == "distill":
                 line |= {"terms": {"token": loss / 2}, "diagnostics": {"own_position_share": 0.01 + 0.7 * step / 600}}
-            elif step % 100 == 0:
-                line["probe"] = 0.1 + 0.2 * step / 600
             lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 

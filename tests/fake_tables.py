@@ -3,9 +3,8 @@
 import numpy as np
 
 from fake_runs import UNSEEN, flat
-from segdistill.bench import Outcome, collect_table
-from segdistill.bench.table import Cell, TableConfig
 from segdistill.config import parse
+from segdistill.grid import Cell, Outcome, TableConfig, collect_table
 from segdistill.metrics import ImageCounts
 from segdistill.scoring import write_images
 from tiny_runs import tiny

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tiny_runs import Child, only, run_and_die, tiny_file
+from tiny_runs import Child, hold, only, run_and_die, tiny_file
 
 DISTILL = {"text": only("agnostic", evaluate=None, checkpoint_every=1)}
 
@@ -84,7 +84,9 @@ def test_a_folder_that_is_being_written_is_refused_and_a_killed_runs_lock_is_non
     (folder / ".lock").write_text("left by a killed run")
     (folder / "scores" / ".student.json.abcdefgh.tmp").write_text("half")
     child = Child(tmp_path / "output", hold, folder)
-    while not (tmp_path / "run" / "held").exists():
+    end = time.monotonic() + 120
+    while not (folder / "held").exists():
+        assert time.monotonic() < end, child.text()
         time.sleep(0.01)
     line = complaint("run", tiny_file(tmp_path), "--out", folder)
     who = f"is being written by process {child.process.pid} on {platform.node()} since 20"
@@ -96,18 +98,11 @@ def test_a_folder_that_is_being_written_is_refused_and_a_killed_runs_lock_is_non
     assert not list(folder.rglob(".*"))
 
 
-def hold(folder):
-    from segdistill.locking import locked
-
-    with locked(folder):
-        (folder / "held").touch()
-        time.sleep(300)
-
-
 def test_a_domains_name_writes_nowhere_else(complaint, tmp_path):
     name = "../../x"
-    (tmp_path / "own").mkdir()
-    line = complaint("run", tiny_file(tmp_path), f"evaluate.domains=[game, {name}]", "--out", tmp_path / "run")
+    line = complaint(
+        "run", tiny_file(tmp_path), f"evaluate.domains=[game, {name}]", "evaluate.unseen=[]", "--out", tmp_path / "run"
+    )
     assert f"'{name}' cannot be the name of a file" in line
 
 

@@ -71,6 +71,11 @@ def prints(source: str) -> list[str]:
     return [f"line {c.lineno}: print" for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
 
 
+def task_words(source: str) -> list[str]:
+    """Names of one task's score: what reads results takes the primary score's name from there."""
+    return [f"'{word}'" for word in re.findall(r"miou|mean iou", source, re.IGNORECASE)]
+
+
 def habits(source: str) -> list[str]:
     """``global``, a bare ``except``, ``import *``."""
     problems = []
@@ -138,9 +143,17 @@ def test_no_text_names_a_machine_or_a_package_host() -> None:
     assert not complaints(places, [path for path in texts() if path.exists()])
 
 
+def test_pages_and_grids_know_no_tasks_score() -> None:
+    readers = [path for name in ("report", "grid", "results") for path in sorted((PACKAGE / name).rglob("*.*"))]
+    assert {path.suffix for path in readers} >= {".py", ".html", ".css"}
+    assert not complaints(task_words, [path for path in readers if path.suffix != ".pyc"])
+
+
 @pytest.mark.parametrize(
     ("check", "bad"),
     [
+        (task_words, "domain['miou']"),
+        (task_words, "the mIoU"),
         (file_length, "x = 1\n" * (FILE_LINES + 1)),
         (function_length, "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
         (positional_parameters, "def f(self, a, b, c, d, e, f, g): ..."),
@@ -175,7 +188,7 @@ def test_arrows_point_down() -> None:
     assert "0 broken" in done.stdout
 
 
-TORCHLESS = ("config", "files", "environment", "runlog", "report", "pictures", "cli")
+TORCHLESS = ("config", "files", "environment", "runlog", "report", "results", "pictures", "cli")
 
 
 def test_the_light_modules_load_no_torch() -> None:

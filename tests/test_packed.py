@@ -258,6 +258,13 @@ def test_a_file_of_the_hub_loads_by_its_name(packed, monkeypatch):
     assert torch.equal(segmenter.scores(images()), load_packed(packed)[0].scores(images()))
 
 
+def test_a_wrong_path_is_named_at_once(call, tmp_path):
+    for words in (("pack", "x", "m.safetensors"), ("verify", "x"), ("push", "x", "me/x"), ("export", "x", "m.onnx")):
+        status, _, complaint = call(words[0], tmp_path / words[1], *words[2:])
+        assert status == 2
+        assert "give a run folder, a packed file, or hf:<owner>/<name>" in complaint
+
+
 def test_the_digest_depends_on_names_types_shapes_and_values():
     one = {"a": torch.zeros(2, 3), "b": torch.ones(())}
     same = {"b": torch.ones(()), "a": torch.zeros(2, 3)}

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mutations import damaged, paths, spoiled
-from segdistill.bench.table import cells_of, load_table
 from segdistill.config import UserError
 from segdistill.demo import recipes_folder
+from segdistill.grid.table import cells_of, load_table
 from segdistill.plan import make_plan
 from segdistill.recipe import dump, load
 from segdistill.run import run

@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from segdistill.bench import table
 from segdistill.config import Config, UserError
 from segdistill.environment import within_memory
+from segdistill.grid import table
 from segdistill.recipe import load
 from tiny_runs import tiny_file
 

@@ -89,6 +89,7 @@ def prints(*changes):
         (("log_every",), 3, []),
         (("checkpoint_every",), 3, []),
         (("workers",), 1, []),
+        (("tracker",), "none", []),
     ],
 )
 def test_a_stage_is_another_one_where_its_outcome_may_be_another(path, value, differs):

@@ -1,6 +1,9 @@
 """The comparison, its table and its page, on run folders made as the runner leaves them."""
 
+import base64
 import csv
+import hashlib
+import html
 import io
 import json
 import re
@@ -11,12 +14,13 @@ from statistics import fmean, stdev
 
 import pytest
 
-from fake_runs import ALL_PICTURES, CLASSES, COLORS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
+from fake_runs import ALL_PICTURES, CLASSES, COLORS, METRICS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
 from page_reader import Page
 from segdistill.config import UserError
 from segdistill.pictures import load_label
-from segdistill.report import collect, headline, load_run, remarks, table_rows, to_csv, to_markdown, write_report
-from segdistill.report.page import duration
+from segdistill.report import headline, main_table, remarks, to_csv, to_markdown, to_terminal, write_report
+from segdistill.report.table import duration
+from segdistill.results import collect, load_run
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +30,14 @@ def demo(tmp_path_factory):
     results = {}
     for seed in range(3):
         for name, title, strength in (
-            ("none", "No distillation", 0.15),
+            ("plain", "No distillation", 0.15),
             ("vanilla", "Vanilla KD", 0.2),
             ("gkd", "GKD", 0.31),
         ):
             folder = root / f"{name}-{seed}"
-            results[folder] = make_run(folder, name, title, seed, strength, pictures=ALL_PICTURES)
+            results[folder] = make_run(
+                folder, name, title, seed, strength, pictures=ALL_PICTURES, distilled=name != "plain"
+            )
     return results
 
 
@@ -39,6 +45,10 @@ def page_of(folders, tmp_path):
     write_report(list(folders), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     return Page(text), text
+
+
+def keys_of(table):
+    return [column.key for column in table.columns]
 
 
 def miou(results, seeds, name, domain):
@@ -54,10 +64,10 @@ def test_the_page_shows_the_numbers_of_the_results(tmp_path):
         model = results["models"][role]
         shown = [f"{100 * model['domains'][d]['miou']:.1f}" for d in domains] + [f"{100 * model['mean_unseen']:.1f}"]
         assert row[1:8] == shown
-        assert row[8:10] == [f"{100 * model['domains'][d]['miou']:.1f}" for d in VALIDATION]
+        assert row[9:11] == [f"{100 * model['domains'][d]['miou']:.1f}" for d in VALIDATION]
     assert teacher[0] == "Teacher"
-    assert teacher[10:] == ["5.35", "61.2", "–"]
-    assert student[10:] == ["1.20", "124", f"{100 * results['retention']:.1f}"]
+    assert (teacher[8], student[8]) == ("–", f"{100 * results['retention']:.1f}")
+    assert (teacher[11:], student[11:]) == (["5.35", "61.2"], ["1.20", "124"])
     assert "validation, not unseen" in page.rows[0]
     iou = fmean(results["models"]["student"]["domains"][d]["iou"][0] for d in UNSEEN)  # road, over the unseen domains
     assert f"{100 * iou:.1f}" in page.words
@@ -65,16 +75,16 @@ def test_the_page_shows_the_numbers_of_the_results(tmp_path):
 
 def test_several_seeds_become_mean_and_sample_deviation(demo):
     comparison = collect(list(demo))
-    table = table_rows(comparison)
-    assert [row.label for row in table.rows] == ["Teacher", "No distillation", "Vanilla KD", "GKD"]
-    fog = [column.key for column in table.columns].index("fog")
+    table = main_table(comparison)
+    assert [line.title for line in table.lines] == ["Teacher", "No distillation", "Vanilla KD", "GKD"]
+    fog = keys_of(table).index("fog")
     values = miou(demo, 3, "vanilla", "fog")
-    cell = table.rows[2].cells[fog]
+    cell = table.lines[2].cells[fog]
     assert cell.value == pytest.approx(sum(values) / 3)
     assert cell.sd == pytest.approx((sum((v - sum(values) / 3) ** 2 for v in values) / 2) ** 0.5)
-    assert table.rows[0].cells[fog].sd is None  # one teacher for all seeds, counted once
-    assert table.rows[3].seeds == (0, 1, 2)
-    assert comparison.arms[2].mean_unseen.values == tuple(
+    assert table.lines[0].cells[fog].sd is None  # one teacher for all seeds, counted once
+    assert table.lines[3].seeds == (0, 1, 2)
+    assert comparison.arms[2, ""].mean_unseen.values == tuple(
         r["models"]["student"]["mean_unseen"] for r in demo.values() if r["name"] == "gkd"
     )
 
@@ -83,18 +93,18 @@ def test_retention_is_student_by_teacher_on_unseen_domains_per_seed(tmp_path):
     a = flat(tmp_path / "a", 0.40, seed=0, teacher=0.5)
     b = flat(tmp_path / "b", 0.30, seed=1, teacher=0.4)
     comparison = collect([b, a])
-    (arm,) = comparison.arms
+    (arm,) = comparison.arms.values()
     assert arm.retention.values == pytest.approx((0.8, 0.75))
-    assert comparison.teacher.mean_unseen.values == (0.5, 0.4)
-    cell = table_rows(comparison).rows[1].cells[-1]
-    assert (cell.kind, cell.text) == ("retention", "77.5 ± 3.5")
+    assert comparison.teachers[""].mean_unseen.values == (0.5, 0.4)
+    table = main_table(comparison)
+    assert table.lines[1].cells[keys_of(table).index("retention")].text == "77.5 ± 3.5"
 
 
 def test_a_teacher_measured_anew_has_a_spread_and_is_told(tmp_path):
     runs = [flat(tmp_path / "a", 0.40, "a", teacher=0.5), flat(tmp_path / "b", 0.40, "b", teacher=0.4)]
     comparison = collect(runs)
-    assert table_rows(comparison).rows[0].cells[6].text == "45.0 ± 7.1"
-    assert [arm.retention.mean for arm in comparison.arms] == pytest.approx([0.8, 1.0])
+    assert main_table(comparison).lines[0].cells[6].text == "45.0 ± 7.1"
+    assert [arm.retention.mean for arm in comparison.arms.values()] == pytest.approx([0.8, 1.0])
     assert any(line.startswith("The teacher was measured anew") for line in remarks(comparison))
 
 
@@ -103,49 +113,55 @@ def test_a_run_without_a_teacher_is_held_against_the_others_teacher(tmp_path):
     student = json.loads((b / "results.json").read_text())["models"]["student"]
     rewrite(b, models={"student": student}, retention=None)
     assert load_run(b).teacher is None
-    assert [arm.retention.mean for arm in collect([b, a]).arms] == pytest.approx([0.4, 0.8])
+    assert [arm.retention.mean for arm in collect([b, a]).arms.values()] == pytest.approx([0.4, 0.8])
     alone = collect([b])
-    assert alone.arms[0].retention is None
-    assert "retention" not in [column.key for column in table_rows(alone).columns]
+    assert alone.arms[0, ""].retention is None
+    assert "retention" not in keys_of(main_table(alone))
     page, _ = page_of([b], tmp_path)
     assert page.rows[2][0] == "none"
 
 
 def test_the_best_student_is_marked_everywhere(demo, tmp_path):
     comparison = collect(list(demo))
-    keys = [column.key for column in table_rows(comparison).columns]
-    teacher, none, vanilla, gkd = table_rows(comparison).rows
+    table = main_table(comparison)
+    keys = keys_of(table)
+    teacher, none, vanilla, gkd = table.lines
     mean = keys.index("mean_unseen")
     assert [row.cells[mean].best for row in (teacher, none, vanilla, gkd)] == [False, False, False, True]
     assert not any(row.cells[keys.index(d)].best for row in (none, vanilla, gkd) for d in VALIDATION)
     assert f"**{gkd.cells[mean].text}**" in to_markdown(comparison)
+    assert [row[0] for row in to_terminal(comparison)[0] if any(cell.endswith("*") for cell in row)] == ["GKD"]
     page, _ = page_of(demo, tmp_path)
     assert [page.bold[i][1 + mean] for i in range(2, 6)] == [False, False, False, True]
 
 
 def test_equal_shown_scores_are_all_best_and_called_level(tmp_path):
     comparison = collect([flat(tmp_path / "a", 0.30001, "a"), flat(tmp_path / "b", 0.29999, "b")])
-    rows = table_rows(comparison).rows[1:]
+    rows = main_table(comparison).lines[1:]
     assert [row.cells[6].best for row in rows] == [True, True]
     assert headline(comparison) == "a and b are level on unseen domains, at 30.0 mIoU."
 
 
 def test_one_student_alone_is_not_called_best(tmp_path):
     comparison = collect([flat(tmp_path / "a", 0.4, title="GKD")])
-    assert not any(cell.best for row in table_rows(comparison).rows for cell in row.cells)
+    assert not any(cell.best for line in main_table(comparison).lines for cell in line.cells)
     assert headline(comparison) == (
-        "GKD reaches 40.0 mIoU on unseen domains, 80.0 % of its teacher's, "
+        "GKD reaches 40.0 mIoU on unseen domains; it keeps 80.0 % of its teacher's mIoU, "
         "with 1.20 M parameters against the teacher's 5.35 M."
     )
 
 
 def test_the_headline_is_honest_when_distillation_loses(tmp_path):
-    runs = [flat(tmp_path / "n", 0.4, "none"), flat(tmp_path / "v", 0.3, "vanilla"), flat(tmp_path / "g", 0.2, "gkd")]
+    plain = flat(tmp_path / "n", 0.4, "plain", distilled=False)
+    runs = [plain, flat(tmp_path / "v", 0.3, "vanilla"), flat(tmp_path / "g", 0.2, "none")]
     comparison = collect(runs)
-    assert headline(comparison).startswith("none holds best on unseen domains: 40.0 mIoU, 80.0 %")
-    assert "No distilled student beats the student trained without distillation." in remarks(comparison)
+    assert headline(comparison).startswith(
+        "plain is best on unseen domains: 40.0 mIoU, 10.0 points ahead of vanilla; it keeps 80.0 %"
+    )
+    assert "vanilla and none end below plain." in remarks(comparison)  # what a run is, not what it is called
     comparison = collect([flat(tmp_path / "g2", 0.45, "gkd2"), *runs])
-    assert "vanilla and gkd end below the student trained without distillation." in remarks(comparison)
+    assert "vanilla and none end below plain." in remarks(comparison)
+    assert [comparison.gain(row) for row in range(4)] == pytest.approx([5.0, None, -10.0, -20.0])
 
 
 def test_the_remarks_count_the_seeds_and_name_the_source_winner(tmp_path):
@@ -156,8 +172,8 @@ def test_the_remarks_count_the_seeds_and_name_the_source_winner(tmp_path):
         models["student"]["domains"]["game"]["miou"] = 0.7 if "mse" in run.name else 0.6
         rewrite(run, models=models)
     assert remarks(collect(runs)) == [
-        "gkd: +4.0 over mse; ahead of mse but in 1 of 2 seeds.",
-        "On the source domain (game) mse is 10.0 ahead of gkd.",
+        "gkd is ahead of mse in 1 of 2 seeds only.",
+        "On the source domain (game) mse is 10.0 points ahead of gkd.",
     ]
     assert remarks(collect([runs[0], runs[2]]))[-1].startswith("One seed each")
 
@@ -172,10 +188,10 @@ def test_no_unseen_domains_are_legal(tmp_path):
         model["mean_unseen"] = None
     rewrite(tmp_path / "run", models=results["models"])
     comparison = collect([tmp_path / "run"])
-    assert comparison.arms[0].mean_unseen is None
+    assert comparison.arms[0, ""].mean_unseen is None
     assert headline(comparison).startswith("No unseen domain was measured")
     page, _ = page_of([tmp_path / "run"], tmp_path)
-    assert page.rows[1][:3] == ["model", "game", "dusk"]
+    assert page.rows[1][:4] == ["model", "game", "retention (%)", "dusk"]
 
 
 def test_not_measured_is_a_dash_not_a_number(tmp_path):
@@ -184,14 +200,14 @@ def test_not_measured_is_a_dash_not_a_number(tmp_path):
     student["domains"]["fog"]["miou"] = float("nan")
     student["mean_unseen"] = float("nan")
     rewrite(tmp_path / "run", models=results["models"])
-    row = table_rows(collect([tmp_path / "run"])).rows[1]
+    row = main_table(collect([tmp_path / "run"])).lines[1]
     assert [row.cells[i].text for i in (3, 6)] == ["–", "–"]
 
 
 def test_csv_reads_back_the_unrounded_numbers(demo):
     rows = list(csv.DictReader(io.StringIO(to_csv(collect(list(demo))))))
-    assert [row["name"] for row in rows] == ["teacher", "none", "vanilla", "gkd"]
-    for name, row in zip(("none", "vanilla", "gkd"), rows[1:], strict=True):
+    assert [row["title"] for row in rows] == ["Teacher", "No distillation", "Vanilla KD", "GKD"]
+    for name, row in zip(("plain", "vanilla", "gkd"), rows[1:], strict=True):
         values = miou(demo, 3, name, "night")
         assert float(row["unseen:night"]) == pytest.approx(fmean(values), abs=1e-12)
         assert float(row["unseen:night_sd"]) == pytest.approx(stdev(values), abs=1e-12)
@@ -221,7 +237,7 @@ def test_names_from_files_cannot_become_markup(tmp_path):
     (tmp_path / "run" / "recipe.yaml").write_text(f"# {evil}")
     (tmp_path / "run" / "environment.json").write_text(json.dumps({evil: evil}))
     page, text = page_of([tmp_path / "run"], tmp_path)
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the page's own
     assert page.rows[3][0] == evil
     assert page.open == []
 
@@ -230,8 +246,11 @@ def test_the_page_needs_nothing_from_outside(demo, tmp_path):
     page, text = page_of(demo, tmp_path)
     assert page.addresses
     assert all(address.startswith(("#", "data:image/")) for address in page.addresses)
-    assert not re.search(r"url\(|@import|https?://|<link|<script", text)
-    assert "default-src 'none'" in text
+    assert not re.search(r"url\(|@import|https?://|<link|<script ", text)
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = html.unescape(re.search(r'Security-Policy" content="([^"]*)"', text).group(1))
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     assert page.open == []  # every element was closed
 
 
@@ -240,8 +259,7 @@ def test_the_page_holds_every_picture_and_curve(demo, tmp_path):
     # 9 scenes of image and truth, and class map and errors of the teacher and three arms
     assert text.count("<img") == 9 * (2 + 2 * 4)
     assert "domain agnostic: own position share" in page.words
-    assert "task: probe mIoU" in page.words
-    assert text.count('<g class="a0">') == 3 * (1 + 1 + 1 + 1)  # GKD's three seeds: two losses, share, probe
+    assert text.count('<g class="a0">') == 3 * (1 + 1 + 1)  # GKD's three seeds: two losses, share
     truth = load_label(next(iter(demo)) / "pictures" / "truth" / "fog-1.png")
     answer = load_label(next(iter(demo)) / "pictures" / "student" / "fog-1.png")
     right = (truth == answer)[truth != 255].mean()
@@ -259,7 +277,7 @@ def test_an_unfinished_log_line_is_passed_over_and_repeated_steps_count_once(tmp
     run = flat(tmp_path / "run", 0.4)
     lines = [{"stage": "01-task", "step": step, "loss": loss} for step, loss in ((1, 5.0), (2, 4.0), (1, 3.0))]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"stage": "01-ta')
-    assert [(step.step, step.loss) for step in load_run(run).metrics] == [(1, 3.0), (2, 4.0)]
+    assert [(step.step, step.loss) for step in load_run(run).log] == [(1, 3.0), (2, 4.0)]
 
 
 @pytest.mark.parametrize("name", ["environment.json", "recipe.yaml", "metrics.jsonl", "stages"])
@@ -279,13 +297,15 @@ def spoil(path, content):
     ("name", "content", "message"),
     [
         ("results.json", None, "results.json is missing; the run is unfinished"),
-        ("results.json", '{"format": 1, "na', "is damaged, not JSON"),
+        ("results.json", '{"format": 1, "na', r"is damaged \("),
         ("results.json", "[]", "expected an object"),
         ("results.json", '{"format": 2}', "format: .*got 2"),
+        ("results.json", '{"format": 1, "models": {}}', "names no primary score .* segdistill evaluate"),
+        ("results.json", '{"format": 1, "primary": "f1", "metrics": {}}', "primary: 'f1' is none of its metrics"),
         ("environment.json", "[1]", "expected an object, got list"),
         ("environment.json", "{", "is damaged"),
-        ("metrics.jsonl", '{"stage": "a"\n{"stage": "a", "step": 1}\n', "line 1 is not JSON"),
-        ("metrics.jsonl", '{"stage": "a"}\n', "step: is missing"),
+        ("metrics.jsonl", '{"stage": "a"\n{"stage": "a", "step": 1}\n', "line 1 is damaged"),
+        ("metrics.jsonl", '{"stage": "a"}\n', "line 1 is damaged"),
         ("stages/01-domain_agnostic/manifest.json", "", "is damaged"),
         ("pictures/truth/fog-1.png", None, "pictures/truth/fog-1.png is missing"),
         ("pictures/student/fog-1.png", "no picture", "the picture is damaged"),
@@ -310,6 +330,7 @@ def test_missing_and_damaged_files_are_one_line_that_names_them(tmp_path, name, 
         ({"retention": 0.2}, "retention 0.2 is not student / teacher"),
         ({"unseen": UNSEEN[:2]}, "mean_unseen .* is not the mean of its domains"),
         ({"models": {}}, "models.student: is missing"),
+        ({"metrics": {"miou": METRICS["miou"] | {"label": 7}}}, "metrics.miou.label"),
     ],
 )
 def test_results_that_contradict_themselves_are_refused(tmp_path, changes, message):
@@ -351,5 +372,5 @@ def test_durations_are_read_at_a_glance(seconds, text):
 
 
 def test_report_and_pictures_load_no_torch():
-    code = "import sys, segdistill.report, segdistill.pictures; sys.exit('torch' in sys.modules)"
+    code = "import sys, segdistill.report, segdistill.results, segdistill.pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

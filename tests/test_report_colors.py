@@ -7,7 +7,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from segdistill.report.charts import COLORS
+from segdistill.report.views import COLORS
 
 # Machado, Oliveira, Fernandes 2009, severity 1, on linear RGB: no deficiency, protanopia, deuteranopia
 SIGHTS = (
@@ -40,7 +40,7 @@ def contrast(one, other):
 
 
 def themes():
-    css = resources.files("segdistill.report").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("segdistill.report").joinpath("templates/page.css").read_text(encoding="utf-8")
     return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in css.split(":root {")[1:3]]
 
 
@@ -51,3 +51,10 @@ def test_every_two_models_differ_for_every_reader_and_from_the_page(theme):
     assert distance(*(theme[name] for name in worst)) > 13, worst
     assert all(contrast(theme[name], theme["paper"]) > 2 for name in names)
     assert distance("#0072b2", "#7f68b5") < 2  # the pair that this test was written for
+
+
+@pytest.mark.parametrize("theme", themes(), ids=["light", "dark"])
+def test_text_can_be_read_on_every_ground(theme):
+    pairs = itertools.product(("ink", "soft", "faint"), ("paper", "card", "tint"))
+    assert {pair: ratio for pair in pairs if (ratio := contrast(*(theme[name] for name in pair))) < 4.5} == {}
+    assert contrast(theme["a0"], theme["paper"]) >= 4.5  # the word "unseen"

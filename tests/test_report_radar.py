@@ -1,30 +1,34 @@
 """The radar: its corners are the scores, who stands out, and when there is none."""
 
 import math
-import xml.etree.ElementTree as ET
 
 import pytest
 
 from fake_runs import UNSEEN, flat, make_run, rewrite
-from segdistill.report import collect
-from segdistill.report.radar import MIDDLE, RADIUS, radar
+from segdistill.report import render
+from segdistill.report.charts import radar
+from segdistill.report.views import group_views
+from segdistill.results import collect
+
+RADIUS, MIDDLE = 150, (240, 192)
 
 
-def shapes(svg):
+def radar_of(*folders, named=()):
+    (view,) = group_views(collect(folders))
+    return radar(view, named, radius=RADIUS, middle=MIDDLE)
+
+
+def shapes(plot):
     """{title: (class words, corner points)} of the outlines."""
-    found = {}
-    for group in ET.fromstring(svg).iter("g"):
-        points = [tuple(map(float, pair.split(","))) for pair in group.find("polygon").get("points").split()]
-        found[group.find("title").text.partition(":")[0]] = (group.get("class").split(), points)
-    return found
+    return {shape.title.partition(":")[0]: (shape.color.split(), shape.points) for shape in plot.shapes}
 
 
 def test_a_corner_lies_on_its_axis_as_far_out_as_its_score(tmp_path):
     results = make_run(tmp_path / "a", "gkd", "GKD", strength=0.31)
     make_run(tmp_path / "b", "none", "None", strength=0.15)
-    svg = radar(collect([tmp_path / "a", tmp_path / "b"]))
-    rings = [float(text.text) for text in ET.fromstring(svg).iter("text") if text.get("class") != "axis"]
-    _, corners = shapes(svg)["GKD"]
+    plot = radar_of(tmp_path / "a", tmp_path / "b")
+    rings = [float(text.text) for text in plot.texts if text.kind != "axis"]
+    _, corners = shapes(plot)["GKD"]
     assert len(corners) == len(UNSEEN)
     for axis, (domain, (x, y)) in enumerate(zip(UNSEEN, corners, strict=True)):
         across, up = x - MIDDLE[0], MIDDLE[1] - y
@@ -32,13 +36,13 @@ def test_a_corner_lies_on_its_axis_as_far_out_as_its_score(tmp_path):
         assert math.hypot(across, up) / RADIUS * rings[-1] == pytest.approx(100 * score, abs=0.05)
         assert math.atan2(across, up) % math.tau == pytest.approx(math.tau * axis / len(UNSEEN), abs=0.01)
     assert rings == sorted(rings)
-    assert [text.text for text in ET.fromstring(svg).iter("text") if text.get("class") == "axis"] == list(UNSEEN)
+    assert [text.text for text in plot.texts if text.kind == "axis"] == list(UNSEEN)
 
 
 def test_the_best_and_the_named_are_in_front_the_others_back_and_the_teacher_neither(tmp_path):
     scores = {"good": 0.4, "middling": 0.3, "bad": 0.2}
-    svg = radar(collect([flat(tmp_path / name, score, name) for name, score in scores.items()]), named=["bad"])
-    kinds = {title: kind for title, (kind, _) in shapes(svg).items()}
+    plot = radar_of(*(flat(tmp_path / name, score, name) for name, score in scores.items()), named=[2])
+    kinds = {title: kind for title, (kind, _) in shapes(plot).items()}
     assert kinds["good"] == ["a0", "front", "best"]
     assert kinds["middling"][1:] == ["back"]
     assert kinds["bad"][1:] == ["front"]
@@ -50,12 +54,12 @@ def test_two_domains_make_no_radar_and_a_model_without_a_score_no_outline(tmp_pa
     a, b = flat(tmp_path / "a", 0.4, "a"), flat(tmp_path / "b", 0.3, "b")
     for run in (a, b):
         rewrite(run, unseen=UNSEEN[:2])
-    assert radar(collect([a, b])) == ""
+    assert radar_of(a, b) is None
     results = make_run(tmp_path / "c", "c", "C")
     results["models"]["student"]["domains"]["fog"]["miou"] = None
     results["models"]["student"]["mean_unseen"] = None
     rewrite(tmp_path / "c", models=results["models"], retention=None)
-    assert list(shapes(radar(collect([tmp_path / "c"])))) == ["Teacher"]
+    assert list(shapes(radar_of(tmp_path / "c"))) == ["Teacher"]
 
 
 def test_long_and_strange_domain_names_are_cut_and_escaped(tmp_path):
@@ -65,5 +69,8 @@ def test_long_and_strange_domain_names_are_cut_and_escaped(tmp_path):
         model["domains"] |= {"<b>&fog": model["domains"]["fog"], "x" * 30: model["domains"]["fog"]}
         model["mean_unseen"] = None
     rewrite(run, models=results["models"])
-    names = [text.text for text in ET.fromstring(radar(collect([run]))).iter("text") if text.get("class") == "axis"]
+    names = [text.text for text in radar_of(run).texts if text.kind == "axis"]
     assert names == ["<b>&fog", "x" * 13 + "…", "rain"]
+    page = render(collect([run]))
+    assert "<b>&fog" not in page
+    assert "&lt;b&gt;&amp;fog</text>" in page

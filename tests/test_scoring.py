@@ -19,6 +19,7 @@ from segdistill.evaluate import evaluate, retention_interval, summary_interval
 from segdistill.models import Window
 from segdistill.recipe import load, retarget
 from segdistill.rescore import evaluate_run
+from segdistill.results import load_run
 from segdistill.run import run
 from segdistill.scoring import Loader, Scored, load_segmenter, read_images
 from tiny_runs import only, tiny, tiny_file
@@ -94,6 +95,24 @@ def test_the_papers_sizes_windows_and_splits_come_from_the_records(tmp_path, mon
     assert world.open(selection).protocol("fog") == Protocol()
 
 
+def test_the_results_name_their_primary_score_and_whether_anything_was_distilled(finished):
+    results = json.loads((finished / "results.json").read_text())
+    metric = results["metrics"][results["primary"]]
+    assert (metric["label"], metric["unit"]) == ("mIoU", "%")
+    for scores in results["models"]["student"]["domains"].values():
+        assert 0 <= scores[results["primary"]] <= 1
+        assert len(scores[metric["by_class"]]) == len(results["classes"])
+        assert results["metrics"].keys() <= scores.keys()
+    assert results["distilled"] is True
+    assert load_run(finished).metric.label == "mIoU"
+
+
+def test_a_recipe_without_a_method_is_the_baseline_whatever_its_name(tmp_path):
+    plain = tiny(tmp_path, f"stages={json.dumps(ONE_STAGE)}", "name=gkd")
+    run(plain, tmp_path / "plain")
+    assert load_run(tmp_path / "plain").distilled is False
+
+
 def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_path, finished):
     results = json.loads((finished / "results.json").read_text())
     images = {role: read_images(finished / "scores" / f"{role}.npz") for role in ("teacher", "student")}
@@ -116,8 +135,10 @@ def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_pa
     for name, counts in read_images(folder / "scores/student.npz").items():
         assert all(np.array_equal(value, getattr(counts, key)) for key, value in vars(images["student"][name]).items())
     (folder / "scores/student.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"damaged scores .*student.npz; delete the file"):
-        run(tiny(tmp_path), folder)
+    with pytest.raises(UserError, match=r"student.npz is missing or damaged; give the run's command again"):
+        read_images(folder / "scores/student.npz")
+    assert run(tiny(tmp_path), folder)["models"] == results["models"]
+    assert (folder / "scores/student.npz").stat().st_size > 2
 
 
 def test_a_run_of_the_world_is_scored_on_files_of_other_sizes(tmp_path, image_cache, monkeypatch):

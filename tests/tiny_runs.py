@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +142,33 @@ def command(arguments: list[str], limit: int | None = None) -> None:
     main()
 
 
+def in_a_session(arguments: list[str], workers: int) -> None:
+    """The command line at the head of a process group, with ``workers`` forked loader processes."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)
+    command([*arguments, f"workers={workers}", "log_every=3", "checkpoint_every=5"])
+
+
+def hang(marker: Path) -> None:
+    """A main thread that never comes back to Python code that can raise."""
+    from segdistill import interrupts
+
+    interrupts.GRACE = 0.3
+    with interrupts.handled(), interrupts.postponed():
+        marker.touch()
+        while True:
+            time.sleep(0.01)
+
+
+def hold(folder: Path) -> None:
+    """Hold a run folder's lock until somebody ends this process."""
+    from segdistill.locking import locked
+
+    with locked(folder):
+        (folder / "held").touch()
+        time.sleep(300)
+
+
 def _child(target, output: Path, environment: dict[str, str], arguments) -> None:
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -164,9 +192,9 @@ class Child:
         self.process = context.Process(target=_child, args=(target, output, environment, arguments))
         self.process.start()
 
-    def wait(self) -> int | None:
-        """The exit status; negative: the signal that ended it."""
-        self.process.join(300)
+    def wait(self, seconds: float = 300) -> int | None:
+        """The exit status; negative: the signal that ended it, ours where it takes longer than ``seconds``."""
+        self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()

@@ -25,6 +25,17 @@ from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts, interv
 from segdistill.models import Segmenter, Window
 from segdistill.unlabelled import ImageNotes, Note, notes_of
 
+PRIMARY = "miou"
+"""The score by which segmenters are compared."""
+
+METRICS = {
+    "miou": {"label": "mIoU", "unit": "%", "by_class": "iou", "by_class_label": "IoU"},
+    "accuracy": {"label": "pixel accuracy", "unit": "%"},
+    "mean_accuracy": {"label": "mean class accuracy", "unit": "%"},
+    "calibration_error": {"label": "calibration error", "unit": "%"},
+}
+"""What a reader of ``results.json`` must know of a domain's scores; with the unit ``%`` they are shares in [0, 1]."""
+
 Progress = Callable[[str, int, int | None], None]
 """Called after every batch: the domain, the images done in it, and its images in all (None: not known)."""
 

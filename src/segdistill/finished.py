@@ -231,6 +231,7 @@ def write_results(
     """Score the segmenters and write ``out/results.json``; returns its content."""
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
+    results["distilled"] = any(stage.method is not None for stage in recipe.stages)
     results["paper"] = None if recipe.paper is None else recipe.paper.model_dump(mode="json")
     results["stages"] = [{key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in manifests]
     if recipe.evaluate is not None:

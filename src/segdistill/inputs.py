@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from segdistill.config import UserError
 from segdistill.data.archives import SUFFIXES, BadSample, Store, is_archive, open_store
-from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
+from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, turn
 
 Pixels = NDArray[np.uint8]
 
@@ -96,7 +96,10 @@ def decode(content: bytes, name: str) -> Pixels:
 
 def upright(image: Image.Image) -> Pixels:
     """A Pillow image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
-    turned = ImageOps.exif_transpose(image)
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except UNREADABLE:  # damaged EXIF says nothing
+        turned = image
     return Picture(turned, UPRIGHT, 8, inverted=False, signed=False, lossy="", low=None).rgb("the image")
 
 

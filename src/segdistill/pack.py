@@ -18,7 +18,7 @@ from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.evaluate import retention, retention_interval
-from segdistill.files import read_metrics_line, read_signed, sha256, write_signed
+from segdistill.files import read_metrics_line, read_signed, sha256, write_json
 from segdistill.finished import (
     Finished,
     damaged_file,
@@ -277,7 +277,7 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     about = describe(recipe, run)
     save_encoder(encoder, path, half=True)
     manifest = about | {"encoder": recipe.student.encoder.name, "sha256": sha256(path)}
-    write_signed(path.with_suffix(".json"), manifest)
+    write_json(path.with_suffix(".json"), manifest)
     return manifest
 
 

@@ -24,6 +24,10 @@ class PaperPlace(Config):
         return paper_block(self.table, self.block, self.source)
 
 
+PRINTED = "mIoU in percent"
+"""What the numbers of the paper's tables are."""
+
+
 class PaperRow(BaseModel):
     """One line of a paper's table; ``scores`` are mIoU in percent, one per column of the table."""
 

@@ -121,6 +121,36 @@ def pixels_right(prediction: NDArray[np.integer], truth: NDArray[np.integer]) ->
     return float((prediction == truth)[counted].mean()) if counted.any() else None
 
 
+@dataclass(frozen=True)
+class Views:
+    """What a page shows of one panel: its pictures by name (one at a time where there are several), and a note."""
+
+    pictures: dict[str, Image.Image]
+    note: str = ""
+
+
+def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Views]]:
+    """A scene's image and ground truth, which come first, and each prediction as classes and as errors."""
+    if not panels:
+        return []
+    image, truth = load_image(panels[0].path), load_label(panels[1].path)
+    found = [(panels[0], Views({"classes": Image.fromarray(image)}))]
+    for panel in panels[1:]:
+        label = truth if panel is panels[1] else load_label(panel.path)
+        if label.shape != truth.shape or label.shape != image.shape[:2]:
+            raise UserError(f"{panel.path}: its size {label.shape} is not the image's {image.shape[:2]}")
+        indexed = Image.fromarray(label).convert("L")
+        indexed.putpalette(palette(colors).tobytes())
+        if panel is panels[1]:
+            found.append((panel, Views({"classes": indexed})))
+            continue
+        errors = Image.fromarray(error_map(label, truth, image)).quantize(48, dither=Image.Dither.NONE)
+        right = pixels_right(label, truth)
+        note = "" if right is None else f"{100 * right:.0f} % right"
+        found.append((panel, Views({"classes": indexed, "errors": errors}, note)))
+    return found
+
+
 def enlarge(picture: Pixels, scale: int, *, smooth: bool = False) -> Pixels:
     """``picture`` (H, W, 3) magnified ``scale`` times: whole pixels, or bicubic with ``smooth`` (photographs)."""
     if scale < 1:

@@ -25,7 +25,7 @@ from segdistill.overrides import apply
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
-RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.bench.table", "TableConfig")
+RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.grid.table", "TableConfig")
 
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

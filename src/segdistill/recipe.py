@@ -21,6 +21,7 @@ from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_decoder
+from segdistill.trackers import TrackerName
 
 MOST_PIXELS = 2**30
 """Of the images of a step: 12 GiB in float32 before any network has seen them."""
@@ -34,7 +35,7 @@ def _read_stage(value: object) -> object:
         return value
     if not isinstance(value, dict) or "type" not in value:
         raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
-    return parse(choose("stage type", value["type"], STAGES).config, value, f"stage '{value.get('name', '?')}'")
+    return parse(choose("stage type", value["type"], STAGES), value, f"stage '{value.get('name', '?')}'")
 
 
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
@@ -91,6 +92,7 @@ class Recipe(Config):
     workers: int = Field(0, ge=0, le=128, description="processes that make batches; 0: the training process itself")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
+    tracker: TrackerName = Field("tensorboard", description="where curves are shown beside metrics.jsonl")
 
     @model_validator(mode="after")
     def _consistent(self, info: Any) -> Recipe:

@@ -38,11 +38,11 @@ from segdistill.finished import (
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
-from segdistill.stages import STAGES, StageConfig, StageContext
+from segdistill.stages import StageConfig, StageContext
 from segdistill.stages.task import check_decoder
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
-COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator")
+COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator", "tracker")
 
 
 @environment.within_memory()
@@ -69,7 +69,8 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
     if first:
         _open_folder(recipe, folder, prints)
     fabric.barrier()
-    log = RunLog(folder, watcher, writes=first)
+    settings = recipe.model_dump(mode="json")
+    log = RunLog(folder, watcher, writes=first, tracker=recipe.tracker, settings=settings)
     try:
         manifests = []
         for number, stage in enumerate(recipe.stages):
@@ -90,9 +91,13 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
             manifests.append(manifest)
         finished = Finished(recipe, folder, manifests, prints)
         scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
-        return write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
-    finally:
-        log.close()
+        results = write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
+        log.scores(results)
+    except BaseException:
+        log.close(failed=True)
+        raise
+    log.close()
+    return results
 
 
 @contextmanager
@@ -202,11 +207,10 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     """Run one stage and write its manifest, the sign that it is finished."""
     context.folder.mkdir(parents=True, exist_ok=True)
     environment.forget_peak()
-    kind = stage.model_dump()["type"]
-    result = STAGES[kind].run(stage, context)
+    result = stage.run(context)
     manifest = {
         "name": stage.name,
-        "type": kind,
+        "type": stage.model_dump()["type"],
         "fingerprint": context.fingerprint,
         "origin": origin,
         "seed": context.seed,

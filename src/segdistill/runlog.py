@@ -1,12 +1,14 @@
-"""Where a run's metrics go: JSON lines always, TensorBoard beside them, and whoever watches."""
+"""Where a run's metrics go: JSON lines always, a tracker beside them, and whoever watches."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from segdistill.files import metrics_line, read_metrics_line, write_atomic
+from segdistill.trackers import NoTracker, Tracked, Tracker, TrackerName, begin
 
 
 class Watcher(Protocol):
@@ -65,25 +67,44 @@ class Named:
 
 
 class RunLog:
-    """``metrics.jsonl`` and ``tensorboard/`` of a run folder; only the first process writes."""
+    """``metrics.jsonl`` of a run folder, and the tracker of the recipe; only the first process writes."""
 
-    def __init__(self, folder: Path, watcher: Watcher, *, writes: bool) -> None:
-        self.path, self.folder, self.watcher, self.writes = folder / "metrics.jsonl", folder, watcher, writes
-        self._boards: dict[str, Any] = {}
+    def __init__(
+        self,
+        folder: Path,
+        watcher: Watcher,
+        *,
+        writes: bool,
+        tracker: TrackerName = "tensorboard",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.watcher, self.writes = folder / "metrics.jsonl", watcher, writes
+        about = Tracked(folder, str((settings or {}).get("name", folder.name)), settings or {})
+        self._tracker: Tracker = begin(tracker, about) if writes else NoTracker()
 
     def metrics(self, entry: dict[str, Any]) -> None:
-        """Append one record to the file and to TensorBoard."""
+        """Append one record to the file and to the tracker."""
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(metrics_line(entry))
-        board = self._board(entry["stage"], entry["step"])
         scalars = {"loss": entry["loss"], "lr": entry["lr"], "images_per_s": entry["images_per_s"]}
         scalars |= {f"terms/{name}": value for name, value in entry["terms"].items()}
         scalars |= {f"diagnostics/{name}": value for name, value in entry["diagnostics"].items()}
-        for name, value in scalars.items():
-            board.add_scalar(name, value, entry["step"])
+        self._track(entry["stage"], entry["step"], scalars)
         self.watcher.rate(entry["stage"], entry["images_per_s"])
+
+    def scores(self, results: Mapping[str, Any]) -> None:
+        """Show the finished run's mIoU per domain, mean over unseen domains and retention in the tracker."""
+        if not self.writes:
+            return
+        values: dict[str, float | None] = {"retention": results.get("retention")}
+        for role, model in (results.get("models") or {}).items():
+            values[f"{role}/mean_unseen"] = model.get("mean_unseen")
+            values |= {f"{role}/{name}": domain["miou"] for name, domain in model["domains"].items()}
+        numbers = {name: value for name, value in values.items() if value is not None}
+        if numbers:
+            self._track("scores", 0, numbers)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the stage's records after ``step``, and a last line that a kill cut short."""
@@ -105,15 +126,24 @@ class RunLog:
         """Tell the watcher."""
         self.watcher.step(stage, step, steps, loss)
 
-    def close(self) -> None:
-        """Flush TensorBoard's files."""
-        for board in self._boards.values():
-            board.close()
-        self._boards = {}
+    def close(self, *, failed: bool = False) -> None:
+        """Flush what the tracker holds."""
+        tracker, self._tracker = self._tracker, NoTracker()
+        try:
+            tracker.finish(failed=failed)
+        except Exception as error:  # noqa: BLE001  a library's own kinds; the run itself has nothing to do with it
+            self._lost(error)
 
-    def _board(self, stage: str, step: int) -> Any:
-        if stage not in self._boards:
-            from torch.utils.tensorboard import SummaryWriter
+    def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Give numbers to the tracker; one that fails is left out from then on, the training goes on."""
+        try:
+            self._tracker.log(stage, step, values)
+        except Exception as error:  # noqa: BLE001  a server that is gone must not end hours of training
+            self._tracker = NoTracker()
+            self._lost(error)
 
-            self._boards[stage] = SummaryWriter(str(self.folder / "tensorboard" / stage), purge_step=step)
-        return self._boards[stage]
+    def _lost(self, error: Exception) -> None:
+        logging.getLogger(__name__).warning(
+            "warning: the tracker failed and gets no more records (%s: %s); all are in %s",
+            type(error).__name__, str(error).strip().partition("\n")[0], self.path,
+        )  # fmt: skip

@@ -20,6 +20,8 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.evaluate import (
+    METRICS,
+    PRIMARY,
     DomainResult,
     evaluate,
     evaluating,
@@ -141,6 +143,8 @@ def score(
         fabric.barrier()
     models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
+        "primary": PRIMARY,
+        "metrics": METRICS,
         "classes": list(names),
         "colors": colors,
         "source": [name for name in config.domains if name not in config.unseen + config.validation],

@@ -103,7 +103,7 @@ def test_of_several_networks_the_one_that_is_published_is_taken(tmp_path, conten
         ({"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 2}, "state_dict_ema, not state_dict"),
         ({"model": STATE, "model_ema": OTHER}, "model, not model_ema"),
         ({"student": OTHER, "teacher": STATE}, "teacher, not student"),
-        ({"state_dict": {"teacher": STATE}}, "state_dict / teacher"),
+        ({"state_dict": {"teacher": STATE}}, "teacher"),
     ],
 )
 def test_the_report_says_which_state_was_taken(tmp_path, content, taken):

@@ -14,13 +14,14 @@ import typer
 
 from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
-from segdistill.cli.show import print_table, show_doubts
+from segdistill.cli.show import WIDTH, print_table, show_doubts
 from segdistill.cli.use import predict
 from segdistill.config import UserError
 from segdistill.interrupts import Stopped, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.plan import Plan
+    from segdistill.results import Comparison
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -106,9 +107,6 @@ def run(
     from segdistill.run import run as run_recipe
 
     settings = recipes.load(path, overrides)
-    for other in reuse or []:
-        if not (other / "stages").is_dir():
-            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
     ship.warn(chain(settings))
     if dry_run:
         from segdistill.plan import make_plan
@@ -194,38 +192,35 @@ def bench(
     changes, path = tuple(overrides or ()), table_path(table)
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
-    from segdistill import bench as benches
+    from segdistill import grid
     from segdistill.licences import chain
+    from segdistill.report import write_tables
 
-    config = benches.load_table(path, changes)
-    benches.check_paper(config)
-    cells = benches.cells_of(config, recipes_folder(), changes)
+    config = grid.load_table(path, changes)
+    grid.check_paper(config)
+    cells = grid.cells_of(config, recipes_folder(), changes)
     if not collect:
         ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
     if dry_run:
-        _show_plan(benches.plan_cells(cells))
+        _show_plan(grid.plan_cells(cells))
         return
     if collect:
-        outcomes = benches.finished_cells(cells, out / "cells")
+        outcomes = grid.finished_cells(cells, out / "cells")
         if all(outcome.error for outcome in outcomes):
             raise UserError(
                 f"none of the table's {len(cells)} runs has finished in {out}; leave --collect out to run them"
             )
     else:
-        gpus = benches.visible_gpus()
+        gpus = grid.visible_gpus()
         with Bars(config.name, 0) as bars:
-            outcomes = benches.run_cells(
-                cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work
-            )
-    result = benches.collect_table(config, outcomes)
-    for path in benches.write_table(result, out / config.name):
+            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+    found = grid.collect_table(config, outcomes)
+    for path in write_tables(found, out / config.name):
         typer.echo(str(path))
-    print_table(benches.plain_rows(result))
-    for lead in benches.leads(result):
-        typer.echo(lead.sentence(result))
-    for error in result.errors:
+    _print_comparison(found)
+    for error in found.errors:
         typer.echo(f"not finished: {error}", err=True)
-    if result.errors and not collect:
+    if found.errors and not collect:
         raise typer.Exit(1)
 
 
@@ -300,14 +295,24 @@ def _rank() -> int:
 
 def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their page."""
-    import segdistill.report as reports
+    from segdistill.files import write_atomic
+    from segdistill.report import render
+    from segdistill.results import collect
 
     if _rank():  # of several processes only the first one speaks
         return
-    comparison = reports.collect(folders)
-    table = reports.table_rows(comparison)
-    rows = [["", *(column.title for column in table.columns)]]
-    rows += [[row.label, *(cell.text + ("*" if cell.best else "") for cell in row.cells)] for row in table.rows]
-    print_table(rows)
-    reports.write_report(folders, page)
+    found = collect(folders)
+    _print_comparison(found)
+    page_text = render(found).encode()
+    write_atomic(page, lambda file: file.write(page_text))
     typer.echo(f"page: {page}")
+
+
+def _print_comparison(found: Comparison) -> None:
+    """Print a table and what must be said of it."""
+    from segdistill.report import to_terminal
+
+    rows, below = to_terminal(found, WIDTH)
+    print_table(rows)
+    for line in below:
+        typer.echo(line)

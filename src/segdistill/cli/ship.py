@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdistill.cli.show import print_table
+from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.licences import Link
@@ -23,6 +24,12 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def _there(what: str | Path) -> None:
+    """A wrong path is named before torch is imported."""
+    if not str(what).startswith("hf:") and not Path(what).expanduser().exists():
+        raise UserError(f"nothing at {what}; give a run folder, a packed file, or hf:<owner>/<name>")
+
+
 def pack(
     folder: Annotated[Path, typer.Argument(help="a finished run folder")],
     out: Annotated[Path, typer.Argument(help="NAME.safetensors, or a folder for model.safetensors and README.md")],
@@ -35,7 +42,7 @@ def pack(
     force: Force = False,
 ) -> None:
     """Write a run's segmenter as one safetensors file with its history, and a model card beside it."""
-    from segdistill.config import UserError
+    _there(folder)
     from segdistill.files import sha256
     from segdistill.licences import read_chain
     from segdistill.pack import card_path, pack_encoder
@@ -67,6 +74,7 @@ def verify(
     run: Annotated[Path | None, typer.Option(help="the run folder that it was packed from")] = None,
 ) -> None:
     """Recompute the digests of a shipped file and of what it rests on. Exit status 1: something differs."""
+    _there(file)
     from segdistill.verify import verify as verify_file
 
     checks = verify_file(file, run)
@@ -86,6 +94,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="branch to write to")] = None,
 ) -> None:
     """Upload a packed segmenter and its card; `hf:<owner>/<name>` loads it again."""
+    _there(file)
     from segdistill.hub import push as push_file
 
     typer.echo(push_file(file, name, private=not public, revision=revision))
@@ -108,6 +117,7 @@ def export(
     force: Force = False,
 ) -> None:
     """Write a finished model as ONNX or torch.export file, compared with the network on every domain."""
+    _there(what)
     from segdistill.export import export as export_file
     from segdistill.export import report_path, summary_rows
     from segdistill.progress import Bars

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import typer
 
+WIDTH = 100
+"""Columns of a terminal that every table fits."""
+
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text, the first as header, the first column and columns of sentences left-aligned."""
@@ -19,7 +22,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         table.add_column(title, justify="left" if number == 0 or prose else "right", no_wrap=number == 0)
     for row in rows[1:]:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else WIDTH
     Console(width=width, markup=False, emoji=False).print(table)  # a class may be called "[red]"
 
 

@@ -1,31 +1,24 @@
-"""Run folders -> one comparison: a table (terminal, Markdown, CSV) and a self-contained HTML page. No torch."""
+"""Comparisons -> a table (terminal, Markdown, CSV, LaTeX, JSON) and one self-contained HTML page. No torch."""
 
-from segdistill.report.answer import headline, ranking, remarks
-from segdistill.report.compare import Arm, Comparison, Stat, collect
-from segdistill.report.page import write_report
-from segdistill.report.runs import DomainScore, ModelResult, Run, Stage, Step, load_run
-from segdistill.report.table import Cell, Column, Row, Table, table_rows, to_csv, to_markdown
+from segdistill.report.answer import headline, remarks
+from segdistill.report.formats import to_csv, to_json, to_latex, to_markdown, to_terminal
+from segdistill.report.page import render, write_report, write_tables
+from segdistill.report.table import Cell, Column, Line, Table, main_table
 
 __all__ = [
-    "Arm",
     "Cell",
     "Column",
-    "Comparison",
-    "DomainScore",
-    "ModelResult",
-    "Row",
-    "Run",
-    "Stage",
-    "Stat",
-    "Step",
+    "Line",
     "Table",
-    "collect",
     "headline",
-    "load_run",
-    "ranking",
+    "main_table",
     "remarks",
-    "table_rows",
+    "render",
     "to_csv",
+    "to_json",
+    "to_latex",
     "to_markdown",
+    "to_terminal",
     "write_report",
+    "write_tables",
 ]

@@ -1,250 +1,281 @@
-"""The page's figures: bars and dots as HTML (they reflow on a phone), curves as inline SVG. Colours come from CSS."""
+"""The page's figures as plain data that its templates draw: axes of bars and dots in HTML, plots as inline SVG.
+
+Colours are CSS classes; every figure carries a label with its numbers for readers who do not see it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape as e
 
-from segdistill.report.answer import ranking
-from segdistill.report.compare import Arm, Comparison
-from segdistill.report.runs import Step
-from segdistill.report.table import percent
+from segdistill.report.table import stage_title
+from segdistill.report.views import View, row_colors
+from segdistill.results import TEACHER, Comparison, Lead, Metric, Stat, Step
 
-COLORS = 10  # .a0 to .a9 in page.css
 POINTS = 160  # of a curve; longer logs are averaged in bins
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 44, 12, 10, 24
+LONGEST = 14  # letters of a radar's axis
+FEWEST = 3  # axes that make a radar
+
+Real = float | int
+Point = tuple[Real, Real]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One run's line: (step, value) points, named by its arm and drawn in its colour."""
+class Axis:
+    """Round numbers along a track, as shown; ``scale`` makes a stored value one of them."""
 
-    label: str
+    ticks: tuple[Real, ...]
+    scale: Real = 1.0
+
+    def at(self, value: Real) -> str:
+        """A place as CSS has it."""
+        return f"{100 * (self.scale * value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]):.2f}%"
+
+    def tick(self, number: Real) -> str:
+        """The place of a number as shown."""
+        return self.at(number / self.scale)
+
+    def width(self, low: Real, high: Real) -> str:
+        """A length as CSS has it."""
+        return f"{100 * self.scale * (high - low) / (self.ticks[-1] - self.ticks[0]):.2f}%"
+
+
+def score_axis(metric: Metric, stats: Sequence[Stat], *, seeds: bool = False) -> Axis:
+    """From zero to the highest of the means, or of all ``seeds``."""
+    highest = max(max(stat.values) if seeds else stat.mean for stat in stats)
+    return Axis(linear_ticks(0.0, metric.number(highest)), metric.number(1.0))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A line or, ``closed``, an outline, with dots and whiskers (x, low, high)."""
+
     color: str
-    points: tuple[tuple[float, float], ...]
+    title: str
+    points: tuple[Point, ...]
+    closed: bool = False
+    dots: tuple[Point, ...] = ()
+    whiskers: tuple[tuple[Real, Real, Real], ...] = ()
+
+    @property
+    def path(self) -> str:
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points) + "Z" * self.closed
 
 
-def arm_colors(comparison: Comparison) -> dict[str, str]:
-    """The CSS class of each arm, the best first where the comparison has none of its own; ``teacher`` is neutral."""
-    ranked = ranking(comparison)
-    order = ranked + [arm for arm in comparison.arms if arm not in ranked]
-    own = comparison.hues or {arm.name: f"a{i % COLORS}" for i, arm in enumerate(order)}
-    return {"teacher": "teacher"} | own
+@dataclass(frozen=True)
+class Text:
+    """A number or a name in a plot; ``anchor`` as in SVG."""
+
+    x: Real
+    y: Real
+    text: str
+    anchor: str = "middle"
+    kind: str = "tick"
 
 
-def everyone(comparison: Comparison) -> list[tuple[Arm, str]]:
-    """The teacher (if any) and the arms with their CSS colour classes, in the table's order."""
-    colors = arm_colors(comparison)
-    teacher = [(comparison.teacher, "teacher")] if comparison.teacher else []
-    return teacher + [(arm, colors[arm.name]) for arm in comparison.arms]
+@dataclass(frozen=True)
+class Plot:
+    """An SVG figure; ``grid`` are paths."""
+
+    kind: str
+    size: tuple[int, int]
+    label: str
+    grid: tuple[str, ...]
+    texts: tuple[Text, ...]
+    shapes: tuple[Shape, ...]
 
 
-def legend(entries: Sequence[tuple[Arm, str]]) -> str:
-    """Colour chips with titles."""
-    return chips((arm.title, color) for arm, color in entries)
+@dataclass(frozen=True)
+class Panel:
+    """The plotting area of an SVG figure, linear or logarithmic upwards."""
+
+    size: tuple[int, int]
+    ends: Point  # x
+    ticks: tuple[Real, ...]  # y, as shown
+    log: bool = False
+
+    LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 26
+
+    def x(self, value: Real) -> Real:
+        """Pixels from the left."""
+        low, high = self.ends
+        return self.LEFT + (self.size[0] - self.LEFT - self.RIGHT) * (value - low) / ((high - low) or 1)
+
+    def y(self, value: Real) -> Real:
+        """Pixels from the top."""
+        low, high, level = (math.log10(v) if self.log else v for v in (self.ticks[0], self.ticks[-1], value))
+        return self.TOP + (self.size[1] - self.TOP - self.BOTTOM) * (1 - (level - low) / ((high - low) or 1))
+
+    def plot(self, kind: str, label: str, marks: Sequence[tuple[Real, str]], shapes: Sequence[Shape]) -> Plot:
+        """The figure with its grid and its numbers; ``marks`` are the texts along x."""
+        right, bottom = self.size[0] - self.RIGHT, self.size[1] - 8
+        grid = tuple(f"M{self.LEFT} {self.y(tick):.1f}H{right}" for tick in self.ticks)
+        texts = [Text(self.LEFT - 6, self.y(tick), f"{tick:g}", "end") for tick in self.ticks]
+        texts += [Text(self.x(x), bottom, text) for x, text in marks]
+        return Plot(kind, self.size, label, grid, tuple(texts), tuple(shapes))
 
 
-def chips(entries: Iterable[tuple[str, str]]) -> str:
-    """(title, CSS colour class) as a list."""
-    items = "".join(f'<li class="{color}"><i></i>{e(title)}</li>' for title, color in entries)
-    return f'<ul class="legend">{items}</ul>'
+def lead_panels(found: Comparison) -> list[tuple[str, Axis, list[tuple[str, str, str, Lead]]]]:
+    """(heading, axis, [(name, note, colour, lead)]): the best row of each group against the others.
+
+    With a sweep against the runner-up at every value.
+    """
+    colors, panels = row_colors(found), {}
+    for one in found.runner_ups() if found.sweep else found.leads:
+        best, other = found.rows[one.first], found.title_of(one.second)
+        if found.sweep:
+            title, row = "", (found.where(one), f"{best.title} over {other}", colors[one.first], one)
+        else:
+            title, row = f"{best.full_title} ahead of", (other, "", colors[one.second], one)
+        panels.setdefault(title, []).append(row)
+    ends = {title: [end for *_, one in rows for end in (*one.interval, one.points)] for title, rows in panels.items()}
+    return [(t, Axis(linear_ticks(min(0.0, *ends[t]), max(1.0, *ends[t]))), rows) for t, rows in panels.items()]
 
 
-def mean_bars(comparison: Comparison) -> str:
-    """Mean over unseen domains: one bar per model, each seed a dot, the teacher a line through all."""
-    entries = [(arm, color, stat) for arm, color in everyone(comparison) if (stat := arm.mean_unseen) is not None]
-    if not entries:
-        return ""
-    step, top = share_ticks(max(value for _, _, stat in entries for value in stat.values))
-    teacher = comparison.teacher.mean_unseen if comparison.teacher else None
-    line = f'<s class="mark" style="left:{at(teacher.mean, top)}"></s>' if teacher else ""
-    rows = []
-    for arm, color, stat in entries:
-        dots = "".join(
-            f'<b style="left:{at(value, top)}" title="seed {seed}: {percent(value)}"></b>'
-            for seed, value in zip(arm.seeds, stat.values, strict=True)
-        )
-        spread = f"<small> ± {percent(stat.sd)}</small>" if stat.sd is not None else ""
-        rows.append(
-            f'<div class="row {color}"><span class="name">{e(arm.title)}</span>'
-            f'<span class="track">{grid(step, top)}<i style="width:{at(stat.mean, top)}"></i>'
-            f"{'' if arm is comparison.teacher else line}{dots if len(stat.values) > 1 else ''}</span>"
-            f'<span class="value">{percent(stat.mean)}{spread}</span></div>'
-        )
-    return f'<div class="bars">{"".join(rows)}{axis(step, top, "mIoU, mean over unseen domains")}</div>'
-
-
-def domain_dots(comparison: Comparison) -> str:
-    """mIoU domain by domain: one line per domain, one dot per model."""
-    entries = everyone(comparison)
-    stats = {(a.name, d): s for a, _ in entries for d in comparison.domains if (s := a.score(d)) is not None}
-    if not stats:
-        return ""
-    step, top = share_ticks(max(stat.mean for stat in stats.values()))
-    rows = []
-    for domain in comparison.domains:
-        known = [(arm, color, stats[arm.name, domain].mean) for arm, color in entries if (arm.name, domain) in stats]
-        dots = "".join(
-            f'<b class="{color}" style="left:{at(value, top)}" title="{e(arm.title)}: {percent(value)}"></b>'
-            for arm, color, value in known
-        )
-        values = [value for _, _, value in known]
-        span = ""
-        if values:
-            span = f'<u style="left:{at(min(values), top)};width:{at(max(values) - min(values), top)}"></u>'
-        role = role_of(comparison, domain)
-        rows.append(
-            f'<div class="row {role}"><span class="name">{e(domain)}<small>{role}</small></span>'
-            f'<span class="track">{grid(step, top)}{span}{dots}</span></div>'
-        )
-    return f'<div class="dots">{"".join(rows)}{axis(step, top, "mIoU")}</div>'
-
-
-ROLES = ("source", "unseen", "validation")
-
-
-def role_of(comparison: Comparison, domain: str) -> str:
-    """``source``, ``unseen`` or ``validation``."""
-    return next(role for role in ROLES if domain in getattr(comparison, role))
-
-
-def class_bars(comparison: Comparison) -> str:
-    """IoU of every class over the unseen domains, models side by side; classes that never occur are named below."""
-    entries = everyone(comparison)
-    scores = {arm.name: arm.class_iou(comparison.unseen) for arm, _ in entries}
-    cards, absent = [], []
-    for index, name in enumerate(comparison.classes):
-        values = {arm.name: scores[arm.name][index] for arm, _ in entries}
-        if all(value is None for value in values.values()):
-            absent.append(name)
-            continue
-        best = max((v for arm in comparison.arms if (v := values[arm.name]) is not None), default=None)
-        rows = "".join(_class_row(arm.title, color, values[arm.name], best) for arm, color in entries)
-        swatch = "#{:02x}{:02x}{:02x}".format(*comparison.colors[index])
-        cards.append(f'<li><h3><i style="background:{swatch}"></i>{e(name)}</h3>{rows}</li>')
-    note = f'<p class="note">Never seen in these domains: {e(", ".join(absent))}.</p>' if absent else ""
-    return f'<ul class="classes">{"".join(cards)}</ul>{note}'
-
-
-def _class_row(title: str, color: str, value: float | None, best: float | None) -> str:
-    shown = "–" if value is None else percent(value)
-    strong = value is not None and best is not None and color != "teacher" and shown == percent(best)
-    return (
-        f'<div class="{color}" title="{e(title)}: {shown}"><span><i style="width:{at(value or 0, 1)}"></i></span>'
-        f"<em>{f'<strong>{shown}</strong>' if strong else shown}</em></div>"
-    )
-
-
-def curve_panels(comparison: Comparison) -> list[tuple[str, str]]:
-    """(title, SVG) per stage's loss, then the probe and every diagnostic that was logged."""
-    colors = arm_colors(comparison)
-    kinds: dict[tuple[bool, str, str], list[Curve]] = {}
+def curve_panels(view: View) -> list[tuple[str, Plot]]:
+    """(title, plot) per stage's loss, then every diagnostic that was logged; one line per run."""
+    kinds: dict[tuple[bool, str, str], list[Shape]] = {}
     place: dict[str, str] = {}  # a stage's title -> its latest number in any run
-    for run in comparison.runs:
-        series: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for step in run.metrics:
-            title = stage_title(step.stage)
-            place[title] = max(place.get(title, ""), step.stage)
-            for kind, value in _values(step):
+    for title, color, run in view.runs:
+        series: dict[tuple[str, str], list[Point]] = {}
+        for step in run.log:
+            name = stage_title(step.stage)
+            place[name] = max(place.get(name, ""), step.stage)
+            for kind, value in _logged(step):
                 series.setdefault((step.stage, kind), []).append((float(step.step), value))
         for (stage, kind), points in series.items():
             key = (kind != "loss", stage_title(stage), kind)
-            kinds.setdefault(key, []).append(Curve(run.title, colors[run.name], _thin(points)))
+            kinds.setdefault(key, []).append(Shape(color, f"{title}, seed {run.seed}", _thin(points)))
     ordered = sorted(kinds, key=lambda key: (key[0], place[key[1]]))  # losses first, then as the stages follow
-    return [(f"{stage}: {kind}", curve_svg(kinds[late, stage, kind], kind)) for late, stage, kind in ordered]
+    return [(f"{stage}: {kind}", curve(kinds[late, stage, kind], kind)) for late, stage, kind in ordered]
 
 
-def stage_title(stage: str) -> str:
-    """``01-domain_agnostic`` -> ``domain agnostic``."""
-    number, _, rest = stage.partition("-")
-    return (rest if number.isdigit() and rest else stage).replace("_", " ")
-
-
-def curve_svg(curves: Sequence[Curve], kind: str) -> str:
+def curve(lines: Sequence[Shape], kind: str) -> Plot:
     """Lines over steps; the height is logarithmic where a loss spans more than a factor of 20."""
-    xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for curve in curves for _, y in curve.points]
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
     log = kind == "loss" and min(ys) > 0 and max(ys) / min(ys) > 20
-    level = math.log10 if log else float
     ticks = _log_ticks(min(ys), max(ys)) if log else linear_ticks(min(0.0, *ys), max(ys))
-    low, high = level(min(ticks[0], *ys)), level(max(ticks[-1], *ys))
-    right = max(max(xs), 1.0)
-
-    def x_of(x: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * x / right
-
-    def y_of(y: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (level(y) - low) / ((high - low) or 1))
-
-    parts = []
-    for tick in ticks:
-        y = f"{y_of(tick):.1f}"
-        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy=".32em" text-anchor="end">{tick:g}</text>')
-    for tick in linear_ticks(0.0, right):
-        if tick <= right:
-            parts.append(f'<text x="{x_of(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:g}</text>')
-    for curve in curves:
-        path = "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in curve.points)
-        dot = len(curve.points) == 1
-        end = f'<circle cx="{x_of(curve.points[0][0]):.1f}" cy="{y_of(curve.points[0][1]):.1f}" r="3"/>' if dot else ""
-        parts.append(f'<g class="{curve.color}"><title>{e(curve.label)}</title><path d="M{path}"/>{end}</g>')
-    names = ", ".join(dict.fromkeys(curve.label for curve in curves))
-    label = f"{kind} over steps{', logarithmic' if log else ''}: {names}"
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{e(label)}">{"".join(parts)}</svg>'
+    area = Panel((360, 200), (0.0, max(*xs, 1.0)), ticks, log)
+    shapes = []
+    for line in lines:
+        points = tuple((area.x(x), area.y(y)) for x, y in line.points)
+        shapes.append(Shape(line.color, line.title, points, dots=points if len(points) == 1 else ()))
+    marks = [(x, f"{x:,g}" if x < 1e4 else f"{x / 1000:g}k") for x in linear_ticks(0.0, area.ends[1])
+             if x <= area.ends[1] and x == round(x)]  # fmt: skip
+    names = ", ".join(dict.fromkeys(line.title.rpartition(",")[0] for line in lines))
+    return area.plot("curve", f"{kind} over steps{', logarithmic' if log else ''}: {names}", marks, shapes)
 
 
-def _values(step: Step) -> list[tuple[str, float]]:
+def sweep_panels(found: Comparison) -> list[tuple[str, Plot]]:
+    """(group, plot) of every group that has scores, all on one scale: a line per row, the teacher dashed.
+
+    Whiskers are one standard deviation over the seeds.
+    """
+    number = found.metric.number
+    stats = [stat for value in found.values for row in (TEACHER, *range(len(found.rows)))
+             if (arm := found.arm(row, value)) and (stat := arm.mean_unseen)]  # fmt: skip
+    if not stats or not found.sweep:
+        return []
+    low = max(min(stat.mean - (stat.sd or 0) for stat in stats), 0.0)
+    high = max(max(stat.mean + (stat.sd or 0) for stat in stats), low + 0.01)
+    area = Panel((420, 280), (-0.5, len(found.values) - 0.5), linear_ticks(number(low), number(high)))
+    panels = []
+    for group in found.groups:
+        rows = [row for row, line in enumerate(found.rows) if line.group == group]
+        if any(found.mean(row, value) is not None for row in rows for value in found.values):
+            panels.append((group, _sweep(found, [TEACHER, *rows], area)))
+    return panels
+
+
+def _sweep(found: Comparison, rows: Sequence[int], area: Panel) -> Plot:
+    number, colors, shapes = found.metric.number, row_colors(found), []
+    for place, row in enumerate(rows):
+        shift = 0.05 * (place - (len(rows) - 1) / 2)  # whiskers side by side
+        known = [(i + shift, value, stat) for i, value in enumerate(found.values)
+                 if (arm := found.arm(row, value)) and (stat := arm.mean_unseen)]  # fmt: skip
+        if not known:
+            continue
+        points = tuple((area.x(x), area.y(number(stat.mean))) for x, _, stat in known)
+        whiskers = tuple(
+            (area.x(x), area.y(number(stat.mean - stat.sd)), area.y(number(stat.mean + stat.sd)))
+            for x, _, stat in known
+            if stat.sd
+        )
+        text = ", ".join(f"{value} {found.metric.text(stat.mean)}" for _, value, stat in known)
+        shapes.append(Shape(colors[row], f"{found.title_of(row)}: {text}", points, dots=points, whiskers=whiskers))
+    label = f"mean {found.metric.label} over unseen domains by {found.sweep}; "
+    label += "; ".join(shape.title for shape in shapes)
+    return area.plot("sweep", label, list(enumerate(found.values)), shapes)
+
+
+def radar(view: View, named: Collection[int] = (), *, radius: int = 150, middle: Point = (240.0, 192.0)) -> Plot | None:
+    """The score on every unseen domain, zero in the middle; None with fewer than three domains.
+
+    The best student and the rows ``named`` stand out, the teacher is dashed, the others are thin.
+    """
+    domains, metric = view.first.unseen, view.first.metric
+    known = []
+    for entry in view.entries:
+        stats = [stat for domain in domains if (stat := entry.arm.score(domain)) is not None]
+        if len(stats) == len(domains):
+            known.append((entry, [metric.number(stat.mean) for stat in stats]))
+    if len(domains) < FEWEST or not known:
+        return None
+    ticks = linear_ticks(0.0, max(max(scores) for _, scores in known))
+    best = view.best
+    known.sort(key=lambda one: (one[0].row in named or one[0].row == best, one[0].row == TEACHER))  # later ones on top
+
+    def point(place: int, value: Real) -> Point:
+        """On an axis; the first points up, the others follow clockwise."""
+        angle, share = 2 * math.pi * place / len(domains), value / ticks[-1]
+        return middle[0] + radius * share * math.sin(angle), middle[1] - radius * share * math.cos(angle)
+
+    shapes = []
+    for entry, scores in known:
+        points = tuple(point(place, score) for place, score in enumerate(scores))
+        kind = "" if entry.row == TEACHER else " front" if entry.row in named or entry.row == best else " back"
+        kind += " best" if entry.row == best else ""
+        text = ", ".join(f"{d} {score:.{metric.decimals}f}" for d, score in zip(domains, scores, strict=True))
+        dots = points if entry.row == best else ()
+        shapes.append(Shape(entry.color + kind, f"{entry.title}: {text}", points, closed=True, dots=dots))
+    rings, end = ticks[1:], ticks[-1]
+    grid = [Shape("", "", tuple(point(i, ring) for i in range(len(domains))), closed=True).path for ring in rings]
+    grid += [Shape("", "", (middle, point(i, end))).path for i in range(len(domains))]
+    texts = [Text(middle[0] + 5, point(0, ring)[1] + 11, f"{ring:g}", "start") for ring in rings]
+    for place, domain in enumerate(domains):
+        x, y = point(place, end * (1 + 14 / radius))
+        side = (x - middle[0]) / radius
+        anchor = "middle" if abs(side) < 0.1 else "start" if side > 0 else "end"
+        name = domain if len(domain) <= LONGEST else f"{domain[: LONGEST - 1]}…"
+        texts.append(Text(x, y, name, anchor, "axis"))
+    label = f"Radar of {metric.label}, 0 in the middle, {end:g} at the rim; "
+    label += "; ".join(shape.title for shape in shapes)
+    return Plot("radar", (480, 380), label, tuple(grid), tuple(texts), tuple(shapes))
+
+
+def linear_ticks(low: Real, high: Real) -> tuple[Real, ...]:
+    """Round numbers from at most ``low`` to at least ``high``, about five of them."""
+    raw = max(high - low, 1e-9) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(round(i * step, 10) for i in range(first, max(last, first + 1) + 1))
+
+
+def _log_ticks(low: Real, high: Real) -> tuple[Real, ...]:
+    return tuple(10.0**i for i in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1))
+
+
+def _logged(step: Step) -> list[tuple[str, Real]]:
     """The numbers of a log line that are worth a curve."""
-    pairs = [("loss", step.loss), ("probe mIoU", step.probe)]
-    pairs += [(name.replace("_", " "), value) for name, value in (step.diagnostics or {}).items()]
+    pairs = [("loss", step.loss), *((name.replace("_", " "), v) for name, v in (step.diagnostics or {}).items())]
     return [(name, value) for name, value in pairs if value is not None]
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def _thin(points: Sequence[Point]) -> tuple[Point, ...]:
     """At most ``POINTS`` points: the means of equal bins."""
     size = math.ceil(len(points) / POINTS)
     bins = (points[i : i + size] for i in range(0, len(points), size))
     return tuple((sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins)
-
-
-def _nice(span: float, count: int) -> float:
-    """The step of 1, 2, 2.5 or 5 times a power of ten that cuts ``span`` into about ``count``."""
-    raw = max(span, 1e-9) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-
-
-def linear_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``, about five of them."""
-    step = _nice(high - low, 4)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    return [10.0**i for i in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-
-
-def share_ticks(highest: float) -> tuple[float, float]:
-    """Distance and end of a share's axis that starts at zero."""
-    step = _nice(highest, 5)
-    return step, min(math.ceil(highest / step - 1e-9) * step, 1.0) or 1.0
-
-
-def at(value: float | int, top: float | int) -> str:
-    """A place or a length on a track that ends at ``top``, as CSS has it."""
-    return f"{100 * value / top:.2f}%"
-
-
-def grid(step: float, top: float) -> str:
-    """The lines behind a track."""
-    return "".join(f'<q style="left:{at(i * step, top)}"></q>' for i in range(round(top / step) + 1))
-
-
-def axis(step: float, top: float, label: str) -> str:
-    """The numbers below the tracks (percent) and what they are."""
-    marks = "".join(f'<q style="left:{at(i * step, top)}">{100 * i * step:g}</q>' for i in range(round(top / step) + 1))
-    return f'<div class="row axis"><span class="name"></span><span class="track">{marks}</span><p>{label}</p></div>'

@@ -117,6 +117,10 @@ class StageConfig(Config):
         """One line for each pair of its settings that cannot work together."""
         return []
 
+    def run(self, context: StageContext) -> StageResult:
+        """Train, and leave what was made in the stage's folder."""
+        raise NotImplementedError
+
 
 def needs_of(part: Part) -> Needs:
     """What the method of ``part`` wants to be given with its settings."""

@@ -71,6 +71,10 @@ class DistillConfig(StageConfig):
             "make it the method of a task stage, or choose settings that compare features"
         ]
 
+    def run(self, context: StageContext) -> StageResult:
+        """See :func:`run_distill`."""
+        return run_distill(self, context)
+
 
 class Distillation(nn.Module):
     """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD.

@@ -99,6 +99,10 @@ class TaskConfig(StageConfig):
             lines.append("proxy images are for the distillation term; add a method or drop proxy")
         return lines
 
+    def run(self, context: StageContext) -> StageResult:
+        """See :func:`run_task`."""
+        return run_task(self, context)
+
 
 class TaskObjective(Objective):
     """A segmenter that learns from labels, with an optional distillation term."""

@@ -49,7 +49,7 @@ def inside(content: Any, report: LoadReport) -> Any:
         if name is None:
             break
         rivals = [str(key) for key in content if key != name and STATES.fullmatch(str(key))]
-        if rivals or name != "model":
+        if rivals or name not in ("model", "module", "state_dict"):
             steps.append(f"{name}, not {' or '.join(rivals)}" if rivals else name)
         report.dropped |= {str(key): "the file's other entries" for key in content if key != name}
         content = content[name]

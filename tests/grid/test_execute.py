@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from segdistill.bench import cells_of, finished_cells, run_cells
-from segdistill.bench.table import TableConfig
 from segdistill.config import parse
+from segdistill.grid import cells_of, finished_cells, run_cells
+from segdistill.grid.table import TableConfig
 from segdistill.weights import ASSETS
 from tiny_runs import TINY
 
@@ -83,7 +83,10 @@ def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, call):
         assert title in printed
         assert title in markdown
     assert "57.7" in markdown  # the paper's number beside ours
-    assert (folder / "table.csv").read_text().count("\n") == 1 + len(list((tmp_path / "cells").iterdir()))
+    assert (folder / "table.csv").read_text().count("\n") == 2 + len(list((tmp_path / "cells").iterdir()))
+    assert max(map(len, printed[printed.index("model ") :].split("Left out")[0].splitlines())) <= 100
+    assert "Too short to compare: a stage has 2 training steps" in printed
+    assert "**" not in markdown
     assert r"\toprule" in (folder / "table.tex").read_text()
     page = (folder / "report.html").read_text()
     assert page.count('<svg class="radar"') == 1

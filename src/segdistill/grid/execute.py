@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from segdistill.bench.table import Cell
 from segdistill.config import UserError
 from segdistill.files import write_atomic
+from segdistill.grid.table import Cell
 from segdistill.interrupts import Stopped, end_now, handled
 from segdistill.recipe import Recipe, dump, load
 from segdistill.run import run

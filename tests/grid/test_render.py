@@ -10,9 +10,10 @@ import pytest
 
 from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
-from segdistill.bench import lead, leads, to_csv, to_json, to_latex, to_markdown
 from segdistill.config import UserError
+from segdistill.grid import lead
 from segdistill.metrics import ImageCounts
+from segdistill.report import to_csv, to_json, to_latex, to_markdown
 from segdistill.scoring import write_images
 
 
@@ -34,13 +35,13 @@ def test_means_spreads_gains_and_the_best_are_what_they_should_be(tmp_path):
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table_lines(found)]
     heads, teacher, none, gkd, ours = lines[0], *lines[2:]
     at = heads.index
-    assert heads[0] == "method"
-    assert teacher[at("Avg.")] == "50.0 ± 0.0"
+    assert heads[0] == "model"
+    assert teacher[at("mean unseen")] == "50.0 ± 0.0"
     assert teacher[at("paper: Avg.")] == "66.2"
-    assert none[at("Avg.")] == "21.0 ± 1.4"
+    assert none[at("mean unseen")] == "21.0 ± 1.4"
     assert (none[at("gain")], gkd[at("gain")], ours[at("gain")]) == ("–", "+11.0", "+4.0")
-    assert gkd[at("Avg.")] == "**32.0 ± 2.8**"
-    assert gkd[at("retention (%)")] == "64.0 ± 5.7"
+    assert gkd[at("mean unseen")] == "**32.0 ± 2.8**"
+    assert gkd[at("retention (%)")] == "**64.0 ± 5.7**"
     assert (none[at("paper: Avg.")], gkd[at("paper: Avg.")], ours[at("paper: Avg.")]) == ("40.7", "57.7", "–")
     assert found.errors == ("Ours, seed 1: went wrong",)
 
@@ -83,7 +84,7 @@ def test_groups_have_headings_and_baselines_of_their_own(tmp_path):
     rows = [row | {"group": group} for group in ("F2L", "F2F") for row in ROWS[:2]]
     scores = {(0, "", 0): 0.1, (1, "", 0): 0.3, (2, "", 0): 0.2, (3, "", 0): 0.25}
     found = result(tmp_path, scores, rows=rows)
-    assert [round(found.gain(row, ""), 6) for row in (1, 3)] == [20.0, 5.0]
+    assert [round(found.gain(row), 6) for row in (1, 3)] == [20.0, 5.0]
     headings = [line for line in to_markdown(found).splitlines() if line.startswith("| *")]
     assert [line.split("*")[1] for line in headings] == ["F2L", "F2F"]
 
@@ -94,9 +95,9 @@ def test_latex_escapes_and_csv_keeps_every_digit(tmp_path):
     assert r"GKD \& co" in latex
     assert r"\textbf{33.3}" in latex
     assert latex.count(r"\\") == 5  # heads, teacher, three rows
-    rows = list(csv.DictReader(to_csv(found).splitlines()))
+    rows = list(csv.DictReader(to_csv(found).splitlines()))[1:3]  # between the teacher and the row that has not run
     assert [float(row["mean_unseen"]) for row in rows] == pytest.approx([1 / 3, 0.25], abs=0)
-    assert [row["row"] for row in rows] == ["None", "GKD & co"]
+    assert [row["title"] for row in rows] == ["None", "GKD & co"]
 
 
 def test_json_holds_what_the_table_rests_on_and_the_teacher_once_a_seed(tmp_path):
@@ -117,7 +118,9 @@ def test_json_holds_what_the_table_rests_on_and_the_teacher_once_a_seed(tmp_path
 
 def test_the_best_row_is_held_against_its_runner_up_on_the_same_images(tmp_path):
     scores = {(0, "", 0): 0.20, (1, "", 0): 0.30, (2, "", 0): 0.28, (1, "", 1): 0.32, (2, "", 1): 0.25}
-    (found,) = leads(result(tmp_path, scores))
+    table = result(tmp_path, scores)
+    (found,) = table.runner_ups()
+    assert [(one.first, one.second) for one in table.leads] == [(1, 2), (1, 0)]
     assert (found.first, found.second, found.seeds) == (1, 2, (0, 1))
     assert found.points == pytest.approx(4.5)
     assert found.beaten == 0.0
@@ -132,8 +135,8 @@ def test_a_lead_that_the_images_do_not_carry_has_zero_in_its_interval(tmp_path):
         matrices = [np.array([[h, 100 - h], [100 - h, h]]) for h in own]
         path = found.runs[row, "", 0].folder / "scores" / "student.npz"
         write_images(path, dict.fromkeys(UNSEEN, ImageCounts.of(2, matrices)))
-    one = lead(found, 1, 0)
+    one = lead(found, 1, 0, samples={})
     assert one.interval[0] < 0 < one.interval[1]
     assert 0.0 < one.beaten < 1.0
-    assert lead(found, 1, 2) is None  # no seed in common
-    assert "paired bootstrap" in one.sentence(found)
+    assert lead(found, 1, 2, samples={}) is None  # no seed in common
+    assert "paired bootstrap" in found.sentence(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from segdistill.bench.table import Cell
+from segdistill.grid.table import Cell
 from segdistill.plan import Plan, make_plan
 
 

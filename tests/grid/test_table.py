@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from segdistill.bench import cells_of, check_paper, load_table
-from segdistill.bench.execute import dependencies
-from segdistill.bench.table import TableConfig
 from segdistill.config import UserError, parse
 from segdistill.demo import recipes_folder
+from segdistill.grid import cells_of, check_paper, load_table
+from segdistill.grid.execute import dependencies
+from segdistill.grid.table import TableConfig
 from tiny_runs import TINY
 
 ROWS = [{"title": "None", "recipe": "tiny", "settings": ["stages.task.method=null", "stages.task.proxy=null"]},

@@ -38,11 +38,6 @@ class RowConfig(Config):
     paper: str = Field("", description="the row's name in the paper's table; empty: the paper has none")
     group: str = Field("", description="rows of one group stand under one heading")
 
-    @property
-    def full_title(self) -> str:
-        """The title with its group's."""
-        return f"{self.group}: {self.title}" if self.group else self.title
-
 
 class SweepConfig(Config):
     """A setting that varies along the columns: label fractions, sources, decoders."""

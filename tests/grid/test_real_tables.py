@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 
 from official_files import NARROW
-from segdistill.bench import cells_of, check_paper, load_table
 from segdistill.demo import recipes_folder, shortened
+from segdistill.grid import cells_of, check_paper, load_table
 from segdistill.recipe import load
 from segdistill.run import fingerprints
 

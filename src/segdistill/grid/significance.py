@@ -1,0 +1,59 @@
+"""Is the first row ahead of the second by more than the choice of test images explains?
+
+Paired bootstrap (Efron and Tibshirani 1993; for scores of one test set Koehn 2004): the images of every unseen domain
+are drawn with replacement, both rows are scored on the same draw, seed by seed, and the difference of the means over
+the unseen domains is averaged over the seeds. The spread over training seeds stands in the table itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdistill.metrics import interval, resampled_mean
+from segdistill.results import Comparison, Lead
+from segdistill.scoring import read_images
+
+Samples = dict[Path, NDArray[np.float64]]
+"""Resampled means by run folder: a run is resampled once, however many rows it is held against."""
+
+
+def leads(found: Comparison) -> tuple[Lead, ...]:
+    """The best row of every group against each other one of it, the runner-up first, at every value of a sweep."""
+    samples: Samples = {}
+    pairs = (
+        (ranked[0], other, value)
+        for group in found.groups
+        for value in found.values
+        if (ranked := found.ranked(group, value))
+        for other in ranked[1:]
+    )
+    return tuple(one for pair in pairs if (one := lead(found, *pair, samples=samples)) is not None)
+
+
+def lead(found: Comparison, first: int, second: int, value: str = "", *, samples: Samples) -> Lead | None:
+    """The difference of two rows over the seeds that both have; None where there is no such seed or too few images."""
+    seeds = [run.seed for run in found.runs_of(first, value) if (second, value, run.seed) in found.runs]
+    draws, points = [], []
+    for seed in seeds:
+        one, other = (found.runs[row, value, seed] for row in (first, second))
+        if one.student.mean_unseen is None or other.student.mean_unseen is None:
+            return None
+        draws.append(_samples(one.folder, one.unseen, samples) - _samples(other.folder, one.unseen, samples))
+        points.append(one.student.mean_unseen - other.student.mean_unseen)
+    if not draws:
+        return None
+    drawn, number = np.mean(draws, axis=0), found.metric.number
+    if (bounds := interval(drawn)) is None:
+        return None
+    low, high = map(number, bounds)
+    share = float(np.mean(drawn <= 0))
+    return Lead(first, second, number(float(np.mean(points))), (low, high), share, tuple(seeds), value)
+
+
+def _samples(folder: Path, unseen: tuple[str, ...], samples: Samples) -> NDArray[np.float64]:
+    if folder not in samples:
+        samples[folder] = resampled_mean(read_images(folder / "scores" / "student.npz"), unseen)
+    return samples[folder]

@@ -1,0 +1,35 @@
+"""Finished run folders read back and put side by side: what pages and tables of recipes are made from. No torch."""
+
+from segdistill.results.compare import (
+    TEACHER,
+    Arm,
+    Comparison,
+    Lead,
+    Row,
+    Stat,
+    arm_of,
+    collect,
+    panels,
+    picture_indices,
+)
+from segdistill.results.run import DomainScore, Metric, ModelResult, Run, Stage, Step, load_run
+
+__all__ = [
+    "TEACHER",
+    "Arm",
+    "Comparison",
+    "DomainScore",
+    "Lead",
+    "Metric",
+    "ModelResult",
+    "Row",
+    "Run",
+    "Stage",
+    "Stat",
+    "Step",
+    "arm_of",
+    "collect",
+    "load_run",
+    "panels",
+    "picture_indices",
+]

@@ -1,0 +1,380 @@
+"""Runs side by side: rows of a table over seeds and sweep values, held against one teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from segdistill.config import UserError
+from segdistill.papers import PaperPlace
+from segdistill.pictures import Panel
+from segdistill.results.run import Metric, ModelResult, Run, load_run
+
+_SHARED = ("metric", "classes", "source", "unseen", "validation")
+FEWEST_STEPS, FEWEST_IMAGES = 50, 10  # of a stage and of an unseen domain: with less a run shows that it runs, no more
+TEACHER = -1
+"""The row number of the teacher's line."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A number measured with one or several seeds; ``sd`` is the sample standard deviation (n - 1)."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Models that differ in their seed only."""
+
+    title: str
+    seeds: tuple[int, ...]
+    models: tuple[ModelResult, ...]  # one per seed
+    retentions: tuple[float | None, ...] = ()
+    memories: tuple[float | None, ...] = ()
+
+    def score(self, domain: str) -> Stat | None:
+        """The primary score on ``domain`` over the seeds."""
+        return _stat(score.score if (score := model.domains.get(domain)) else None for model in self.models)
+
+    @property
+    def mean_unseen(self) -> Stat | None:
+        return _stat(model.mean_unseen for model in self.models)
+
+    @property
+    def mean_unseen_interval(self) -> tuple[float, float] | None:
+        """95 % interval over the images, for a single seed: several have their own spread."""
+        return self.models[0].mean_unseen_interval if len(self.models) == 1 else None
+
+    @property
+    def retention(self) -> Stat | None:
+        """Mean over unseen domains divided by the teacher's, per seed."""
+        return _stat(self.retentions)
+
+    @property
+    def seconds(self) -> Stat | None:
+        return _stat(model.seconds for model in self.models)
+
+    @property
+    def memory(self) -> Stat | None:
+        """Peak memory in MiB."""
+        return _stat(self.memories)
+
+    @property
+    def size(self) -> int | None:
+        return self.models[0].size
+
+    def by_class(self, domains: Sequence[str]) -> list[float | None]:
+        """Per class the mean over ``domains`` and seeds, None where the class never occurred."""
+        columns = zip(*(model.domains[domain].by_class for model in self.models for domain in domains), strict=True)
+        known = ([v for v in column if v is not None] for column in columns)
+        return [fmean(values) if values else None for values in known]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of students. ``baseline``: trained without distillation, or what gains of its group count from."""
+
+    title: str
+    group: str = ""
+    baseline: bool = False
+    place: PaperPlace | None = None  # where the paper makes this comparison
+    paper: str = ""  # the row's name there; empty: it has none
+
+    @property
+    def full_title(self) -> str:
+        """The title with its group's."""
+        return f"{self.group}: {self.title}" if self.group else self.title
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far row ``first`` is ahead of ``second``, in shown units of the mean over unseen domains."""
+
+    first: int
+    second: int
+    points: float
+    interval: tuple[float, float]  # 95 %
+    beaten: float  # share of the draws in which the first is not ahead
+    seeds: tuple[int, ...]
+    value: str = ""  # of the sweep
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval is on one side of zero."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """The interval's ends with one decimal; what rounds to zero has no sign."""
+        low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
+        return low, high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows (x sweep values) x seeds. A row's numbers are ``arms[row, value]``, their runs ``runs[row, value, seed]``.
+
+    Without a sweep the one value is empty. ``leads`` hold the best row of each group and value against the others,
+    the runner-up first; ``errors`` name the runs that have not finished.
+    """
+
+    rows: tuple[Row, ...]
+    arms: dict[tuple[int, str], Arm]
+    teachers: dict[str, Arm]
+    runs: dict[tuple[int, str, int], Run]
+    title: str = ""
+    sweep: str = ""
+    values: tuple[str, ...] = ("",)
+    seeds: tuple[int, ...] = (0,)
+    leads: tuple[Lead, ...] = ()
+    errors: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)  # the table file, where there is one
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
+            for value in self.values:
+                check_shared(
+                    [run for (row, v, _), run in self.runs.items() if (self.rows[row].group, v) == (group, value)]
+                )
+
+    @property
+    def first(self) -> Run | None:
+        """The first run: it says what all have in common."""
+        return next(iter(self.runs.values()), None)
+
+    @property
+    def metric(self) -> Metric:
+        """The primary score."""
+        return self.first.metric if self.first else Metric(label="")
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        return self.first.unseen if self.first else ()
+
+    @property
+    def lines(self) -> tuple[int, ...]:
+        """The numbers of all rows, the teacher's first where there is one."""
+        return (*((TEACHER,) if self.teachers else ()), *range(len(self.rows)))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Headings of the rows, in their order; one empty heading without groups."""
+        return tuple(dict.fromkeys(row.group for row in self.rows))
+
+    @property
+    def last_value(self) -> str:
+        """The last value of the sweep at which a run finished."""
+        return next((value for value in reversed(self.values) if any(v == value for _, v, _ in self.runs)), "")
+
+    @property
+    def shortcomings(self) -> tuple[str, ...]:
+        """Why no conclusion can be drawn: what the runs have too little of; empty where they have enough."""
+        steps = min((n for run in self.runs.values() if (n := run.fewest_steps) is not None), default=FEWEST_STEPS)
+        images = min((n for run in self.runs.values() if (n := run.fewest_images) is not None), default=FEWEST_IMAGES)
+        lines = []
+        if steps < FEWEST_STEPS:
+            lines.append(f"a stage has {steps} training steps ({FEWEST_STEPS} are the least)")
+        if images < FEWEST_IMAGES:
+            lines.append(f"an unseen domain has {images} test images ({FEWEST_IMAGES} are the least)")
+        return tuple(lines)
+
+    def arm(self, row: int, value: str) -> Arm | None:
+        """The teacher's or a row's numbers at one sweep value."""
+        return self.teachers.get(value) if row == TEACHER else self.arms.get((row, value))
+
+    def title_of(self, row: int) -> str:
+        """A row's title, or the teacher's."""
+        return self.rows[row].title if row != TEACHER else next(iter(self.teachers.values())).title
+
+    def mean(self, row: int, value: str = "") -> float | None:
+        """A row's mean over the unseen domains."""
+        arm = self.arm(row, value)
+        return arm.mean_unseen.mean if arm and arm.mean_unseen else None
+
+    def shown(self, row: int, value: str = "") -> float | None:
+        """:meth:`mean` as a reader sees it: rows that show the same number are level."""
+        mean = self.mean(row, value)
+        return None if mean is None else round(self.metric.number(mean), self.metric.decimals)
+
+    def ranked(self, group: str, value: str = "") -> list[int]:
+        """The rows of a group that have a mean over the unseen domains, best first; none of too short runs."""
+        known = [row for row, line in enumerate(self.rows) if line.group == group and self.mean(row, value) is not None]
+        return [] if self.shortcomings else sorted(known, key=lambda row: -(self.mean(row, value) or 0.0))
+
+    def tops(self, value: str = "") -> list[list[int]]:
+        """:meth:`ranked` of every group that has scores, the group of the best row first."""
+        found = [ranked for group in self.groups if (ranked := self.ranked(group, value))]
+        return sorted(found, key=lambda ranked: -(self.mean(ranked[0], value) or 0.0))
+
+    def baseline(self, row: int, value: str = "") -> int | None:
+        """The row that gains of ``row`` are counted from: of its group's baselines the best; None for itself."""
+        if row == TEACHER:
+            return None
+        group = self.rows[row].group
+        found = [i for i, other in enumerate(self.rows) if other.baseline and other.group == group]
+        best = max(found, key=lambda i: self.mean(i, value) or 0.0, default=None)
+        return None if best == row else best
+
+    def gain(self, row: int, value: str = "") -> float | None:
+        """Mean over unseen domains minus the baseline's, in shown units."""
+        base = self.baseline(row, value)
+        own, other = self.mean(row, value), None if base is None else self.mean(base, value)
+        return None if own is None or other is None else self.metric.number(own - other)
+
+    def lead(self, first: int, second: int, value: str = "") -> Lead | None:
+        """How sure it is that one row is ahead of another, where that was measured."""
+        return next((one for one in self.leads if (one.first, one.second, one.value) == (first, second, value)), None)
+
+    def runner_ups(self) -> list[Lead]:
+        """The leads of the best row of each group and value over its runner-up."""
+        return list({(self.rows[one.first].group, one.value): one for one in reversed(self.leads)}.values())[::-1]
+
+    def where(self, lead: Lead) -> str:
+        """The group and the sweep's value, where the table has them: ``F2L, 1/16``."""
+        return ", ".join(part for part in (self.rows[lead.first].group, lead.value) if part)
+
+    def sentence(self, lead: Lead) -> str:
+        """One line for below the table."""
+        low, high = lead.bounds
+        seeds = f"{len(lead.seeds)} seeds" if len(lead.seeds) > 1 else "one seed"
+        where = f"{where}: " if (where := self.where(lead)) else ""
+        return (
+            f"{where}{self.title_of(lead.first)} is ahead of {self.title_of(lead.second)} by {lead.points:.1f} "
+            f"{self.metric.points} (95 % interval {low} to {high}; not ahead in {100 * lead.beaten:.1f} % of the "
+            f"draws; paired bootstrap over the test images, {seeds})."
+        )
+
+    def runs_of(self, row: int, value: str) -> list[Run]:
+        """A row's runs, by seed."""
+        return [self.runs[key] for key in sorted(self.runs) if key[:2] == (row, value)]
+
+    @property
+    def places(self) -> tuple[PaperPlace, ...]:
+        """Where the paper makes these comparisons."""
+        return tuple(dict.fromkeys(row.place for row in self.rows if row.place is not None))
+
+
+def collect(folders: Sequence[Path]) -> Comparison:
+    """Read and group runs by name; a :class:`UserError` where they cannot stand in one table."""
+    if not folders:
+        raise UserError("no run folder was given; give one or more, for example runs/demo/gkd")
+    runs = tuple(load_run(Path(folder)) for folder in folders)
+    check_shared(runs)
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        group = groups.setdefault(run.name, {})
+        if run.seed in group:
+            raise UserError(
+                f"{run.folder}: another run '{run.name}' with seed {run.seed} was given: {group[run.seed].folder}"
+            )
+        group[run.seed] = run
+    teachers = _teachers(runs)
+    rows, arms = [], {}
+    titles = [next(iter(group.values())).title for group in groups.values()]
+    for number, (name, group) in enumerate(groups.items()):
+        own = [group[seed] for seed in sorted(group)]
+        title = titles[number] if titles.count(titles[number]) == 1 else f"{titles[number]} ({name})"
+        rows.append(Row(title, baseline=not own[0].distilled, place=own[0].paper))
+        arms[number, ""] = replace(arm_of(title, own), retentions=tuple(_retention(run, teachers) for run in own))
+    return Comparison(
+        rows=tuple(rows),
+        arms=arms,
+        teachers={"": Arm(teachers[0][1].title, *zip(*teachers, strict=True))} if teachers else {},
+        runs={(number, "", s): run for number, group in enumerate(groups.values()) for s, run in group.items()},
+        seeds=tuple(sorted({run.seed for run in runs})),
+    )
+
+
+def arm_of(title: str, runs: Sequence[Run]) -> Arm:
+    """The students of ``runs``, one per seed."""
+    return Arm(
+        title,
+        seeds=tuple(run.seed for run in runs),
+        models=tuple(run.student for run in runs),
+        retentions=tuple(run.retention for run in runs),
+        memories=tuple(run.memory for run in runs),
+    )
+
+
+def picture_indices(runs: Sequence[Run], domain: str) -> tuple[int, ...]:
+    """The scenes that any run kept for ``domain``."""
+    return tuple(dict.fromkeys(index for run in runs for index in run.pictures.domains.get(domain, ())))
+
+
+def panels(titled: Sequence[tuple[str, Run]], teacher: str, domain: str, index: int) -> tuple[Panel, ...]:
+    """Image, ground truth, teacher (where it was kept) and every title's first run for one scene."""
+    name = f"{domain}-{index}.png"
+    kept: dict[str, Run] = {}
+    for title, run in titled:
+        if index in run.pictures.domains.get(domain, ()):
+            kept.setdefault(title, run)
+    if not kept:
+        return ()
+    folders = [run.folder / "pictures" for run in kept.values()]
+    teachers = [run.folder / "pictures" / "teacher" / name for run in kept.values() if run.teacher is not None]
+    return (
+        Panel("Image", "image", folders[0] / "image" / name),
+        Panel("Ground truth", "label", folders[0] / "truth" / name),
+        *[Panel(teacher, "label", path) for path in teachers if path.is_file()][:1],
+        *(Panel(title, "label", folder / "student" / name) for title, folder in zip(kept, folders, strict=True)),
+    )
+
+
+def check_shared(runs: Sequence[Run]) -> None:
+    """Raise a :class:`UserError` where runs differ in their score, classes or domains: they cannot share a table."""
+    for run in runs:
+        for what in _SHARED:
+            if getattr(run, what) != getattr(runs[0], what):
+                theirs, ours = (_listed(getattr(r, what)) for r in (run, runs[0]))
+                raise UserError(f"{run.folder}: {what} differ from {runs[0].folder}: {theirs}; there: {ours}")
+
+
+def _listed(value: tuple[str, ...] | Metric) -> str:
+    return value.label if isinstance(value, Metric) else ", ".join(value) or "none"
+
+
+def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
+    """(seed, teacher) of every teacher whose scores differ; one row cannot hold two kinds of teacher."""
+    distinct: list[tuple[int, ModelResult]] = []
+    first: Run | None = None
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.teacher is None:
+            continue
+        first = first or run
+        assert first.teacher is not None
+        if (run.teacher.title, run.teacher.parameters) != (first.teacher.title, first.teacher.parameters):
+            raise UserError(
+                f"{run.folder}: its teacher ({run.teacher.title}) is not the one of {first.folder} "
+                f"({first.teacher.title}, other title or size); report runs with different teachers separately"
+            )
+        if all(run.teacher.domains != teacher.domains for _, teacher in distinct):
+            distinct.append((run.seed, run.teacher))
+    return distinct
+
+
+def _retention(run: Run, teachers: Sequence[tuple[int, ModelResult]]) -> float | None:
+    """Student / teacher on unseen domains; a run without its own teacher is held against its seed's, else the first."""
+    others = [teacher for seed, teacher in teachers if seed == run.seed] + [teacher for _, teacher in teachers]
+    teacher = run.teacher or (others[0] if others else None)
+    if teacher is None or not teacher.mean_unseen or run.student.mean_unseen is None:
+        return None
+    return run.student.mean_unseen / teacher.mean_unseen
+
+
+def _stat(values: Iterable[float | None]) -> Stat | None:
+    """The measured values; None where one of them is missing."""
+    listed = list(values)
+    known = tuple(value for value in listed if value is not None)
+    return Stat(known) if known and len(known) == len(listed) else None
