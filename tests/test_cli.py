@@ -18,6 +18,7 @@ from PIL import Image
 
 from segdistill.decoders import DECODERS
 from segdistill.encoders import ENCODERS
+from segdistill.files import write_signed
 from segdistill.methods import METHODS
 from segdistill.train import checkpoint
 from tiny_runs import TINY, Child, command, only, run_and_die, tiny_file
@@ -92,7 +93,7 @@ def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_c
     assert "<html" in (folder / "report.html").read_text()
     other = shutil.copytree(finished, tmp_path / "b")
     results = json.loads((other / "results.json").read_text())
-    (other / "results.json").write_text(json.dumps(results | {"name": "second", "title": "Tiny two"}))
+    write_signed(other / "results.json", results | {"name": "second", "title": "Tiny two"})
     status, out, err = call("report", folder, other, "--out", tmp_path / "both.html")
     assert status == 0, err
     assert "Tiny one" in out
@@ -209,7 +210,7 @@ def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished)
     assert "holds a run with other seed; choose another --out or delete it" in line
     changed = shutil.copytree(finished, tmp_path / "run")
     path = changed / "stages/01-agnostic/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0"}))
+    write_signed(path, json.loads(path.read_text()) | {"fingerprint": "0"})
     assert "was made with other settings or weights" in complaint("run", tiny_file(tmp_path), "--out", changed)
 
 
