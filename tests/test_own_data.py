@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from segdistill.world import render
 PAGE = Path(__file__).parents[1] / "docs/own-data.md"
 SMALL = {  # what makes them run in seconds and without a network
     "init": ["--teacher", "world_teacher", "--student", "world_student"],
+    "export": ["--images", "1"],
     "run": [f"stages.{name}.{change}" for name in ("teacher", "task_agnostic", "domain_agnostic", "task")
             for change in ("steps=2", "batch=2")],
 }  # fmt: skip
@@ -35,7 +38,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_five_commands_from_a_folder_to_predictions_and_an_estimate(folder, call):
+def test_five_commands_from_a_folder_to_an_onnx_file(folder, call):
     block = re.search(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     commands = [shlex.split(line.removeprefix("$ ")) for line in block.group(1).splitlines()]
@@ -45,4 +48,11 @@ def test_five_commands_from_a_folder_to_predictions_and_an_estimate(folder, call
         no_estimate = name == "estimate" and "no estimate" in out  # two steps of training may give no line
         assert status == 0 or no_estimate, (name, out, err)
     assert (folder / "worst.png").is_file()
-    assert sorted(path.name for path in (folder / "predictions/classes").iterdir()) == ["0.png", "1.png"]
+    graph = onnxruntime.InferenceSession(folder / "photos.onnx", providers=["CPUExecutionProvider"])
+    pixels = np.asarray(Image.open(folder / "new/0.png"))
+    form = graph.get_inputs()[0].shape
+    outputs = graph.run(
+        None, {graph.get_inputs()[0].name: (pixels if form[-1] == 3 else pixels.transpose(2, 0, 1))[None]}
+    )
+    assert outputs[0].shape[-2:] == pixels.shape[:2]
+    assert set(np.unique(outputs[0])) <= set(range(4))

@@ -3,8 +3,7 @@
 The run's labelled source and validation images, as they are and :mod:`shifted <segdistill.shifts>`, are points: what
 needs no labels (the model's mean confidence; its agreement with its teacher) against the mIoU. A line through them
 (:mod:`segdistill.line`) maps what is measured on a folder to a mIoU with an interval. Unseen domains never enter it.
-Where the folder lies far outside what was fitted, or is not like the images in the eyes of the encoder, there is no
-number.
+Where the folder lies far outside what was fitted there is no number. benchmarks/estimate.md says how far it is off.
 """
 
 from __future__ import annotations
