@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.interrupts import Stopped, handled, postponed
+from segdistill.interrupts import Stopped, asked, handled, postponed
 from tiny_runs import Child, command, hang, in_a_session, tiny_file
 
 SOON = 60.0  # seconds on a busy machine; an idle one needs one or two
@@ -151,3 +151,24 @@ def test_a_process_that_cannot_react_is_ended_all_the_same(tmp_path):
     os.kill(child.process.pid, signal.SIGTERM)
     assert child.wait() == 143
     assert complaint(child).startswith("segdistill: interrupted (SIGTERM)")
+
+
+class Fragile:
+    """Its destructor is where a signal arrives."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+
+def test_a_signal_whose_exception_a_destructor_loses_is_raised_at_the_next_step(capsys):
+    steps = []
+    with handled():
+        thing = Fragile()
+        del thing
+        assert asked().number == signal.SIGTERM
+        with pytest.raises(Stopped, match="15"), postponed():
+            steps.append("never")
+    assert steps == []
+    assert asked() is None
+    assert "Exception ignored" not in capsys.readouterr().err

@@ -46,21 +46,36 @@ class _State:
 
     depth = 0
     waiting: int | None = None
+    asked: int | None = None  # the last signal, also where an exception raised by it was lost in a destructor
     process = 0
 
 
 def _handler(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _State.process:  # a worker that was forked and has not got handlers of its own yet
         os._exit(128 + number)
+    _State.asked = number
     if _State.depth:
         _State.waiting = number
         return
     raise Stopped(number)
 
 
+def asked() -> Stopped | None:
+    """The signal that this process was sent while signals are handled, whatever became of its exception."""
+    return None if _State.asked is None else Stopped(_State.asked)
+
+
+def _quiet(unraisable: sys.UnraisableHookArgs) -> None:
+    """Say nothing of a :class:`Stopped` that was raised in a destructor: the next step raises it again."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
+
+
 @contextmanager
 def postponed() -> Iterator[None]:
-    """What must not be cut short: a signal that comes inside is raised at its end."""
+    """What must not be cut short: a signal that comes inside, or whose exception was lost before, is raised outside."""
+    if not _State.depth and (stopped := asked()) is not None:
+        raise stopped
     _State.depth += 1
     try:
         yield
@@ -80,7 +95,8 @@ def handled(*, belongs: bool | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.process, _State.waiting, _State.depth = os.getpid(), None, 0
+    _State.process, _State.waiting, _State.asked, _State.depth = os.getpid(), None, None, 0
+    hook, sys.unraisablehook = sys.unraisablehook, _quiet
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {number: signal.signal(number, _handler) for number in SIGNALS}
@@ -91,6 +107,7 @@ def handled(*, belongs: bool | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        _State.asked, sys.unraisablehook = None, hook
         signal.set_wakeup_fd(woken)
         for number, old in before.items():
             signal.signal(number, old)

@@ -17,7 +17,7 @@ from segdistill.cli.data import data_app
 from segdistill.cli.show import WIDTH, print_table, show_doubts
 from segdistill.cli.use import predict
 from segdistill.config import UserError
-from segdistill.interrupts import Stopped, end_now, handled
+from segdistill.interrupts import Stopped, asked, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.plan import Plan
@@ -269,16 +269,24 @@ def main() -> None:
         try:
             app()
         except UserError as error:
+            _end_if_asked()  # a process that makes batches may have been ended by the same signal
             _end(2, f"segdistill: {error}")
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _end(2, f"segdistill: {where}{error.strerror or error}; put that right and give the command again")
         except Stopped as stopped:
             end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
-        except SystemExit as end:  # what typer makes of a KeyboardInterrupt that a library raises
+        except SystemExit as end:  # the normal end, or what typer makes of a KeyboardInterrupt that a library raises
+            _end_if_asked()
             if end.code == INTERRUPTED:
                 typer.echo(f"segdistill: {Stopped(signal.SIGINT).line}", err=True)
             raise
+
+
+def _end_if_asked() -> None:
+    """End as a signal asks whose exception was lost on the way."""
+    if (stopped := asked()) is not None:
+        end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
 
 
 def _end(status: int, line: str) -> None:
