@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 20.0  # seconds
@@ -65,7 +66,7 @@ def asked() -> Stopped | None:
     return None if _State.asked is None else Stopped(_State.asked)
 
 
-def _quiet(unraisable: sys.UnraisableHookArgs) -> None:
+def _quiet(unraisable: Any) -> None:
     """Say nothing of a :class:`Stopped` that was raised in a destructor: the next step raises it again."""
     if not isinstance(unraisable.exc_value, Stopped):
         sys.__unraisablehook__(unraisable)
