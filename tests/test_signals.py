@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -172,3 +174,28 @@ def test_a_signal_whose_exception_a_destructor_loses_is_raised_at_the_next_step(
     assert steps == []
     assert asked() is None
     assert "Exception ignored" not in capsys.readouterr().err
+
+
+WORKER = """
+import os, socket, struct, sys, threading, time
+from multiprocessing import reduction, resource_sharer
+from segdistill.interrupts import ignored_in_worker
+if sys.argv[1] == "ours":
+    ignored_in_worker()
+shared = reduction.DupFd(os.dup(0))   # as a loader process passes a batch in shared memory
+server = socket.socket(socket.AF_UNIX)
+server.connect(resource_sharer._resource_sharer._address)
+time.sleep(0.2)                       # its greeting lies unread: closing resets the connection
+server.close()
+time.sleep(0.2)
+if sys.argv[2] == "fault":
+    raise RuntimeError("a fault of the worker")
+"""
+
+
+@pytest.mark.parametrize(("hook", "ending", "told"), [("theirs", "none", "ConnectionResetError"), ("ours", "none", ""),
+                                                      ("ours", "fault", "a fault of the worker")])  # fmt: skip
+def test_a_parent_that_closes_its_connection_makes_no_worker_print(hook, ending, told):
+    done = subprocess.run([sys.executable, "-c", WORKER, hook, ending], capture_output=True, text=True, timeout=60)
+    assert ("Connection" in done.stderr) == (hook == "theirs")
+    assert told in done.stderr and bool(done.stderr) == bool(told)

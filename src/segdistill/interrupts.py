@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from multiprocessing.queues import Queue
+from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -141,10 +142,21 @@ def _follow(parent: int, wakes: socket.socket) -> None:
 
 
 def ignored_in_worker(_: int = 0) -> None:
-    """For a process that makes batches: its parent ends it, not the terminal's Ctrl-C."""
+    """For a process that makes batches: its parent ends it, not the terminal's Ctrl-C.
+
+    A parent that goes away while it fetches a batch is no fault of this process, so that nothing is printed then.
+    """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _parent_gone
+    Queue._on_queue_feeder_error = staticmethod(lambda error, _: _parent_gone(type(error), error, error.__traceback__))
+
+
+def _parent_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a thread of a worker raised, unless the other end of its connection was closed."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_now(status: int, line: str = "") -> None:
