@@ -117,6 +117,15 @@ def write_signed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {DIGEST: json_digest(value)})
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of ``json.loads``, as its ``object_pairs_hook``: a key that stands twice is a :class:`ValueError`, as in YAML."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
+
+
 def json_digest(value: dict[str, Any]) -> str:
     """SHA-256 of the object as JSON, its own digest aside: the same for what is written and for what is read back."""
     plain = json.loads(json.dumps({key: item for key, item in value.items() if key != DIGEST}))

@@ -75,7 +75,9 @@ def test_a_lossy_webp_with_more_than_pixels_is_recognised():
     exif = Image.Exif()
     exif[274] = 1
     frames = file(image, "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")])
-    for content in (file(image, "WEBP", exif=exif.tobytes()), frames):
+    one = frames[: frames.rindex(b"ANMF")]
+    one = one[:4] + (len(one) - 8).to_bytes(4, "little") + one[8:]
+    for content in (file(image, "WEBP", exif=exif.tobytes()), one):
         assert content[12:16] == b"VP8X"
         assert open_picture(content, "x").lossy == "WebP"
 
@@ -170,3 +172,26 @@ def test_an_image_beyond_pillows_limit_is_read_and_one_beyond_ours_is_refused(mo
 def test_a_format_that_runs_programs_is_no_image():
     with pytest.raises(BadSample, match="x: is no image that can be read"):
         read_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "x")
+
+
+SEVERAL = {
+    "TIFF": {"save_all": True}, "GIF": {"save_all": True}, "PNG": {"save_all": True},
+    "WEBP": {"save_all": True, "lossless": True}, "AVIF": {"save_all": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_a_file_of_several_images_is_refused_and_says_how_many(kind):
+    pages = [Image.new("RGB", (16, 16), (number * 90, 0, 0)) for number in range(3)]
+    content = file(pages[0], kind, append_images=pages[1:], **SEVERAL[kind])
+    with pytest.raises(BadSample, match="x: holds 3 images; a file of one image is expected"):
+        open_picture(content, "x")
+
+
+def test_the_smaller_copies_of_a_pyramid_and_a_cameras_preview_are_no_images_of_their_own():
+    large, small = Image.new("L", (16, 16), 7), Image.new("L", (8, 8), 9)
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    pyramid = file(large, "TIFF", save_all=True, append_images=[small])
+    assert open_picture(pyramid, "x").numbers().tolist() == np.full((16, 16), 7).tolist()
+    camera = file(large.convert("RGB"), "MPO", save_all=True, append_images=[small.convert("RGB")])
+    assert open_picture(camera, "x").image.size == (16, 16)

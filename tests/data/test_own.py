@@ -204,6 +204,7 @@ def test_run_lengths_as_text_that_do_not_add_up_name_their_image(tmp_path, count
         ('{"images": [{}]}', "no list 'annotations'"),
         ('{"images": [{}], "annotations": [], "categories": [{}]}', "6 problems, such as images.0.id: Field required"),
         ("[" * 100_000, "is no valid JSON"),
+        ('{"images": [], "images": [], "annotations": []}', "the key 'images' stands twice in one object"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}',
             "tree are none of the classes",

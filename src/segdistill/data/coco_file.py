@@ -27,6 +27,7 @@ from pydantic import (
 from segdistill.config import UserError
 from segdistill.data.archives import is_text, read_file
 from segdistill.data.decode import PIXELS
+from segdistill.files import unique_keys
 
 SHOWN = 3
 """Problems that the message shows of one file."""
@@ -132,7 +133,8 @@ class CocoFile(_Entry):
 def read_coco(path: Path) -> CocoFile:
     """The annotation file at ``path``; a :class:`UserError` says what is wrong with it."""
     try:
-        values = json.loads(read_file(path))  # bytes: with a byte order mark and in UTF-16, too
+        content = read_file(path)  # bytes: with a byte order mark and in UTF-16, too
+        values = json.loads(content, object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"cannot read the annotations {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

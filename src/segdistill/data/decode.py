@@ -45,7 +45,7 @@ _UNDO = {
 }
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 50001: "WebP"}
-_ORIENTATION, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 259, 262, 339  # tags of TIFF and EXIF
+_SUBFILE, _ORIENTATION, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 274, 258, 259, 262, 339  # TIFF, EXIF
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def open_picture(content: bytes, name: str) -> Picture:
         inverted = tiff and _tag(image, _PHOTOMETRIC, 0) == 0
         signed = tiff and _tag(image, _SAMPLE_FORMAT, 1) == 2
         orientation = _orientation(image) if tiff else UPRIGHT
+        _need_one_image(image, name)
         image.load()
         if not tiff:
             orientation = _orientation(image)
@@ -162,6 +163,20 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _need_one_image(image: Any, name: str) -> None:
+    """Refuse several pages or frames; a preview and the smaller copies of a pyramid are no images of their own."""
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if image.format == "TIFF":
+        copies = 0
+        for frame in range(1, frames):
+            image.seek(frame)
+            copies += _tag(image, _SUBFILE, 0) & 1
+        frames -= copies
+        image.seek(0)
+    if frames > 1:
+        raise BadSample(f"{name}: holds {frames} images; a file of one image is expected, so save them one by one")
 
 
 def _tag(image: Any, number: int, default: int) -> int:
