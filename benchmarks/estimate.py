@@ -20,9 +20,9 @@ from PIL import Image
 
 from segdistill.data.rendered import WorldSource
 from segdistill.environment import commit, hardware
-from segdistill.estimate import IMAGES, choose_line, measure, points_of
+from segdistill.estimation.estimate import IMAGES, choose_line, measure, points_of
 from segdistill.recipe import EvaluateConfig
-from segdistill.rescore import trained
+from segdistill.runs.rescore import trained
 
 Pixels = np.ndarray
 

@@ -3,7 +3,7 @@
     python benchmarks/kills.py --count 200 --seed 0 --out runs/kills
 
 ``--kinds`` names what is ended: ``workers`` (two processes that make batches), ``mask2former``, ``torchrun`` (two
-processes; the loader's and the decoder's kinds run in one). Signals: SIGKILL, SIGTERM, Ctrl-C (SIGINT to the whole
+processes; the loader's and the head's kinds run in one). Signals: SIGKILL, SIGTERM, Ctrl-C (SIGINT to the whole
 process group, as a terminal sends it), and SIGKILL to one loader process or one rank. After a signal the command must
 end within 45 seconds with a status other than 0, at most one line of its own per process and no traceback, and leave no
 process behind. Every trial is one line of ``trials.jsonl`` in ``--out``; trials that stand there are not run again.
@@ -27,8 +27,8 @@ from typing import Any
 RECIPE = """
 name: kills
 data: {size: [32, 64], classes: world13}
-teacher: {encoder: {name: world_teacher}, decoder: {type: semfpn, width: 8}}
-student: {encoder: {name: world_student}, decoder: DECODER}
+teacher: {encoder: {name: world_teacher}, head: {type: semfpn, width: 8}}
+student: {encoder: {name: world_student}, head: HEAD}
 stages:
   - {type: task, name: teacher, model: teacher, data: {domains: [game], images: 4}, batch: 2, steps: 2}
   - {type: distill, name: agnostic, data: {domains: [proxy], images: 4}, batch: 2, steps: 8, method: {type: gkd}}
@@ -45,7 +45,7 @@ MASK2FORMER = (
 )
 KINDS = {"workers": (SEMFPN, 2), "mask2former": (MASK2FORMER, 0), "torchrun": (SEMFPN, 0)}
 SIGNALS = ("kill", "term", "ctrl-c", "kill one")
-PRELOAD = ["segdistill.run", "segdistill.cli.commands", "segdistill.report", "segdistill.decoders.mask2former",
+PRELOAD = ["segdistill.runs.execute", "segdistill.cli.commands", "segdistill.report", "segdistill.heads.mask2former",
            "segdistill.progress", "torch.utils.tensorboard"]  # fmt: skip
 LIMIT = 45.0  # seconds from a signal to the end of the command, and of everything that it started
 
@@ -219,7 +219,7 @@ def main() -> None:
             continue
         if kind not in references:
             place.mkdir(exist_ok=True)
-            (place / "recipe.yaml").write_text(RECIPE.replace("DECODER", KINDS[kind][0]))
+            (place / "recipe.yaml").write_text(RECIPE.replace("HEAD", KINDS[kind][0]))
             for _ in range(2):  # the second one finds its images rendered
                 shutil.rmtree(place / "whole", ignore_errors=True)
                 run = Run(kind, place, place / "recipe.yaml", place / "whole")

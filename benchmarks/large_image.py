@@ -17,8 +17,8 @@ import torch
 from segdistill.config import parse
 from segdistill.encoders import build_encoder
 from segdistill.environment import commit, hardware, peak_memory_mb
-from segdistill.evaluate import evaluate
 from segdistill.models import Segmenter, Window
+from segdistill.runs.evaluation import evaluate
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_segmenter
 
@@ -29,7 +29,7 @@ WINDOW = Window(size=(512, 512), stride=(341, 341))
 
 def narrow() -> Segmenter:
     """timm's smallest ConvNeXt with a narrow SemFPN."""
-    values = {"encoder": {"name": "timm:test_convnext"}, "decoder": {"type": "semfpn", "width": 16}}
+    values = {"encoder": {"name": "timm:test_convnext"}, "head": {"type": "semfpn", "width": 16}}
     model = parse(ModelConfig, values)
     return build_segmenter(model, build_encoder(model.encoder, seed=0), CLASSES, seed=0, stage="benchmark")
 

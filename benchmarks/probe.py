@@ -2,7 +2,7 @@
 
     uv run python benchmarks/probe.py runs/x/stages/00-task_agnostic/checkpoint --out runs/probe      # once
 
-Each checkpoint (``step-*.pt``) or encoder (``*.safetensors``) becomes one run of the recipe below: a fresh decoder on
+Each checkpoint (``step-*.pt``) or encoder (``*.safetensors``) becomes one run of the recipe below: a fresh head on
 the frozen encoder, source labels, scores on the source and the validation domains. Scores go to ``OUT/probes.jsonl``.
 """
 
@@ -18,13 +18,13 @@ import torch
 from segdistill.config import parse
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.recipe import Recipe
-from segdistill.run import run
+from segdistill.runs.execute import run
 from segdistill.weights import save_encoder
 
 
 def recipe(name: str, weights: Path, steps: int) -> Recipe:
-    """Decoder on the frozen encoder in ``weights``; validation domains only."""
-    decoder = {"type": "semfpn", "width": 48}
+    """Head on the frozen encoder in ``weights``; validation domains only."""
+    head = {"type": "semfpn", "width": 48}
     stage = {
         "type": "task",
         "name": "probe",
@@ -39,7 +39,7 @@ def recipe(name: str, weights: Path, steps: int) -> Recipe:
         "name": name,
         "precision": "bf16-mixed",
         "data": {"size": [64, 128], "classes": "world13"},
-        "student": {"encoder": {"name": "world_student", "weights": str(weights)}, "decoder": decoder},
+        "student": {"encoder": {"name": "world_student", "weights": str(weights)}, "head": head},
         "stages": [stage],
         "evaluate": domains | {"split": "val", "images": 60, "pictures": 0},
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from segdistill import environment
 
 COMMANDS = (
-    ["--help"], ["--version"], ["list"], ["list", "decoders"], ["list", "methods"], ["list", "encoders"],
+    ["--help"], ["--version"], ["list"], ["list", "heads"], ["list", "methods"], ["list", "encoders"],
     ["list", "recipes"], ["run", "nope.yaml"], ["run", "recipes/world_gkd.yaml", "stages.task.stepz=3"],
     ["run", "recipes/world_gkd.yaml", "student.encoder.name=world_studnet"], ["evaluate", "nope"],
 )  # fmt: skip

@@ -20,9 +20,9 @@ from contextlib import nullcontext
 
 import torch
 
-from segdistill.decoders import DECODERS
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.environment import commit, hardware
+from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.models import Segmenter
 from segdistill.ops import generator, random_mask
@@ -74,10 +74,10 @@ def distillation(batch: int, autocast: Callable[[], object]) -> tuple[Step, Step
 def task(batch: int, autocast: Callable[[], object]) -> tuple[Step, Step]:
     """(frozen by a zero learning rate, frozen without a graph) of a task step on the teacher."""
     encoder = build_encoder(EncoderConfig(name="world_teacher"), seed=0)
-    semfpn = DECODERS["semfpn"]
+    semfpn = HEADS["semfpn"]
     taps = encoder.record.taps
-    decoder = semfpn(semfpn.Config(width=48), encoder.spec(taps).channels, encoder.strides(taps), 13)
-    segmenter = Segmenter(encoder, decoder, taps, 13)
+    head = semfpn(semfpn.Config(width=48), encoder.spec(taps).channels, encoder.strides(taps), 13)
+    segmenter = Segmenter(encoder, head, taps, 13)
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, 64, 128, generator=rng)
     labels = torch.randint(13, (batch, 64, 128), generator=rng)

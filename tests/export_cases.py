@@ -21,14 +21,14 @@ CASES = {
 SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
 
 
-def build(encoder: dict, decoder: dict, classes: int = 7):
+def build(encoder: dict, head: dict, classes: int = 7):
     """A segmenter with random weights."""
     from segdistill.config import parse
     from segdistill.encoders import build_encoder
     from segdistill.stages.base import ModelConfig
     from segdistill.stages.task import build_segmenter
 
-    model = parse(ModelConfig, {"encoder": encoder, "decoder": decoder})
+    model = parse(ModelConfig, {"encoder": encoder, "head": head})
     names = [f"class {number}" for number in range(classes)]
     return build_segmenter(model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test").eval()
 

@@ -15,8 +15,8 @@ from torch import nn
 from checks import MethodCase
 from segdistill.config import UserError
 from segdistill.criteria import pixel_cross_entropy, presence_loss
-from segdistill.decoders import Mask2Former, SemFPN
-from segdistill.decoders.semfpn import ChannelDropout
+from segdistill.heads import Mask2Former, SemFPN
+from segdistill.heads.semfpn import ChannelDropout
 from segdistill.ops import generator, own_mask, random_mask
 from segdistill.processes import own_rows, rank_and_size
 from segdistill.runlog import Quiet, RunLog
@@ -59,14 +59,14 @@ def presence():
 
 
 def semfpn():
-    decoder = SemFPN(SemFPN.Config(width=8, dropout=0.5), (6,), (4,), K)
-    return sum(decoder.loss((own_rows(drawn("taps", 4, 6, 4, 4)),), own_rows(labels())).values()), decoder
+    head = SemFPN(SemFPN.Config(width=8, dropout=0.5), (6,), (4,), K)
+    return sum(head.loss((own_rows(drawn("taps", 4, 6, 4, 4)),), own_rows(labels())).values()), head
 
 
 def mask2former(kind="uneven", **changes):
-    decoder = Mask2Former(MASK2FORMER.model_copy(update=changes), (6,), (4,), K)
+    head = Mask2Former(MASK2FORMER.model_copy(update=changes), (6,), (4,), K)
     torch.manual_seed(7)
-    return sum(decoder.loss((own_rows(drawn("taps", 4, 6, 4, 4)),), own_rows(labels(kind))).values()), decoder
+    return sum(head.loss((own_rows(drawn("taps", 4, 6, 4, 4)),), own_rows(labels(kind))).values()), head
 
 
 def method(name, *, masked=0.25, **settings):

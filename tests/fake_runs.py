@@ -68,7 +68,7 @@ def make_run(folder, name="gkd", title="GKD", seed=0, strength=0.3, **changes):
     models = {}
     for role, power, source in (("teacher", 0.36, fixed), ("student", strength, rng)):
         scores = {domain: score(power, domain, source) for domain in domains}
-        size = {"encoder": 5_200_000 if role == "teacher" else 1_050_000, "decoder": 150_000}
+        size = {"encoder": 5_200_000 if role == "teacher" else 1_050_000, "head": 150_000}
         models[role] = {
             "title": "Teacher" if role == "teacher" else title,
             "parameters": size,

@@ -5,8 +5,8 @@ import numpy as np
 from fake_runs import UNSEEN, flat
 from segdistill.config import parse
 from segdistill.grid import Cell, Outcome, TableConfig, collect_table
-from segdistill.metrics import ImageCounts
-from segdistill.scoring import write_images
+from segdistill.metrics.confusion import ImageCounts
+from segdistill.runs.score import write_images
 from tiny_runs import tiny
 
 PAPER = {"table": "1", "block": "DINOv2-B to ViT-S", "source": "Cityscapes"}

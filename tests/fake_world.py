@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from fake_encoder import FakeEncoder, seeded
-from segdistill.decoders import SemFPN
-from segdistill.evaluate import evaluate
+from segdistill.heads import SemFPN
 from segdistill.models import Segmenter
 from segdistill.processes import mean_over_processes
+from segdistill.runs.evaluation import evaluate
 
 K = 3
 
@@ -20,7 +20,7 @@ def make():
     config = SemFPN.Config(width=8, dropout=0.5)
     segmenter = seeded(lambda: Segmenter(FakeEncoder(6), SemFPN(config, (6,), (8,), K), (-1,), K))
     with torch.no_grad():
-        weight = segmenter.decoder.classifier.weight  # an untrained one tends to a single class
+        weight = segmenter.head.classifier.weight  # an untrained one tends to a single class
         weight -= weight.mean(dim=1, keepdim=True)
         weight *= 50
     return segmenter

@@ -15,8 +15,8 @@ NEEDED = {  # sample -> the layout that recipes read; None: its first one
 # Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.
 NARROW = [
     "accelerator=cpu", "workers=0", "data.size=[32,64]", "teacher.encoder={name: world_teacher}",
-    "student.encoder={name: world_student}", "teacher.decoder={type: semfpn, width: 8}",
-    "student.decoder={type: semfpn, width: 8}", "evaluate.resize=[32,64]",
+    "student.encoder={name: world_student}", "teacher.head={type: semfpn, width: 8}",
+    "student.head={type: semfpn, width: 8}", "evaluate.resize=[32,64]",
     "evaluate.window={size: [32,32], stride: [32,32]}", "evaluate.pictures=1", "evaluate.images=1",
     "log_every=1", "checkpoint_every=2",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ def install(monkeypatch):
 
 def network(classes, **changes):
     """A segmenter with weights that no other one has, in evaluation mode."""
-    model = ModelConfig.model_validate({"encoder": {"name": "tiny_task"}, "decoder": NARROW | changes})
+    model = ModelConfig.model_validate({"encoder": {"name": "tiny_task"}, "head": NARROW | changes})
     segmenter = build_segmenter(model, build_encoder(model.encoder, seed=5), classes, seed=6, stage="source").eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -40,14 +40,14 @@ def network(classes, **changes):
     return segmenter
 
 
-def mmdet_head(decoder):
+def mmdet_head(head):
     """The parameters of our Mask2Former, module by module, under the names of mmdet's."""
     state = {}
 
     def put(name, module):
         state.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
 
-    pixels, transformer = decoder.pixel_decoder, decoder.transformer
+    pixels, transformer = head.pixel_decoder, head.transformer
     for level, projection in enumerate(pixels.input_projections):
         put(f"pixel_decoder.input_convs.{level}.conv", projection[0])
         put(f"pixel_decoder.input_convs.{level}.gn", projection[1])
@@ -76,7 +76,7 @@ def mmdet_head(decoder):
             put(f"{name}.{place}", module)
     put("transformer_decoder.post_norm", transformer.decoder.layernorm)
     for name, module in {"query_embed": transformer.queries_embedder, "query_feat": transformer.queries_features,
-                         "level_embed": transformer.level_embed, "cls_embed": decoder.classifier}.items():  # fmt: skip
+                         "level_embed": transformer.level_embed, "cls_embed": head.classifier}.items():  # fmt: skip
         put(name, module)
     for number, block in enumerate(transformer.decoder.mask_predictor.mask_embedder.children()):
         put(f"mask_embed.{2 * number}", next(block.children()))
@@ -86,7 +86,7 @@ def mmdet_head(decoder):
 def task_state(segmenter):
     """``backbone.*`` and ``decode_head.*``."""
     backbone = {key: value for key, value in segmenter.encoder.state_dict().items() if key.startswith("backbone.")}
-    state = backbone | {f"decode_head.{key}": value for key, value in mmdet_head(segmenter.decoder).items()}
+    state = backbone | {f"decode_head.{key}": value for key, value in mmdet_head(segmenter.head).items()}
     return {key: value.detach().clone() for key, value in state.items()}
 
 

@@ -13,7 +13,7 @@ import pytest
 import checks
 from segdistill.methods import METHODS
 from segdistill.recipe import load
-from segdistill.run import run
+from segdistill.runs.execute import run
 
 PAGE = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
 CHECKS = [getattr(checks, name) for name in dir(checks) if name.startswith("check_") and name != "check_setting"]

@@ -16,11 +16,11 @@ from PIL import Image
 import segdistill
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
-from segdistill.metrics import ConfusionMatrix
-from segdistill.model import View, window_of
-from segdistill.pack import pack
+from segdistill.inference.model import View, window_of
+from segdistill.metrics.confusion import ConfusionMatrix
 from segdistill.pictures import load_label
 from segdistill.recipe import load as load_recipe
+from segdistill.sharing.pack import pack
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_importing_costs_neither_torch_nor_numpy_nor_a_third_of_a_second():
 
 
 def test_functions_stay_functions_after_their_modules_are_imported(finished):
-    from segdistill.run import run as run_recipe
+    from segdistill.runs.execute import run as run_recipe
 
     assert callable(segdistill.run)
     assert segdistill.run.run is run_recipe  # the module of the same name is there, too

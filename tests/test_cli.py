@@ -17,9 +17,9 @@ import torch
 import yaml
 from PIL import Image
 
-from segdistill.decoders import DECODERS
 from segdistill.encoders import ENCODERS
 from segdistill.files import write_signed
+from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.methods.gkd import GKD
 from segdistill.train import checkpoint
@@ -43,7 +43,7 @@ def test_help_needs_no_heavy_module(tmp_path):
 
 
 def test_lists_show_every_table(call):
-    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("decoders", DECODERS), ("methods", METHODS)):
+    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("heads", HEADS), ("methods", METHODS)):
         status, out, _ = call("list", what)
         assert status == 0
         assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")][1:] == list(names)
@@ -133,7 +133,7 @@ RECIPES = [
     ("evaluate.imagse=1", "evaluate.imagse: unknown key; did you mean 'images'"),
     ("stages.agnostic.method.type=gdk", "unknown method 'gdk': did you mean 'gkd'. allowed: .*gkd"),
     ("student.encoder.name=world_studnet", "unknown encoder 'world_studnet': did you mean 'world_student'"),
-    ("student.decoder.type=semfp", "unknown decoder 'semfp': did you mean 'semfpn'"),
+    ("student.head.type=semfp", "unknown head 'semfp': did you mean 'semfpn'"),
     ("stages.task.type=tsk", "unknown stage type 'tsk': did you mean 'task'"),
     ("stages.task.type=[task]", "unknown stage type"),
     ("stages.task.data.domains=[gmae]", "unknown domain 'gmae': did you mean 'game'"),
@@ -151,7 +151,7 @@ RECIPES = [
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
     ("student=null", "stage agnostic needs a student"),
     ("teacher=null", "stage teacher needs a teacher"),
-    ("student.decoder=null", "stage task needs a decoder for the student"),
+    ("student.head=null", "stage task needs a head for the student"),
     ("stages.task.freeze_encoder=true", "a distillation term cannot train a frozen encoder"),
     ("stages.task.method=null", "proxy images are for the distillation term"),
     ("stages.task.data.domains=[game,proxy]", "domain 'proxy' has no labels"),

@@ -29,7 +29,7 @@ def damaged(path):
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_text("[]"), "damaged manifest"),
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_bytes(b"\xff"), "damaged manifest"),
         (lambda run: damaged(run / "stages/02-task/encoder.safetensors"), "is not the file that its manifest names"),
-        (lambda run: (run / "stages/00-teacher/decoder.safetensors").unlink(), "is not the file that its manifest"),
+        (lambda run: (run / "stages/00-teacher/head.safetensors").unlink(), "is not the file that its manifest"),
     ],
 )
 def test_damage_in_a_run_folder_is_one_line(complaint, tmp_path, finished, damage, message):
@@ -132,12 +132,12 @@ def test_a_run_without_scores_says_how_to_get_them_and_that_works(call, complain
 
 def test_a_damaged_stage_elsewhere_is_not_taken(call, caplog, tmp_path, finished):
     other = shutil.copytree(finished, tmp_path / "other")
-    damaged(other / "stages/00-teacher/decoder.safetensors")
+    damaged(other / "stages/00-teacher/head.safetensors")
     recipe = tiny_file(tmp_path, only("teacher", evaluate=None))
     assert call("run", recipe, "--out", tmp_path / "run", "--reuse", other)[0] == 0
     assert "--reuse: not taken: " in caplog.text
-    assert (tmp_path / "run/stages/00-teacher/decoder.safetensors").read_bytes() == (
-        finished / "stages/00-teacher/decoder.safetensors"
+    assert (tmp_path / "run/stages/00-teacher/head.safetensors").read_bytes() == (
+        finished / "stages/00-teacher/head.safetensors"
     ).read_bytes()
 
 

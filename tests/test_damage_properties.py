@@ -16,7 +16,7 @@ from tiny_runs import tiny_file
 
 READ = ("results.json", "environment.json", "metrics.jsonl", "recipe.yaml", "stages/01-agnostic/manifest.json")
 ALL = (*READ, "scores/student.json", "scores/teacher.npz", "pictures/teacher/fog-0.png",
-       "stages/01-agnostic/encoder.safetensors", "stages/02-task/decoder.safetensors")  # fmt: skip
+       "stages/01-agnostic/encoder.safetensors", "stages/02-task/head.safetensors")  # fmt: skip
 FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 

@@ -12,14 +12,14 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
-from segdistill.estimate import AS_IS, Point, Seen, choose_line, estimate, judge, measure, points_of
-from segdistill.line import Line, fit
-from segdistill.model import load
-from segdistill.rescore import trained
-from segdistill.shifts import SHIFTS, STRENGTHS, apply
+from segdistill.estimation.estimate import AS_IS, Point, Seen, choose_line, estimate, judge, measure, points_of
+from segdistill.estimation.line import Line, fit
+from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
+from segdistill.inference.model import load
+from segdistill.runs.rescore import trained
 from segdistill.world import render
 
-module = sys.modules["segdistill.estimate"]  # segdistill.estimate is also the function
+module = sys.modules["segdistill.estimation.estimate"]  # segdistill.estimate is also the function
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,12 @@ from fake_encoder import FakeEncoder, Held, Largest, seeded
 from fake_world import K, batches, make, share_of_two
 from segdistill.config import UserError
 from segdistill.data.dataset import Protocol
-from segdistill.decoders import SemFPN
-from segdistill.evaluate import (
+from segdistill.heads import SemFPN
+from segdistill.metrics.confusion import Calibration, ConfusionMatrix, ImageCounts
+from segdistill.metrics.unlabelled import Note, notes_of
+from segdistill.models import Segmenter, Window, bands
+from segdistill.ops import derive_seed
+from segdistill.runs.evaluation import (
     DomainResult,
     evaluate,
     fit,
@@ -23,10 +27,6 @@ from segdistill.evaluate import (
     summary,
     summary_interval,
 )
-from segdistill.metrics import Calibration, ConfusionMatrix, ImageCounts
-from segdistill.models import Segmenter, Window, bands
-from segdistill.ops import derive_seed
-from segdistill.unlabelled import Note, notes_of
 
 
 def of_images(*tables):
@@ -70,7 +70,7 @@ def test_flags_come_back_after_an_error():
     with pytest.raises(UserError, match="label id 7"):
         evaluate(segmenter, {"a": wrong})
     assert segmenter.training
-    assert segmenter.decoder.dropout.training
+    assert segmenter.head.dropout.training
 
 
 def test_a_batch_may_be_an_object_with_float_images():

@@ -19,8 +19,8 @@ from segdistill.export.check import Domain, Row, View, compare, disagreeing, tor
 from segdistill.export.graph import Graph, cubic_positions, exportable, gathered_grid_sample
 from segdistill.files import sha256
 from segdistill.models.segmenter import Window
-from segdistill.pack import load_packed
 from segdistill.runlog import Quiet
+from segdistill.sharing.pack import load_packed
 from segdistill.weights import RunTimePositions, resample_positions
 from tiny_runs import Child
 
@@ -60,11 +60,11 @@ def test_positions_are_those_of_the_run_time_way(new):
     assert RunTimePositions.__doc__  # what a network does at every pass; the segmenters below go through it
 
 
-@pytest.mark.parametrize("decoder", [SEMFPN, MASK2FORMER], ids=["semfpn", "mask2former"])
+@pytest.mark.parametrize("head", [SEMFPN, MASK2FORMER], ids=["semfpn", "mask2former"])
 @pytest.mark.parametrize("encoder", ["world_student", "timm:test_convnext"])
 @pytest.mark.parametrize("size", [None, (64, 96)])
-def test_the_graph_is_the_segmenter_before_it_is_exported(encoder, decoder, size):
-    segmenter, images = build({"name": encoder}, decoder), pixels((2, 70, 90))
+def test_the_graph_is_the_segmenter_before_it_is_exported(encoder, head, size):
+    segmenter, images = build({"name": encoder}, head), pixels((2, 70, 90))
     classes, confidence = torch_runner(segmenter, View(size))(images)
     graph = Graph(segmenter, size)
     with torch.inference_mode(), exportable(graph.encoder):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from segdistill.recipe import load
-from segdistill.run import fingerprints
+from segdistill.runs.execute import fingerprints
 from tiny_runs import Child, command
 from tiny_sets import truncate, write
 
@@ -16,7 +16,7 @@ RECIPE = """
 name: real
 data: {{source: files, size: [32, 64], root: {root}}}
 teacher: {{encoder: {{name: world_teacher}}}}
-student: {{encoder: {{name: world_student}}, decoder: {{type: semfpn, width: 8}}}}
+student: {{encoder: {{name: world_student}}, head: {{type: semfpn, width: 8}}}}
 stages:
   - {{type: distill, name: agnostic, data: {{domains: [imagenet]}}, batch: 2, steps: 2, method: {{type: gkd}}}}
   - type: task

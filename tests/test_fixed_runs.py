@@ -36,7 +36,7 @@ def settings(kind):
         task.pop(key)
     method = LOGITS.get(kind, {"type": kind}) | {"type": LOGITS.get(kind, {}).get("type", kind)}
     if kind in HEADS:
-        recipe["student"]["decoder"] = HEADS[kind]
+        recipe["student"]["head"] = HEADS[kind]
         recipe["stages"] = [head, task]
     elif kind in LOGITS:
         recipe["stages"] = [head, task | {"method": method}]
@@ -52,7 +52,7 @@ KINDS = [*(name for name in METHODS if name not in LOGITS), *LOGITS, *HEADS]
 
 def measured(folder, kind):
     from segdistill.recipe import load
-    from segdistill.run import run
+    from segdistill.runs.execute import run
 
     path = tiny_file(folder, yaml.safe_dump(settings(kind), sort_keys=False))
     results = run(load(path), folder / "run")

@@ -7,7 +7,7 @@ import pytest
 from segdistill.data.catalog import DATASETS
 from segdistill.data.files import FilesSource
 from segdistill.encoders import ENCODERS
-from segdistill.licences import Link, chain, read_chain, restrictions, student_licence, warnings
+from segdistill.sharing.licences import Link, chain, read_chain, restrictions, student_licence, warnings
 from tiny_runs import tiny
 
 
@@ -66,19 +66,22 @@ def test_a_gated_teacher_and_data_for_research_bind_the_student(tmp_path):
 
 @pytest.mark.parametrize("dry", [True, False])
 def test_a_run_warns_before_it_trains(dry, call, tmp_path, monkeypatch):
-    from segdistill import plan, run
+    from segdistill.runs import execute as run
+    from segdistill.runs import plan
 
     def stop(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("segdistill.licences.chain", lambda _: [Link("data", "gta", "research", ("non-commercial",))])
+    monkeypatch.setattr(
+        "segdistill.sharing.licences.chain", lambda _: [Link("data", "gta", "research", ("non-commercial",))]
+    )
     monkeypatch.setattr(plan, "make_plan", stop)
     monkeypatch.setattr(run, "run", stop)
     tiny(tmp_path)
-    from segdistill.licences import warnings as lines
+    from segdistill.sharing.licences import warnings as lines
 
     said = []
-    monkeypatch.setattr("segdistill.licences.warnings", lambda links: said.extend(lines(links)) or said)
+    monkeypatch.setattr("segdistill.sharing.licences.warnings", lambda links: said.extend(lines(links)) or said)
     with pytest.raises(AssertionError, match="training began"):
         call("run", tmp_path / "tiny.yaml", *(["--dry-run"] if dry else []))
     assert said == ["data gta (research): non-commercial use only: a student that learnt from it inherits that"]

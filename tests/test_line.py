@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segdistill.line import COVERAGE, fit, least_squares
+from segdistill.estimation.line import COVERAGE, fit, least_squares
 
 
 def drawn(seed: int, count: int, noise: float = 0.05):

@@ -11,7 +11,7 @@ from torchmetrics.classification import (
 )
 
 from segdistill.config import UserError
-from segdistill.metrics import RESAMPLES, Calibration, ConfusionMatrix, ImageCounts, interval
+from segdistill.metrics.confusion import RESAMPLES, Calibration, ConfusionMatrix, ImageCounts, interval
 from segdistill.ops import derive_seed
 
 

@@ -8,8 +8,8 @@ import torch
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.files import read_signed, sha256
-from segdistill.pack import pack_encoder as pack
-from segdistill.run import run
+from segdistill.runs.execute import run
+from segdistill.sharing.pack import pack_encoder as pack
 from tiny_runs import tiny
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mutations import damaged
-from segdistill import hub, verify
-from segdistill.card import card
 from segdistill.config import UserError
 from segdistill.files import sha256, write_json
-from segdistill.finished import segmenter_of
-from segdistill.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
-from segdistill.packed import is_packed, tensors_digest, write_packed
 from segdistill.recipe import load
-from segdistill.scoring import load_segmenter
+from segdistill.runs.folder import segmenter_of
+from segdistill.runs.score import load_segmenter
+from segdistill.sharing import hub, verify
+from segdistill.sharing.card import card
+from segdistill.sharing.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
+from segdistill.sharing.packed import is_packed, tensors_digest, write_packed
 from tiny_runs import tiny
 
 

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 
 from segdistill.config import part_of
 from segdistill.data import photometric
-from segdistill.decoders import DECODERS, Decoder
-from segdistill.decoders.mask2former import Mask2Former
-from segdistill.demo import recipes_folder
+from segdistill.heads import HEADS, Head
+from segdistill.heads.mask2former import Mask2Former
+from segdistill.runs.demo import recipes_folder
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
 
@@ -89,9 +89,9 @@ def test_iterations_of_the_domain_agnostic_stage_are_300_epochs_of_repeated_augm
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_heads_have_the_authors_settings(path):
-    adapter = TypeAdapter(part_of("decoder", DECODERS))
+    adapter = TypeAdapter(part_of("head", HEADS))
     for role in ("teacher", "student"):
-        settings = adapter.validate_python(values(path)[role]["decoder"]).settings
+        settings = adapter.validate_python(values(path)[role]["head"]).settings
         assert isinstance(settings, Mask2Former.Config)
         assert {key: value for key, value in settings.model_dump().items() if value is not None} == {
             "queries": 100, "width": 256, "encoder_layers": 6, "decoder_layers": 9, "heads": 8,
@@ -101,8 +101,8 @@ def test_heads_have_the_authors_settings(path):
         }  # fmt: skip
 
 
-def parameters(decoder: Decoder) -> int:
-    return sum(parameter.numel() for parameter in decoder.parameters())
+def parameters(head: Head) -> int:
+    return sum(parameter.numel() for parameter in head.parameters())
 
 
 @pytest.mark.parametrize(("encoder", "width", "paper"), [(21.98, 384, 33.2), (86.44, 768, 99.7)])
@@ -110,17 +110,17 @@ def parameters(decoder: Decoder) -> int:
 def test_table_7s_semfpn_is_as_large_as_the_papers(table, encoder, width, paper):
     rows = values(recipes_folder() / "tables" / f"{table}.yaml")["rows"]
     setting = next(s for row in rows for s in row.get("settings", []) if "semfpn" in s)
-    settings = TypeAdapter(part_of("decoder", DECODERS)).validate_python(yaml.safe_load(setting.split("=", 1)[1]))
-    decoder: Any = DECODERS[settings.type]
-    total = encoder + parameters(decoder(settings.settings, (width,) * 4, (16,) * 4, 19)) / 1e6
+    settings = TypeAdapter(part_of("head", HEADS)).validate_python(yaml.safe_load(setting.split("=", 1)[1]))
+    head: Any = HEADS[settings.type]
+    total = encoder + parameters(head(settings.settings, (width,) * 4, (16,) * 4, 19)) / 1e6
     assert total == pytest.approx(paper, rel=0.015)  # millions
 
 
 def test_mask2formers_size_is_the_papers():
     """41.9 M with ViT-S and 106.8 M with ViT-B, heads included (spec A.12)."""
     for encoder, width, paper in ((21.98, 384, 41.9), (86.44, 768, 106.8)):
-        decoder = Mask2Former(Mask2Former.Config(), (width,) * 4, (16,) * 4, 19)
-        assert encoder + parameters(decoder) / 1e6 == pytest.approx(paper, rel=0.005)
+        head = Mask2Former(Mask2Former.Config(), (width,) * 4, (16,) * 4, 19)
+        assert encoder + parameters(head) / 1e6 == pytest.approx(paper, rel=0.005)
 
 
 def test_the_distortions_ranges_are_mmsegmentations():

@@ -17,9 +17,9 @@ from PIL import Image
 import segdistill
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.inputs import find_inputs, output_names, stem_of
-from segdistill.predict import Wanted, predict_to_folder
-from segdistill.prediction import mark_of
+from segdistill.inference.folder import Wanted, predict_to_folder
+from segdistill.inference.inputs import find_inputs, output_names, stem_of
+from segdistill.inference.result import mark_of
 
 
 @pytest.fixture(scope="module")

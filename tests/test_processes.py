@@ -15,7 +15,7 @@ from torch import nn
 
 from fake_processes import CASES, outcome, run_until, share, spoil
 from segdistill import ops
-from segdistill.decoders import semfpn
+from segdistill.heads import semfpn
 from segdistill.ops import generator, own_mask, random_mask
 from segdistill.train import checkpoint
 from segdistill.train.norms import share_statistics
@@ -37,9 +37,9 @@ def stage(name, method=None, **settings):
     return values | settings | ({} if method is None else {"method": method})
 
 
-def write(folder: Path, *stages, decoder=None, **changes) -> Path:
+def write(folder: Path, *stages, head=None, **changes) -> Path:
     values = yaml.safe_load(TINY)
-    values["student"]["decoder"] = decoder or SEMFPN
+    values["student"]["head"] = head or SEMFPN
     values["stages"] = list(stages)
     values["evaluate"] = {"domains": ["fog"], "unseen": ["fog"], "images": 3, "pictures": 1}
     return tiny_file(folder, yaml.safe_dump(values | changes, sort_keys=False))
@@ -145,8 +145,8 @@ def test_a_run_goes_on_with_another_number_of_processes_and_workers(tmp_path, al
 @pytest.mark.parametrize(
     "changes",
     [
-        {"decoder": MASK2FORMER},
-        {"student": {"encoder": {"name": "timm:test_efficientnet", "weights": "random"}, "decoder": SEMFPN}},
+        {"head": MASK2FORMER},
+        {"student": {"encoder": {"name": "timm:test_efficientnet", "weights": "random"}, "head": SEMFPN}},
     ],
     ids=["mask2former", "batch norms"],
 )

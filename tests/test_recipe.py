@@ -7,7 +7,7 @@ import yaml
 
 from segdistill.config import UserError
 from segdistill.recipe import Recipe, apply, dump, last_learner, load
-from segdistill.run import fingerprints
+from segdistill.runs.execute import fingerprints
 from tiny_runs import TINY, only, tiny, tiny_file
 
 
@@ -107,7 +107,7 @@ def test_an_override_changes_the_place_that_it_names_and_not_what_an_anchor_shar
 LOGITS = (("stages", 2, "method"), {"type": "logit_kd"})
 
 
-def test_only_a_stage_that_reads_logits_is_another_one_when_the_teachers_decoder_is():
+def test_only_a_stage_that_reads_logits_is_another_one_when_the_teachers_head_is():
     steps = (("stages", 0, "steps"), 3)
     for method, differs in [({"type": "logit_kd"}, [0, 2]), ({"type": "cwd", "maps": "logits"}, [0, 2]),
                             ({"type": "cwd"}, [0])]:  # fmt: skip
@@ -115,7 +115,7 @@ def test_only_a_stage_that_reads_logits_is_another_one_when_the_teachers_decoder
         assert [i for i, (a, b) in enumerate(zip(prints(change), prints(change, steps), strict=True)) if a != b] == (
             differs
         )
-    width = (("teacher", "decoder", "width"), 16)
+    width = (("teacher", "head", "width"), 16)
     assert prints(LOGITS)[2] != prints(LOGITS, width)[2]
 
 
@@ -138,7 +138,7 @@ def test_the_last_earlier_teacher_stage_is_the_one_that_counts():
 def test_logits_without_an_earlier_teacher_stage_are_one_line(tmp_path):
     method = "stages.task.method={type: logit_kd}"
     assert tiny(tmp_path, method).stages[2].method.type == "logit_kd"
-    problem = "stage task: its method compares class scores, and no earlier stage trains the teacher's decoder"
+    problem = "stage task: its method compares class scores, and no earlier stage trains the teacher's head"
     text = only("agnostic", "task")
     with pytest.raises(UserError, match=problem) as error:
         load(tiny_file(tmp_path, text), [method])

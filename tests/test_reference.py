@@ -10,8 +10,8 @@ import pytest
 from segdistill.data.files import FilesSource
 from segdistill.data.own import OwnConfig
 from segdistill.data.rendered import WorldSource
-from segdistill.decoders import DECODERS
 from segdistill.encoders import EncoderConfig
+from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.reference import settings_page
@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs/settings.md"
 CLASSES = {
     **{cls.__name__: cls for cls in (Recipe, OwnConfig, WorldSource, FilesSource, EncoderConfig, EvaluateConfig,
                                      DistillConfig, TaskConfig)},
-    **{f"{kind}: {name}": cls.Config for kind, table in (("method", METHODS), ("decoder", DECODERS))
+    **{f"{kind}: {name}": cls.Config for kind, table in (("method", METHODS), ("head", HEADS))
        for name, cls in table.items()},
 }  # fmt: skip
 

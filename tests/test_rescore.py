@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 import task_files
 from segdistill.config import UserError
 from segdistill.files import DIGEST, TEXT_MARK
-from segdistill.finished import fingerprints, segmenter_from_files
-from segdistill.plan import make_plan
 from segdistill.recipe import change, load
-from segdistill.run import run
-from segdistill.scoring import load_segmenter
+from segdistill.runs.execute import run
+from segdistill.runs.folder import fingerprints, segmenter_from_files
+from segdistill.runs.plan import make_plan
+from segdistill.runs.score import load_segmenter
 from segdistill.world import LABEL_SPACES
 from tiny_runs import TINY, only, tiny, tiny_file
 from tiny_sets import write
 
 CLASSES = tuple(LABEL_SPACES["world13"].names)
 TASK = {"type": "task", "name": "task", "data": {"domains": ["game"], "images": 2}, "batch": 2, "steps": 1}
-NETWORK = {"encoder": {"name": "tiny_task"}, "decoder": task_files.NARROW}
+NETWORK = {"encoder": {"name": "tiny_task"}, "head": task_files.NARROW}
 RECIPE = {
     "name": "lone", "data": {"size": [32, 64], "classes": "world13"}, "teacher": NETWORK, "student": NETWORK,
     "stages": [TASK], "evaluate": {"domains": ["fog", "rain"], "unseen": ["fog", "rain"], "images": 2, "pictures": 1},
@@ -71,7 +71,7 @@ def told(call):
 
 def filled(folder, file, *overrides):
     """The student with the weights in ``file``."""
-    parts = [f"student.{part}.weights={file}" for part in ("encoder", "decoder")]
+    parts = [f"student.{part}.weights={file}" for part in ("encoder", "head")]
     recipe = change(load(folder / "lone.yaml"), [*parts, *overrides])
     return load_segmenter(segmenter_from_files(recipe, "student", folder), CLASSES)
 
@@ -84,10 +84,10 @@ def test_a_task_checkpoint_computes_what_the_network_computes_that_it_was_writte
     for name in ("iter_40000.pth", "task.safetensors"):
         segmenter = filled(lone, lone / name)
         torch.testing.assert_close(segmenter.scores(images), expected, atol=1e-5, rtol=0)
-        for part in (segmenter.encoder, segmenter.decoder):
-            assert (part.loaded.share, part.loaded.unexpected) == (1.0 if part is segmenter.decoder else
+        for part in (segmenter.encoder, segmenter.head):
+            assert (part.loaded.share, part.loaded.unexpected) == (1.0 if part is segmenter.head else
                                                                    pytest.approx(1, abs=0.01), [])  # fmt: skip
-    report = filled(lone, lone / "iter_40000.pth").decoder.loaded
+    report = filled(lone, lone / "iter_40000.pth").head.loaded
     assert set(report.dropped) == {"meta", "message_hub", "optimizer"} | {
         key for key in task_files.task_state(source) if key.startswith("backbone.")
     }
@@ -103,9 +103,9 @@ def test_a_checkpoint_is_scored_beside_its_file_as_its_network_would_be(told, lo
     assert f"{100 * model['mean_unseen']:.1f}" in out
     assert (lone / "iter_40000-scores/report.html").is_file()
     assert (results["unseen"], results["retention"], results["stages"]) == (["fog", "rain"], None, [])
-    assert set(model["weights"]) == {"encoder", "decoder"}
-    assert "100.00 % of the parameters" in model["weights"]["decoder"]
-    assert model["parameters"]["decoder"] == sum(p.numel() for p in source.decoder.parameters())
+    assert set(model["weights"]) == {"encoder", "head"}
+    assert "100.00 % of the parameters" in model["weights"]["head"]
+    assert model["parameters"]["head"] == sum(p.numel() for p in source.head.parameters())
     recipe = load(lone / "lone.yaml")
     for name, scores in model["domains"].items():
         confusion = np.zeros((13, 13), int)
@@ -118,7 +118,7 @@ def test_a_checkpoint_is_scored_beside_its_file_as_its_network_would_be(told, lo
 
 def test_other_data_another_role_and_a_teachers_files_are_given_on_the_command_line(told, lone):
     file, recipe = lone / "iter_40000.pth", lone / "lone.yaml"
-    files = [f"teacher.{part}.weights={file}" for part in ("encoder", "decoder")]
+    files = [f"teacher.{part}.weights={file}" for part in ("encoder", "head")]
     status, _, err = told("evaluate", file, "--recipe", recipe, *files, "--data", "night", "game", "evaluate.images=1")
     assert status == 0, err
     results = json.loads((lone / "iter_40000-scores/on/night-game/results.json").read_text())
@@ -136,7 +136,7 @@ def resized(key, rows):
     return lambda state: state | {key: torch.ones(rows, *state[key].shape[1:])}
 
 
-SEMFPN = "student.decoder={type: semfpn, width: 8}"
+SEMFPN = "student.head={type: semfpn, width: 8}"
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ SEMFPN = "student.decoder={type: semfpn, width: 8}"
     [
         (resized("decode_head.cls_embed.weight", 12), "seed=0", "knows 11 classes, the data has 13: take data"),
         (None, "data.classes=cityscapes19", "knows 13 classes, the data has 19"),
-        (None, "student.decoder.width=128", "has the width 64, this mask2former 128: set decoder.width=64"),
+        (None, "student.head.width=128", "has the width 64, this mask2former 128: set head.width=64"),
         (without("decode_head"), "seed=0", r"has no decode_head\.\* and nothing of a mask2former of ours: give"),
-        (without("backbone"), "seed=0", r"has a task decoder \(decode_head\.\*\) and no backbone\.\*: give"),
+        (without("backbone"), "seed=0", r"has a task head \(decode_head\.\*\) and no backbone\.\*: give"),
         (without("decode_head.query_feat"), "seed=0", r"missing transformer.queries_features.weight; .*9\d\.\d % of"),
         (lambda state: state | {"decode_head.conv_seg.bias": torch.ones(13)}, "seed=0", "unexpected conv_seg.bias;"),
-        (None, SEMFPN, "semfpn is another network than any of mmseg's: choose the decoder mask2former"),
+        (None, SEMFPN, "semfpn is another network than any of mmseg's: choose the head mask2former"),
         (lambda state: state | {"decode_head.cls_embed.bias": torch.full((14,), torch.nan)}, "seed=0", "not finite"),
-        (None, "student.decoder=null", "needs a decoder for the student"),
-        (None, "student.decoder.weights=null", "the student's decoder has no weights: set student.decoder.weights"),
+        (None, "student.head=null", "needs a head for the student"),
+        (None, "student.head.weights=null", "the student's head has no weights: set student.head.weights"),
         (None, "student.encoder.name=deit_s", "does not fit deit_s"),
     ],
 )
@@ -184,9 +184,9 @@ def test_a_mistake_in_what_to_score_is_one_line(told, lone, finished):
         ((finished, "--recipe", recipe), "--recipe is for a checkpoint file"),
         ((lone / "none.pth",), "no recipe at .*give a run folder, the folder of one of its stages, or a checkpoint"),
         ((moved,), "is a stage outside of its run"),
-        ((finished / "stages/01-agnostic",), "01-agnostic trains no decoder: .*allowed: 00-teacher, 02-task"),
+        ((finished / "stages/01-agnostic",), "01-agnostic trains no head: .*allowed: 00-teacher, 02-task"),
         ((finished / "stages/02-task", "--role", "student"), "--role student is for runs and files"),
-        ((finished, "teacher.decoder.weights=x"), "evaluate changes no teacher"),
+        ((finished, "teacher.head.weights=x"), "evaluate changes no teacher"),
     ]:
         _, _, line = told("evaluate", *arguments)
         assert re.search(message, line), line
@@ -209,19 +209,18 @@ def test_one_stage_and_one_role_of_a_run_are_scored_alone(told, tmp_path, finish
         assert (whole / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
-def test_a_task_stage_starts_from_a_decoder_and_is_another_one_than_without(lone, source):
+def test_a_task_stage_starts_from_a_head_and_is_another_one_than_without(lone, source):
     file, still = lone / "iter_40000.pth", "stages.task.optimizer.lr=1e-12"
     fresh = load(lone / "lone.yaml", [still, "evaluate=null", "teacher=null"])
-    recipe = change(fresh, [f"student.decoder.weights={file}"])
+    recipe = change(fresh, [f"student.head.weights={file}"])
     assert any("mask2former <- " in line for line in make_plan(recipe, speed=1e9).weights)
     run(recipe, lone / "run")
     stage = lone / "run/stages/00-task"
-    trained = load_file(stage / "decoder.safetensors")
-    for key, value in source.decoder.state_dict().items():
+    trained = load_file(stage / "head.safetensors")
+    for key, value in source.head.state_dict().items():
         torch.testing.assert_close(trained[key], value, atol=1e-6, rtol=0)
     assert (
-        "iter_40000.pth' (mmengine): 100.00 %"
-        in json.loads((stage / "manifest.json").read_text())["weights"]["decoder"]
+        "iter_40000.pth' (mmengine): 100.00 %" in json.loads((stage / "manifest.json").read_text())["weights"]["head"]
     )
     before = fingerprints(recipe)
     assert before != fingerprints(fresh)
@@ -232,33 +231,33 @@ def test_a_task_stage_starts_from_a_decoder_and_is_another_one_than_without(lone
     assert not (lone / "again").exists()
 
 
-def test_a_stage_of_ours_gives_its_decoder_and_says_its_classes(tmp_path, finished):
+def test_a_stage_of_ours_gives_its_head_and_says_its_classes(tmp_path, finished):
     text = only("task", evaluate=None, teacher=None)
     changes = ["stages.task.method=null", "stages.task.proxy=null", "stages.task.optimizer.lr=1e-12",
-               f"student.decoder.weights={finished / 'stages/02-task'}"]  # fmt: skip
+               f"student.head.weights={finished / 'stages/02-task'}"]  # fmt: skip
     run(load(tiny_file(tmp_path, text), changes), tmp_path / "run")
-    ours, theirs = (load_file(path / "decoder.safetensors") for path in (
+    ours, theirs = (load_file(path / "head.safetensors") for path in (
         tmp_path / "run/stages/00-task", finished / "stages/02-task"))  # fmt: skip
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
     with pytest.raises(UserError, match=r"knows 13 classes, the data has 19"):
         run(load(tiny_file(tmp_path, text), [*changes, "data.classes=cityscapes19"]), tmp_path / "other")
     copy = shutil.copytree(finished / "stages/02-task", tmp_path / "copy")
-    (copy / "decoder.safetensors").write_bytes((finished / "stages/00-teacher/decoder.safetensors").read_bytes())
+    (copy / "head.safetensors").write_bytes((finished / "stages/00-teacher/head.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"differs from the sha256 in 'manifest.json'"):
-        run(load(tiny_file(tmp_path, text), [*changes, f"student.decoder.weights={copy}"]), tmp_path / "other")
-    with pytest.raises(UserError, match=r"no decoder weights at .*decoder.safetensors': give a task checkpoint"):
-        run(load(tiny_file(tmp_path, text), [*changes, f"student.decoder.weights={tmp_path}"]), tmp_path / "other")
+        run(load(tiny_file(tmp_path, text), [*changes, f"student.head.weights={copy}"]), tmp_path / "other")
+    with pytest.raises(UserError, match=r"no head weights at .*head.safetensors': give a task checkpoint"):
+        run(load(tiny_file(tmp_path, text), [*changes, f"student.head.weights={tmp_path}"]), tmp_path / "other")
 
 
 def test_a_teacher_from_files_gives_logits_and_retention_without_a_stage_of_its_own(tmp_path, finished):
     stage = finished / "stages/00-teacher"
     text = only("task", evaluate=yaml.safe_load(TINY)["evaluate"] | {"images": 1})
     logits = ["stages.task.method={type: logit_kd}", "stages.task.steps=1"]
-    with pytest.raises(UserError, match=r"no earlier stage trains the teacher's decoder; .*teacher.decoder.weights"):
+    with pytest.raises(UserError, match=r"no earlier stage trains the teacher's head; .*teacher.head.weights"):
         load(tiny_file(tmp_path, text), logits)
-    results = run(load(tiny_file(tmp_path, text), [*logits, f"teacher.decoder.weights={stage}"]), tmp_path / "run")
+    results = run(load(tiny_file(tmp_path, text), [*logits, f"teacher.head.weights={stage}"]), tmp_path / "run")
     assert results["retention"] is not None
-    assert "teacher_decoder" in json.loads((tmp_path / "run/stages/00-task/manifest.json").read_text())["weights"]
+    assert "teacher_head" in json.loads((tmp_path / "run/stages/00-task/manifest.json").read_text())["weights"]
     again = run(tiny(tmp_path, "evaluate.images=1"), shutil.copytree(finished, tmp_path / "whole"))
     assert results["models"]["teacher"]["domains"] == again["models"]["teacher"]["domains"]
 
@@ -266,7 +265,7 @@ def test_a_teacher_from_files_gives_logits_and_retention_without_a_stage_of_its_
 FILES = """
 name: real
 data: {{source: files, size: [32, 64], root: {root}}}
-student: {{encoder: {{name: world_student, weights: {weights}}}, decoder: {{type: semfpn, width: 8}}}}
+student: {{encoder: {{name: world_student, weights: {weights}}}, head: {{type: semfpn, width: 8}}}}
 stages:
   - {{type: task, name: task, data: {{domains: [gtav]}}, batch: 2, steps: 1, freeze_encoder: true}}
 evaluate: {{domains: [cityscapes], unseen: [cityscapes], images: null, pictures: 0}}

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError
 from segdistill.recipe import load
-from segdistill.rescore import evaluate_run
-from segdistill.run import fingerprints, run
 from segdistill.runlog import Quiet
+from segdistill.runs.execute import fingerprints, run
+from segdistill.runs.rescore import evaluate_run
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
 STAGES = ("00-teacher", "01-agnostic", "02-task")
@@ -59,7 +59,7 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, fin
         (die_while_saving, "step-00000004.pt"),  # in the distillation stage: its checkpoint of step 2 is the newest
         (run_and_die, ("01-agnostic", 7)),
         (run_and_die, ("02-task", 0)),  # between the stages
-        (die_while_saving, "decoder.safetensors"),  # trained, not handed over: continues from its last checkpoint
+        (die_while_saving, "head.safetensors"),  # trained, not handed over: continues from its last checkpoint
         (run_and_die, ("02-task", 3)),
     ]
     begins = []
@@ -94,17 +94,17 @@ def test_a_stage_that_reads_logits_continues_exactly_and_saves_no_teacher(tmp_pa
     child = Child(tmp_path / "output", run_and_die, recipe, folder, trace, ("01-task", 5))
     assert child.wait() == -9, child.text()
     kept = torch.load(folder / "stages" / "01-task" / "checkpoint" / "step-00000004.pt", weights_only=True)
-    assert set(kept["modules"]) == {"decoder", "encoder", "method", "presence"}
+    assert set(kept["modules"]) == {"head", "encoder", "method", "presence"}
     assert kept["modules"]["method"] == {}
     run(load(recipe), folder)
     assert_same_run(folder, tmp_path / "whole")
     assert {term for _, _, _, terms, _ in losses(folder) for term in terms} == {"cross_entropy", "presence", "pixel"}
     assert sorted(path.name for path in (folder / "stages" / "01-task").iterdir()) == [
-        "decoder.safetensors", "encoder.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
+        "head.safetensors", "encoder.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
 
 
-def test_logits_come_from_the_decoder_that_the_teachers_stage_left(tmp_path, finished):
-    """A teacher's decoder that was trained otherwise gives another first loss."""
+def test_logits_come_from_the_head_that_the_teachers_stage_left(tmp_path, finished):
+    """A teacher's head that was trained otherwise gives another first loss."""
     text = only("teacher", "task", name="logits", evaluate=None).replace("type: gkd", "type: logit_kd")
     first = []
     for number, steps in enumerate((2, 3)):
@@ -133,8 +133,8 @@ def test_equal_stages_of_another_run_are_copied_and_others_are_trained(tmp_path,
     results = run(recipe, tmp_path / "run", reuse=[finished], watcher=record)
     assert record.states == [("00-teacher", "reused"), ("01-task", "running")]
     assert {label for label, _ in record.steps} == {"01-task"}
-    copy = weights(tmp_path / "run")["stages/00-teacher/decoder.safetensors"]
-    original = weights(finished)["stages/00-teacher/decoder.safetensors"]
+    copy = weights(tmp_path / "run")["stages/00-teacher/head.safetensors"]
+    original = weights(finished)["stages/00-teacher/head.safetensors"]
     assert all(torch.equal(copy[key], original[key]) for key in original)
     assert "scoring the teacher on fog" not in record.works  # its scores came along
     assert "scoring the student on fog" in record.works
@@ -156,7 +156,7 @@ def test_a_stage_with_a_seed_of_its_own_is_shared_by_runs_of_all_seeds(tmp_path)
         "stages.teacher.steps=1",
         "stages.teacher.optimizer.lr=0.1",
         "data.redraw=1",
-        "teacher.decoder.width=16",
+        "teacher.head.width=16",
     ],
 )
 def test_a_stage_of_other_settings_is_not_taken_from_another_run(tmp_path, finished, change):

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from segdistill import scoring
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
-from segdistill.evaluate import evaluate, retention_interval, summary_interval
 from segdistill.models import Window
 from segdistill.recipe import load, retarget
-from segdistill.rescore import evaluate_run
 from segdistill.results import load_run
-from segdistill.run import run
-from segdistill.scoring import Loader, Scored, load_segmenter, read_images
+from segdistill.runs import score as scoring
+from segdistill.runs.evaluation import evaluate, retention_interval, summary_interval
+from segdistill.runs.execute import run
+from segdistill.runs.rescore import evaluate_run
+from segdistill.runs.score import Loader, Scored, load_segmenter, read_images
 from tiny_runs import only, tiny, tiny_file
 from tiny_sets import write
 
@@ -60,7 +60,7 @@ def test_images_of_one_size_that_follow_one_another_form_batches_and_none_comes_
 
 def student_of(folder, recipe):
     stage = folder / "stages/02-task"
-    model = recipe.student.filled(encoder=stage / "encoder.safetensors", decoder=stage / "decoder.safetensors")
+    model = recipe.student.filled(encoder=stage / "encoder.safetensors", head=stage / "head.safetensors")
     scored = Scored("student", "Student", model, 0, folder, "", {}, 0.0, ())
     return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 

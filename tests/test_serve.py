@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from browser import browser
-from segdistill import serve
 from segdistill.config import UserError
-from segdistill.model import load
-from segdistill.serve import Server
+from segdistill.inference import serve
+from segdistill.inference.model import load
+from segdistill.inference.serve import Server
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_tensorboard_has_the_curves_and_none_writes_metrics_alone(tmp_path):
 
 def test_a_run_gives_its_tracker_settings_records_and_scores(tmp_path, install):
     from segdistill.recipe import load
-    from segdistill.run import run
+    from segdistill.runs.execute import run
 
     calls = install("trackio")
     evaluation = {"domains": ["game", "fog"], "unseen": ["fog"], "images": 2, "pictures": 0}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.models.bands import Strip
-from segdistill.scoring import read_notes
-from segdistill.unlabelled import Note, notes_of
+from segdistill.runs.score import read_notes
 
 
 def maps(seed: int, size: tuple[int, int]):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # every test session imports this file, and not every one nee
 TINY = """
 name: tiny
 data: {size: [32, 64], classes: world13}
-teacher: {encoder: {name: world_teacher}, decoder: {type: semfpn, width: 8}}
-student: {encoder: {name: world_student}, decoder: {type: semfpn, width: 8}}
+teacher: {encoder: {name: world_teacher}, head: {type: semfpn, width: 8}}
+student: {encoder: {name: world_student}, head: {type: semfpn, width: 8}}
 stages:
   - {type: task, name: teacher, model: teacher, data: {domains: [game], images: 4}, batch: 2, steps: 2}
   - {type: distill, name: agnostic, data: {domains: [proxy], images: 4}, batch: 2, steps: 8, method: {type: gkd}}
@@ -84,7 +84,7 @@ def image_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, image_cache) -> Path:
     """The folder of a finished, uninterrupted tiny run. Copy it to change it."""
-    from segdistill.run import run
+    from segdistill.runs.execute import run
 
     folder = tmp_path_factory.mktemp("tiny")
     run(tiny(folder), folder / "run")
@@ -113,7 +113,7 @@ class Trace(Quiet):
 def run_and_die(recipe: Path, folder: Path, trace: Path, fatal: tuple[str, int] | None) -> None:
     """Run ``recipe`` and get killed after the step ``fatal``; step 0 stands for the start of the stage."""
     from segdistill.recipe import load
-    from segdistill.run import run
+    from segdistill.runs.execute import run
 
     run(load(recipe), folder, watcher=Trace(trace, fatal))
 
@@ -186,7 +186,7 @@ class Child:
 
     def __init__(self, output: Path, target, *arguments, environment: dict[str, str] | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs", "segdistill.cli", "segdistill.demo", "segdistill.report"])
+        context.set_forkserver_preload(["tiny_runs", "segdistill.cli", "segdistill.runs.demo", "segdistill.report"])
         self.output = output
         environment = {"SEGDISTILL_CACHE": os.environ["SEGDISTILL_CACHE"], **(environment or {})}
         self.process = context.Process(target=_child, args=(target, output, environment, arguments))

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segdistill.api import UserError, estimate, evaluate, export, load, predict, report, run
-    from segdistill.model import Model
-    from segdistill.prediction import Result
+    from segdistill.inference.model import Model
+    from segdistill.inference.result import Result
 
 __version__ = "0.1.0"
 
 FUNCTIONS = ("estimate", "evaluate", "export", "load", "predict", "report", "run")
-CLASSES = {"Model": "segdistill.model", "Result": "segdistill.prediction", "UserError": "segdistill.config"}
+CLASSES = {
+    "Model": "segdistill.inference.model",
+    "Result": "segdistill.inference.result",
+    "UserError": "segdistill.config",
+}
 
 __all__ = [
     "Model", "Result", "UserError", "__version__", "estimate", "evaluate", "export", "load", "predict", "report", "run",
@@ -26,7 +30,7 @@ __all__ = [
 
 
 class _CallableModule(ModuleType):
-    """A module such as ``segdistill.run`` that is also the function of that name."""
+    """A module such as ``segdistill.export`` that is also the function of that name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from segdistill import api

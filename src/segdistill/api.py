@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from segdistill.config import UserError
 
 if TYPE_CHECKING:
-    from segdistill.model import Model
-    from segdistill.predict import Outcome
-    from segdistill.prediction import Result
+    from segdistill.inference.folder import Outcome
+    from segdistill.inference.model import Model
+    from segdistill.inference.result import Result
     from segdistill.recipe import Recipe
     from segdistill.runlog import Watcher
 
@@ -41,7 +41,7 @@ def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Mo
     ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder, ``device`` is ``"auto"``, ``"cpu"`` or
     ``"cuda"``. Only ``hf:`` needs a network connection, and none needs the images of the training.
     """
-    from segdistill.model import load as load_model
+    from segdistill.inference.model import load as load_model
 
     return load_model(what if isinstance(what, str) else Path(what), role=role, device=device)
 
@@ -65,8 +65,8 @@ def predict(
     (with the teacher, where there is one). ``every`` is the step between frames of a video; with ``skip_bad`` images
     that cannot be read are listed in the outcome. ``watcher`` is shown the progress.
     """
-    from segdistill.model import Model
-    from segdistill.predict import Wanted, predict_to_folder
+    from segdistill.inference.folder import Wanted, predict_to_folder
+    from segdistill.inference.model import Model
 
     model = what if isinstance(what, Model) else load(what)
     words = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
@@ -100,7 +100,7 @@ def run(
         from segdistill.recipe import load as load_recipe
 
         settings = load_recipe(path, list(overrides))
-    from segdistill.run import run as run_recipe
+    from segdistill.runs.execute import run as run_recipe
 
     folder = Path("runs") / settings.name if out is None else Path(out)
     others = _existing(reuse)
@@ -123,7 +123,7 @@ def evaluate(
     ``data`` names other data, such as ``["cityscapes:val", "acdc:night"]``, below ``root``. The scores are written to
     ``out``; without it into the run folder, with ``data`` into a folder below it.
     """
-    from segdistill.rescore import Wanted, rescore
+    from segdistill.runs.rescore import Wanted, rescore
 
     wanted = Wanted(list(data), None if root is None else Path(root), list(overrides))
     scores = rescore(
@@ -152,7 +152,7 @@ def export(what: PathLike, out: PathLike, **options: Any) -> Any:
 
 
 def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
-    """Predicted mIoU on images without labels; see :func:`segdistill.estimate.estimate` for the options."""
+    """Predicted mIoU on images without labels; see :func:`segdistill.estimation.estimate.estimate` for the options."""
     return _part("estimate")(Path(what), Path(folder), **options)
 
 

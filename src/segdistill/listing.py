@@ -20,9 +20,9 @@ def encoders() -> Rows:
     return [*rows, [f"{PREFIX}NAME", "any of timm", *[""] * 5, LICENCE]]
 
 
-def decoders() -> Rows:
-    """The decoders of a segmenter and their papers."""
-    return _documented("decoder", "segdistill.decoders", "DECODERS")
+def heads() -> Rows:
+    """The heads of a segmenter and their papers."""
+    return _documented("head", "segdistill.heads", "HEADS")
 
 
 def methods() -> Rows:
@@ -80,7 +80,7 @@ def _files(kind: str, pattern: str) -> Rows:
 
 LISTS: dict[str, Callable[[], Rows]] = {
     "encoders": encoders,
-    "decoders": decoders,
+    "heads": heads,
     "methods": methods,
     "domains": domains,
     "recipes": recipes,

@@ -38,7 +38,7 @@ def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Floa
 
 
 def maps(features: Features) -> tuple[Float[Tensor, "b _c _h _w"], ...]:
-    """The taps as maps, as a decoder reads them."""
+    """The taps as maps, as a head reads them."""
     return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 

@@ -90,6 +90,7 @@ class Bars:
         self.whole = self.progress.add_task(title, total=max(1, steps), note="", visible=steps > 0)
         self.now = self.progress.add_task("", total=1, note="", visible=False)
         self.label = self.speed = ""
+        self.warned: set[str] = set()
 
     def __enter__(self) -> Bars:
         if self.lines is None:
@@ -137,10 +138,16 @@ class Bars:
         self._begin(what, total)
         self.progress.update(self.now, completed=done)
 
+    def warn(self, line: str) -> None:
+        """Say it once, above the bars."""
+        if line not in self.warned:
+            self.warned.add(line)
+            self._say(f"warning: {line}")
+
     def _begin(self, label: str, total: int) -> None:
         if label != self.label:
             self.label, self.speed = label, ""
             self.progress.reset(self.now, description=f"  {label}", total=total, visible=True, note="")
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)

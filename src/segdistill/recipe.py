@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -20,14 +21,11 @@ from segdistill.models import Window
 from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
-from segdistill.stages.base import ModelConfig, need, need_decoder
+from segdistill.stages.base import ModelConfig, need, need_head
 from segdistill.trackers import TrackerName
 
 MOST_PIXELS = 2**30
 """Of the images of a step: 12 GiB in float32 before any network has seen them."""
-
-Reads = Literal["all", "evaluation", "nothing"]
-"""Whose images must be there when a recipe is loaded: all stages' and the evaluation's, the evaluation's, nobody's."""
 
 
 def _read_stage(value: object) -> object:
@@ -75,6 +73,24 @@ class EvaluateConfig(Config):
         return self
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Images that a recipe reads: ``where`` it does ("stage task", "evaluate"), and whether they must have labels."""
+
+    where: str
+    source: DataSource
+    selection: DataSelection
+    labelled: bool
+
+    def problems(self) -> list[str]:
+        """One line for each thing that keeps them from being read."""
+        return self.source.problems(self.selection, labelled=self.labelled)
+
+    def doubts(self) -> list[str]:
+        """One line for each thing that can be read and is probably not meant, after a look at a few images."""
+        return self.source.doubts(self.selection, labelled=self.labelled)
+
+
 class Recipe(Config):
     """One experiment, from start weights to scores."""
 
@@ -95,9 +111,8 @@ class Recipe(Config):
     tracker: TrackerName = Field("tensorboard", description="where curves are shown beside metrics.jsonl")
 
     @model_validator(mode="after")
-    def _consistent(self, info: Any) -> Recipe:
-        """What one setting cannot tell by itself, found before hours are spent; all problems at once."""
-        reads: Reads = (info.context or {}).get("reads", "all")
+    def _consistent(self) -> Recipe:
+        """What one setting cannot tell by itself, found before hours are spent; all problems at once. Opens no file."""
         names = [stage.name for stage in self.stages]
         problems = [
             f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
@@ -106,10 +121,9 @@ class Recipe(Config):
         if self.paper is not None:
             problems += [f"paper: {line}" for line in _attempt(self.paper.block_of)]
         problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
-        if reads == "all":
-            problems += [problem for stage in self.stages for problem in _data_problems(self, stage)]
         if self.evaluate is not None:
-            problems += _evaluation_problems(self, self.evaluate, reads)
+            names = [line for name in self.evaluate.domains for line in _attempt(partial(plain_name, name))]
+            problems += [f"evaluate: {line}" for line in names]
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
@@ -120,27 +134,23 @@ class Recipe(Config):
         own = self.evaluate.data if self.evaluate is not None else None
         return self.data if own is None else own
 
-    def classes(self) -> tuple[str, ...]:
-        """What a decoder tells apart: the classes of the first labelled images that are trained on or scored."""
-        for stage in self.stages:
-            for _, selection, labelled in stage.reads():
-                if labelled:
-                    return self.data.look(selection)[1]
-        config = self.evaluate
-        source = self.scored_source
-        return () if config is None else source.look(config.selection(source, config.domains[0]))[1]
+    def readings(self, *, training: bool = True) -> list[Reading]:
+        """Everything that is read: by the stages one after another (not without ``training``), by the evaluation."""
+        found = [
+            Reading(f"stage {stage.name}{part}", self.data, selection, labelled)
+            for stage in (self.stages if training else ())
+            for part, selection, labelled in stage.reads()
+        ]
+        source, config = self.scored_source, self.evaluate
+        if config is not None:
+            found += [Reading("evaluate", source, config.selection(source, name), True) for name in config.domains]
+        return found
 
-    def doubts(self) -> list[str]:
-        """What can be read and is probably not meant, found with a look at a few images of everything that is read."""
-        lines = []
-        for stage in self.stages:
-            for _, selection, labelled in stage.reads():
-                lines += self.data.doubts(selection, labelled=labelled)
-        if self.evaluate is not None:
-            source = self.scored_source
-            for name in self.evaluate.domains:
-                lines += source.doubts(self.evaluate.selection(source, name), labelled=True)
-        return list(dict.fromkeys(lines))
+    def classes(self) -> tuple[str, ...]:
+        """What a head tells apart: the classes of the first labelled images that are trained on or scored."""
+        labelled = (each for each in self.readings() if each.labelled)
+        first = next(labelled, None)
+        return () if first is None else first.source.look(first.selection)[1]
 
     def trained_on(self, domain: str, split: Split) -> str | None:
         """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
@@ -157,7 +167,7 @@ class Recipe(Config):
 
 
 def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int | None:
-    """The number of the last stage before number ``before`` in which the decoder of ``role`` learns."""
+    """The number of the last stage before number ``before`` in which the head of ``role`` learns."""
     numbers = [number for number, stage in enumerate(stages[:before]) if stage.learner == role]
     return numbers[-1] if numbers else None
 
@@ -174,14 +184,14 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _size_problems(recipe, stage, role, model.encoder)
         if role == stage.learner:
             problems += _level_problems(model, role)
-            problems += _attempt(lambda role=role, model=model: need_decoder(model, role, stage.name))
+            problems += _attempt(lambda role=role, model=model: need_head(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
-    given = recipe.teacher is not None and recipe.teacher.decoder_weights is not None
+    given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
             f"stage {stage.name}: its method compares class scores, and no earlier stage trains the teacher's "
-            "decoder; put {type: task, model: teacher, ...} before it, or set teacher.decoder.weights"
+            "head; put {type: task, model: teacher, ...} before it, or set teacher.head.weights"
         )
     return problems
 
@@ -206,36 +216,12 @@ def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
 
 
 def _level_problems(model: ModelConfig, role: str) -> list[str]:
-    """A decoder with another number of levels than the encoder has taps."""
-    strides = getattr(model.decoder.settings, "strides", None) if model.decoder is not None else None
+    """A head with another number of levels than the encoder has taps."""
+    strides = getattr(model.head.settings, "strides", None) if model.head is not None else None
     taps = len(record_of(model.encoder.name).taps)
     if strides is None or taps in (1, len(strides)):
         return []
-    return [f"{role}.decoder.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps}"]
-
-
-def _data_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
-    """What keeps the images of ``stage`` from being read."""
-    return [
-        f"stage {stage.name}: {name}{line}"
-        for name, selection, labelled in stage.reads()
-        for line in recipe.data.problems(selection, labelled=labelled)
-    ]
-
-
-def _evaluation_problems(recipe: Recipe, config: EvaluateConfig, reads: Reads) -> list[str]:
-    """Domains that cannot be read with labels, and unseen ones that a stage has seen."""
-    source = recipe.scored_source
-    lines = [line for name in config.domains for line in _attempt(partial(plain_name, name))]
-    if not lines and reads != "nothing":
-        for name in config.domains:
-            lines += source.problems(config.selection(source, name), labelled=True)
-    for name in config.unseen:
-        if type(source) is type(recipe.data) and (
-            stage := recipe.trained_on(name, config.selection(source, name).split)
-        ):
-            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
-    return [f"evaluate: {line}" for line in lines]
+    return [f"{role}.head.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps}"]
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:
@@ -247,23 +233,23 @@ def _attempt(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def load(path: Path, overrides: Sequence[str] | None = None, *, reads: Reads = "all") -> Recipe:
+def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems.
 
-    ``reads``: whose images are looked for. To score what is trained already, the training images need not be there.
+    Whether its images and weights are there is asked by :func:`segdistill.runs.check.check`.
     """
     values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
     for override in overrides or []:
         apply(values, override)
-    return parse(Recipe, values, context={"reads": reads})
+    return parse(Recipe, values)
 
 
-def change(recipe: Recipe, overrides: Sequence[str], *, reads: Reads = "all") -> Recipe:
+def change(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """``recipe`` with ``key=value`` overrides; see :func:`load`."""
     values = recipe.model_dump(mode="json")
     for override in overrides:
         apply(values, override)
-    return parse(Recipe, values, context={"reads": reads})
+    return parse(Recipe, values)
 
 
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -297,7 +283,7 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     values["evaluate"] = config
     for override in overrides:
         apply(values, override)
-    return parse(Recipe, values, context={"reads": "evaluation"})
+    return parse(Recipe, values)
 
 
 def _knows(source: DataSource, name: str) -> bool:

@@ -16,7 +16,7 @@ from segdistill.data.dataset import DataSource
 from segdistill.data.files import FilesSource
 from segdistill.data.own import OwnConfig
 from segdistill.data.rendered import WorldSource
-from segdistill.decoders import DECODERS
+from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.stages import STAGES, StageConfig
@@ -53,7 +53,7 @@ def settings_page() -> str:
             if each not in done:
                 done.add(each)
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
-    for kind, table in (("method", METHODS), ("decoder", DECODERS)):
+    for kind, table in (("method", METHODS), ("head", HEADS)):
         parts += [
             _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()

@@ -26,6 +26,9 @@ class Watcher(Protocol):
     def work(self, what: str, done: int, total: int) -> None:
         """Other work with an end: rendering, evaluation."""
 
+    def warn(self, line: str) -> None:
+        """What can be used and is probably not meant."""
+
 
 class Quiet:
     """Watches nothing."""
@@ -41,6 +44,9 @@ class Quiet:
 
     def work(self, what: str, done: int, total: int) -> None:
         """Ignore other work."""
+
+    def warn(self, line: str) -> None:
+        """Ignore a warning."""
 
 
 class Named:
@@ -64,6 +70,10 @@ class Named:
     def work(self, what: str, done: int, total: int) -> None:
         """As the watcher's."""
         self.watcher.work(f"{self.name} {what}", done, total)
+
+    def warn(self, line: str) -> None:
+        """As the watcher's, without the name: several runs read the same images."""
+        self.watcher.warn(line)
 
 
 class RunLog:

@@ -32,12 +32,12 @@ data:
   sets:                  # name of a domain: its description
 {sets}
 precision: {precision}
-teacher:                 # the large network; only its decoder is trained
+teacher:                 # the large network; only its head is trained
   encoder: {{name: "{teacher}", weights: "{teacher_weights}"{teacher_more}}}
-  decoder: {{type: semfpn}}
+  head: {{type: semfpn}}
 student:                 # the network that you deploy: any of timm as timm:NAME, see segdistill list encoders
   encoder: {{name: "{student_name}", weights: "{student_weights}"{student_more}}}
-  decoder: {{type: semfpn}}
+  head: {{type: semfpn}}
 stages:
   # 1. The teacher learns your classes: the number to compare the student with.
   - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}

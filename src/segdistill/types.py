@@ -59,7 +59,7 @@ class Needs:
     taps: tuple[int, ...] = (-1,)
     plain: bool = True  # the student's view of the whole image; without it the student runs on masked samples alone
     masked: bool = False  # a student view in which some patch tokens are replaced by the mask token
-    logits: bool = False  # class logits of both networks' decoders, at one size; a task stage alone has them
+    logits: bool = False  # class logits of both networks' heads, at one size; a task stage alone has them
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Views:
     ``masked`` holds only the M masked samples (``mask.samples`` of the batch); the plain tokens serve the others.
     Where a method does not need the plain view and nothing else made the stage run it, ``plain`` is empty: it has a
     grid, but no taps and no CLS token.
-    ``logits`` are of the plain images, before any upsampling (see ``decoders.base.Decoder.logits_of``).
+    ``logits`` are of the plain images, before any upsampling (see ``heads.base.Head.logits_of``).
     """
 
     plain: Features

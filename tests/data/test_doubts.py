@@ -108,7 +108,7 @@ def test_two_processes_doubt_what_one_doubts(tmp_path):
 RECIPE = """
 name: doubtful
 data: {{source: files, size: [32, 64], sets: {{farm: {path}}}}}
-student: {{encoder: {{name: world_student}}, decoder: {{type: semfpn, width: 8}}}}
+student: {{encoder: {{name: world_student}}, head: {{type: semfpn, width: 8}}}}
 stages: [{{type: task, name: task, data: {{domains: [farm]}}, batch: 2, steps: 1}}]
 evaluate: {{domains: [farm], split: val, images: null, pictures: 0}}
 accelerator: cpu
@@ -116,7 +116,7 @@ accelerator: cpu
 
 
 def test_all_three_commands_print_the_warnings(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("segdistill.run.run", lambda *_, **__: {})  # nothing is trained
+    monkeypatch.setattr("segdistill.runs.execute.run", lambda *_, **__: {})  # nothing is trained
     path = make(tmp_path / "farm", classes=["a", "b", "[/c]"])
     (tmp_path / "r.yaml").write_text(RECIPE.format(path=path))
     commands = [("data", "check", path, "--processes", 1), ("run", tmp_path / "r.yaml", "--dry-run"),

@@ -1,4 +1,4 @@
-"""Networks of every kind against timm's own passes; hidden cells, odd sizes and the decoders on top of them."""
+"""Networks of every kind against timm's own passes; hidden cells, odd sizes and the heads on top of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from segdistill.config import UserError
-from segdistill.decoders import DECODERS, pyramid
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.encoders.encoder import FullPrecisionAttention
 from segdistill.encoders.walks import final_norm, mask_shape, walk_of, walk_sam
+from segdistill.heads import HEADS, pyramid
 from segdistill.models import Segmenter, Window
 from segdistill.ops import generator, tokens_to_map
 from segdistill.ops import maps as maps_of
@@ -251,11 +251,11 @@ def test_weights_survive_a_round_trip(encoder, tmp_path):
 def segmenter(encoder: Encoder, kind: str = "semfpn") -> Segmenter:
     small = {"width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "points": 16,
              "encoder_feedforward": 8, "decoder_feedforward": 8}  # fmt: skip
-    config = DECODERS[kind].Config(**(small if kind == "mask2former" else {"width": 8}))
+    config = HEADS[kind].Config(**(small if kind == "mask2former" else {"width": 8}))
     taps = encoder.record.taps
     torch.manual_seed(0)
     return Segmenter(
-        encoder, DECODERS[kind](config, encoder.spec(taps).channels, encoder.strides(taps), 5), taps, 5
+        encoder, HEADS[kind](config, encoder.spec(taps).channels, encoder.strides(taps), 5), taps, 5
     ).eval()  # fmt: skip
 
 
@@ -269,16 +269,16 @@ def test_images_of_any_size_are_segmented(encoder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_levels_of_a_hierarchical_network_are_its_own_maps(kind):
     model = segmenter(build("timm:test_convnext"), kind)
     maps = maps_of(model.features(picture((64, 96))))
     assert [tuple(map_.shape[2:]) for map_ in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-    levels = pyramid.feature_pyramid(maps, model.decoder.strides)
+    levels = pyramid.feature_pyramid(maps, model.head.strides)
     assert all(level is map_ for level, map_ in zip(levels, maps, strict=True))
-    assert model.decoder.scores(maps, (64, 96)).shape == (2, 5, 64, 96)
+    assert model.head.scores(maps, (64, 96)).shape == (2, 5, 64, 96)
     labels = torch.zeros(2, 64, 96, dtype=torch.int64)
-    assert all(term.isfinite() for term in model.decoder.loss(maps, labels).values())
+    assert all(term.isfinite() for term in model.head.loss(maps, labels).values())
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_recipe_whose_images_do_not_fit_is_refused(student, size, message):
     values = {
         "name": "x",
         "data": {"size": size, "classes": "world13"},
-        "student": {"encoder": student, "decoder": {"type": "semfpn"}},
+        "student": {"encoder": student, "head": {"type": "semfpn"}},
         "stages": [{"type": "task", "name": "task", "data": {"domains": ["game"], "images": 1}, "steps": 1}],
     }
     if message is None:

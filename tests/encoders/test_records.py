@@ -78,7 +78,7 @@ def test_images_are_normalised_with_the_statistics_of_the_weights():
     [(6, (1, 2, 3, 5)), (12, (3, 5, 7, 11)), (24, (7, 11, 15, 23)), (32, (7, 15, 23, 31)), (40, (9, 19, 29, 39)),
      (2, (0, 0, 0, 1)), (1, (0, 0, 0, 0))],
 )  # fmt: skip
-def test_decoders_read_the_papers_blocks_or_those_at_the_same_depth(depth, taps):
+def test_heads_read_the_papers_blocks_or_those_at_the_same_depth(depth, taps):
     assert block_taps(depth) == taps
 
 
@@ -87,7 +87,7 @@ def test_decoders_read_the_papers_blocks_or_those_at_the_same_depth(depth, taps)
     [((4, 8, 16, 32), (0, 1, 2, 3)), ((2, 4, 8, 16, 32), (1, 2, 3, 4)), ((4, 4, 8, 16, 16, 32), (1, 2, 4, 5)),
      ((7, 14, 14), (0, 0, 0, 2)), ((16,) * 12, (3, 5, 7, 11))],
 )  # fmt: skip
-def test_decoders_read_the_last_stage_of_each_of_the_four_coarsest_strides(strides, taps):
+def test_heads_read_the_last_stage_of_each_of_the_four_coarsest_strides(strides, taps):
     assert stage_taps(strides) == taps
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
-from segdistill.run import run
+from segdistill.runs.execute import run
 from tiny_runs import TINY, tiny_file
 
 CONVNET = {"name": "timm:test_convnext"}

@@ -12,9 +12,9 @@ from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
 from segdistill.config import UserError
 from segdistill.grid import lead
-from segdistill.metrics import ImageCounts
+from segdistill.metrics.confusion import ImageCounts
 from segdistill.report import to_csv, to_json, to_latex, to_markdown
-from segdistill.scoring import write_images
+from segdistill.runs.score import write_images
 
 
 def table_lines(found):

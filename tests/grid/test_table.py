@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from segdistill.config import UserError, parse
-from segdistill.demo import recipes_folder
 from segdistill.grid import cells_of, check_paper, load_table
 from segdistill.grid.execute import dependencies
 from segdistill.grid.table import TableConfig
+from segdistill.runs.demo import recipes_folder
 from tiny_runs import TINY
 
 ROWS = [{"title": "None", "recipe": "tiny", "settings": ["stages.task.method=null", "stages.task.proxy=null"]},
@@ -52,7 +52,7 @@ def test_overrides_of_the_call_come_last(recipes):
 
 def test_cells_wait_for_the_first_one_with_their_stage_and_never_for_a_later_one(recipes):
     waits = dependencies(cells_of(table(seeds=[0, 1]), recipes))
-    assert waits == [set(), {0}, set(), {2}]  # the teacher's decoder of the same seed
+    assert waits == [set(), {0}, set(), {2}]  # the teacher's head of the same seed
 
 
 @pytest.mark.parametrize(("change", "said"), [

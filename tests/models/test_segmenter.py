@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from fake_encoder import FakeEncoder, Largest, seeded
 from segdistill.config import UserError
-from segdistill.decoders import Mask2Former, SemFPN
+from segdistill.heads import Mask2Former, SemFPN
 from segdistill.models import Segmenter, Window, positions
 from segdistill.ops import maps
 
@@ -67,7 +67,7 @@ def some_batch(size=(32, 40)):
     return {"image": images, "label": seeded(lambda: torch.randint(0, K, (2, *size)), 2)}
 
 
-def test_the_loss_is_the_decoders_on_the_batchs_images_in_0_to_1():
+def test_the_loss_is_the_heads_on_the_batchs_images_in_0_to_1():
     segmenter, batch = make().eval(), some_batch()
     expected = F.cross_entropy(segmenter.scores(batch["image"] / 255), batch["label"])
     torch.testing.assert_close(segmenter.loss(batch)["cross_entropy"], expected)
@@ -82,12 +82,12 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode():
     segmenter.freeze_encoder()
     segmenter.train()
     assert segmenter.encoder_is_frozen
-    assert segmenter.decoder.training
+    assert segmenter.head.training
     assert not segmenter.encoder.training
     assert not segmenter.features(batch["image"] / 255).tokens[0].requires_grad
     sum(segmenter.loss(batch).values()).backward()
     assert segmenter.encoder.embed.weight.grad is None
-    assert all(p.grad.abs().max() > 0 for p in segmenter.decoder.parameters())
+    assert all(p.grad.abs().max() > 0 for p in segmenter.head.parameters())
 
 
 def test_a_window_of_the_images_size_changes_nothing():
@@ -171,8 +171,8 @@ def test_a_full_size_image_is_answered_as_by_the_naive_way_in_bounded_memory():
 @pytest.mark.parametrize("logits", [True, False])
 def test_strips_say_how_sure_they_are(logits):
     segmenter, images = make().eval(), some_images()
-    segmenter.decoder.scores_are_logits = logits
-    segmenter.decoder.classifier.bias.data += 5  # positive, as scores that are no logits are
+    segmenter.head.scores_are_logits = logits
+    segmenter.head.classifier.bias.data += 5  # positive, as scores that are no logits are
     scores = F.interpolate(segmenter.scores(images), size=(40, 45), mode="bilinear")
     expected = scores.softmax(1) if logits else scores / scores.sum(1, keepdim=True)
     strips = list(segmenter.strips(images, size=(40, 45)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segdistill.decoders.pyramid import resize
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.heads.pyramid import resize
 from segdistill.methods import GKD, MSE
 from segdistill.methods.kl import pixel_kl
 from segdistill.ops import generator
@@ -35,21 +35,21 @@ def part(kind, **settings):
 
 @pytest.fixture(scope="module")
 def teacher_segmenter(teacher):
-    """The teacher with a decoder whose strides are the student's."""
+    """The teacher with a head whose strides are the student's."""
     return segmenter_of("world_teacher", teacher)
 
 
-def segmenter_of(name, encoder, **decoder):
-    model = ModelConfig.model_validate({"encoder": {"name": name}, "decoder": SEMFPN | decoder})
+def segmenter_of(name, encoder, **head):
+    model = ModelConfig.model_validate({"encoder": {"name": name}, "head": SEMFPN | head})
     return build_segmenter(model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
 
 
 def with_logits(student, segmenter, kind="logit_kd", **settings):
-    return Distillation(student, segmenter.encoder, part(kind, **settings), SEED, segmenter.decoder)
+    return Distillation(student, segmenter.encoder, part(kind, **settings), SEED, segmenter.head)
 
 
 def task(student, *, frozen=False, distillation=None, presence_weight=0.0):
-    model = ModelConfig.model_validate({"encoder": {"name": "world_student"}, "decoder": SEMFPN})
+    model = ModelConfig.model_validate({"encoder": {"name": "world_student"}, "head": SEMFPN})
     segmenter = build_segmenter(model, student, "abcde", seed=3, stage="task")
     return TaskObjective(
         segmenter, frozen=frozen, distillation=distillation, presence_weight=presence_weight, seed=4
@@ -80,19 +80,19 @@ def test_a_frozen_encoder_gets_no_gradient_stays_in_evaluation_mode_and_is_not_s
     objective = task(student, frozen=True, presence_weight=0.1)
     assert objective.training
     assert not any(module.training for module in student.modules())
-    assert set(objective.trained()) == {"decoder", "presence"}
+    assert set(objective.trained()) == {"head", "presence"}
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.1)
     backward(objective(batch(), 0, 2))
     optimizer.step()
     assert all(p.grad is None for p in student.parameters())
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
-    assert with_gradient(objective.model.decoder)
+    assert with_gradient(objective.model.head)
     assert with_gradient(objective.presence) == {"weight", "bias"}
 
 
 def test_a_trained_encoder_gets_gradients_from_the_labels(student):
     objective = task(student)
-    assert set(objective.trained()) == {"decoder", "encoder"}
+    assert set(objective.trained()) == {"head", "encoder"}
     assert all(module.training for module in student.modules())
     backward(objective(batch(), 0, 2))
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
@@ -139,7 +139,7 @@ def test_the_teacher_stays_in_evaluation_mode_gets_no_gradient_and_is_not_saved(
 
 
 @pytest.mark.parametrize("proxy", [None, 1])
-def test_logits_are_both_decoders_words_on_all_images_before_upsampling(student, teacher_segmenter, proxy):
+def test_logits_are_both_heads_words_on_all_images_before_upsampling(student, teacher_segmenter, proxy):
     objective = task(student, distillation=with_logits(student, teacher_segmenter), presence_weight=0.1)
     both, alone = objective(batch(proxy=proxy), 1, 2), task(student, presence_weight=0.1)(batch(), 1, 2)
     assert both.keys() == alone.keys() | {"pixel"}
@@ -164,13 +164,13 @@ def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher)
 
 @pytest.mark.parametrize(("kind", "settings"), [("logit_kd", {}), ("cwd", {"maps": "logits"}), ("mse", {})])
 def test_every_network_runs_once_per_step(student, teacher_segmenter, kind, settings):
-    """One pass of both encoders and of the decoders that are asked, proxy images and two kinds of taps included."""
+    """One pass of both encoders and of the heads that are asked, proxy images and two kinds of taps included."""
     if kind == "mse":
         distillation = Distillation(student, teacher_segmenter.encoder, part(kind), SEED)
     else:
         distillation = with_logits(student, teacher_segmenter, kind, **settings)
     objective, passes = task(student, distillation=distillation), []
-    own, its = objective.model.decoder, teacher_segmenter.decoder
+    own, its = objective.model.head, teacher_segmenter.head
     networks = {"student": student, "teacher": teacher_segmenter.encoder, "own": own.classifier, "its": its.classifier}
     hooks = [
         module.register_forward_hook(lambda _, args, __, name=name: passes.append((name, len(args[0]))))
@@ -179,29 +179,29 @@ def test_every_network_runs_once_per_step(student, teacher_segmenter, kind, sett
     objective(batch(proxy=1), 0, 2)
     for hook in hooks:
         hook.remove()
-    decoders = [("own", 2)] if kind == "mse" else [("own", 4), ("its", 4)]
-    assert sorted(passes) == sorted([("student", 4), ("teacher", 4), *decoders])
+    heads = [("own", 2)] if kind == "mse" else [("own", 4), ("its", 4)]
+    assert sorted(passes) == sorted([("student", 4), ("teacher", 4), *heads])
 
 
-def test_logits_teach_the_students_decoder_and_encoder_and_nothing_else(student, teacher_segmenter):
+def test_logits_teach_the_students_head_and_encoder_and_nothing_else(student, teacher_segmenter):
     distillation = with_logits(student, teacher_segmenter)
     objective = task(student, distillation=distillation)
-    assert objective.model.decoder.training
+    assert objective.model.head.training
     assert not any(module.training for module in teacher_segmenter.modules())
     objective(batch(), 0, 2)["pixel"].backward()
-    assert "classifier.weight" in with_gradient(objective.model.decoder)
+    assert "classifier.weight" in with_gradient(objective.model.head)
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
     assert all(p.grad is None for p in teacher_segmenter.parameters())
     saved = {id(p) for module in objective.trained().values() for p in module.parameters()}
     assert not saved & {id(p) for p in teacher_segmenter.parameters()}
-    assert saved == {id(p) for p in (*student.parameters(), *objective.model.decoder.parameters())}
+    assert saved == {id(p) for p in (*student.parameters(), *objective.model.head.parameters())}
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("logit_kd", {}), ("cwd", {"maps": "logits"})])
-def test_a_stage_without_decoder_refuses_a_method_that_reads_logits(kind, settings):
+def test_a_stage_without_head_refuses_a_method_that_reads_logits(kind, settings):
     values = {"name": "x", "steps": 1, "data": {"domains": ["game"], "images": 1}}
     (line,) = DistillConfig.model_validate(values | {"method": {"type": kind, **settings}}).faults()
-    assert line.startswith(f"{kind} compares class scores, and a distill stage has no decoder")
+    assert line.startswith(f"{kind} compares class scores, and a distill stage has no head")
     assert not DistillConfig.model_validate(values | {"method": {"type": "cwd"}}).faults()
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from segdistill import environment
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
-from segdistill.finished import student_weights
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
-from segdistill.run import run
+from segdistill.runs.execute import run
+from segdistill.runs.folder import student_weights
 from segdistill.weights import ASSETS
 from tiny_runs import only, tiny, tiny_file
 
@@ -34,7 +34,7 @@ def test_hand_over_is_the_students_encoder_without_teacher_and_heads(finished):
     changed = [key for key, value in student.state_dict().items() if not torch.equal(value, left[key])]
     assert "backbone.blocks.0.attn.qkv.weight" in changed
     assert sorted(path.name for path in (finished / "stages" / "00-teacher").iterdir()) == [
-        "decoder.safetensors", "images.txt", "manifest.json"]  # fmt: skip
+        "head.safetensors", "images.txt", "manifest.json"]  # fmt: skip
 
 
 def test_the_last_stage_that_trained_the_encoder_hands_it_over(tmp_path, finished):

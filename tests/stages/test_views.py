@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segdistill.decoders import SemFPN
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.heads import SemFPN
 from segdistill.models import Segmenter
 from segdistill.ops import generator, random_mask
 from segdistill.stages.views import student_views, teacher_views
@@ -94,14 +94,14 @@ def test_the_teacher_runs_without_gradients(encoder, images):
 def test_one_pass_gives_the_teachers_taps_and_its_logits(encoder, images):
     taps = encoder.record.taps
     config = SemFPN.Config(width=8, dropout=0.0)
-    decoder = SemFPN(config, encoder.spec(taps).channels, encoder.strides(taps), 5).double()
-    segmenter, calls = Segmenter(encoder, decoder, taps, 5).eval(), []
+    head = SemFPN(config, encoder.spec(taps).channels, encoder.strides(taps), 5).double()
+    segmenter, calls = Segmenter(encoder, head, taps, 5).eval(), []
     expected, plain = segmenter.scores(images), encoder(images, (2, -1))
     hook = encoder.register_forward_hook(lambda *_: calls.append(1))
-    views = teacher_views(encoder, images, (2, -1), decoder)
+    views = teacher_views(encoder, images, (2, -1), head)
     hook.remove()
     assert len(calls) == 1
     for one, other in zip(views.plain.tokens, plain.tokens, strict=True):
         torch.testing.assert_close(one, other)
     assert not views.logits.requires_grad
-    torch.testing.assert_close(decoder.scores_of(views.logits, (32, 64)), expected)
+    torch.testing.assert_close(head.scores_of(views.logits, (32, 64)), expected)

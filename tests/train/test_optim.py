@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from segdistill.decoders.mask2former import Mask2Former
+from segdistill.heads.mask2former import Mask2Former
 from segdistill.train.optim import CosineConfig, PolyConfig, norms_and_embeddings, parameter_groups
 
 GOLDEN_1A = {0: 5e-4, 1: 5e-4, 2: 4.99879e-4, 50: 2.62696e-4, 99: 1.04835e-5}
@@ -94,13 +94,13 @@ def test_what_does_not_decay_is_what_the_authors_spare_in_that_kind_of_stage(con
 
 
 def test_mask2formers_queries_and_levels_do_not_decay_but_its_pixel_decoders_levels_do():
-    decoder = Mask2Former(Mask2Former.Config(width=64, encoder_layers=1, decoder_layers=1), (8,) * 4, (16,) * 4, 3)
-    spared = norms_and_embeddings(decoder)
+    head = Mask2Former(Mask2Former.Config(width=64, encoder_layers=1, decoder_layers=1), (8,) * 4, (16,) * 4, 3)
+    spared = norms_and_embeddings(head)
     named = {f"transformer.{name}.weight" for name in ("queries_embedder", "queries_features", "level_embed")}
     assert named <= spared
     assert not {"pixel_decoder.level_embed", "classifier.bias", "classifier.weight"} & spared
     rest = {name.removesuffix(".weight").removesuffix(".bias") for name in spared - named}
-    modules = dict(decoder.named_modules())
+    modules = dict(head.named_modules())
     assert all(isinstance(modules[name], nn.LayerNorm | nn.GroupNorm) for name in rest)
     norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
     assert rest == set(norms)

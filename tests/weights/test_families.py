@@ -182,7 +182,7 @@ def sam_state(network: nn.Module) -> dict[str, torch.Tensor]:
     for key, value in network.state_dict().items():
         name = key.replace("mlp.fc", "mlp.lin")
         state[f"image_encoder.{name}"] = noise(*value.shape, name=key)
-    other = {"prompt_encoder.not_a_point_embed.weight": (1, 8), "mask_decoder.iou_token.weight": (1, 8)}
+    other = {"prompt_encoder.not_a_point_embed.weight": (1, 8), "mask_head.iou_token.weight": (1, 8)}
     return state | fill(other)
 
 

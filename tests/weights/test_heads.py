@@ -1,4 +1,4 @@
-"""The authors' task decoder: mmdet's names and shapes into our Mask2Former."""
+"""The authors' task head: mmdet's names and shapes into our Mask2Former."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from official import dinov2_state, noise
 from segdistill.config import UserError
-from segdistill.decoders.mask2former import Mask2Former
+from segdistill.heads.mask2former import Mask2Former
 from segdistill.ops import generator
-from segdistill.weights.heads import load_decoder_weights, mask2former_state
+from segdistill.weights.heads import load_head_weights, mask2former_state
 
 CLASSES, QUERIES, WIDTH, CHANNELS = 5, 6, 64, 24
-ENCODER_FFN, DECODER_FFN, HEADS, LAYERS = 32, 48, 8, 2
+ENCODER_FFN, HEAD_FFN, HEADS, LAYERS = 32, 48, 8, 2
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Mask2Former:
+def head() -> Mask2Former:
     config = Mask2Former.Config(
         queries=QUERIES, width=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, heads=HEADS,
-        encoder_feedforward=ENCODER_FFN, decoder_feedforward=DECODER_FFN,
+        encoder_feedforward=ENCODER_FFN, decoder_feedforward=HEAD_FFN,
     )  # fmt: skip
     return Mask2Former(config, (CHANNELS,) * 4, (16,) * 4, CLASSES).eval()
 
@@ -60,7 +60,7 @@ def mmdet_shapes() -> dict[str, tuple[int, ...]]:
             shapes |= {f"{b}.{attention}.attn.in_proj_weight": (3 * WIDTH, WIDTH)}
             shapes |= {f"{b}.{attention}.attn.in_proj_bias": (3 * WIDTH,)}
             shapes |= linear(f"{b}.{attention}.attn.out_proj", WIDTH, WIDTH)
-        shapes |= linear(f"{b}.ffn.layers.0.0", DECODER_FFN, WIDTH) | linear(f"{b}.ffn.layers.1", WIDTH, DECODER_FFN)
+        shapes |= linear(f"{b}.ffn.layers.0.0", HEAD_FFN, WIDTH) | linear(f"{b}.ffn.layers.1", WIDTH, HEAD_FFN)
         shapes |= norm(f"{b}.norms.0") | norm(f"{b}.norms.1") | norm(f"{b}.norms.2")
     shapes |= norm("transformer_decoder.post_norm")
     shapes |= {"query_embed.weight": (QUERIES, WIDTH), "query_feat.weight": (QUERIES, WIDTH)}
@@ -75,11 +75,11 @@ def task_checkpoint() -> dict[str, Tensor]:
     return head | {f"backbone.{key}": value for key, value in dinov2_state().items()}
 
 
-def test_every_tensor_of_the_head_finds_its_place(tmp_path, decoder):
+def test_every_tensor_of_the_head_finds_its_place(tmp_path, head):
     content = task_checkpoint()
     torch.save({"meta": {}, "state_dict": content}, tmp_path / "iter_40000.pth")
-    report = load_decoder_weights(decoder, str(tmp_path / "iter_40000.pth"), "mask2former", "abcde")
-    ours = decoder.state_dict()
+    report = load_head_weights(head, str(tmp_path / "iter_40000.pth"), "mask2former", "abcde")
+    ours = head.state_dict()
     assert set(report.loaded) == {key for key in ours if not key.startswith("criterion.")}
     assert set(report.dropped) == {key for key in content if key.startswith("backbone.")} | {"meta"}
     pairs = {
@@ -105,14 +105,14 @@ def test_every_tensor_of_the_head_finds_its_place(tmp_path, decoder):
 
 
 @torch.no_grad()
-def test_attention_computes_what_torchs_does(decoder):
+def test_attention_computes_what_torchs_does(head):
     """mmcv wraps nn.MultiheadAttention, positions added to query and key; one packed matrix there, three here."""
     shapes = {key: shape for key, shape in mmdet_shapes().items() if ".layers.0.self_attn.attn." in key}
     head = {key: 0.3 * noise(*shape, name=key) for key, shape in shapes.items() if "transformer_decoder" in key}
     theirs = nn.MultiheadAttention(WIDTH, HEADS)
     theirs.load_state_dict({key.split(".attn.")[1]: value for key, value in head.items()})
     prefix = "transformer.decoder.layers.0.self_attn."
-    attention = decoder.transformer.decoder.layers[0].self_attn
+    attention = head.transformer.decoder.layers[0].self_attn
     attention.load_state_dict({key.removeprefix(prefix): value for key, value in mask2former_state(head).items()})
     query, place = (torch.randn(QUERIES, 2, WIDTH, generator=generator(name)) for name in ("query", "place"))
     ours = attention(hidden_states=query, position_embeddings=place, attention_mask=None, output_attentions=True)[0]
@@ -135,10 +135,10 @@ def test_attention_computes_what_torchs_does(decoder):
         (lambda s: [s.pop(key) for key in list(s) if re.match("decode_head", key)], r"has no decode_head\.\*"),
     ],
 )
-def test_another_head_is_a_user_error(tmp_path, decoder, change, message):
+def test_another_head_is_a_user_error(tmp_path, head, change, message):
     content = task_checkpoint()
     change(content)
     torch.save({"state_dict": content}, tmp_path / "iter.pth")
     with pytest.raises(UserError, match=message) as error:
-        load_decoder_weights(decoder, str(tmp_path / "iter.pth"), "mask2former", "abcde")
+        load_head_weights(head, str(tmp_path / "iter.pth"), "mask2former", "abcde")
     assert "\n" not in str(error.value)

@@ -260,7 +260,7 @@ def test_a_task_checkpoint_gives_its_encoder(tmp_path):
     encoder = load("tiny_dinov2", tmp_path / "iter_40000.pth")
     assert torch.equal(encoder.backbone.norm.weight, state["norm.weight"])
     assert torch.equal(encoder.mask_token[0], state["mask_token"])
-    assert encoder.loaded.dropped["decode_head.cls_embed.weight"] == "the task decoder"
+    assert encoder.loaded.dropped["decode_head.cls_embed.weight"] == "the task head"
     assert set(encoder.loaded.dropped) == set(stored) - {f"backbone.{key}" for key in state} | {"meta", "optimizer"}
 
 

@@ -20,8 +20,8 @@ from segdistill.config import UserError
 from segdistill.interrupts import Stopped, asked, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
-    from segdistill.plan import Plan
     from segdistill.results import Comparison
+    from segdistill.runs.plan import Plan
 
 app = typer.Typer(
     help="Distil vision foundation models into small segmentation models that keep working in unseen domains.",
@@ -71,8 +71,8 @@ def demo(
     from segdistill.shipped import recipe_path
 
     _announce("demo", check_recipe(recipe_path(Path("world_gkd")), overrides or []), runs=3)
-    from segdistill.demo import load_arms, run_demo
     from segdistill.progress import Bars
+    from segdistill.runs.demo import load_arms, run_demo
 
     began = time.perf_counter()
     recipes = load_arms(overrides or [], smoke=smoke, seed=seed)
@@ -102,21 +102,18 @@ def run(
             raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
     _announce(str(checked["name"]), checked)
     from segdistill import recipe as recipes
-    from segdistill.licences import chain
     from segdistill.progress import Bars
-    from segdistill.run import run as run_recipe
+    from segdistill.runs.execute import run as run_recipe
+    from segdistill.sharing.licences import chain
 
     settings = recipes.load(path, overrides)
     ship.warn(chain(settings))
     if dry_run:
-        from segdistill.plan import make_plan
+        from segdistill.runs.plan import make_plan
 
         _show_plan(make_plan(settings))
-        show_doubts(settings.doubts())
         return
     folder = out or Path("runs") / settings.name
-    if os.environ.get("RANK", "0") == "0":  # of several processes only the first one speaks
-        show_doubts(settings.doubts())
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
     if results.get("models"):
@@ -153,7 +150,7 @@ def evaluate(
         raise UserError(
             f"no recipe at {what}; give a run folder, the folder of one of its stages, or a checkpoint file"
         )
-    from segdistill.rescore import Wanted, rescore
+    from segdistill.runs.rescore import Wanted, rescore
 
     words = overrides or []  # the names after the first one look like arguments
     names = data + [word for word in words if "=" not in word] if data else []
@@ -193,8 +190,8 @@ def bench(
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
     from segdistill import grid
-    from segdistill.licences import chain
     from segdistill.report import write_tables
+    from segdistill.sharing.licences import chain
 
     config = grid.load_table(path, changes)
     grid.check_paper(config)
@@ -212,6 +209,7 @@ def bench(
             )
     else:
         gpus = grid.visible_gpus()
+        show_doubts(dict.fromkeys(line for cell in cells for line in cell.doubts))
         with Bars(config.name, 0) as bars:
             outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
     found = grid.collect_table(config, outcomes)
@@ -229,6 +227,7 @@ def _show_plan(plan: Plan) -> None:
     print_table(plan.rows())
     for line in (*plan.weights, plan.summary()):
         typer.echo(line)
+    show_doubts(plan.doubts)
 
 
 def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
@@ -253,7 +252,7 @@ def _cores() -> int:
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="encoders, decoders, methods, domains, recipes, tables or weights")
+        str | None, typer.Argument(help="encoders, heads, methods, domains, recipes, tables or weights")
     ] = None,
 ) -> None:
     """Show what there is to choose from; alone, the lists."""

@@ -38,8 +38,8 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """A page on this computer to drop images on: model, teacher, confidence, and where they differ."""
-    from segdistill.model import load
-    from segdistill.serve import Server
+    from segdistill.inference.model import load
+    from segdistill.inference.serve import Server
 
     with Server(load(what, device=device), port) as server:
         typer.echo(f"{server.url} (Ctrl-C ends it)")
@@ -69,7 +69,7 @@ def estimate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Predict the mIoU on images without labels, with an interval. Exit status 1: they are too far from the known."""
-    from segdistill.estimate import estimate as estimate_folder
+    from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars
 
     with Bars("estimate", 0) as bars:

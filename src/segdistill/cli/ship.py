@@ -12,7 +12,7 @@ from segdistill.cli.show import print_table
 from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
-    from segdistill.licences import Link
+    from segdistill.sharing.licences import Link
 
 Force = Annotated[bool, typer.Option("--force", help="replace files that are there")]
 Role = Annotated[str | None, typer.Option(help="student or teacher; default: the student where there is one")]
@@ -44,9 +44,9 @@ def pack(
     """Write a run's segmenter as one safetensors file with its history, and a model card beside it."""
     _there(folder)
     from segdistill.files import sha256
-    from segdistill.licences import read_chain
-    from segdistill.pack import card_path, pack_encoder
-    from segdistill.pack import pack as pack_run
+    from segdistill.sharing.licences import read_chain
+    from segdistill.sharing.pack import card_path, pack_encoder
+    from segdistill.sharing.pack import pack as pack_run
 
     if encoder:
         if role is not None or half:
@@ -63,7 +63,7 @@ def pack(
 
 def warn(licences: Iterable[Link]) -> None:
     """One ``warning:`` line on stderr for each restricted link of a chain of licences."""
-    from segdistill.licences import warnings
+    from segdistill.sharing.licences import warnings
 
     for line in warnings(licences):
         typer.echo(f"warning: {line}", err=True)
@@ -75,7 +75,7 @@ def verify(
 ) -> None:
     """Recompute the digests of a shipped file and of what it rests on. Exit status 1: something differs."""
     _there(file)
-    from segdistill.verify import verify as verify_file
+    from segdistill.sharing.verify import verify as verify_file
 
     checks = verify_file(file, run)
     print_table([["what", "name", "outcome"], *([check.what, check.name, check.outcome] for check in checks)])
@@ -95,7 +95,7 @@ def push(
 ) -> None:
     """Upload a packed segmenter and its card; `hf:<owner>/<name>` loads it again."""
     _there(file)
-    from segdistill.hub import push as push_file
+    from segdistill.sharing.hub import push as push_file
 
     typer.echo(push_file(file, name, private=not public, revision=revision))
 

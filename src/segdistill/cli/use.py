@@ -34,14 +34,14 @@ def predict(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="go on after an image that cannot be read")] = False,
 ) -> None:
     """Predict on images: class maps as indexed PNG in OUT/classes, overlays and more beside them. Continues."""
-    from segdistill.inputs import find_inputs, output_names
+    from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
     if not what.startswith("hf:") and not Path(what).exists():
         raise UserError(f"no model at {what}; give a run folder, a stage's folder, a packed file, or hf:owner/name")
     output_names(find_inputs(inputs, every=every))  # before torch is imported
-    from segdistill.model import load
-    from segdistill.predict import Wanted, predict_to_folder
+    from segdistill.inference.folder import Wanted, predict_to_folder
+    from segdistill.inference.model import load
 
     model = load(what, role=role, device=device).seen(resize=resize, window=window)
     wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad)

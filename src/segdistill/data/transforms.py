@@ -41,7 +41,7 @@ class DistillAugment(Config):
 
 
 class TaskAugment(Config):
-    """What the decoder learns from (spec A.10). Padding is the mean colour, at the right and at the bottom, after
+    """What the head learns from (spec A.10). Padding is the mean colour, at the right and at the bottom, after
     :mod:`segdistill.data.photometric`, whose values are the authors'.
     """
 

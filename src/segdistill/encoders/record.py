@@ -27,7 +27,7 @@ class EncoderRecord:
     patch: int  # pixels per cell of the tap -1: the patch of a plain ViT, the last stride of a hierarchical network
     depth: int  # blocks or stages
     width: int  # channels of the tap -1
-    taps: tuple[int, ...]  # 0-based blocks or stages that feed a decoder, raw: before any final norm
+    taps: tuple[int, ...]  # 0-based blocks or stages that feed a head, raw: before any final norm
     image_size: tuple[int, int]  # native (H, W), pixels
     parameters: int  # with the mask token, without heads
     licence: str  # of the weights
@@ -60,7 +60,7 @@ class EncoderRecord:
 
 
 def block_taps(depth: int) -> tuple[int, ...]:
-    """The four blocks of a ViT that feed a decoder.
+    """The four blocks of a ViT that feed a head.
 
     Up to 24 blocks after a third, half, two thirds and all of them (3, 5, 7, 11 of 12: spec A.10); deeper ones after
     each quarter, as DINOv2 and DINOv3 do for their largest.
@@ -70,7 +70,7 @@ def block_taps(depth: int) -> tuple[int, ...]:
 
 
 def stage_taps(strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The four stages that feed a decoder: the last one of each of the four coarsest strides.
+    """The four stages that feed a head: the last one of each of the four coarsest strides.
 
     Where there are fewer strides, the finest stage stands in for the missing ones; one stride alone is a plain ViT's.
     """

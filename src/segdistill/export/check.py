@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdistill.data.dataset import Dataset
-from segdistill.evaluate import evaluating, prepare
 from segdistill.export.onnx_file import Answer, Pixels, Runner
-from segdistill.metrics import ConfusionMatrix, plain
+from segdistill.metrics.confusion import ConfusionMatrix, plain
 from segdistill.models.segmenter import Segmenter, Window
+from segdistill.runs.evaluation import evaluating, prepare
 
 EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
 TIMED = 5  # runs of which the median is the latency

@@ -41,9 +41,9 @@ class Graph(nn.Module):
     def __init__(self, segmenter: Segmenter, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
         super().__init__()
         self.encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
-        self.decoder, self.taps = segmenter.decoder, segmenter.taps
+        self.head, self.taps = segmenter.head, segmenter.taps
         self.size, self.window = size, window
-        self.logits = segmenter.decoder.scores_are_logits
+        self.logits = segmenter.head.scores_are_logits
         self.eval().requires_grad_(False)
 
     def forward(self, image: UInt8[Tensor, "n h w 3"]) -> tuple[UInt8[Tensor, "n h w"], Float[Tensor, "n h w"]]:
@@ -75,7 +75,7 @@ class Graph(nn.Module):
         normalised = (padded - encoder.mean) / encoder.std
         tapped, _ = encoder.walk(encoder.backbone, normalised, self.taps, encoder.mask_token, None)
         maps = tuple(tokens_to_map(*tapped[tap]) for tap in self.taps)
-        scores = self.decoder.scores(maps, (high, wide))
+        scores = self.head.scores(maps, (high, wide))
         if self.size is None:
             return _first(_first(scores, 2, height), 3, width)
         return scores[:, :, :height, :width]

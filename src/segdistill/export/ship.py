@@ -20,7 +20,6 @@ from segdistill import environment
 from segdistill.config import UserError, parse
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
-from segdistill.evaluate import fit
 from segdistill.export.check import Domain, View, compare, disagreeing, latency, torch_runner
 from segdistill.export.graph import Graph
 from segdistill.export.onnx_file import (
@@ -38,10 +37,11 @@ from segdistill.export.onnx_file import (
 )
 from segdistill.files import sha256, write_atomic, write_json
 from segdistill.models.segmenter import Segmenter, Window
-from segdistill.pack import load_packed, open_run, packed_path, segmenter_in
-from segdistill.packed import state_of, tensors_digest
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
+from segdistill.runs.evaluation import fit
+from segdistill.sharing.pack import load_packed, open_run, packed_path, segmenter_in
+from segdistill.sharing.packed import state_of, tensors_digest
 
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
 FORMATS = (".onnx", ".pt2")
@@ -155,14 +155,14 @@ def _open(what: str | Path, role: str | None, options: Options) -> tuple[Segment
             raise UserError("--role is for run folders; a packed file holds one network")
         path = packed_path(what)
         segmenter, header = load_packed(path)
-        recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]), context={"reads": "nothing"})
+        recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]))
     if options.root is not None:
-        recipe = change(recipe, [f"data.root={options.root.resolve()}"], reads="nothing")
+        recipe = change(recipe, [f"data.root={options.root.resolve()}"])
     return segmenter, header, recipe
 
 
 def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watcher: Watcher) -> list[Domain]:
-    """The images to compare on: of the evaluation's domains, else those that the decoder was trained on."""
+    """The images to compare on: of the evaluation's domains, else those that the head was trained on."""
     config, source = recipe.evaluate, recipe.scored_source
     if config is None:
         selection = _trained_on(recipe)
@@ -188,7 +188,7 @@ def _trained_on(recipe: Recipe) -> DataSelection:
 
 
 def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[Pixels]:
-    """Images that the decoder was trained on, evenly spread, (1, H, W, 3) each."""
+    """Images that the head was trained on, evenly spread, (1, H, W, 3) each."""
     dataset = _read(recipe.data, _trained_on(recipe), watcher)
     step = max(1, math.ceil(len(dataset) / options.calibration))
     return [np.asarray(dataset[row].image)[None] for row in range(0, len(dataset), step)]

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from segdistill.grid.table import Cell
-from segdistill.plan import Plan, make_plan
+from segdistill.runs.plan import Plan, make_plan
 
 
 def plan_cells(cells: Sequence[Cell], *, speed: float | None = None) -> Plan:
     """One plan of all ``cells``: their stages, each in the first run that has it, and all images that are scored.
 
     ``speed`` replaces the timed one (operations per second). Raises a :class:`segdistill.config.UserError` as
-    :func:`segdistill.plan.make_plan` does. What an earlier call has finished is counted again.
+    :func:`segdistill.runs.plan.make_plan` does. What an earlier call has finished is counted again.
     """
     stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
+    doubts = dict.fromkeys(line for cell in cells for line in cell.doubts)
     plan = None
     for cell in {cell.key: cell for cell in cells}.values():
         plan = make_plan(cell.recipe, speed=speed)
@@ -29,4 +30,4 @@ def plan_cells(cells: Sequence[Cell], *, speed: float | None = None) -> Plan:
             evaluation[domain] = evaluation.get(domain, 0) + images
         weights |= dict.fromkeys(plan.weights)
     assert plan is not None, "a table has rows"
-    return Plan(tuple(stages), evaluation, tuple(weights), plan.speed, plan.device)
+    return Plan(tuple(stages), evaluation, tuple(weights), plan.speed, plan.device, tuple(doubts))

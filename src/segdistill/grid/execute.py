@@ -1,6 +1,6 @@
 """Runs a table's cells: each computation once, several processes at a time, and on where it stopped.
 
-A stage that several cells have in common (one teacher's decoder, one proxy stage) belongs to the first of them; the
+A stage that several cells have in common (one teacher's head, one proxy stage) belongs to the first of them; the
 others wait for that cell and take the finished stage from its folder. Those waits only point backwards in the list, so
 they cannot form a circle. What other tables have left in the same folder is taken too: GKD's task-agnostic stage is one
 computation for all sources, label fractions and ablations.
@@ -26,8 +26,8 @@ from segdistill.files import write_atomic
 from segdistill.grid.table import Cell
 from segdistill.interrupts import Stopped, end_now, handled
 from segdistill.recipe import Recipe, dump, load
-from segdistill.run import run
 from segdistill.runlog import Watcher
+from segdistill.runs.execute import run
 
 Watch = Callable[[str, int, int], None]
 """Called with (what happens now, steps done, steps in all)."""
@@ -210,6 +210,9 @@ class _Teller:
 
     def work(self, what: str, done: int, total: int) -> None:
         """Rendering and scoring are not counted."""
+
+    def warn(self, line: str) -> None:
+        """The table has said so before its first run."""
 
 
 def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: Any, gpu: int | None) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.metrics import interval, resampled_mean
+from segdistill.metrics.confusion import interval, resampled_mean
 from segdistill.results import Comparison, Lead
-from segdistill.scoring import read_images
+from segdistill.runs.score import read_images
 
 Samples = dict[Path, NDArray[np.float64]]
 """Resampled means by run folder: a run is resampled once, however many rows it is held against."""

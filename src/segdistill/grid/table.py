@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load
-from segdistill.run import fingerprints
+from segdistill.runs.check import check
+from segdistill.runs.execute import fingerprints
 
 OWN = "table."
 MOST_RUNS = 2000
@@ -40,7 +41,7 @@ class RowConfig(Config):
 
 
 class SweepConfig(Config):
-    """A setting that varies along the columns: label fractions, sources, decoders."""
+    """A setting that varies along the columns: label fractions, sources, heads."""
 
     title: str
     values: dict[str, tuple[str, ...]] = Field(min_length=1, description="column title -> key=value overrides")
@@ -90,6 +91,7 @@ class Cell:
     recipe: Recipe
     prints: tuple[str, ...]
     key: str  # of everything that its numbers depend on
+    doubts: tuple[str, ...]  # what it reads and is probably not meant
 
     @property
     def folder_name(self) -> str:
@@ -150,10 +152,10 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
     if evaluate is None:
         raise UserError(f"{path} scores nothing: a table needs 'evaluate'")
     recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
-    prints = fingerprints(recipe)
+    doubts, prints = check(recipe), fingerprints(recipe)
     facts = [prints, evaluate.model_dump(mode="json")]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Cell(number, value, seed, recipe, tuple(prints), key)
+    return Cell(number, value, seed, recipe, tuple(prints), key, tuple(doubts))
 
 
 def _slug(*parts: str) -> str:

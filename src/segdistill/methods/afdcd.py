@@ -9,7 +9,7 @@ with probability 1 - zeta):
     feature  = w_fd / B || G - T ||^2        a sum over pixels and channels
     contrast = w_ctr / (B h' w') sum CE      of max-pooled G and T (h' x w'), cut into patches of k x k pixels and each
                                              pixel into M groups of consecutive channels, as follows
-    pixel    = w_kd tau^2 KL                 of both decoders' logits before upsampling, mean over their pixels
+    pixel    = w_kd tau^2 KL                 of both heads' logits before upsampling, mean over their pixels
 
 Each pixel and group of G is a query; its logits are the negative L1 distances / 0.07 to its positive, the same pixel
 and group of T, and to its negatives, T's *other* groups at all pixels of the patch. The positive's group at other

@@ -9,7 +9,7 @@ against three public implementations, which agree (spec B.2). For maps y (B, C, 
 Two forms, chosen by ``maps``. ``features``: y_S is a 1x1 convolution Ds -> Dt of the final-norm patch tokens as maps,
 y_T are the teacher's. How GKD's comparison attached CWD to ViTs is not established; this is the fairest reading (spec
 B). The convolution has no bias, which the softmax would remove; the batch norm and ReLU that the authors put behind it,
-made for CNNs, are left out. Tokens of another grid are resampled to the teacher's. ``logits``: y are the decoders'
+made for CNNs, are left out. Tokens of another grid are resampled to the teacher's. ``logits``: y are the heads'
 class logits before upsampling, the channels are the classes, and nothing is learnt beside the student.
 ``form: cross_entropy`` is G2SD's copy of the loss: it adds the teacher's entropy, a constant.
 """

@@ -5,7 +5,7 @@ segmentation papers do (Af-DCD's L_kd, spec B.3). For the logits z (B, K, h, w) 
 
     L = weight tau^2 / (B h w) sum_{b, pixels} KL( softmax_k( z_T / tau ) || softmax_k( z_S / tau ) )
 
-The logits are those of both decoders before upsampling, at the teacher's size; no pixel is ignored, since the teacher
+The logits are those of both heads before upsampling, at the teacher's size; no pixel is ignored, since the teacher
 has a word on each. The defaults are Af-DCD's (tau 1, weight 1). In GKD's comparison "vanilla KD" is not this loss but
 feature MSE (spec B.1), so no row of its tables is this one.
 """

@@ -8,23 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segdistill.decoders import Decoder
+from segdistill.heads import Head
 from segdistill.ops import maps
 from segdistill.types import Batch, Features, LossTerms
 
 
 class Model(nn.Module):
-    """An encoder and the decoder that reads its ``taps``. Images are RGB in [0, 1], (B, 3, H, W).
+    """An encoder and the head that reads its ``taps``. Images are RGB in [0, 1], (B, 3, H, W).
 
     A task's network adds :meth:`loss_of` and ``predict``. Training asks for :meth:`features`, :meth:`decode` and
     :meth:`loss_of` one by one where a distillation term or another head reads the features too; :meth:`loss` is the
     three in a row.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...]) -> None:
+    def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...]) -> None:
         super().__init__()
         self.encoder: Any = encoder  # any module with an encoder's methods
-        self.decoder = decoder
+        self.head = head
         self.taps = tuple(taps)
         self.encoder_is_frozen = False
 
@@ -42,13 +42,13 @@ class Model(nn.Module):
         return self
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """What the decoder reads; without gradient where the encoder is frozen."""
+        """What the head reads; without gradient where the encoder is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.encoder(images, self.taps)
 
     def decode(self, features: Features) -> Any:
-        """One pass of the decoder over features of its taps; the outcome is in the decoder's own form."""
-        return self.decoder.decode(maps(features))
+        """One pass of the head over features of its taps; the outcome is in the head's own form."""
+        return self.head.decode(maps(features))
 
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
         """The task's loss terms; ``batch`` has the targets of the first decoded images, any further ones have none."""

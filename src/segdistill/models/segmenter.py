@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from segdistill.config import Config, Size, UserError
-from segdistill.decoders import Decoder
+from segdistill.heads import Head
 from segdistill.models.bands import Strip, decide, enlarge
 from segdistill.models.model import Model
 from segdistill.types import Batch, LossTerms
@@ -39,26 +39,26 @@ def positions(length: int, size: int, stride: int) -> list[int]:
 
 
 class Segmenter(Model):
-    """A segmentation model of ``num_classes`` classes: the decoder reads the encoder's ``taps``.
+    """A segmentation model of ``num_classes`` classes: the head reads the encoder's ``taps``.
 
     Images are RGB in [0, 1], (B, 3, H, W), of any size: one that the encoder does not take (a side is no multiple of
     its patch or final stride) is padded at the bottom or right by repeating the border, and the result is cropped.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: Decoder, taps: tuple[int, ...], num_classes: int) -> None:
-        super().__init__(encoder, decoder, taps)
+    def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(encoder, head, taps)
         self.num_classes = num_classes
 
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
-        """The decoder's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
-        return self.decoder.loss_of(decoded, batch["label"])
+        """The head's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
+        return self.head.loss_of(decoded, batch["label"])
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Class scores per pixel of the whole image at once; differentiable."""
         height, width = images.shape[-2:]
         bottom, right = self._padding(images)
         padded = _pad(images, bottom, right) if bottom or right else images
-        scores = self.decoder.scores_of(self.decode(self.features(padded)), (height + bottom, width + right))
+        scores = self.head.scores_of(self.decode(self.features(padded)), (height + bottom, width + right))
         return scores[..., :height, :width]
 
     def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
@@ -106,7 +106,7 @@ class Segmenter(Model):
         height, width = images.shape[-2:]
         bands = [self.scores(images)] if window is None else self.window_bands(images, window)
         for image, top, scores in enlarge(bands, (height, width), size or (height, width)):
-            yield Strip(image, top, *decide(scores, logits=self.decoder.scores_are_logits))
+            yield Strip(image, top, *decide(scores, logits=self.head.scores_are_logits))
 
     def predict(
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None

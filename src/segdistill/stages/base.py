@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from segdistill.config import SLUG, Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
-from segdistill.decoders import DECODERS, Decoder
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
+from segdistill.heads import HEADS, Head
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
 from segdistill.train.loop import Log, LoopSettings, Objective, train
@@ -24,37 +24,37 @@ from segdistill.types import Needs
 
 
 class ModelConfig(Config):
-    """One network: an encoder, where its weights come from, and (for tasks) a decoder."""
+    """One network: an encoder, where its weights come from, and (for tasks) a head."""
 
     encoder: EncoderConfig
     title: str = ""
-    decoder: part_of("decoder", DECODERS) | None = None  # type: ignore[valid-type]
+    head: part_of("head", HEADS) | None = None  # type: ignore[valid-type]
 
     @property
-    def decoder_weights(self) -> str | None:
-        """The file that the decoder starts with; None: there is no decoder, or it starts fresh."""
-        settings: Any = None if self.decoder is None else self.decoder.settings  # a DecoderConfig
+    def head_weights(self) -> str | None:
+        """The file that the head starts with; None: there is no head, or it starts fresh."""
+        settings: Any = None if self.head is None else self.head.settings  # a HeadConfig
         return settings and settings.weights
 
-    def filled(self, *, encoder: Path | None = None, decoder: Path | None = None) -> ModelConfig:
+    def filled(self, *, encoder: Path | None = None, head: Path | None = None) -> ModelConfig:
         """The same network with the weights in these files, where one is named."""
         changes: dict[str, Any] = {}
         if encoder is not None:
             changes["encoder"] = self.encoder.model_copy(update={"weights": str(encoder)})
-        if decoder is not None:
-            assert self.decoder is not None, "it is its decoder's file"
-            changes["decoder"] = _with_weights(self.decoder, str(decoder))
+        if head is not None:
+            assert self.head is not None, "it is its head's file"
+            changes["head"] = _with_weights(self.head, str(head))
         return self.model_copy(update=changes)
 
     def bare(self) -> ModelConfig:
         """The same network with random weights."""
         encoder = self.encoder.model_copy(update={"weights": "random"})
-        decoder = None if self.decoder is None else _with_weights(self.decoder, None)
-        return self.model_copy(update={"encoder": encoder, "decoder": decoder})
+        head = None if self.head is None else _with_weights(self.head, None)
+        return self.model_copy(update={"encoder": encoder, "head": head})
 
 
-def _with_weights(decoder: Part, weights: str | None) -> Part:
-    return decoder.model_copy(update={"settings": decoder.settings.model_copy(update={"weights": weights})})
+def _with_weights(head: Part, weights: str | None) -> Part:
+    return head.model_copy(update={"settings": head.settings.model_copy(update={"weights": weights})})
 
 
 class StageConfig(Config):
@@ -82,7 +82,7 @@ class StageConfig(Config):
 
     @property
     def learner(self) -> str | None:
-        """The network whose decoder learns the task here; None: no decoder does."""
+        """The network whose head learns the task here; None: no head does."""
         return None
 
     @property
@@ -92,7 +92,7 @@ class StageConfig(Config):
 
     @property
     def reads_logits(self) -> bool:
-        """Whether its method compares class scores, and so needs the teacher's decoder."""
+        """Whether its method compares class scores, and so needs the teacher's head."""
         return self.method is not None and needs_of(self.method).logits
 
     @property
@@ -132,7 +132,7 @@ def needs_of(part: Part) -> Needs:
 class StageContext:
     """What a stage is given.
 
-    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_decoder``: the decoder file of
+    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_head``: the head file of
     the last earlier task stage of the teacher, if any; for methods that read its logits. None: the recipe's own.
     """
 
@@ -145,7 +145,7 @@ class StageContext:
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
-    teacher_decoder: Path | None
+    teacher_head: Path | None
     log: Log
     progress: Progress
     log_every: int
@@ -228,14 +228,14 @@ def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:
     return model
 
 
-def need_decoder(model: ModelConfig, role: str, stage: str) -> Part:
-    """The model's decoder, or one line that says that the recipe lacks it."""
-    if model.decoder is None:
-        raise UserError(f"stage {stage} needs a decoder for the {role}; add 'decoder: {{type: semfpn}}' to it")
-    return model.decoder
+def need_head(model: ModelConfig, role: str, stage: str) -> Part:
+    """The model's head, or one line that says that the recipe lacks it."""
+    if model.head is None:
+        raise UserError(f"stage {stage} needs a head for the {role}; add 'head: {{type: semfpn}}' to it")
+    return model.head
 
 
-def weights_read(**networks: Encoder | Decoder | None) -> dict[str, str]:
+def weights_read(**networks: Encoder | Head | None) -> dict[str, str]:
     """One line for each network that was read from a file: every key accounted for."""
     return {
         name: network.loaded.summary()

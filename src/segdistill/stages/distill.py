@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from segdistill.config import Part, Size, parse, part_of
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
-from segdistill.decoders import Decoder
-from segdistill.decoders.pyramid import resize
 from segdistill.encoders import Encoder, EncoderConfig, record_of
+from segdistill.heads import Head
+from segdistill.heads.pyramid import resize
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import rank_and_size
@@ -67,7 +67,7 @@ class DistillConfig(StageConfig):
         if not self.reads_logits:
             return []
         return [
-            f"{self.method.type} compares class scores, and a distill stage has no decoder; "
+            f"{self.method.type} compares class scores, and a distill stage has no head; "
             "make it the method of a task stage, or choose settings that compare features"
         ]
 
@@ -79,7 +79,7 @@ class DistillConfig(StageConfig):
 class Distillation(nn.Module):
     """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD.
 
-    ``teacher_decoder`` makes the teacher a segmenter: where the method reads logits, and only there.
+    ``teacher_head`` makes the teacher a segmenter: where the method reads logits, and only there.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Distillation(nn.Module):
         teacher: Encoder,
         part: Part,
         seed: tuple[int | str, ...],
-        teacher_decoder: Decoder | None = None,
+        teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
-        self.teacher, self.teacher_decoder = teacher, teacher_decoder
+        self.teacher, self.teacher_head = teacher, teacher_head
         self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
-        assert self.needs.logits == (teacher_decoder is not None), part.type
+        assert self.needs.logits == (teacher_head is not None), part.type
         taps, method = self.needs.taps, METHODS[part.type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
@@ -104,8 +104,8 @@ class Distillation(nn.Module):
         """Everything but the teacher, which stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
-        if self.teacher_decoder is not None:
-            self.teacher_decoder.eval()
+        if self.teacher_head is not None:
+            self.teacher_head.eval()
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
@@ -123,11 +123,11 @@ class Distillation(nn.Module):
     def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:
         """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
 
-        The student's logits are resampled to the size of the teacher's where the decoders' strides differ.
+        The student's logits are resampled to the size of the teacher's where the heads' strides differ.
         """
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
-        teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_decoder)
+        teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
         if teacher.logits is not None:
             assert student.logits is not None
             height, width = teacher.logits.shape[-2:]

@@ -1,7 +1,7 @@
-"""Task learning: a decoder (and, unless frozen, the encoder) learns the classes from source labels.
+"""Task learning: a head (and, unless frozen, the encoder) learns the classes from source labels.
 
 Three of the papers' arms are this one stage (GKD, arXiv 2603.02554; spec A.10, B):
-frozen encoder (GKD's second stage, the teacher's decoder), trained encoder (no distillation), and trained encoder
+frozen encoder (GKD's second stage, the teacher's head), trained encoder (no distillation), and trained encoder
 with a distillation term (the single-stage protocol of vanilla KD and its kin).
 """
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, part_of
 from segdistill.criteria import presence_loss
-from segdistill.data.dataset import DataSelection
+from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
-from segdistill.decoders import DECODERS
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
+from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.models import Model, Segmenter
 from segdistill.ops import derive_seed
@@ -32,7 +32,7 @@ from segdistill.stages.base import (
     StageResult,
     count,
     need,
-    need_decoder,
+    need_head,
     weights_read,
 )
 from segdistill.stages.distill import Distillation
@@ -40,7 +40,7 @@ from segdistill.stages.views import split_taps, student_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import Batch, LossTerms, Views
-from segdistill.weights import LoadReport, load_decoder_weights, safetensors_bytes, save_encoder
+from segdistill.weights import LoadReport, load_head_weights, safetensors_bytes, save_encoder
 
 
 class ProxyConfig(Config):
@@ -72,7 +72,7 @@ class TaskConfig(StageConfig):
 
     @property
     def learner(self) -> str | None:
-        """The network whose decoder learns the task."""
+        """The network whose head learns the task."""
         return self.model
 
     @property
@@ -88,7 +88,7 @@ class TaskConfig(StageConfig):
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
         """The labelled images and the proxy's."""
         labelled = ("", self.data, True)
-        return (labelled,) if self.proxy is None else (labelled, ("proxy: ", self.proxy.data, False))
+        return (labelled,) if self.proxy is None else (labelled, (", proxy", self.proxy.data, False))
 
     def faults(self) -> list[str]:
         """Extra terms that cannot work."""
@@ -120,15 +120,15 @@ class TaskObjective(Objective):
                 raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.presence = nn.Linear(width, model.decoder.num_classes)
+                self.presence = nn.Linear(width, model.head.num_classes)
         if frozen:
             model.freeze_encoder()
         else:
             model.encoder.requires_grad_(True)
 
     def trained(self) -> dict[str, nn.Module]:
-        """The decoder, the encoder unless it is frozen, and the heads of the extra terms."""
-        modules: dict[str, nn.Module] = {"decoder": self.model.decoder}
+        """The head, the encoder unless it is frozen, and the heads of the extra terms."""
+        modules: dict[str, nn.Module] = {"head": self.model.head}
         if not self.model.encoder_is_frozen:
             modules["encoder"] = self.model.encoder
         if self.distillation is not None:
@@ -140,7 +140,7 @@ class TaskObjective(Objective):
     def forward(self, batch: Batch, step: int, steps: int) -> LossTerms:
         """Task terms on the labelled images, distillation terms on them and on the batch's proxy images.
 
-        The decoder runs once: on all images where the method reads logits, else on the labelled ones.
+        The head runs once: on all images where the method reads logits, else on the labelled ones.
         """
         if self.distillation is None and self.presence is None:
             return self.model.loss(batch)
@@ -161,7 +161,7 @@ class TaskObjective(Objective):
             plain=plain,
             masked=None if views.masked is None else split_taps(views.masked, len(taps))[1],
             mask=views.mask,
-            logits=self.model.decoder.logits_of(decoded) if needs.logits else None,
+            logits=self.model.head.logits_of(decoded) if needs.logits else None,
         )
         return terms | self.distillation(student, images, step, steps)
 
@@ -182,38 +182,38 @@ class TaskObjective(Objective):
 def build_segmenter(
     model: ModelConfig, encoder: Encoder, classes: Sequence[str], *, seed: int, stage: str
 ) -> Segmenter:
-    """The encoder with a decoder on the taps of its record: fresh, or with the weights that its settings name."""
-    part = need_decoder(model, "model", stage)
+    """The encoder with a head on the taps of its record: fresh, or with the weights that its settings name."""
+    part = need_head(model, "model", stage)
     taps = encoder.record.taps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        build: Any = DECODERS[part.type]  # its Config is part.settings' class
-        decoder = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
-    if model.decoder_weights is not None:
-        decoder.loaded = load_decoder_weights(decoder, model.decoder_weights, part.type, classes)
-    return Segmenter(encoder, decoder, taps, len(classes))
+        build: Any = HEADS[part.type]  # its Config is part.settings' class
+        head = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
+    if model.head_weights is not None:
+        head.loaded = load_head_weights(head, model.head_weights, part.type, classes)
+    return Segmenter(encoder, head, taps, len(classes))
 
 
-def check_decoder(model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
-    """What became of every key of the file that the decoder starts with; a :class:`UserError` where it does not fit.
+def check_head(model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
+    """What became of every key of the file that the head starts with; a :class:`UserError` where it does not fit.
 
     None where there is no such file.
     """
-    if model.decoder_weights is None:
+    if model.head_weights is None:
         return None
     encoder = build_encoder(model.bare().encoder, seed=0)  # its widths are what matters here
-    return build_segmenter(model, encoder, classes, seed=0, stage="none").decoder.loaded
+    return build_segmenter(model, encoder, classes, seed=0, stage="none").head.loaded
 
 
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
-    """Train on source labels; leaves ``decoder.safetensors`` and, where it was trained, ``encoder.safetensors``."""
+    """Train on source labels; leaves ``head.safetensors`` and, where it was trained, ``encoder.safetensors``."""
     is_teacher = config.model == "teacher"
     model = need(context.teacher if is_teacher else context.student, config.model, context.label)
     encoder = context.build_teacher() if is_teacher else context.build_student()
     frozen = config.freeze_encoder or is_teacher
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
-    segmenter = build_segmenter(model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
+    segmenter = build_segmenter(model, encoder, dataset.names, seed=derive_seed(*seed, "head"), stage=context.label)
     distillation = _distillation(config, context, encoder, dataset.names)
     objective = TaskObjective(
         segmenter,
@@ -224,41 +224,38 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     )
     scales = {"encoder": config.optimizer.encoder_lr_scale}
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
-    seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, seed))
+    seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, dataset, seed))
     if context.fabric.is_global_zero:
-        state = {key: value.detach().cpu().contiguous() for key, value in segmenter.decoder.state_dict().items()}
-        write_atomic(context.folder / "decoder.safetensors", lambda file: file.write(safetensors_bytes(state)))
+        state = {key: value.detach().cpu().contiguous() for key, value in segmenter.head.state_dict().items()}
+        write_atomic(context.folder / "head.safetensors", lambda file: file.write(safetensors_bytes(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
-    parameters = {"encoder": count(encoder), "decoder": count(segmenter.decoder)}
-    weights = weights_read(**{config.model: encoder, "decoder": segmenter.decoder})
+    parameters = {"encoder": count(encoder), "head": count(segmenter.head)}
+    weights = weights_read(**{config.model: encoder, "head": segmenter.head})
     if distillation is not None:
         teacher = cast(Encoder, distillation.teacher)
-        weights |= weights_read(teacher=teacher, teacher_decoder=distillation.teacher_decoder)
+        weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
     return StageResult(seconds, parameters, classes=tuple(dataset.names), weights=weights)
 
 
 def _distillation(
     config: TaskConfig, context: StageContext, student: Encoder, classes: Sequence[str]
 ) -> Distillation | None:
-    """The distillation term, if the stage has one; with the teacher's decoder where its method reads logits."""
+    """The distillation term, if the stage has one; with the teacher's head where its method reads logits."""
     if config.method is None:
         return None
-    teacher, decoder = context.build_teacher(), None
+    teacher, head = context.build_teacher(), None
     if config.reads_logits:
-        model = need(context.teacher, "teacher", context.label).filled(decoder=context.teacher_decoder)
-        assert model.decoder_weights is not None, "the recipe's validation asks for it"
-        decoder = build_segmenter(model, teacher, classes, seed=0, stage=context.label).decoder
-        decoder.eval().requires_grad_(False)
-    return Distillation(student, teacher, config.method, (context.seed, config.name), decoder)
+        model = need(context.teacher, "teacher", context.label).filled(head=context.teacher_head)
+        assert model.head_weights is not None, "the recipe's validation asks for it"
+        head = build_segmenter(model, teacher, classes, seed=0, stage=context.label).head
+        head.eval().requires_grad_(False)
+    return Distillation(student, teacher, config.method, (context.seed, config.name), head)
 
 
-def _task_batches(config: TaskConfig, context: StageContext, seed: tuple[int | str, ...]):  # noqa: ANN202
+def _task_batches(config: TaskConfig, context: StageContext, dataset: Dataset, seed: tuple[int | str, ...]):  # noqa: ANN202
     """Order of steps -> labelled batches, each with the step's proxy images where the stage has some."""
     fabric, size = context.fabric, context.source.size
-    dataset = context.open(config.data)
-    if problems := context.source.problems(config.data, labelled=True):
-        raise UserError(f"stage {config.name}: {'; '.join(problems)}")
     processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     labelled = StepBatches(dataset, TaskTransform(config.augment, size), batch=config.batch, seed=seed, **processes)
     if config.proxy is None:

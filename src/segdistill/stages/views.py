@@ -1,6 +1,6 @@
 """Runs the networks as a method needs them: one pass of the teacher, one of the student for all its views.
 
-Where a method reads logits, one pass of an encoder serves the decoder's taps and the method's: the decoder's first.
+Where a method reads logits, one pass of an encoder serves the head's taps and the method's: the head's first.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segdistill.decoders import Decoder
 from segdistill.encoders import Encoder
+from segdistill.heads import Head
 from segdistill.ops import maps
 from segdistill.types import Features, Mask, Views
 
 
 @torch.no_grad()
 def teacher_views(
-    encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], decoder: Decoder | None = None
+    encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], head: Head | None = None
 ) -> Views:
-    """The frozen teacher's features of the unmasked images and, where its ``decoder`` is given, its logits."""
-    if decoder is None:
+    """The frozen teacher's features of the unmasked images and, where its ``head`` is given, its logits."""
+    if head is None:
         return Views(plain=encoder(images, taps))
     own = encoder.record.taps
     read, plain = split_taps(encoder(images, own + taps), len(own))
-    return Views(plain=plain, logits=decoder.logits_of(decoder.decode(maps(read))))
+    return Views(plain=plain, logits=head.logits_of(head.decode(maps(read))))
 
 
 def student_views(

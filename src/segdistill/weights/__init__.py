@@ -6,7 +6,7 @@ positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the
 ``segdistill/assets``.
 
 ``layouts``: whose names a file uses. ``reading``: how it is opened. ``resample``: other patches and grids.
-``hub``: timm and Hugging Face names. ``heads``: task decoders, the authors' and ours.
+``hub``: timm and Hugging Face names. ``heads``: task heads, the authors' and ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from segdistill.config import UserError, nearest
 from segdistill.files import write_atomic
 from segdistill.shipped import ASSETS, shipped_assets
-from segdistill.weights.heads import decoder_path, load_decoder_weights
+from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
 from segdistill.weights.reading import check_digest, digest_of, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
@@ -37,9 +37,20 @@ from segdistill.weights.resample import (
 )
 
 __all__ = [
-    "ASSETS", "LoadReport", "Resample", "RunTimePositions", "decoder_path", "digest_of", "load_decoder_weights",
-    "load_encoder_weights", "resample_kernel", "resample_positions", "safetensors_bytes", "save_encoder",
-    "shipped_assets", "weights_path",
+    "ASSETS",
+    "LoadReport",
+    "Resample",
+    "RunTimePositions",
+    "digest_of",
+    "head_path",
+    "load_encoder_weights",
+    "load_head_weights",
+    "resample_kernel",
+    "resample_positions",
+    "safetensors_bytes",
+    "save_encoder",
+    "shipped_assets",
+    "weights_path",
 ]  # fmt: skip
 
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"

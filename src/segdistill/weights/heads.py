@@ -1,4 +1,4 @@
-"""Task decoders on disk: those that our own stages leave, and the authors' Mask2Former, ``decode_head.*`` of mmengine.
+"""Task heads on disk: those that our own stages leave, and the authors' Mask2Former, ``decode_head.*`` of mmengine.
 
 The names on the left are mmdet 3's (``MSDeformAttnPixelDecoder``, ``Mask2FormerTransformerDecoder``, spec A.10), those
 on the right transformers'. The two differ in names only, but for the queries' self-attention: one matrix for query,
@@ -21,7 +21,7 @@ from segdistill.weights.reading import check_digest, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 
 OURS_ALONE = "criterion."  # the loss's class weights come from our settings
-CLASSIFIER = "classifier.weight"  # (classes, and one more where there is 'no object'; width; ...) of every decoder
+CLASSIFIER = "classifier.weight"  # (classes, and one more where there is 'no object'; width; ...) of every head
 QKV = re.compile(r"(transformer\.decoder\.layers\.\d+\.self_attn)\.in_proj_(weight|bias)")
 
 NAMES = (
@@ -53,8 +53,8 @@ NAMES = (
 )
 
 
-class HasDecoderWeights(Protocol):
-    """What this module needs of a decoder."""
+class HasHeadWeights(Protocol):
+    """What this module needs of a head."""
 
     num_classes: int
 
@@ -63,42 +63,42 @@ class HasDecoderWeights(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool) -> Any: ...
 
 
-def decoder_path(source: str) -> Path:
+def head_path(source: str) -> Path:
     """The file that ``source`` means; a :class:`UserError` where there is none."""
     path = Path(source).expanduser()
-    path = path / "decoder.safetensors" if path.is_dir() else path
+    path = path / "head.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"no decoder weights at '{path}': give a task checkpoint (.pth, .pt, .safetensors) or the folder of a task "
-            "stage, which contains decoder.safetensors"
+            f"no head weights at '{path}': give a task checkpoint (.pth, .pt, .safetensors) or the folder of a task "
+            "stage, which contains head.safetensors"
         )
     return path
 
 
-def load_decoder_weights(decoder: HasDecoderWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
-    """Fill ``decoder``, the ``name`` of the table, from ``source`` (see ``DecoderConfig.weights``).
+def load_head_weights(head: HasHeadWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
+    """Fill ``head``, the ``name`` of the table, from ``source`` (see ``HeadConfig.weights``).
 
-    Every key of decoder and file must find its place: a :class:`UserError` says what does not. Where the file says
+    Every key of head and file must find its place: a :class:`UserError` says what does not. Where the file says
     which classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be ``classes``.
     """
-    path = decoder_path(source)
+    path = head_path(source)
     check_digest(path)
     content, _ = read_file(path)
     report = LoadReport(source=str(path), network=name)
     with strange_tensors(content, report):
-        _fill(decoder, content, path, classes, report)
+        _fill(head, content, path, classes, report)
     return report
 
 
-def _fill(decoder: HasDecoderWeights, content: Any, path: Path, classes: Sequence[str], report: LoadReport) -> None:
-    """:func:`load_decoder_weights` after the file was read."""
+def _fill(head: HasHeadWeights, content: Any, path: Path, classes: Sequence[str], report: LoadReport) -> None:
+    """:func:`load_head_weights` after the file was read."""
     stored = tensors_of(content, report)
-    wanted = {key: value for key, value in decoder.state_dict().items() if not key.startswith(OURS_ALONE)}
+    wanted = {key: value for key, value in head.state_dict().items() if not key.startswith(OURS_ALONE)}
     state = _ours(stored, wanted, report.network, report)
-    _check_sizes(state, wanted, decoder.num_classes, report)
+    _check_sizes(state, wanted, head.num_classes, report)
     _check_classes(_classes_of(content, path, report), classes, report)
     _account(state, wanted, report)
-    decoder.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    head.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
 
 
 def mask2former_state(head: State) -> State:
@@ -117,11 +117,11 @@ def mask2former_state(head: State) -> State:
 
 
 HEADS: dict[str, Callable[[State], State]] = {"mask2former": mask2former_state}
-"""Decoder -> its names for mmseg's ``decode_head.*``. A decoder that is not here is no network that mmseg has."""
+"""Head -> its names for mmseg's ``decode_head.*``. A head that is not here is no network that mmseg has."""
 
 
 def _ours(stored: State, wanted: State, name: str, report: LoadReport) -> State:
-    """The decoder's tensors under our names; ``report`` learns the layout and what was left out."""
+    """The head's tensors under our names; ``report`` learns the layout and what was left out."""
     head = {key.removeprefix(HEAD): value for key, value in stored.items() if key.startswith(HEAD)}
     if head:
         report.layout = "mmengine"
@@ -129,13 +129,13 @@ def _ours(stored: State, wanted: State, name: str, report: LoadReport) -> State:
         if name not in HEADS:
             raise UserError(
                 f"'{report.source}' has a decode_head of mmseg, and {name} is another network than any of mmseg's: "
-                f"choose the decoder {' or '.join(HEADS)} if it is one, or train {name} here"
+                f"choose the head {' or '.join(HEADS)} if it is one, or train {name} here"
             )
         return HEADS[name](head)
     if not stored.keys() & wanted.keys():
         raise UserError(
             f"'{report.source}' has no {HEAD}* and nothing of a {name} of ours: give a task checkpoint or a task "
-            "stage's folder, or leave decoder.weights out and train the decoder"
+            "stage's folder, or leave head.weights out and train the head"
         )
     report.layout = "segdistill"
     why = "the loss's class weights (they come from the settings)"
@@ -150,14 +150,14 @@ def _check_sizes(state: State, wanted: State, num_classes: int, report: LoadRepo
     theirs, ours = (list(tensors[CLASSIFIER].shape) for tensors in (state, wanted))
     if theirs[1] != ours[1]:
         raise UserError(
-            f"the decoder of '{report.source}' has the width {theirs[1]}, this {report.network} {ours[1]}: "
-            f"set decoder.width={theirs[1]}, or choose the file that belongs to it"
+            f"the head of '{report.source}' has the width {theirs[1]}, this {report.network} {ours[1]}: "
+            f"set head.width={theirs[1]}, or choose the file that belongs to it"
         )
     if theirs[0] != ours[0]:
         found = theirs[0] - (ours[0] - num_classes)
         raise UserError(
-            f"the decoder of '{report.source}' knows {found} classes, the data has {num_classes}: "
-            "take data with its classes, or train a decoder"
+            f"the head of '{report.source}' knows {found} classes, the data has {num_classes}: "
+            "take data with its classes, or train a head"
         )
 
 
@@ -173,7 +173,7 @@ def _account(state: State, wanted: State, report: LoadReport) -> None:
     ]
     if missing or unexpected or wrong:
         raise UserError(
-            f"the decoder of '{report.source}' does not fit this {report.network}: missing {some(missing)}; unexpected "
+            f"the head of '{report.source}' does not fit this {report.network}: missing {some(missing)}; unexpected "
             f"{some(unexpected)}; wrong {some(wrong)}; {100 * report.share:.1f} % of the parameters are there"
         )
     broken = [key for key, value in state.items() if not value.isfinite().all()]
@@ -203,6 +203,6 @@ def _check_classes(theirs: Sequence[str], ours: Sequence[str], report: LoadRepor
         if re.sub(r"[\W_]", "", there.lower()) != re.sub(r"[\W_]", "", here.lower()):
             way_out = "; if only the names differ, keep its state_dict alone" if report.layout == "mmengine" else ""
             raise UserError(
-                f"the decoder of '{report.source}' was trained on other classes: number {number} is '{there}', "
+                f"the head of '{report.source}' was trained on other classes: number {number} is '{there}', "
                 f"in the data '{here}'; take data with its classes{way_out}"
             )

@@ -50,7 +50,7 @@ OTHER_NETWORKS = {
         (r"(module\.)?(patch|fea|token)_head\.", "the distillation heads"),
     ),
     "mmengine": (
-        (r"(decode|auxiliary)_head\.", "the task decoder"),
+        (r"(decode|auxiliary)_head\.", "the task head"),
         (r"data_preprocessor\.", "the normalisation (each encoder has its own)"),
     ),
 }
@@ -61,7 +61,7 @@ NOT_ENCODER = (
     (r"(.*\.)?rope[._].*|.*\.(periods|freqs_cos|freqs_sin)$", "RoPE buffers (rebuilt)"),
     (r".*\.bias_mask$", "masks of biases"),
     (r"(projectors|norms|local_cls_norm)\.", "heads of the pre-training"),
-    (r"(prompt_encoder|mask_decoder)\.|pixel_(mean|std)$|(image_encoder\.)?neck\.", "SAM's other parts"),
+    (r"(prompt_encoder|mask_head)\.|pixel_(mean|std)$|(image_encoder\.)?neck\.", "SAM's other parts"),
     (r"pooler\.", "the pooler"),
 )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _backbone(state: State, wanted: set[str], report: LoadReport) -> State:
         return _without_others(state, "mmengine" if heads else "backbone.*", "backbone.", report)
     if all(key.startswith((HEAD, "auxiliary_head.")) for key in state):
         raise UserError(
-            f"'{report.source}' has a task decoder ({HEAD}*) and no backbone.*: give the weights of its encoder in a "
+            f"'{report.source}' has a task head ({HEAD}*) and no backbone.*: give the weights of its encoder in a "
             "file of their own, as encoder.weights"
         )
     state = _common_prefix(one_network(state, report), wanted)

@@ -15,7 +15,7 @@ class LoadReport:
     """
 
     source: str  # the file
-    network: str  # the encoder's name, or the decoder's
+    network: str  # the encoder's name, or the head's
     layout: str = ""  # whose names the file uses
     taken: str = ""  # which of the file's states, where it has several or names it
     loaded: list[str] = field(default_factory=list)

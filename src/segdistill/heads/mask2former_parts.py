@@ -1,0 +1,163 @@
+"""What Mask2Former borrows from transformers, in a file of its own because transformers takes seconds to import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former import modeling_mask2former as hf
+
+from segdistill.heads.mask2former import STRIDES, Mask2Former
+from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, shared_count
+
+Labels = Any
+"""A tensor for each image; transformers' signatures say Tensor."""
+
+
+def build(
+    config: Mask2Former.Config, channels: tuple[int, ...], num_classes: int
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Pixel decoder for levels of ``channels``, masked-attention decoder, and set loss."""
+    settings = _settings(config, num_classes)
+    pixel_decoder = hf.Mask2FormerPixelDecoder(settings, feature_channels=list(channels))
+    transformer = hf.Mask2FormerTransformerModule(config.width, settings)
+    transformer.decoder.layerdrop = 0.0  # transformers also skips whole layers at the rate of the dropout
+    _initialise(pixel_decoder, transformer)
+    return pixel_decoder, transformer, SetLoss(settings)
+
+
+class Matcher(hf.Mask2FormerHungarianMatcher):
+    """transformers' matcher; the points of an image do not depend on the process that has the image."""
+
+    def forward(
+        self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels: Labels, class_labels: Labels
+    ) -> Any:
+        """Pairs (queries, labels) for each image of this process."""
+        rank, size = rank_and_size()
+        if size == 1:
+            return super().forward(masks_queries_logits, class_queries_logits, mask_labels, class_labels)
+        matched: list[Any] = []
+        for image in range(len(masks_queries_logits)):
+            one = slice(image, image + 1)
+            self._skip(rank, masks_queries_logits.device)
+            matched += super().forward(
+                masks_queries_logits[one], class_queries_logits[one], mask_labels[one], class_labels[one]
+            )
+            self._skip(size - 1 - rank, masks_queries_logits.device)
+        return matched
+
+    def _skip(self, images: int, device: torch.device) -> None:
+        """Draw what other processes draw for their images."""
+        for _ in range(images):
+            torch.rand(1, self.num_points, 2, device=device)
+
+
+class SetLoss(hf.Mask2FormerLoss):
+    """transformers' set loss with the normalisers and the random points of one process that has the whole batch."""
+
+    def __init__(self, settings: Mask2FormerConfig) -> None:
+        super().__init__(settings, weight_dict={})
+        self.queries = settings.num_queries
+        own = self.matcher
+        self.matcher = Matcher(own.cost_class, own.cost_mask, own.cost_dice, own.num_points)
+        self.masks: list[int] = []  # of each image of the whole batch
+
+    def get_num_masks(self, class_labels: Labels, device: torch.device) -> Tensor:
+        """Masks per process, as if there were at least 1 in all processes together."""
+        own = [len(labels) for labels in class_labels]
+        self.masks = gather_rows(own, device)
+        return shared_count(torch.tensor(float(sum(own)), device=device))
+
+    def loss_labels(self, class_queries_logits: Tensor, class_labels: Labels, indices: Any) -> dict[str, Tensor]:
+        """The weighted mean over the queries of all processes; 0 where no query has a weight."""
+        matched = sum(len(queries) for queries, _ in indices)
+        others = class_queries_logits.shape[0] * class_queries_logits.shape[1] - matched
+        weight = torch.tensor(matched + self.eos_coef * others, device=class_queries_logits.device)
+        share = weight / mean_over_processes(weight)  # every process asks
+        if not matched and not self.eos_coef:
+            return {"loss_cross_entropy": class_queries_logits.sum() * 0.0}
+        mean = super().loss_labels(class_queries_logits, class_labels, indices)["loss_cross_entropy"]
+        return {"loss_cross_entropy": mean * share}
+
+    def sample_points_using_uncertainty(
+        self,
+        logits: Tensor,
+        uncertainty_function: Callable[[Tensor], Tensor],
+        num_points: int,
+        oversample_ratio: Any,  # float; transformers' signature says int
+        importance_sample_ratio: float,
+    ) -> Tensor:
+        """Points (M, P, 2) in [0, 1] of this process's M masks: the most uncertain candidates and some others.
+
+        With several processes the numbers are drawn for the masks of all of them, as one process draws them.
+        """
+        rank, size = rank_and_size()
+        if size == 1:
+            return super().sample_points_using_uncertainty(
+                logits, uncertainty_function, num_points, oversample_ratio, importance_sample_ratio
+            )
+        matched = [min(count, self.queries) for count in self.masks]
+        image = torch.arange(len(matched)).repeat_interleave(torch.tensor(matched))  # of each mask of the batch
+        own = (image % size == rank).to(logits.device)
+        candidates = torch.rand(len(own), int(num_points * oversample_ratio), 2, device=logits.device)[own]
+        uncertain = int(importance_sample_ratio * num_points)
+        scores = uncertainty_function(hf.sample_point(logits, candidates, align_corners=False))[:, 0]
+        best = scores.topk(uncertain, dim=1).indices.unsqueeze(-1).expand(-1, -1, 2)
+        rest = torch.rand(len(own), num_points - uncertain, 2, device=logits.device)[own]
+        return torch.cat([candidates.gather(1, best), rest], dim=1)
+
+
+def _settings(config: Mask2Former.Config, num_classes: int) -> Mask2FormerConfig:
+    settings = Mask2FormerConfig(
+        feature_size=config.width,
+        mask_feature_size=config.width,
+        hidden_dim=config.width,
+        num_queries=config.queries,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer
+        num_attention_heads=config.heads,
+        encoder_feedforward_dim=config.encoder_feedforward,
+        dim_feedforward=config.decoder_feedforward,
+        dropout=config.dropout,
+        feature_strides=list(STRIDES),
+        train_num_points=config.points,
+        oversample_ratio=config.oversample,
+        importance_sample_ratio=config.importance,
+        class_weight=config.class_weight,
+        mask_weight=config.mask_weight,
+        dice_weight=config.dice_weight,
+        no_object_weight=config.no_object_weight,
+    )
+    settings.num_labels = num_classes
+    return settings
+
+
+def _initialise(pixel_decoder: hf.Mask2FormerPixelDecoder, transformer: hf.Mask2FormerTransformerModule) -> None:
+    """The authors' initialisation: Xavier in both transformers, sampling offsets on a ring, PyTorch's elsewhere."""
+    nn.init.normal_(pixel_decoder.level_embed)
+    for layers in (pixel_decoder.encoder.layers, transformer.decoder.layers):
+        for parameter in layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+    for module in pixel_decoder.encoder.modules():
+        if isinstance(module, hf.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention):
+            _initialise_offsets(module)
+
+
+@torch.no_grad()
+def _initialise_offsets(attention: hf.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention) -> None:
+    """Each head looks in its own direction, its points 1, 2, ... cells away; all points weigh the same."""
+    angles = torch.arange(attention.n_heads) * (2 * math.pi / attention.n_heads)
+    ring = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (heads, 2)
+    ring = ring / ring.abs().amax(dim=-1, keepdim=True)
+    distance = torch.arange(1, attention.n_points + 1)
+    offsets = ring[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
+    attention.sampling_offsets.weight.zero_()
+    attention.sampling_offsets.bias.copy_(offsets.expand(-1, attention.n_levels, -1, -1).flatten())
+    attention.attention_weights.weight.zero_()
+    for linear in (attention.attention_weights, attention.value_proj, attention.output_proj):
+        linear.bias.zero_()

@@ -1,0 +1,299 @@
+"""Finished models at work: loads one and predicts on images.
+
+Images are seen as they were when the model was scored: fitted into the size of the recipe's evaluation or of the data
+set's protocol, and through its windows. Predictions have the image's own size; scores are enlarged a few rows at a
+time (:mod:`segdistill.models.bands`), so memory stays at some tens of bytes per pixel. Computed in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segdistill.config import UserError
+from segdistill.data.catalog import DATASETS
+from segdistill.files import read_signed
+from segdistill.inference.inputs import Input, find_inputs, upright
+from segdistill.inference.result import Result, as_colors, generated_colors
+from segdistill.models import Segmenter, Window
+from segdistill.recipe import Recipe
+from segdistill.runs.evaluation import evaluating, prepare, sliding
+from segdistill.runs.folder import Finished
+from segdistill.runs.rescore import trained
+from segdistill.runs.score import Scored, load_segmenter
+from segdistill.sharing.pack import load_packed
+from segdistill.world import LABEL_SPACES
+
+WHOLE = 2**21
+"""Pixels of the largest image (1024 x 2048) that a network without windows of its own sees at once."""
+
+GROUP = 2**22
+"""Pixels of the images that are held and predicted together."""
+
+FORMAT = 1
+"""Of predictions: raise it whenever the same model gives other pixels."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network sees an image: fitted into ``resize`` (h, w), keeping its aspect, then through ``window``.
+
+    Without ``window`` the whole image is seen at once, one of more than :data:`WHOLE` pixels through windows of
+    ``crop`` (h, w), the size that the network was trained on.
+    """
+
+    resize: tuple[int, int] | None = None
+    window: Window | None = None
+    crop: tuple[int, int] = (512, 512)
+
+    def window_for(self, height: int, width: int) -> Window | None:
+        """The window for an image of this size, after the fitting."""
+        if self.window is not None or height * width <= WHOLE:
+            return self.window
+        return window_of(self.crop)
+
+
+def window_of(size: tuple[int, int]) -> Window:
+    """A sliding window whose stride is two thirds of its size."""
+    height, width = size
+    return Window(size=size, stride=(max(1, 2 * height // 3), max(1, 2 * width // 3)))
+
+
+class Model:
+    """A finished segmenter with its class names and colours. Get one with :func:`segdistill.load`.
+
+    >>> model = segdistill.load("runs/demo/world_gkd")
+    >>> result = model.predict("street.jpg")
+    >>> result.save("classes.png")
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        names: Sequence[str],
+        colors: Sequence[Sequence[int]] | None = None,
+        *,
+        title: str = "",
+        view: View | None = None,
+        device: str = "auto",
+        teacher: Callable[[], Model] | None = None,
+    ) -> None:
+        self.device = torch.device(_device(device))
+        self.segmenter = segmenter.eval().to(self.device)
+        self.names = tuple(names)
+        self.colors = as_colors(colors) if colors else generated_colors(len(self.names))
+        self.title, self.view, self._teacher = title, view or View(), teacher
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.segmenter.parameters()) / 1e6
+        return f"Model({self.title!r}, {len(self.names)} classes, {millions:.2f} M parameters, {self.device})"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, the classes and how images are seen: equal for equal predictions."""
+        facts = [FORMAT, self.names, self.colors, repr(self.view), repr(self.segmenter)]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for key, value in sorted(self.segmenter.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def teacher(self) -> Model | None:
+        """The teacher that this model was distilled from; None where its run has none, or it was packed alone."""
+        return None if self._teacher is None else self._teacher()
+
+    def seen(self, *, resize: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Model:
+        """The same model that sees images otherwise: fitted into ``resize`` (h, w), and through windows of ``window``.
+
+        With ``window`` alone images keep their own size.
+        """
+        if resize is None and window is None:
+            return self
+        _check_size("resize", resize)
+        _check_size("window", window)
+        other = object.__new__(type(self))
+        other.__dict__.update({key: value for key, value in vars(self).items() if key not in ("digest", "teacher")})
+        other.view = replace(self.view, resize=resize, window=None if window is None else window_of(window))
+        own = self._teacher
+        other._teacher = None if own is None else lambda: own().seen(resize=resize, window=window)
+        return other
+
+    def predict(self, image: Any) -> Result | list[Result]:
+        """The prediction for one image, or a list of them for several.
+
+        An image is a path, a PIL image, a NumPy array (H, W, 3) or (H, W), or a tensor (3, H, W): uint8, or float in
+        [0, 1]. Several are a list of such, a batch of arrays (B, H, W, 3) or tensors (B, 3, H, W), or the path of a
+        folder, archive or video or a pattern such as ``"photos/*.jpg"``. A :class:`UserError` says in one line what
+        cannot be used.
+        """
+        if isinstance(image, str | Path):
+            found = find_inputs([image])
+            results = list(self._run_inputs(found))
+            return results[0] if found[0].single and Path(image).expanduser().is_file() else results
+        if isinstance(image, list | tuple):
+            several = [self.predict(each) for each in image]
+            return [result for each in several for result in (each if isinstance(each, list) else [each])]
+        arrays = _arrays(image)
+        if arrays.ndim == 4:
+            return [self._predict(each[None], [""])[0] for each in arrays]
+        return self._predict(arrays[None], [""])[0]
+
+    def predict_each(self, inputs: Sequence[str | Path]) -> Iterator[Result]:
+        """One prediction after the other for files, folders, patterns, archives and videos; one is held at a time."""
+        return self._run_inputs(find_inputs(inputs))
+
+    def predict_batch(self, images: Tensor, names: Sequence[str] = ()) -> list[Result]:
+        """Predictions for images (B, 3, H, W) of one size, uint8 or float in [0, 1], computed together."""
+        return self._predict(images, list(names) or [""] * len(images))
+
+    def _run_inputs(self, inputs: Sequence[Input]) -> Iterator[Result]:
+        for each in inputs:
+            for item in each.items():
+                pixels = item.load().pixels()
+                yield self._predict(torch.from_numpy(pixels).permute(2, 0, 1)[None], [item.name])[0]
+
+    def _predict(self, images: Tensor, names: list[str]) -> list[Result]:
+        count, _, height, width = images.shape
+        classes = np.empty((count, height, width), np.uint8)
+        confidence = np.empty((count, height, width), np.float32)
+        with evaluating(self.segmenter), torch.inference_mode():
+            prepared = prepare(images.to(self.device), self.view.resize)
+            window = self.view.window_for(*prepared.shape[-2:])
+            for strip in self.segmenter.strips(prepared, window, (height, width)):
+                rows = slice(strip.top, strip.top + len(strip.classes))
+                classes[strip.image, rows] = strip.classes.cpu().numpy()
+                confidence[strip.image, rows] = strip.confidence.float().cpu().numpy()
+        pixels = images if images.dtype == torch.uint8 else images.clamp(0, 1).mul(255).round().to(torch.uint8)
+        shown = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return [
+            Result(classes[i], confidence[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)
+        ]
+
+
+def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> Model:
+    """The finished model of a run folder, a stage's folder, a packed file, or ``hf:owner/name``.
+
+    ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder. ``device`` is ``"auto"``, ``"cpu"`` or
+    ``"cuda"``. Neither the images that it was trained on nor the network connection is needed, except for ``hf:``.
+    """
+    _device(device)  # a wrong one is named before anything is read
+    if str(what).startswith("hf:"):
+        return _packed(str(what), role, device)
+    path = Path(what).expanduser()
+    if path.is_file():
+        return _packed(path, role, device)
+    if not path.exists():
+        raise UserError(f"no model at {what}; give a run folder, a stage's folder, a packed file, or hf:owner/name")
+    run, scored = trained(path, role)
+    has_teacher = scored.role == "student" and "teacher" in run.roles
+    names, colors = _label_space(run, scored)
+    return Model(
+        load_segmenter(scored, names),
+        names,
+        colors,
+        title=(run.recipe.title or scored.title) if scored.role == "student" else scored.title,
+        view=view_of(run.recipe),
+        device=device,
+        teacher=(lambda: load(run.folder, role="teacher", device=device)) if has_teacher else None,
+    )
+
+
+def view_of(recipe: Recipe) -> View:
+    """How a run's networks see images: as its evaluation sees the first domain that is scored (spec A.11)."""
+    config, source = recipe.evaluate, recipe.scored_source
+    domain = config.domains[0] if config is not None else recipe.stages[0].data.domains[0]
+    protocol = source.protocol(domain)
+    resize = None if config is None else config.resize
+    window = None if config is None else config.window
+    return View(resize or protocol.resize, sliding(protocol, window), recipe.data.size)
+
+
+def _packed(source: str | Path, role: str | None, device: str) -> Model:
+    """The model of a packed file."""
+    segmenter, header = load_packed(source)
+    if role not in (None, header.get("role", "student")):
+        raise UserError(
+            f"{source} holds the {header.get('role', 'student')} alone; pack or give the run for the {role}"
+        )
+    seen = header["preprocessing"]
+    window = None if seen.get("window") is None else Window.model_validate(seen["window"])
+    resize = seen.get("resize")
+    view = View(resize and (resize[0], resize[1]), window, tuple(seen.get("size", (512, 512))))
+    return Model(
+        segmenter, header["classes"], header["colors"], title=header.get("title", ""), view=view, device=device
+    )
+
+
+def _label_space(run: Finished, scored: Scored) -> tuple[tuple[str, ...], Sequence[Sequence[int]] | None]:
+    """Class names, and the colours of the scores, of the data set's record, or None."""
+    names = scored.classes
+    path = run.folder / "results.json"
+    results = (read_signed(path) if path.is_file() else None) or {}
+    if results.get("colors") and (not names or tuple(results.get("classes", ())) == names):
+        return tuple(results["classes"]), results["colors"]
+    names = names or run.recipe.classes()
+    spaces = [(space.names, as_colors(space.colors)) for space in LABEL_SPACES.values()]
+    spaces += [(record.classes, as_colors(record.colors)) for record in DATASETS.values()]
+    return names, next((colors for known, colors in spaces if tuple(known) == tuple(names)), None)
+
+
+_NUMBERS = "pixels must be uint8, or float in [0, 1]"
+
+
+def _arrays(image: Any) -> Tensor:
+    """An image in memory, or a batch, as (3, H, W) or (B, 3, H, W)."""
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(upright(image)).permute(2, 0, 1)
+    if isinstance(image, np.ndarray):
+        grey = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+        if grey.ndim not in (3, 4) or grey.shape[-1] not in (3, 4):
+            raise UserError(f"an array must be (H, W, 3), (H, W) or (B, H, W, 3), got {image.shape}")
+        if grey.dtype != np.uint8 and grey.dtype.kind != "f":
+            raise UserError(f"{_NUMBERS}, got {grey.dtype}; divide 16-bit pixels by 65535")
+        image = torch.from_numpy(np.array(grey[..., :3])).movedim(-1, -3)
+    if not isinstance(image, Tensor):
+        raise UserError(
+            "an image is a path, a PIL image, a NumPy array or a tensor, or a list of these, got "
+            f"{type(image).__name__}"
+        )
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+        raise UserError(f"a tensor must be (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
+    return _scaled(image)
+
+
+def _scaled(image: Tensor) -> Tensor:
+    """uint8 as it is, float in [0, 1] as float32; a :class:`UserError` for any other numbers."""
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise UserError(f"{_NUMBERS}, got {image.dtype}; divide 16-bit pixels by 65535")
+    low, high = image.amin().item(), image.amax().item()
+    if not -1e-3 <= low <= high <= 1 + 1e-3:
+        raise UserError(f"float pixels must lie in [0, 1], got {low:.4g} to {high:.4g}; divide 8-bit pixels by 255")
+    return image.float()
+
+
+def _check_size(name: str, size: tuple[int, int] | None) -> None:
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise UserError(f"{name} is a height and a width of at least 1 pixel, got {size}")
+
+
+def _device(name: str) -> str:
+    allowed = ("auto", "cpu", "cuda")
+    if name.partition(":")[0] not in allowed:
+        raise UserError(f"unknown device '{name}'; allowed: {', '.join(allowed)}")
+    cuda = torch.cuda.is_available()
+    if name.startswith("cuda") and not cuda:
+        raise UserError("device cuda, but torch sees no GPU here; use cpu or auto")
+    return ("cuda" if cuda else "cpu") if name == "auto" else name

@@ -1,0 +1,1 @@
+"""What is counted while a domain is evaluated, and how sure the scores are."""

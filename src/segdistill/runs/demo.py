@@ -1,0 +1,50 @@
+"""The demonstration: three recipes that share a teacher, run one after the other, and one page about all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segdistill.recipe import Recipe, load
+from segdistill.runs.execute import fingerprints, run
+from segdistill.runlog import Named, Watcher
+from segdistill.shipped import recipes_folder
+
+ARMS = ("world_none", "world_vanilla_kd", "world_gkd")
+SMOKE = ("data.size=[32,64]", "evaluate.images=2", "evaluate.pictures=1", "log_every=1", "checkpoint_every=2")
+
+
+def load_arms(overrides: Sequence[str] = (), *, smoke: bool = False, seed: int = 0) -> list[Recipe]:
+    """The demonstration's recipes; ``smoke`` keeps every part of them but only two steps each."""
+    recipes = []
+    for arm in ARMS:
+        path = recipes_folder() / f"{arm}.yaml"
+        changes = [f"seed={seed}", *overrides]
+        if smoke:
+            changes += [*SMOKE, *shortened(load(path))]
+        recipes.append(load(path, changes))
+    return recipes
+
+
+def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
+    """Overrides that cut every stage to ``steps`` steps on ``images`` images."""
+    changes = []
+    for stage in recipe.stages:
+        changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
+        changes.append(f"stages.{stage.name}.data.images={images}")
+        if getattr(stage, "proxy", None) is not None:
+            changes += [f"stages.{stage.name}.proxy.batch=2", f"stages.{stage.name}.proxy.data.images={images}"]
+    return changes
+
+
+def run_demo(out: Path, recipes: Sequence[Recipe], watcher: Watcher) -> list[dict[str, Any]]:
+    """Run ``recipes`` in sub-folders of ``out``, each taking from the others what is the same computation."""
+    folders = [out / recipe.name for recipe in recipes]
+    for recipe in recipes:
+        fingerprints(recipe)  # reads every weight file: one that is missing is named before anything is trained
+    results = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        others = [other for other in folders if other != folder]
+        results.append(run(recipe, folder, reuse=others, watcher=Named(watcher, recipe.name)))
+    return results

@@ -1,0 +1,258 @@
+"""Executes a recipe in a run folder: finished stages are skipped, the scores and pictures written at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from lightning_utilities.core import rank_zero
+
+from segdistill import environment
+from segdistill.runs.check import check
+from segdistill.config import UserError
+from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
+from segdistill.runs.folder import (
+    Finished,
+    Origin,
+    damaged_file,
+    fingerprints,
+    origin_of,
+    read_manifest,
+    read_stage,
+    segmenter_of,
+    stage_folder,
+    stage_seed,
+    student_weights,
+    write_results,
+)
+from segdistill.locking import locked
+from segdistill.recipe import Recipe, dump, last_learner
+from segdistill.runlog import Quiet, RunLog, Watcher
+from segdistill.stages import StageConfig, StageContext
+
+CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
+COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator", "tracker")
+
+
+@environment.within_memory()
+def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Watcher | None = None) -> dict[str, Any]:
+    """Run ``recipe`` in ``folder`` and return what stands in its ``results.json``.
+
+    ``reuse`` names other run folders whose finished stages are taken where they are the same computation. Raises
+    :class:`UserError` for anything the user can mend; what is finished by then stays.
+    """
+    watcher = watcher or Quiet()
+    for line in check(recipe):  # before hours are spent
+        watcher.warn(line)
+    fabric = make_fabric(recipe)
+    with explained(), locked(folder) if fabric.is_global_zero else nullcontext():
+        return _run(recipe, folder, reuse, fabric, watcher)
+
+
+def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, watcher: Watcher) -> dict[str, Any]:
+    """:func:`run` in a folder that is ours alone."""
+    first = fabric.is_global_zero
+    origins = [origin_of(recipe, stage) for stage in recipe.stages]
+    prints = fingerprints(recipe, origins)
+    if first:
+        _open_folder(recipe, folder, prints)
+    fabric.barrier()
+    settings = recipe.model_dump(mode="json")
+    log = RunLog(folder, watcher, writes=first, tracker=recipe.tracker, settings=settings)
+    try:
+        manifests = []
+        for number, stage in enumerate(recipe.stages):
+            context = _context(recipe, number, prints[number], folder, fabric, log)
+            label = context.label
+            manifest = read_stage(context.folder, prints[number])
+            if manifest is None and first and _take(reuse, context, prints[number]):
+                manifest = read_stage(context.folder, prints[number])
+                watcher.stage(label, stage.steps, "reused")
+            elif manifest is not None:
+                watcher.stage(label, stage.steps, "finished")
+            fabric.barrier()
+            if manifest is None:
+                manifest = read_stage(context.folder, prints[number])
+            if manifest is None:
+                watcher.stage(label, stage.steps, "running")
+                manifest = _execute(stage, context, origins[number])
+            manifests.append(manifest)
+        finished = Finished(recipe, folder, manifests, prints)
+        scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
+        results = write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
+        log.scores(results)
+    except BaseException:
+        log.close(failed=True)
+        raise
+    log.close()
+    return results
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What torch raises where a process beside this one was ended, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            raise UserError(
+                f"a process that makes batches was ended ({_first_line(text)}), often for want of memory: the same "
+                "command continues, with workers=0 in this process alone"
+            ) from None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
+            raise UserError(
+                f"another process of this run was ended ({_first_line(text)}): the same command continues"
+            ) from None
+        raise
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:120]
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """One process, or those that ``torchrun`` has started."""
+    if recipe.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
+    rank_zero.log.setLevel(logging.WARNING)  # the precision is in the first line of the command
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    fabric = Fabric(
+        accelerator=recipe.accelerator,
+        devices=local,
+        num_nodes=max(1, processes // local),
+        strategy=DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto",
+        precision=recipe.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
+    place, teacher = stage_folder(recipe, folder, number), last_learner(recipe.stages, "teacher", number)
+    return StageContext(
+        fabric=fabric,
+        source=recipe.data,
+        seed=stage_seed(recipe, recipe.stages[number]),
+        folder=place,
+        label=place.name,
+        fingerprint=fingerprint,
+        student=recipe.student,
+        teacher=recipe.teacher,
+        student_weights=student_weights(recipe, folder, number),
+        teacher_head=None if teacher is None else stage_folder(recipe, folder, teacher) / "head.safetensors",
+        log=log,
+        progress=log.watcher.work,
+        log_every=recipe.log_every,
+        checkpoint_every=recipe.checkpoint_every,
+        workers=recipe.workers,
+    )
+
+
+def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
+    """Check that the run folder belongs to this recipe and write down what is run, where that is not there or damaged.
+
+    Of a damaged recipe nothing is believed: the finished stages say whether they are this one's.
+    """
+    path, text = folder / "recipe.yaml", dump(recipe)
+    if path.exists():
+        old = _old_recipe(path)
+        if old is None:
+            for number, fingerprint in enumerate(prints):
+                read_stage(stage_folder(recipe, folder, number), fingerprint)
+            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", path)
+        else:
+            new = yaml.safe_load(text)
+            changed = [key for key in new if key not in COSMETIC and old.get(key) != new[key]]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run with other {', '.join(changed)}; choose another --out or delete it"
+                )
+    try:
+        write_atomic(path, lambda file: file.write(sealed_text(text).encode()))
+        about = folder / "environment.json"
+        if about.exists() and read_signed(about) is None:
+            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", about)
+            about.unlink()
+        if not about.exists():
+            write_signed(about, environment.describe())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+
+
+def _old_recipe(path: Path) -> dict[str, Any] | None:
+    """The settings that a run folder says it was made with; None where that is damaged."""
+    data = path.read_bytes()
+    try:
+        old = yaml.safe_load(data.decode()) if text_is_whole(data) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        old = None
+    return old if isinstance(old, dict) else None
+
+
+def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[str, Any]:
+    """Run one stage and write its manifest, the sign that it is finished."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    environment.forget_peak()
+    result = stage.run(context)
+    manifest = {
+        "name": stage.name,
+        "type": stage.model_dump()["type"],
+        "fingerprint": context.fingerprint,
+        "origin": origin,
+        "seed": context.seed,
+        "steps": stage.steps,
+        "batch": stage.batch,
+        "seconds": round(result.seconds, 2),
+        "parameters": result.parameters,
+        "classes": result.classes,
+        "weights": result.weights,
+        "memory_mb": environment.peak_memory_mb(),
+        "settings": stage.model_dump(mode="json"),
+        "commit": environment.commit(),
+        "hardware": environment.hardware(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {path.name: sha256(path) for path in sorted(context.folder.glob("*.safetensors"))},
+    }
+    context.fabric.barrier()
+    if context.fabric.is_global_zero:
+        write_signed(context.folder / "manifest.json", manifest)
+        shutil.rmtree(context.folder / "checkpoint", ignore_errors=True)
+    context.fabric.barrier()
+    return manifest
+
+
+def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> bool:
+    """Copy the same finished stage from another run, if there is one; what is damaged there is named and not taken."""
+    for other in reuse:
+        for path in sorted(other.glob("stages/*/manifest.json")):
+            if path.parent.name.startswith(".") or path.parent == context.folder:
+                continue
+            try:
+                manifest = read_manifest(path.parent)
+                if manifest is None or manifest["fingerprint"] != fingerprint:
+                    continue
+                if damaged := damaged_file(path.parent, manifest):
+                    raise UserError(f"{damaged} is not the file that its manifest names")
+            except UserError as error:
+                logging.getLogger(__name__).warning("warning: --reuse: not taken: %s", error)
+                continue
+            temporary = context.folder.with_name(f".{context.folder.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(path.parent, temporary)
+            shutil.rmtree(context.folder, ignore_errors=True)
+            temporary.rename(context.folder)
+            return True
+    return False

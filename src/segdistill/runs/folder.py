@@ -1,0 +1,254 @@
+"""What a run folder holds: stage folders and their manifests, and which segmenters they make.
+
+A stage is known by its fingerprint, a hash of everything that its outcome depends on. Its manifest also keeps the parts
+of that which only files can tell, its ``origin``: so a run can be checked where neither the images that it was trained
+on nor the weights that it started from are at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from segdistill import environment
+from segdistill.config import UserError
+from segdistill.files import read_signed, sha256, text_is_whole, write_signed
+from segdistill.ops import derive_seed
+from segdistill.recipe import Recipe, last_learner, load
+from segdistill.runlog import Watcher
+from segdistill.runs.score import Scored, score
+from segdistill.stages.base import ModelConfig, StageConfig
+from segdistill.weights import head_path, digest_of, weights_path
+
+FORMAT = 1
+Origin = dict[str, Any]
+"""``data``: the facts of a stage's images; ``student`` and ``teacher``: SHA-256 of their start weights, by part."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The stages of a run that are finished, the first one to some later one, and what their manifests say."""
+
+    recipe: Recipe
+    folder: Path
+    manifests: list[dict[str, Any]]
+    prints: list[str]
+
+    @property
+    def stages(self) -> tuple[StageConfig, ...]:
+        """The finished stages."""
+        return self.recipe.stages[: len(self.manifests)]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Whose segmenters are finished: of networks with a task stage, and of a teacher whose head is a file."""
+        teacher = self.recipe.teacher
+        given = {"teacher"} if teacher is not None and teacher.head_weights is not None else set()
+        trained = {stage.learner for stage in self.stages}
+        return tuple(role for role in ("teacher", "student") if role in given | trained)
+
+    def places(self, role: str | None = None) -> dict[str, str]:
+        """Whose segmenters are scored -> where they stand in the results, whose student is the one that is judged.
+
+        That is the student, else the teacher where it is alone; with ``role`` that one, without the other.
+        """
+        if role is None and self.roles == ("teacher",):
+            role = "teacher"
+        return {each: each for each in self.roles} if role is None else {role: "student"}
+
+
+def load_finished(folder: Path) -> Recipe:
+    """The recipe that the run in ``folder`` was made with; its images need not be there."""
+    path = folder / "recipe.yaml"
+    if path.is_file() and not text_is_whole(path.read_bytes()):
+        raise UserError(f"{path} is damaged or was edited; give the run's command again, which writes it anew")
+    return load(path)
+
+
+def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
+    """Where stage ``number`` stands in the run folder."""
+    return folder / "stages" / f"{number:02d}-{recipe.stages[number].name}"
+
+
+def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
+    """The encoder file left by the last stage before number ``before`` that trained the student's encoder."""
+    for number in reversed(range(before)):
+        stage = recipe.stages[number]
+        if stage.hands_over:
+            return stage_folder(recipe, folder, number) / "encoder.safetensors"
+    return None
+
+
+def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
+    """The stage's own seed, where it has one."""
+    return recipe.seed if stage.seed is None else stage.seed
+
+
+def origin_of(recipe: Recipe, stage: StageConfig) -> Origin:
+    """What of a stage only files can tell: its images are listed and its start weights are hashed."""
+    roles = stage.roles
+    digests = {role: model_digests(getattr(recipe, role)) for role in ("student", "teacher") if role in roles}
+    return {"data": recipe.data.facts(*(selection for _, selection, _ in stage.reads())), **digests}
+
+
+def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> list[str]:
+    """One hash per stage of everything that its outcome depends on, the stages before it included.
+
+    ``origins`` are those of the first stages, and their hashes alone are made; by default all are read from the files.
+    """
+    prints: list[str] = []
+    student_parent = ""
+    origins = [origin_of(recipe, stage) for stage in recipe.stages] if origins is None else origins
+    for number, (stage, origin) in enumerate(zip(recipe.stages, origins, strict=False)):
+        roles = stage.roles
+        facts = {
+            "format": FORMAT,
+            "stage": stage.model_dump(mode="json"),
+            "data": origin["data"],
+            "seed": stage_seed(recipe, stage),
+            "precision": recipe.precision,
+            "student": _model_facts(recipe.student, origin["student"]) if "student" in roles else None,
+            "teacher": _model_facts(recipe.teacher, origin["teacher"]) if "teacher" in roles else None,
+            "parent": student_parent if "student" in roles else "",
+        }
+        teacher = last_learner(recipe.stages, "teacher", number) if stage.reads_logits else None
+        if teacher is not None:
+            facts["teacher_head"] = prints[teacher]
+        prints.append(_hash(facts))
+        if "student" in roles:
+            student_parent = prints[-1]
+    return prints
+
+
+def model_digests(model: ModelConfig | None) -> dict[str, str]:
+    """SHA-256 of the files that a network starts from; a :class:`UserError` where one is not there."""
+    digests: dict[str, str] = {}
+    if model is not None and model.encoder.weights != "random":
+        digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
+    if model is not None and model.head_weights is not None:
+        digests["head_sha256"] = sha256(head_path(model.head_weights))
+    return digests
+
+
+def read_stage(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of a finished stage, None where it is not finished; its files must be what it says."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    if manifest["fingerprint"] != fingerprint:
+        raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
+    if damaged := damaged_file(folder, manifest):
+        raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
+    return manifest
+
+
+def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
+    """The first of a stage's files that is not what its manifest says."""
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            return folder / name
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The content of a stage's manifest, None where there is none; one line where it is damaged."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_signed(path)
+    needed = {"fingerprint", "files", "seconds", "parameters", "name", "type", "steps"}
+    if manifest is None or not needed <= manifest.keys() or not isinstance(manifest["files"], dict):
+        raise UserError(f"damaged manifest {path}; delete the folder {folder} to run the stage again")
+    return manifest
+
+
+def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None = None) -> Scored:
+    """The segmenter of ``role``, one of the finished: that of its last task stage, else that of the recipe's files.
+
+    ``place`` is where it stands in the results: its own role, or "student" for what is judged.
+    """
+    recipe, stages = finished.recipe, finished.stages
+    last = last_learner(stages, role, len(stages))
+    model: ModelConfig = getattr(recipe, role)
+    if last is None:
+        return segmenter_from_files(recipe, role, out, place=place)
+    own = [
+        manifest["seconds"]
+        for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
+        if (stage.learner == "teacher") == (role == "teacher")
+    ]
+    return Scored(
+        role=place or role,
+        title=model.title or role.capitalize(),
+        model=model.filled(
+            encoder=student_weights(recipe, finished.folder, last + 1) if role == "student" else None,
+            head=stage_folder(recipe, finished.folder, last) / "head.safetensors",
+        ),
+        seed=derive_seed(stage_seed(recipe, stages[last]), role),
+        folder=out,
+        fingerprint=finished.prints[last],
+        parameters=finished.manifests[last]["parameters"],
+        classes=tuple(finished.manifests[last].get("classes", ())),
+        seconds=round(sum(own), 2),
+    )
+
+
+def segmenter_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
+    """The network of ``role`` with the weights that the recipe names for its encoder and its head."""
+    model: ModelConfig = getattr(recipe, role)
+    if model.head_weights is None:
+        raise UserError(f"the {role}'s head has no weights: set {role}.head.weights to a task checkpoint")
+    return Scored(
+        role=place or role,
+        title=model.title or role.capitalize(),
+        model=model,
+        seed=derive_seed(recipe.seed, role),
+        folder=out,
+        fingerprint=_hash(_model_facts(model, model_digests(model))),
+        parameters=None,
+        classes=(),
+        seconds=None,
+    )
+
+
+def write_results(
+    recipe: Recipe,
+    scored: Sequence[Scored],
+    manifests: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    fabric: Fabric,
+    watcher: Watcher,
+    reuse: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Score the segmenters and write ``out/results.json``; returns its content."""
+    results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
+    results["seed"] = recipe.seed
+    results["distilled"] = any(stage.method is not None for stage in recipe.stages)
+    results["paper"] = None if recipe.paper is None else recipe.paper.model_dump(mode="json")
+    results["stages"] = [{key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in manifests]
+    if recipe.evaluate is not None:
+        began = time.perf_counter()
+        for each in scored:
+            results = score(recipe, each, fabric=fabric, results=results, reuse=reuse, watcher=watcher)
+        results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
+    results["environment"] = environment.describe()
+    if fabric.is_global_zero:
+        write_signed(out / "results.json", results)
+    fabric.barrier()
+    return results
+
+
+def _model_facts(model: ModelConfig | None, digests: dict[str, str]) -> dict[str, Any] | None:
+    return None if model is None else model.model_dump(mode="json", exclude={"title"}) | digests
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

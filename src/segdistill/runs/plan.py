@@ -1,0 +1,277 @@
+"""What a recipe will do, before it does it: data and weights are opened, costs are estimated, nothing is trained.
+
+The estimates: operations are counted by torch on tensors without data (a forward pass of the real networks at the real
+size; a trained part counts three times, forward and twice that backward), bytes from the tensors that a backward pass
+keeps. Time is operations / (speed of a matrix product that is timed on this device x UTILISED). Rough on purpose: the
+right power of two tells an evening from a month. The method's own heads are counted with their parameters only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segdistill.runs.check import check
+from segdistill.config import UserError
+from segdistill.encoders import Encoder, build_encoder
+from segdistill.environment import within_memory
+from segdistill.methods import METHODS
+from segdistill.recipe import Recipe
+from segdistill.stages import StageConfig
+from segdistill.stages.base import ModelConfig, need
+from segdistill.stages.task import build_segmenter, check_head
+
+UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
+FLOAT = 4  # bytes
+ADAM = 3 * FLOAT  # bytes per trained parameter beside its value: gradient and two moments
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: what it reads, what it trains, what it costs."""
+
+    label: str
+    kind: str
+    images: int  # that it chooses from
+    steps: int
+    batch: int
+    trained: int  # parameters
+    frozen: int
+    flops: int  # per step
+    seconds: float  # all steps
+    memory: int  # bytes at the peak
+    disk: int  # bytes that it leaves
+
+    def row(self) -> list[str]:
+        """As a line of the table."""
+        return [
+            self.label, self.kind, f"{self.images:,}", f"{self.steps:,}", str(self.batch), f"{self.trained / 1e6:.2f}",
+            f"{self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
+            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f}",
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, the evaluation's images, and what the weight files are."""
+
+    stages: tuple[StagePlan, ...]
+    evaluation: dict[str, int]
+    weights: tuple[str, ...]
+    speed: float  # operations per second that the times rest on
+    device: str
+    doubts: tuple[str, ...] = ()  # what can be read and is probably not meant
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def rows(self) -> list[list[str]]:
+        """The table, heads first."""
+        heads = ["stage", "kind", "images", "steps", "batch", "trained (M)", "frozen (M)", "GFLOP/step", "about",
+                 "memory (MiB)", "disk (MiB)"]  # fmt: skip
+        return [heads, *(stage.row() for stage in self.stages)]
+
+    def summary(self) -> str:
+        """One line below the table."""
+        scored = sum(self.evaluation.values())
+        return (
+            f"about {_time(self.seconds)} of training on {self.device} "
+            f"({self.speed / 1e9:,.0f} GFLOP/s assumed), {scored:,} images to score"
+        )
+
+
+@within_memory()
+def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
+    """Open everything that ``recipe`` reads and estimate what it costs on this device.
+
+    Weights are loaded for real, data sets are listed (the world is not rendered). ``speed`` replaces the timed one
+    (operations per second). Raises a :class:`UserError` that lists everything that is missing or does not fit.
+    """
+    doubts = check(recipe)
+    device = "cuda" if recipe.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    speed = speed or UTILISED * matmul_speed(device, recipe.precision)
+    problems: list[str] = []
+    images = [
+        _attempt(lambda s=stage: sum(recipe.data.look(selection)[0] for _, selection, _ in s.reads()), problems)
+        for stage in recipe.stages
+    ]
+    weights = [line for role in ("teacher", "student") for line in _weights(recipe, role, problems)]
+    evaluation = {}
+    if recipe.evaluate is not None:
+        source = recipe.scored_source
+        for name in recipe.evaluate.domains:
+            selection = recipe.evaluate.selection(source, name)
+            evaluation[name] = _attempt(lambda s=selection: source.look(s)[0], problems) or 0
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
+    classes = recipe.classes()
+    plans = [
+        _stage(recipe, number, stage, images[number] or 0, classes, speed) for number, stage in enumerate(recipe.stages)
+    ]
+    return Plan(tuple(plans), evaluation, tuple(weights), speed, device, tuple(doubts))
+
+
+def matmul_speed(device: str, precision: str, side: int = 1024, seconds: float = 0.3) -> float:
+    """Operations per second of a square matrix product in the precision that the recipe computes in.
+
+    Of the fastest one within ``seconds``: what else the machine does at the moment says nothing about the run.
+    """
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    a @ a
+    wait()
+    end, best = time.perf_counter() + seconds, math.inf
+    while (began := time.perf_counter()) < end:
+        a @ a
+        wait()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def _weights(recipe: Recipe, role: str, problems: list[str]) -> list[str]:
+    """Load a model's start weights and say what they are."""
+    model: ModelConfig | None = getattr(recipe, role)
+    if model is None:
+        return []
+    lines = []
+    encoder = _attempt(lambda: build_encoder(model.encoder, seed=0), problems)
+    if encoder is not None:
+        lines.append(f"{role}: {encoder.loaded.summary() if encoder.loaded else f'{encoder.name}, random weights'}")
+    if model.head_weights is not None:
+        report = _attempt(lambda: check_head(model, recipe.classes()), problems)
+        lines += [] if report is None else [f"{role}: {report.summary()}"]
+    return lines
+
+
+def _attempt(what: Callable[[], Any], problems: list[str]) -> Any:
+    """The outcome, or None and one more problem."""
+    try:
+        return what()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _stage(
+    recipe: Recipe, number: int, stage: StageConfig, images: int, classes: Sequence[str], speed: float
+) -> StagePlan:
+    """Count one stage on tensors without data."""
+    cost, size = _Cost(), stage.crop(recipe.data.size)
+    encoders = {
+        role: _bare(need(getattr(recipe, role), role, stage.name), stage, teacher=role == "teacher")
+        for role in stage.roles
+    }
+    kept: list[nn.Module] = [encoders[stage.roles[0]]]
+    if stage.learner is None:
+        cost.trained(*kept)
+    else:
+        kept = _learning(cost, recipe, stage, encoders[stage.learner], classes)
+    if stage.method is not None:
+        _distillation(cost, stage, encoders["student"], encoders["teacher"], size)
+    disk = FLOAT * sum(p.numel() for module in kept for p in module.parameters())
+    return StagePlan(
+        label=f"{number:02d}-{stage.name}",
+        kind=stage.model_dump()["type"],
+        images=images,
+        steps=stage.steps,
+        batch=stage.batch,
+        trained=cost.parameters,
+        frozen=cost.frozen,
+        flops=cost.flops,
+        seconds=stage.steps * cost.flops / speed,
+        memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
+        disk=disk,
+    )
+
+
+class _Cost:
+    """Operations, kept bytes and parameters of one step."""
+
+    def __init__(self) -> None:
+        self.flops = self.kept = self.parameters = self.frozen = 0
+
+    def forward(self, call: Callable[[], Any], *, trains: bool, times: int = 1) -> Any:
+        """Count ``times`` such passes; one that trains counts three times and keeps what its backward pass needs."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[id(tensor)] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(trains):
+            if trains:
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                    result = call()
+            else:
+                result = call()
+        self.flops += times * counter.get_total_flops() * (3 if trains else 1)
+        self.kept += times * sum(kept.values())
+        return result
+
+    def trained(self, *modules: nn.Module) -> None:
+        """Count trained parameters."""
+        self.parameters += sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _bare(model: ModelConfig, stage: StageConfig, *, teacher: bool) -> Encoder:
+    """The encoder as ``stage`` has it, without memory for its weights."""
+    return build_encoder(stage.fit(model.bare().encoder, teacher=teacher), seed=0).to("meta")
+
+
+def _images(batch: int, size: tuple[int, int]) -> Tensor:
+    return torch.empty(batch, 3, *size, device="meta")
+
+
+def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]) -> None:
+    """Teacher once; the student's views; the method's parameters."""
+    method: Any = METHODS[stage.method.type]
+    needs = method.needs_for(stage.method.settings)
+    heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.taps))
+    cost.trained(heads)
+    cost.frozen += sum(p.numel() for p in teacher.parameters())
+    batch = stage.images_per_step
+    taps = needs.taps or (-1,)  # of class scores alone too, the networks are run
+    cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
+    views = batch if stage.learner is None and needs.plain else batch - stage.batch  # a learner's own are counted
+    if needs.masked:
+        views += int(batch * heads.mask_settings()["probability"])
+    if views:
+        cost.forward(lambda: student(_images(views, size), taps), trains=True)
+
+
+def _learning(
+    cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encoder, classes: Sequence[str]
+) -> list[nn.Module]:
+    """Encoder and head on the labelled images; the modules that the stage leaves."""
+    assert stage.learner is not None
+    model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), not stage.hands_over
+    segmenter = build_segmenter(model.bare(), encoder, classes, seed=0, stage=stage.name)
+    images = _images(stage.batch, recipe.data.size)
+    features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
+    # Mask2Former looks at its own numbers, so the head is counted on one image that has some.
+    one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
+    cost.forward(lambda: segmenter.decode(one), trains=True, times=stage.batch)
+    cost.trained(segmenter.head)
+    if frozen:
+        cost.frozen += sum(p.numel() for p in encoder.parameters())
+    else:
+        cost.trained(encoder)
+    return [segmenter.head] if frozen else [segmenter.head, encoder]
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,261 @@
+"""Scores what is trained already: a run folder, one of its stages, or a checkpoint file with the recipe that it fits.
+
+Only the images that are scored must be there, and the weights that are in no run folder: those of a teacher's encoder,
+and of a student's that was never trained. The network that is judged stands in the student's place of the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdistill.runs.check import check
+from segdistill.config import UserError, choose, nearest
+from segdistill.environment import within_memory
+from segdistill.runs.folder import (
+    Finished,
+    Origin,
+    fingerprints,
+    load_finished,
+    model_digests,
+    origin_of,
+    read_manifest,
+    read_stage,
+    segmenter_from_files,
+    segmenter_of,
+    stage_folder,
+    write_results,
+)
+from segdistill.locking import locked
+from segdistill.recipe import Recipe, change, load, retarget
+from segdistill.runs.execute import explained, make_fabric
+from segdistill.runlog import Quiet, Watcher
+from segdistill.runs.score import Scored
+from segdistill.stages.base import ModelConfig, need, need_head
+
+ROLES = {"student": "student", "teacher": "teacher"}
+FILES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to score it on: names of data sets below ``root`` or, without names, what the recipe says; settings."""
+
+    data: Sequence[str] = ()
+    root: Path | None = None
+    overrides: Sequence[str] = ()
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """``recipe`` with this evaluation."""
+        if self.data:
+            return retarget(recipe, self.data, self.root, self.overrides)
+        if self.root is not None:
+            raise UserError("--root is for --data NAME ...: say which data sets to score")
+        return change(recipe, self.overrides)
+
+    def folder(self, base: Path) -> Path:
+        """Where the scores go: ``base``, with names of data sets a folder below it."""
+        return base / "on" / "-".join(name.replace(":", "_") for name in self.data) if self.data else base
+
+
+@within_memory()
+def rescore(
+    what: Path,
+    wanted: Wanted,
+    *,
+    recipe: Path | None = None,
+    role: str | None = None,
+    out: Path | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Score the run folder, stage folder or checkpoint file ``what``; returns the folder of the scores.
+
+    ``recipe`` is the one that a checkpoint file fits. ``role`` is the one network that is judged: by default a run's
+    student, with its teacher beside it, and a file's student. Without ``out`` the scores stand in the run folder; those
+    of a stage or of one role in its folder ``on/STAGE`` or ``on/ROLE``, those of a file beside it in ``NAME-scores``.
+    """
+    if role is not None:
+        choose("role", role, ROLES)
+    if what.is_file():
+        if recipe is None:
+            raise UserError(f"which network is {what}? Give --recipe RECIPE, or the folder of its run or stage")
+        out = out or wanted.folder(what.with_name(f"{what.stem}-scores"))
+        evaluate_file(what, recipe, wanted, out, role=role or "student", watcher=watcher)
+        return out
+    if recipe is not None:
+        raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and there is none at {what}")
+    run, label = _place(what)
+    finished = load_finished(run)
+    upto, part = len(finished.stages), label or role
+    if label is not None:
+        upto = 1 + _stage_number(finished, run, label, role)
+        role = "teacher" if finished.stages[upto - 1].learner == "teacher" else None
+    out = out or wanted.folder(run if part is None else run / "on" / part)
+    changed = wanted.applied(finished)
+    evaluate_run(finished, changed, run, out, upto=upto, role=role, watcher=watcher)
+    return out
+
+
+def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
+    """The run of the folder ``what``, and the segmenter of ``role`` in it: by default the student, else the teacher.
+
+    ``what`` is a run folder or the folder of one of its task stages, whose network is taken. No image is looked for.
+    """
+    if role is not None:
+        choose("role", role, ROLES)
+    folder, label = _place(what)
+    recipe = load_finished(folder)
+    upto = len(recipe.stages)
+    if label is not None:
+        upto = 1 + _stage_number(recipe, folder, label, role)
+        role = recipe.stages[upto - 1].learner
+    run, origins = _read_run(recipe, recipe, folder, upto)
+    wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
+    if wanted is None or wanted not in run.roles:
+        has = ", ".join(run.roles) or "nobody"
+        raise UserError(f"{what} has no head of the {wanted or 'student'}: there is one of: {has}")
+    scored = segmenter_of(run, wanted, folder)
+    _check_start(run, origins, wanted, scored)
+    return run, scored
+
+
+def evaluate_run(
+    finished: Recipe,
+    changed: Recipe,
+    folder: Path,
+    out: Path,
+    *,
+    upto: int | None = None,
+    role: str | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Score the segmenters of the run in ``folder`` with the data and evaluation settings of ``changed``.
+
+    ``finished`` is the recipe that the run was made with; its stages, or the first ``upto`` of them, must be finished.
+    ``role`` is the only network to score. The scores go to ``out``.
+    """
+    trained = [
+        key for key in ("teacher", "student", "stages", "seed") if getattr(finished, key) != getattr(changed, key)
+    ]
+    if trained:
+        raise UserError(f"evaluate changes no {', '.join(trained)}: only evaluate.* and data.* may be given")
+    _need_evaluation(changed)
+    run, origins = _read_run(finished, changed, folder, len(finished.stages) if upto is None else upto)
+    if not run.roles or (role or run.roles[0]) not in run.roles:
+        has = ", ".join(run.roles) or "nobody"
+        raise UserError(f"{folder} has no head of the {role or 'student'}: there is one of: {has}")
+    places = run.places(role)
+    scored = [segmenter_of(run, each, out, place=place) for each, place in places.items()]
+    for each, segmenter in zip(places, scored, strict=True):
+        _check_start(run, origins, each, segmenter)
+    return _scores(changed, scored, run.manifests, out, watcher or Quiet())
+
+
+def evaluate_file(
+    file: Path, recipe: Path, wanted: Wanted, out: Path, *, role: str = "student", watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Score a task checkpoint, ``backbone.*`` and ``decode_head.*``, as the network of ``role`` in ``recipe``.
+
+    Settings may name other files: ``student.encoder.weights=...`` where the file has no backbone, and with weights for
+    ``teacher.encoder`` and ``teacher.head`` the teacher is scored beside the student. Which domains are unseen
+    follows from what the recipe's stages are trained on.
+    """
+    scoring = [setting for setting in wanted.overrides if setting.startswith("evaluate.")]
+    networks = [setting for setting in wanted.overrides if setting not in scoring]
+    plain = load(recipe, networks)
+    need_head(need(getattr(plain, role), role, "evaluate"), role, "evaluate")
+    given = {setting.partition("=")[0].strip() for setting in networks}
+    keys = [key for part in ("encoder", "head") if (key := f"{role}.{part}.weights") not in given]
+    plain = change(plain, [f"{key}={json.dumps(str(file))}" for key in keys])
+    changed = Wanted(wanted.data, wanted.root, scoring).applied(plain)
+    _need_evaluation(changed)
+    scored = [segmenter_from_files(changed, role, out, place="student")]
+    if role == "student" and changed.teacher is not None and changed.teacher.head_weights is not None:
+        scored.insert(0, segmenter_from_files(changed, "teacher", out))
+    return _scores(changed, scored, (), out, watcher or Quiet())
+
+
+def _scores(
+    recipe: Recipe, scored: Sequence[Scored], manifests: Sequence[dict[str, Any]], out: Path, watcher: Watcher
+) -> dict[str, Any]:
+    """Score in a folder that is ours alone."""
+    for line in check(recipe, training=False):
+        watcher.warn(line)
+    fabric = make_fabric(recipe)
+    with explained(), locked(out) if fabric.is_global_zero else nullcontext():
+        return write_results(recipe, scored, manifests, out, fabric=fabric, watcher=watcher)
+
+
+def _place(what: Path) -> tuple[Path, str | None]:
+    """The run folder, and the label of the stage where ``what`` is a stage's folder."""
+    if (what / "recipe.yaml").exists():
+        return what, None
+    stage = what.resolve()
+    if stage.parent.name == "stages" and (stage.parents[1] / "recipe.yaml").exists():
+        return stage.parents[1], stage.name
+    if (what / "manifest.json").exists():
+        raise UserError(f"{what} is a stage outside of its run, whose recipe says what it is; give the run folder")
+    raise UserError(
+        f"no recipe at {what / 'recipe.yaml'}; give a run folder, the folder of one of its stages, or a checkpoint file"
+    )
+
+
+def _stage_number(recipe: Recipe, run: Path, label: str, role: str | None) -> int:
+    """The number of the task stage in the folder ``label``."""
+    labels = [stage_folder(recipe, run, number).name for number in range(len(recipe.stages))]
+    tasks = [name for number, name in enumerate(labels) if recipe.stages[number].learner]
+    if role is not None:
+        raise UserError(f"--role {role} is for runs and files: the stage {label} has one network")
+    if label not in tasks:
+        raise UserError(
+            f"the stage {label} trains no head: {nearest(label, tasks)}allowed: {', '.join(tasks) or 'none'}"
+        )
+    return labels.index(label)
+
+
+def _need_evaluation(recipe: Recipe) -> None:
+    if recipe.evaluate is None:
+        raise UserError("nothing to evaluate: give --data NAME ..., or evaluate.domains=[...]")
+
+
+def _read_run(finished: Recipe, changed: Recipe, folder: Path, count: int) -> tuple[Finished, list[Origin]]:
+    """The first ``count`` stages, which must be finished and be what the recipe says; and where they come from.
+
+    A manifest that does not tell its stage's origin was written before manifests did so: then the files tell it.
+    """
+    places = [stage_folder(finished, folder, number) for number in range(count)]
+    origins = []
+    for place, stage in zip(places, finished.stages, strict=False):
+        manifest = read_manifest(place)
+        if manifest is None:
+            raise UserError(f"stage {place} is not finished; run the recipe to its end first")
+        origins.append(manifest.get("origin") or origin_of(finished, stage))
+    prints = fingerprints(finished, origins)
+    manifests = [read_stage(place, each) for place, each in zip(places, prints, strict=True)]
+    return Finished(changed, folder, [manifest for manifest in manifests if manifest is not None], prints), origins
+
+
+def _check_start(run: Finished, origins: Sequence[Mapping[str, Any]], role: str, scored: Scored) -> None:
+    """Weights that are in no run folder must be here, and be those that the run started from."""
+    model: ModelConfig = getattr(run.recipe, role)
+    outside = {
+        key: path
+        for key, path, used in (
+            ("sha256", model.encoder.weights, scored.model.encoder.weights),
+            ("head_sha256", model.head_weights, scored.model.head_weights),
+        )
+        if path is not None and path == used
+    }
+    try:
+        digests = model_digests(scored.model) if outside else {}
+    except UserError as error:
+        alone = "; or score the student alone with --role student" if role == "teacher" else ""
+        raise UserError(f"the {role}'s start weights are in no run folder: {error}{alone}") from None
+    known = next((origin[role] for origin in origins if role in origin), {})
+    for key, path in outside.items():
+        if key in known and digests.get(key) != known[key]:
+            raise UserError(f"'{path}' is not the file that the {role} started from; put that one in its place")

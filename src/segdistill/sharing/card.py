@@ -1,0 +1,205 @@
+"""The model card of a packed segmenter: Hugging Face's form, every number from the file's header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segdistill.files import write_atomic
+
+SHORT = 200  # steps below which no stage has learnt what its numbers could tell
+
+
+def write_card(path: Path, header: Mapping[str, Any], *, file: str, digest: str) -> None:
+    """Write the card of the packed ``file`` with that SHA-256."""
+    text = card(header, file=file, digest=digest)
+    write_atomic(path, lambda out: out.write(text.encode()))
+
+
+def card(header: Mapping[str, Any], *, file: str, digest: str) -> str:
+    """The card as Markdown with YAML front matter."""
+    sections = (
+        f"---\n{_front_matter(header)}---",
+        _summary(header),
+        _use(header, file),
+        _robustness(header),
+        _licences(header),
+        _limits(header),
+        _reproduce(header, file),
+        _integrity(header, file, digest),
+    )
+    return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _front_matter(header: Mapping[str, Any]) -> str:
+    front: dict[str, Any] = {"license": header["licence"]}
+    if header["licence"] == "other":
+        front |= {"license_name": "see-the-chain-of-licences", "license_link": "#licences"}
+    front |= {
+        "library_name": "segdistill",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "knowledge-distillation", "domain-generalization"],
+    }
+    metrics = [
+        {
+            "task": {"type": "image-segmentation"},
+            "dataset": {"type": name, "name": f"{name} ({kind})"},
+            "metrics": [{"type": "mean_iou", "value": round(100 * score["miou"], 2), "name": "mIoU (%)"}],
+        }
+        for name, kind, score in _domains(header, header["role"])
+        if score["miou"] is not None
+    ]
+    if metrics:
+        front["model-index"] = [{"name": header["name"], "results": metrics}]
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def _summary(header: Mapping[str, Any]) -> str:
+    parameters, model = header["parameters"], header["model"]
+    classes = ", ".join(header["classes"])
+    return (
+        f"# {header['title']}\n\n"
+        f"A semantic segmentation model of {len(header['classes'])} classes, the {header['role']} of the run "
+        f"`{header['name']}` of [segdistill](https://arxiv.org/abs/2603.02554): encoder `{model['encoder']['name']}` "
+        f"({parameters['encoder'] / 1e6:.2f} M parameters), head `{model['head']['type']}` "
+        f"({parameters['head'] / 1e6:.2f} M).\n\nClasses: {classes}."
+    )
+
+
+def _use(header: Mapping[str, Any], file: str) -> str:
+    view = header["preprocessing"]
+    lines = [f"Images are RGB in [0, 1]; the encoder subtracts {view['mean']} and divides by {view['std']}."]
+    height, width = view["size"]
+    lines.append(f"It was trained on {height} x {width} pixels.")
+    if view["resize"]:
+        lines.append(f"Images are fitted into {view['resize'][0]} x {view['resize'][1]} pixels.")
+    if view["window"]:
+        size, stride = view["window"]["size"], view["window"]["stride"]
+        lines.append(f"They are seen through windows of {size[0]} x {size[1]} every {stride[0]} x {stride[1]} pixels.")
+    return (
+        "## Use\n\n```python\nfrom segdistill.sharing.pack import load_packed\n\n"
+        f'segmenter, header = load_packed("{file}")  # or "hf:<owner>/<name>"\n'
+        "classes = segmenter.predict(images)  # (B, 3, H, W) in [0, 1] -> (B, H, W)\n```\n\n" + " ".join(lines)
+    )
+
+
+def _robustness(header: Mapping[str, Any]) -> str:
+    role, kept = header["role"], header["kept"]
+    rows = _domains(header, role)
+    if not rows:
+        return "## Robustness\n\nNot measured: the run was not evaluated."
+    teacher = {name: score for name, _, score in _domains(header, "teacher")} if kept and role == "student" else {}
+    heads = ["domain", "kind", "images", f"{role} mIoU (%)"] + (["teacher mIoU (%)", "kept (%)"] if teacher else [])
+    table = [heads, ["---"] * len(heads)]
+    for name, kind, score in rows:
+        row = [name, kind, str(score["images"]), _score(score["miou"], score["miou_interval"])]
+        if teacher:
+            ratio = kept["domains"][name]
+            other = teacher[name]
+            row += [_score(other["miou"], other["miou_interval"]), _score(ratio["retention"], ratio["interval"])]
+        table.append(row)
+    text = "## Robustness\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
+    own = header["scores"][role]
+    short = [stage for stage in header["history"]["stages"] if stage["steps"] < SHORT]
+    if own.get("mean_unseen") is not None and not short:
+        text += f"\n\nMean over the unseen domains: {_score(own['mean_unseen'], own['mean_unseen_interval'])} % mIoU"
+        if teacher and kept["unseen"] is not None:
+            text += f"; of the teacher's it keeps {_score(kept['unseen'], kept['interval'])} %"
+        text += "."
+    text += (
+        " In brackets: 95 % intervals of a bootstrap over images (of the ratio: paired). They say what other images of "
+        "the same domains would change, not what another training seed or another domain would."
+    )
+    if short:
+        names = ", ".join(f"{stage['name']} ({stage['steps']} steps)" for stage in short)
+        text += f"\n\n**Too short to mean anything:** {names}. The numbers show that everything runs, no more."
+    return text
+
+
+def _licences(header: Mapping[str, Any]) -> str:
+    lines = [
+        f"- {link['part']}: {link['name']}: {link['licence']}"
+        + (f" (**{', '.join(link['restrictions'])}**)" if link["restrictions"] else "")
+        for link in header["licences"]
+    ]
+    restricted = any(link["restrictions"] for link in header["licences"])
+    verdict = (
+        "What stands in bold binds what is made from it; read those terms before you use or pass on this model."
+        if restricted
+        else "No link of the chain restricts the use of this model beyond its own licence, Apache-2.0."
+    )
+    return "## Licences\n\nTeacher, data, student:\n\n" + "\n".join(lines or ["- none known"]) + f"\n\n{verdict}"
+
+
+def _limits(header: Mapping[str, Any]) -> str:
+    role = header["role"]
+    rows = [(name, kind, score) for name, kind, score in _domains(header, role) if score["miou"] is not None]
+    lines = [
+        "It names one of its classes for every pixel, also where there is none of them.",
+        "Confidence is no guarantee: in other domains it is too high (calibration errors below).",
+    ]
+    if rows:
+        name, _, worst = min(rows, key=lambda row: row[2]["miou"])
+        lines.append(f"Weakest domain measured: {name}, {100 * worst['miou']:.1f} % mIoU.")
+        weak = _weak_classes(header["classes"], [score for _, kind, score in rows if kind == "unseen"])
+        if weak:
+            lines.append(f"Classes below 20 % IoU on average over the unseen domains: {', '.join(weak)}.")
+        errors = ", ".join(
+            f"{name} {100 * score['calibration_error']:.1f}"
+            for name, _, score in rows
+            if score["calibration_error"] is not None
+        )
+        lines.append(f"Calibration error (percentage points): {errors}.")
+    if "source: world" in header["history"]["recipe"]:
+        lines.append("Trained on the rendered world that comes with segdistill: no model for photographs.")
+    if header["precision"] == "float16":
+        lines.append("Weights are stored in half precision; the scores were measured before that.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _weak_classes(classes: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    weak = []
+    for number, name in enumerate(classes):
+        values = [score["iou"][number] for score in scores if score["iou"] and score["iou"][number] is not None]
+        if values and sum(values) / len(values) < 0.2:
+            weak.append(name)
+    return weak
+
+
+def _reproduce(header: Mapping[str, Any], file: str) -> str:
+    history, name = header["history"], header["name"]
+    versions = ", ".join(f"{key} {value}" for key, value in history["versions"].items())
+    half = " --half" if header["precision"] == "float16" else ""
+    role = " --role teacher" if header["role"] == "teacher" and "student" in header["scores"] else ""
+    return (
+        "## Reproduce\n\n"
+        f"Commit {history['commit']}, seed {history['seed']}, {history['hardware']}; segdistill {versions}. Save the "
+        f"recipe below as `{name}.yaml`, put files in the places that it names (data sets below `SEGDISTILL_DATA`), "
+        f"and:\n\n```bash\nsegdistill run {name}.yaml --out runs/{name}\n"
+        f"segdistill pack runs/{name} {file}{half}{role}\nsegdistill verify {file} --run runs/{name}\n```\n\n"
+        f"<details><summary>{name}.yaml</summary>\n\n```yaml\n{history['recipe'].strip()}\n```\n\n</details>"
+    )
+
+
+def _integrity(header: Mapping[str, Any], file: str, digest: str) -> str:
+    rows = [["what", "name", "sha256"], ["---"] * 3, ["this file", file, f"`{digest}`"]]
+    rows += [[each["what"], each["name"], f"`{each['sha256']}`"] for each in header["rests_on"]]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"## Integrity\n\n`segdistill verify {file}` checks what is at hand of:\n\n{table}"
+
+
+def _domains(header: Mapping[str, Any], role: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, source / validation / unseen, scores) of every domain that ``role`` was scored on."""
+    kinds = {name: kind for kind, names in header["domains"].items() for name in names}
+    found = header["scores"].get(role, {}).get("domains", {})
+    return [(name, kind, found[name]) for name, kind in kinds.items() if name in found]
+
+
+def _score(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

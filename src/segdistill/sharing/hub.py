@@ -1,0 +1,35 @@
+"""Uploads a packed segmenter to the Hugging Face hub, through the hub's own client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from segdistill.config import UserError
+from segdistill.sharing.pack import card_path, packed_path, read_packed
+
+
+def push(file: Path, name: str, *, private: bool = True, revision: str | None = None, api: HfApi | None = None) -> str:
+    """Upload ``file`` as ``model.safetensors`` and its card as ``README.md`` in one commit; returns its address.
+
+    The repository ``name`` (``<owner>/<name>``) is made where there is none. The card must be there and be this file's.
+    """
+    path = packed_path(file)
+    header, card = read_packed(path)[1], card_path(path)
+    if not card.is_file():
+        raise UserError(f"{path} has no model card {card.name}; pack the run again")
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>")
+    api = api or HfApi()
+    additions = [CommitOperationAdd("model.safetensors", str(path)), CommitOperationAdd("README.md", str(card))]
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.create_commit(name, additions, commit_message=f"segdistill: {header['title']}", revision=revision)
+    except HFValidationError:
+        raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>") from None
+    except (HfHubHTTPError, OSError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot upload to {name} ({line}): run 'hf auth login' with a token that may write") from None
+    return str(commit.commit_url)
