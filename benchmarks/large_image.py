@@ -20,7 +20,8 @@ from segdistill.environment import commit, hardware, peak_memory_mb
 from segdistill.models import Segmenter, Window
 from segdistill.runs.evaluation import evaluate
 from segdistill.stages.base import ModelConfig
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_model
+from segdistill.tasks.table import TASKS
 
 SIZES = ((1024, 2048), (2000, 2500), (4000, 2500), (4000, 5000))
 CLASSES = 19
@@ -31,7 +32,9 @@ def narrow() -> Segmenter:
     """timm's smallest ConvNeXt with a narrow SemFPN."""
     values = {"encoder": {"name": "timm:test_convnext"}, "head": {"type": "semfpn", "width": 16}}
     model = parse(ModelConfig, values)
-    return build_segmenter(model, build_encoder(model.encoder, seed=0), CLASSES, seed=0, stage="benchmark")
+    return build_model(
+        TASKS["semantic"], model, build_encoder(model.encoder, seed=0), CLASSES, seed=0, stage="benchmark"
+    )
 
 
 def score(segmenter: Segmenter, size: tuple[int, int]) -> float:

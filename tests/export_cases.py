@@ -26,11 +26,14 @@ def build(encoder: dict, head: dict, classes: int = 7):
     from segdistill.config import parse
     from segdistill.encoders import build_encoder
     from segdistill.stages.base import ModelConfig
-    from segdistill.stages.task import build_segmenter
+    from segdistill.stages.task import build_model
+    from segdistill.tasks.table import TASKS
 
     model = parse(ModelConfig, {"encoder": encoder, "head": head})
     names = [f"class {number}" for number in range(classes)]
-    return build_segmenter(model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test").eval()
+    return build_model(
+        TASKS["semantic"], model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test"
+    ).eval()
 
 
 def pixels(shape: tuple[int, int, int]):

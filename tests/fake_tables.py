@@ -6,7 +6,9 @@ from fake_runs import UNSEEN, flat
 from segdistill.config import parse
 from segdistill.grid import Cell, Outcome, TableConfig, collect_table
 from segdistill.metrics.confusion import ImageCounts
-from segdistill.runs.score import write_images
+from segdistill.metrics.unlabelled import Note, notes_of
+from segdistill.runs.score import write_samples
+from segdistill.tasks.semantic import SemanticSamples
 from tiny_runs import tiny
 
 PAPER = {"table": "1", "block": "DINOv2-B to ViT-S", "source": "Cityscapes"}
@@ -17,7 +19,8 @@ ROWS = [{"title": "None", "recipe": "x", "baseline": True, "paper": "DeiT"},
 def guesses(score, images=20):
     """Images of two classes whose mIoU is near ``score``, all alike."""
     hits = round(200 * score / (1 + score))
-    return ImageCounts.of(2, [np.array([[hits, 100 - hits], [100 - hits, hits]])] * images)
+    counts = ImageCounts.of(2, [np.array([[hits, 100 - hits], [100 - hits, hits]])] * images)
+    return SemanticSamples(counts, notes_of([Note(1, 1)] * images))
 
 
 def result(folder, scores, **changes):
@@ -27,9 +30,9 @@ def result(folder, scores, **changes):
     outcomes = []
     for (row, value, seed), score in scores.items():
         place = folder / f"{row}-{value}-{seed}".replace("/", "_")
-        cell = Cell(row, value, seed, recipe, (), "")
+        cell = Cell(row, value, seed, recipe, (), "", ())
         if score is not None:
             run = flat(place, score, name=f"r{row}", seed=seed)
-            write_images(run / "scores" / "student.npz", dict.fromkeys(UNSEEN, guesses(score)))
+            write_samples(run / "scores" / "student.npz", dict.fromkeys(UNSEEN, guesses(score)))
         outcomes.append(Outcome(cell, place, None if score is not None else "went wrong"))
     return collect_table(table, outcomes)

@@ -13,7 +13,8 @@ import torch
 from official import DEPTH, VIT, WIDTH
 from segdistill.encoders import ENCODERS, build_encoder
 from segdistill.stages.base import ModelConfig
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_model
+from segdistill.tasks.table import TASKS
 
 NARROW = {
     "type": "mask2former", "queries": 6, "width": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 2,
@@ -32,7 +33,9 @@ def install(monkeypatch):
 def network(classes, **changes):
     """A segmenter with weights that no other one has, in evaluation mode."""
     model = ModelConfig.model_validate({"encoder": {"name": "tiny_task"}, "head": NARROW | changes})
-    segmenter = build_segmenter(model, build_encoder(model.encoder, seed=5), classes, seed=6, stage="source").eval()
+    segmenter = build_model(
+        TASKS["semantic"], model, build_encoder(model.encoder, seed=5), classes, seed=6, stage="source"
+    ).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         for parameter in segmenter.parameters():  # biases and gains too

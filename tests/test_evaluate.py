@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,33 +8,33 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from fake_encoder import FakeEncoder, Held, Largest, seeded
-from fake_world import K, batches, make, share_of_two
+from fake_world import K, batches, make, score, share_of_two
 from segdistill.config import UserError
 from segdistill.data.dataset import Protocol
 from segdistill.heads import SemFPN
-from segdistill.metrics.confusion import Calibration, ConfusionMatrix, ImageCounts
-from segdistill.metrics.unlabelled import Note, notes_of
-from segdistill.models import Segmenter, Window, bands
+from segdistill.metrics.confusion import ConfusionMatrix
+from segdistill.metrics.unlabelled import Note
+from segdistill.models import Segmenter, Window, bands, fit, prepare
 from segdistill.ops import derive_seed
-from segdistill.runs.evaluation import (
-    DomainResult,
-    evaluate,
-    fit,
-    prepare,
-    retention,
-    retention_interval,
-    summary,
-    summary_interval,
-)
+from segdistill.runs.evaluation import mean_interval, mean_score, retention, retention_interval
+from segdistill.tasks.semantic import SemanticMetric
 
 
 def of_images(*tables):
-    """The result of images with these confusion matrices."""
-    matrix = ConfusionMatrix(len(tables[0]) if tables else 2)
-    for table in tables:
-        matrix.counts += torch.tensor(table)
-    counts = ImageCounts.of(matrix.num_classes, [np.array(table) for table in tables])
-    return DomainResult(matrix, Calibration(), counts, notes_of([Note(1, 1) for _ in tables]))
+    """The metric after images with these confusion matrices."""
+    metric = SemanticMetric(len(tables[0]) if tables else 2)
+    for number, table in enumerate(tables):
+        metric.confusion.counts += torch.tensor(table)
+        metric.seen[number] = np.array(table), Note(1, 1)
+    return metric
+
+
+def counts_of(metric):
+    return metric.samples().counts
+
+
+def summary(metrics, unseen):
+    return mean_score({name: metric.result(name) for name, metric in metrics.items()}, "miou", unseen)
 
 
 def result(hits, misses):
@@ -44,9 +43,9 @@ def result(hits, misses):
 
 def test_every_domain_has_its_own_confusion_matrix():
     segmenter, domains = make(), {"clear": batches(0), "night": batches(1, count=3)}
-    results = evaluate(segmenter, domains)
+    results = score(segmenter, domains)
     segmenter.eval()
-    assert {name: r.images.size for name, r in results.items()} == {"clear": 4, "night": 6}
+    assert {name: counts_of(r).size for name, r in results.items()} == {"clear": 4, "night": 6}
     for name, data in domains.items():
         expected = ConfusionMatrix(K)
         for batch in data:
@@ -59,7 +58,7 @@ def test_training_flags_come_back_and_dropout_was_off():
     segmenter.freeze_encoder()
     segmenter.train()
     before = [module.training for module in segmenter.modules()]
-    first, second = (evaluate(segmenter, {"a": batches(0)})["a"].confusion.counts for _ in range(2))
+    first, second = (score(segmenter, {"a": batches(0)})["a"].confusion.counts for _ in range(2))
     assert [module.training for module in segmenter.modules()] == before
     assert torch.equal(first, second)
 
@@ -68,16 +67,9 @@ def test_flags_come_back_after_an_error():
     segmenter, wrong = make().train(), batches(0)
     wrong[0]["label"][0, 0, 0] = 7
     with pytest.raises(UserError, match="label id 7"):
-        evaluate(segmenter, {"a": wrong})
+        score(segmenter, {"a": wrong})
     assert segmenter.training
     assert segmenter.head.dropout.training
-
-
-def test_a_batch_may_be_an_object_with_float_images():
-    data = batches(0)
-    objects = [SimpleNamespace(image=b["image"].float() / 255, label=b["label"].to(torch.uint8)) for b in data]
-    results = evaluate(make(), {"dicts": data, "objects": objects})
-    assert torch.equal(results["dicts"].confusion.counts, results["objects"].confusion.counts)
 
 
 def test_labels_decide_the_resolution():
@@ -85,14 +77,14 @@ def test_labels_decide_the_resolution():
     segmenter, (batch,) = make().eval(), batches(0, count=1, size=(48, 64))
     window = Window(size=(16, 16), stride=(8, 8))
     protocol = Protocol(resize=(24, 32), window=(16, 16), stride=(8, 8))
-    got = evaluate(segmenter, {"a": [batch]}, protocols={"a": protocol})["a"].confusion.counts
+    got = score(segmenter, {"a": [batch]}, protocols={"a": protocol})["a"].confusion.counts
     small = F.interpolate(batch["image"].float() / 255, size=(24, 32), mode="bilinear")
     scores = F.interpolate(segmenter.window_scores(small, window), size=(48, 64), mode="bilinear")
     expected = ConfusionMatrix(K)
     expected.add(scores.argmax(1), batch["label"])
     assert torch.equal(got, expected.counts)
-    assert not torch.equal(got, evaluate(segmenter, {"a": [batch]})["a"].confusion.counts)
-    assert torch.equal(got, evaluate(segmenter, {"a": [batch]}, protocols={"a": Protocol(resize=(24, 32))},
+    assert not torch.equal(got, score(segmenter, {"a": [batch]})["a"].confusion.counts)
+    assert torch.equal(got, score(segmenter, {"a": [batch]}, protocols={"a": Protocol(resize=(24, 32))},
                                      window=window)["a"].confusion.counts)  # fmt: skip
 
 
@@ -101,10 +93,10 @@ def test_every_domain_is_seen_as_its_own_protocol_says(monkeypatch):
     monkeypatch.setattr(Segmenter, "scores", lambda self, x: seen.append(tuple(x.shape[-2:])) or whole(self, x))
     protocols = {"b": Protocol(resize=(16, 32)), "c": Protocol(window=(16, 24), stride=(8, 8))}
     domains = {name: batches(0, count=1) for name in "abc"}
-    evaluate(make(), domains, protocols=protocols)
+    score(make(), domains, protocols=protocols)
     assert seen == [(24, 32), (16, 21), (16, 24), (16, 24)]  # 2 images of 2 x 2 windows, four at a time
     seen.clear()
-    evaluate(make(), domains, protocols=protocols, window=Window(size=(8, 8), stride=(8, 8), batch=100))
+    score(make(), domains, protocols=protocols, window=Window(size=(8, 8), stride=(8, 8), batch=100))
     assert seen == [(8, 8)] * 3  # the given window takes the place of all others, the resizing stays
 
 
@@ -117,7 +109,7 @@ def test_precision_is_entered_around_the_prediction(monkeypatch):
         return scores(*args)
 
     monkeypatch.setattr(segmenter, "scores", spy)
-    evaluate(segmenter, {"a": batches(0, 1)}, precision=lambda: torch.autocast("cpu", torch.bfloat16))
+    score(segmenter, {"a": batches(0, 1)}, precision=lambda: torch.autocast("cpu", torch.bfloat16))
     assert seen == [True]
 
 
@@ -126,7 +118,7 @@ def test_progress_counts_images():
         dataset = range(4)
 
     seen = []
-    evaluate(make(), {"a": Loader(batches(0)), "b": batches(1, 1)}, progress=lambda *what: seen.append(what))
+    score(make(), {"a": Loader(batches(0)), "b": batches(1, 1)}, progress=lambda *what: seen.append(what))
     assert seen == [("a", 2, 4), ("a", 4, 4), ("b", 2, None)]
 
 
@@ -153,7 +145,7 @@ def test_prepare_gives_the_unit_interval():
 
 def test_as_dict_is_plain_json():
     tables = [[3, 0, 0], [0, 2, 0], [0, 0, 0]], [[0, 1, 0], [0, 2, 0], [0, 0, 0]]
-    values = json.loads(json.dumps(of_images(*tables).as_dict("a"), allow_nan=False))
+    values = json.loads(json.dumps(of_images(*tables).result("a"), allow_nan=False))
     assert values.pop("miou_interval") == pytest.approx([1 / 3, 1])  # the second image twice: 0 and 2/3
     assert values == {
         "miou": pytest.approx((3 / 4 + 4 / 5) / 2),
@@ -165,21 +157,21 @@ def test_as_dict_is_plain_json():
         "images": 2,
         "confusion": [[3, 1, 0], [0, 4, 0], [0, 0, 0]],
     }
-    empty = of_images().as_dict("a")
+    empty = of_images().result("a")
     assert (empty["miou"], empty["miou_interval"], empty["images"]) == (None, None, 0)
 
 
 def test_scores_of_images_add_up_and_stand_in_the_order_of_the_data_set():
     data = batches(0, count=3)
-    forward, backward = (evaluate(make(), {"a": order})["a"] for order in (data, data[::-1]))
+    forward, backward = (score(make(), {"a": order})["a"] for order in (data, data[::-1]))
     for name in ("images", "cells", "counts"):
-        assert (getattr(forward.images, name) == getattr(backward.images, name)).all()
-    assert forward.as_dict("a") == backward.as_dict("a")
-    one = evaluate(make(), {"a": [{key: value[1:] for key, value in data[1].items()}]})["a"]
-    assert np.array_equal(forward.images.cells[forward.images.images == 3], one.images.cells)
-    assert forward.images.counts.sum() == forward.confusion.counts.sum() == 6 * 24 * 32
+        assert (getattr(counts_of(forward), name) == getattr(counts_of(backward), name)).all()
+    assert forward.result("a") == backward.result("a")
+    one = score(make(), {"a": [{key: value[1:] for key, value in data[1].items()}]})["a"]
+    assert np.array_equal(counts_of(forward).cells[counts_of(forward).images == 3], counts_of(one).cells)
+    assert counts_of(forward).counts.sum() == forward.confusion.counts.sum() == 6 * 24 * 32
     without = [{key: value for key, value in batch.items() if key != "index"} for batch in data]
-    assert evaluate(make(), {"a": without})["a"].as_dict("a") == forward.as_dict("a")
+    assert score(make(), {"a": without})["a"].result("a") == forward.result("a")
 
 
 def test_no_array_grows_with_classes_times_height(monkeypatch):
@@ -190,7 +182,7 @@ def test_no_array_grows_with_classes_times_height(monkeypatch):
     (batch,) = batches(0, count=1, size=(1000, 200))
     batch = {key: value[:1] for key, value in batch.items()}
     with Largest() as largest:
-        result = evaluate(segmenter, {"a": [batch]}, window=Window(size=(64, 64), stride=(48, 48)))["a"]
+        result = score(segmenter, {"a": [batch]}, window=Window(size=(64, 64), stride=(48, 48)))["a"]
     assert largest.values == 3 * 1000 * 200
     assert result.confusion.counts.sum() == 1000 * 200
 
@@ -204,7 +196,7 @@ def test_memory_grows_with_the_image_and_not_with_its_scores(monkeypatch):
     for height in (304, 1168):
         (batch,) = batches(0, count=1, size=(height, width))
         with Held() as held:
-            evaluate(segmenter, {"a": [{key: value[:1] for key, value in batch.items()}]}, window=window)
+            score(segmenter, {"a": [{key: value[:1] for key, value in batch.items()}]}, window=window)
         most[height] = held.most
     assert most[304] > 19 * 64 * width * 4  # the rows that unfinished windows reach
     assert 12 <= (most[1168] - most[304]) / (864 * width) < 12.5
@@ -217,8 +209,8 @@ def test_calibration_is_that_of_the_softmax_at_the_labels_size():
     for batch in data:
         scores = F.interpolate(segmenter.scores(prepare(batch["image"], (20, 24))), size=(25, 30), mode="bilinear")
         oracle.update(scores, batch["label"])
-    got = evaluate(segmenter, {"a": data}, protocols={"a": Protocol(resize=(20, 24))})["a"]
-    assert got.as_dict("a")["calibration_error"] == pytest.approx(oracle.compute().item(), abs=1e-6)
+    got = score(segmenter, {"a": data}, protocols={"a": Protocol(resize=(20, 24))})["a"]
+    assert got.result("a")["calibration_error"] == pytest.approx(oracle.compute().item(), abs=1e-6)
 
 
 def test_the_mean_is_over_unseen_domains_only():
@@ -249,8 +241,9 @@ def test_intervals_draw_images_within_each_domain_and_put_each_draw_to_both_mode
         return domains
 
     student, unseen = model(1.0), ["night", "fog"]
-    counts = {name: result.images for name, result in student.items()}
-    low, high = summary_interval(counts, unseen)
+    samples = {name: metric.samples() for name, metric in student.items()}
+    counts = {name: kept.counts for name, kept in samples.items()}
+    low, high = mean_interval(samples, unseen)
     assert low < summary(student, unseen) < high
     draws = []
     for name, size in (("night", 9), ("fog", 14)):
@@ -261,29 +254,19 @@ def test_intervals_draw_images_within_each_domain_and_put_each_draw_to_both_mode
         total = weights @ tables
         draws.append((total[:, 0] / (200 * size - total[:, 3]) + total[:, 3] / (200 * size - total[:, 0])) / 2)
     assert [low, high] == pytest.approx(np.percentile(np.mean(draws, axis=0), [2.5, 97.5]))
-    assert summary_interval(counts, unseen) == [low, high]
-    assert retention_interval(counts, counts, unseen) == [1, 1]  # as no interval of two independent draws would be
+    assert mean_interval(samples, unseen) == [low, high]
+    assert retention_interval(samples, samples, unseen) == [1, 1]  # as no interval of two independent draws would be
     rng = np.random.default_rng(0)
-    teacher = {name: result.images for name, result in model(0.5).items()}
-    below, above = retention_interval(counts, teacher, unseen)
-    assert below < summary(student, unseen) / summary(model_of(teacher), unseen) < above
-    assert above - below < (high - low) / summary(model_of(teacher), unseen)
-    assert summary_interval(counts, []) is retention_interval(counts, counts, []) is None
-
-
-def model_of(images):
-    """Results with the sums of these images."""
-    results = {}
-    for name, counts in images.items():
-        matrix = ConfusionMatrix(counts.num_classes)
-        matrix.counts.view(-1).index_add_(0, torch.tensor(counts.cells).long(), torch.tensor(counts.counts))
-        results[name] = DomainResult(matrix, Calibration(), counts, notes_of([]))
-    return results
+    teacher = model(0.5)
+    below, above = retention_interval(samples, {name: metric.samples() for name, metric in teacher.items()}, unseen)
+    assert below < summary(student, unseen) / summary(teacher, unseen) < above
+    assert above - below < (high - low) / summary(teacher, unseen)
+    assert mean_interval(samples, []) is retention_interval(samples, samples, []) is None
 
 
 def test_two_processes_agree_with_one(tmp_path):
     """All scores are the same to the last digit; the number of masks of a step, 1 and 4 here, is averaged."""
     mp.spawn(share_of_two, (tmp_path,), nprocs=2)
-    alone = evaluate(make(), {"a": batches(0, count=3)})["a"].as_dict("a")
+    alone = score(make(), {"a": batches(0, count=3)})["a"].result("a")
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"mean": 2.5, **alone}

@@ -11,7 +11,8 @@ from torchmetrics.classification import (
 )
 
 from segdistill.config import UserError
-from segdistill.metrics.confusion import RESAMPLES, Calibration, ConfusionMatrix, ImageCounts, interval
+from segdistill.metrics.base import RESAMPLES, interval
+from segdistill.metrics.confusion import Calibration, ConfusionMatrix, ImageCounts
 from segdistill.ops import derive_seed
 
 

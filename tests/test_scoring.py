@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fake_world import score
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.files import FilesSource
@@ -18,13 +19,16 @@ from segdistill.models import Window
 from segdistill.recipe import load, retarget
 from segdistill.results import load_run
 from segdistill.runs import score as scoring
-from segdistill.runs.evaluation import evaluate, retention_interval, summary_interval
+from segdistill.runs.check import check
+from segdistill.runs.evaluation import mean_interval, retention_interval
 from segdistill.runs.execute import run
 from segdistill.runs.rescore import evaluate_run
-from segdistill.runs.score import Loader, Scored, load_segmenter, read_images
+from segdistill.runs.score import Loader, Scored, load_segmenter, read_samples
+from segdistill.tasks.table import TASKS
 from tiny_runs import only, tiny, tiny_file
 from tiny_sets import write
 
+SEMANTIC = TASKS["semantic"]
 SIZES = [(24, 32), (24, 32), (24, 32), (16, 40), (24, 32), (40, 16), (40, 16)]
 ONE_STAGE = [{"type": "task", "name": "task", "data": {"domains": ["game"], "images": 2}, "batch": 2, "steps": 1}]
 
@@ -48,20 +52,20 @@ class Unequal(Dataset):
 def test_images_of_one_size_that_follow_one_another_form_batches_and_none_comes_twice(processes):
     seen, data = [], Unequal()
     for rank in range(processes):
-        for batch in Loader(data, 2, rank, processes):
+        for batch in Loader(SEMANTIC, data, 2, rank, processes):
             assert len(batch["image"]) <= 2
             for image, label, index in zip(batch["image"], batch["label"], batch["index"].tolist(), strict=True):
                 assert np.array_equal(image.permute(1, 2, 0), data[index].image)
                 assert np.array_equal(label, data[index].label)
                 seen.append(index)
     assert sorted(seen) == list(range(len(SIZES)))
-    assert [len(batch["index"]) for batch in Loader(data, 2, 0, 1)] == [2, 1, 1, 1, 2]
+    assert [len(batch["index"]) for batch in Loader(SEMANTIC, data, 2, 0, 1)] == [2, 1, 1, 1, 2]
 
 
 def student_of(folder, recipe):
     stage = folder / "stages/02-task"
     model = recipe.student.filled(encoder=stage / "encoder.safetensors", head=stage / "head.safetensors")
-    scored = Scored("student", "Student", model, 0, folder, "", {}, 0.0, ())
+    scored = Scored("student", "semantic", "Student", model, 0, folder, "", {}, 0.0, ())
     return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 
 
@@ -69,15 +73,16 @@ def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_p
     segmenter, data = student_of(finished, tiny(tmp_path)), Unequal()
     window = Window(size=(16, 16), stride=(8, 8), batch=3)
     options = {"protocols": {"a": Protocol(resize=(16, 32))}, "window": window}
-    whole = evaluate(segmenter, {"a": Loader(data, 3, 0, 1)}, **options)["a"]
-    alone = evaluate(segmenter, {"a": Loader(data, 1, 0, 1)}, **options)["a"]
-    assert whole.images.size == len(SIZES)
+    whole = score(segmenter, {"a": Loader(SEMANTIC, data, 3, 0, 1)}, **options)["a"]
+    alone = score(segmenter, {"a": Loader(SEMANTIC, data, 1, 0, 1)}, **options)["a"]
+    of_whole = whole.samples().counts
+    assert of_whole.size == len(SIZES)
     assert whole.confusion.counts.sum() == sum(h * w for h, w in SIZES)
     assert torch.equal(whole.confusion.counts, alone.confusion.counts)
-    assert np.array_equal(whole.images.cells, alone.images.cells)
-    share = evaluate(segmenter, {"a": Loader(data, 3, 1, 2)}, **options)["a"].images
-    mine = [np.isin(whole.images.images, range(1, len(SIZES), 2))]
-    assert np.array_equal(share.counts, whole.images.counts[mine[0]])
+    assert np.array_equal(of_whole.cells, alone.samples().counts.cells)
+    share = score(segmenter, {"a": Loader(SEMANTIC, data, 3, 1, 2)}, **options)["a"].samples().counts
+    mine = np.isin(of_whole.images, range(1, len(SIZES), 2))
+    assert np.array_equal(share.counts, of_whole.counts[mine])
 
 
 def test_the_papers_sizes_windows_and_splits_come_from_the_records(tmp_path, monkeypatch):
@@ -115,28 +120,29 @@ def test_a_recipe_without_a_method_is_the_baseline_whatever_its_name(tmp_path):
 
 def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_path, finished):
     results = json.loads((finished / "results.json").read_text())
-    images = {role: read_images(finished / "scores" / f"{role}.npz") for role in ("teacher", "student")}
+    images = {role: read_samples(finished / "scores" / f"{role}.npz") for role in ("teacher", "student")}
     for role, model in results["models"].items():
         for domain, scores in model["domains"].items():
-            counts = images[role][domain]
+            counts = images[role][domain].counts
             total = np.bincount(counts.cells, counts.counts, minlength=13 * 13).reshape(13, 13)
             assert total.tolist() == scores["confusion"]
             assert counts.size == scores["images"] == 2
             assert 0 <= scores["calibration_error"] <= 1
             low, high = scores["miou_interval"]
             assert low <= high
-        assert model["mean_unseen_interval"] == pytest.approx(summary_interval(images[role], ["fog", "rain"]))
+        assert model["mean_unseen_interval"] == pytest.approx(mean_interval(images[role], ["fog", "rain"]))
     interval = retention_interval(images["student"], images["teacher"], ["fog", "rain"])
     assert results["retention_interval"] == pytest.approx(interval)
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "scores/student.npz").unlink()
     again = run(tiny(tmp_path), folder)
     assert again["models"] == results["models"]
-    for name, counts in read_images(folder / "scores/student.npz").items():
-        assert all(np.array_equal(value, getattr(counts, key)) for key, value in vars(images["student"][name]).items())
+    for name, samples in read_samples(folder / "scores/student.npz").items():
+        again = samples.arrays()
+        assert all(np.array_equal(value, again[key]) for key, value in images["student"][name].arrays().items())
     (folder / "scores/student.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"student.npz is missing or damaged; give the run's command again"):
-        read_images(folder / "scores/student.npz")
+        read_samples(folder / "scores/student.npz")
     assert run(tiny(tmp_path), folder)["models"] == results["models"]
     assert (folder / "scores/student.npz").stat().st_size > 2
 
@@ -187,7 +193,7 @@ def test_a_trained_on_domain_is_listed_for_reference_and_never_enters_the_mean(t
     config = retarget(recipe, names).evaluate
     assert (config.domains, config.unseen, config.validation) == (tuple(names), tuple(names[1:]), ())
     with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; take it out of 'unseen'"):
-        retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"])
+        check(retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"]), training=False)
 
 
 def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_split(tmp_path):
@@ -210,5 +216,5 @@ def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_sp
 )
 def test_a_mistake_in_what_to_score_is_one_line(tmp_path, items, message):
     with pytest.raises(UserError, match=message) as error:
-        retarget(tiny(tmp_path), items, None)
+        check(retarget(tiny(tmp_path), items, None), training=False)
     assert "\n" not in str(error.value)

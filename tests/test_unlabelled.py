@@ -11,7 +11,7 @@ import torch
 
 from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.models.bands import Strip
-from segdistill.runs.score import read_notes
+from segdistill.runs.score import read_samples
 
 
 def maps(seed: int, size: tuple[int, int]):
@@ -51,9 +51,10 @@ def test_agreement_is_the_mean_of_the_images_shares():
 
 def test_results_hold_confidence_and_agreement_of_every_domain(finished):
     results = json.loads((finished / "results.json").read_text())
-    student, teacher = (read_notes(finished / "scores" / f"{role}.npz") for role in ("student", "teacher"))
+    student, teacher = (read_samples(finished / "scores" / f"{role}.npz") for role in ("student", "teacher"))
     assert results["agreement"].keys() == student.keys() == {"game", "fog", "rain"}
-    for name, notes in student.items():
+    for name, samples in student.items():
+        notes = samples.notes
         assert results["models"]["student"]["domains"][name]["confidence"] == notes.confidence.mean()
-        halves = np.split(notes.sampled == teacher[name].sampled, 2)  # two images of one size
+        halves = np.split(notes.sampled == teacher[name].notes.sampled, 2)  # two images of one size
         assert results["agreement"][name] == pytest.approx(np.mean(halves))

@@ -51,14 +51,23 @@ class PictureSource(Protocol):
 
 def save_label(path: Path, label: NDArray[np.integer], colors: Colors) -> None:
     """Write ``label`` (H, W) as an indexed PNG whose palette is ``colors`` (255 is black), atomically."""
+    try:
+        image = indexed(label, colors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    write_atomic(path, lambda file: image.save(file, format="PNG"))
+
+
+def indexed(label: NDArray[np.integer], colors: Colors) -> Image.Image:
+    """``label`` (H, W) as a picture whose palette is ``colors``; 255 is black."""
     if label.ndim != 2:
-        raise UserError(f"{path}: a label map has the shape (H, W), got {label.shape}")
+        raise UserError(f"a label map has the shape (H, W), got {label.shape}")
     ids = np.unique(label)
     if any(i != IGNORE and not 0 <= i < len(colors) for i in ids):
-        raise UserError(f"{path}: class ids must be below {len(colors)} or {IGNORE} (ignored), got {ids.tolist()}")
+        raise UserError(f"class ids must be below {len(colors)} or {IGNORE} (ignored), got {ids.tolist()}")
     image = Image.fromarray(label.astype(np.uint8)).convert("L")
     image.putpalette(palette(colors).tobytes())
-    write_atomic(path, lambda file: image.save(file, format="PNG"))
+    return image
 
 
 def load_label(path: Path) -> Pixels:
@@ -139,15 +148,14 @@ def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Vi
         label = truth if panel is panels[1] else load_label(panel.path)
         if label.shape != truth.shape or label.shape != image.shape[:2]:
             raise UserError(f"{panel.path}: its size {label.shape} is not the image's {image.shape[:2]}")
-        indexed = Image.fromarray(label).convert("L")
-        indexed.putpalette(palette(colors).tobytes())
+        classes = indexed(label, colors)
         if panel is panels[1]:
-            found.append((panel, Views({"classes": indexed})))
+            found.append((panel, Views({"classes": classes})))
             continue
         errors = Image.fromarray(error_map(label, truth, image)).quantize(48, dither=Image.Dither.NONE)
         right = pixels_right(label, truth)
         note = "" if right is None else f"{100 * right:.0f} % right"
-        found.append((panel, Views({"classes": indexed, "errors": errors}, note)))
+        found.append((panel, Views({"classes": classes, "errors": errors}, note)))
     return found
 
 

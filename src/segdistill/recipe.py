@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -22,18 +22,27 @@ from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_head
+from segdistill.tasks.table import TASKS
 from segdistill.trackers import TrackerName
 
 MOST_PIXELS = 2**30
 """Of the images of a step: 12 GiB in float32 before any network has seen them."""
 
 
-def _read_stage(value: object) -> object:
+def _read_task(value: object) -> str:
+    choose("task", str(value), TASKS)
+    return str(value)
+
+
+def _read_stage(value: object, info: Any) -> object:
     if isinstance(value, Config):
         return value
     if not isinstance(value, dict) or "type" not in value:
         raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
-    return parse(choose("stage type", value["type"], STAGES), value, f"stage '{value.get('name', '?')}'")
+    kind = choose("stage type", value["type"], STAGES)
+    if "task" in kind.model_fields:
+        value = {"task": info.data.get("task", "semantic")} | value
+    return parse(kind, value, f"stage '{value.get('name', '?')}'")
 
 
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
@@ -98,6 +107,7 @@ class Recipe(Config):
     title: str = ""
     paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
     seed: int = Field(0, ge=0, lt=2**63)
+    task: Annotated[str, BeforeValidator(_read_task)] = Field("semantic", description="what is learned; one of TASKS")
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None

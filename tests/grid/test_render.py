@@ -13,8 +13,10 @@ from fake_tables import PAPER, ROWS, result
 from segdistill.config import UserError
 from segdistill.grid import lead
 from segdistill.metrics.confusion import ImageCounts
+from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.report import to_csv, to_json, to_latex, to_markdown
-from segdistill.runs.score import write_images
+from segdistill.runs.score import write_samples
+from segdistill.tasks.semantic import SemanticSamples
 
 
 def table_lines(found):
@@ -134,7 +136,8 @@ def test_a_lead_that_the_images_do_not_carry_has_zero_in_its_interval(tmp_path):
     for row, own in ((0, hits), (1, hits[::-1])):
         matrices = [np.array([[h, 100 - h], [100 - h, h]]) for h in own]
         path = found.runs[row, "", 0].folder / "scores" / "student.npz"
-        write_images(path, dict.fromkeys(UNSEEN, ImageCounts.of(2, matrices)))
+        kept = SemanticSamples(ImageCounts.of(2, matrices), notes_of([Note(1, 1) for _ in matrices]))
+        write_samples(path, dict.fromkeys(UNSEEN, kept))
     one = lead(found, 1, 0, samples={})
     assert one.interval[0] < 0 < one.interval[1]
     assert 0.0 < one.beaten < 1.0

@@ -12,7 +12,8 @@ from segdistill.methods.kl import pixel_kl
 from segdistill.ops import generator
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.distill import Distillation, DistillConfig, DistillObjective
-from segdistill.stages.task import TaskConfig, TaskObjective, build_segmenter
+from segdistill.stages.task import TaskConfig, TaskObjective, build_model
+from segdistill.tasks.table import TASKS
 
 SEMFPN = {"type": "semfpn", "width": 8, "dropout": 0.0}
 SEED = (0, "stage")
@@ -41,7 +42,7 @@ def teacher_segmenter(teacher):
 
 def segmenter_of(name, encoder, **head):
     model = ModelConfig.model_validate({"encoder": {"name": name}, "head": SEMFPN | head})
-    return build_segmenter(model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
+    return build_model(TASKS["semantic"], model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
 
 
 def with_logits(student, segmenter, kind="logit_kd", **settings):
@@ -50,7 +51,7 @@ def with_logits(student, segmenter, kind="logit_kd", **settings):
 
 def task(student, *, frozen=False, distillation=None, presence_weight=0.0):
     model = ModelConfig.model_validate({"encoder": {"name": "world_student"}, "head": SEMFPN})
-    segmenter = build_segmenter(model, student, "abcde", seed=3, stage="task")
+    segmenter = build_model(TASKS["semantic"], model, student, "abcde", seed=3, stage="task")
     return TaskObjective(
         segmenter, frozen=frozen, distillation=distillation, presence_weight=presence_weight, seed=4
     ).train()

@@ -17,6 +17,11 @@ from segdistill.ops import derive_seed, generator
 from segdistill.types import Batch
 
 
+def stacked(samples: Sequence[Batch]) -> Batch:
+    """One batch of samples whose entries have one size each."""
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
 class StepBatches(TorchDataset[Batch]):
     """Item ``step`` is that step's batch of this process.
 
@@ -31,6 +36,7 @@ class StepBatches(TorchDataset[Batch]):
         *,
         batch: int,
         seed: tuple[int | str, ...],
+        collate: Callable[[Sequence[Batch]], Batch] = stacked,
         repeats: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -39,7 +45,8 @@ class StepBatches(TorchDataset[Batch]):
             raise UserError("the data selection has no images; choose at least one")
         if batch % world_size:
             raise UserError(f"batch {batch} cannot be divided among {world_size} processes; choose a multiple")
-        self.dataset, self.transform, self.batch, self.seed, self.repeats = dataset, transform, batch, seed, repeats
+        self.dataset, self.transform, self.collate = dataset, transform, collate
+        self.batch, self.seed, self.repeats = batch, seed, repeats
         self.positions = range(rank, batch, world_size)  # every process has its share of the batch's first half
         self._orders: dict[int, list[int]] = {}  # of the last two epochs; plain, so that it can be sent to a worker
 
@@ -55,7 +62,7 @@ class StepBatches(TorchDataset[Batch]):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
                 samples.append(self.transform(self.dataset[index]))
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        return self.collate(samples)
 
     def _order(self, epoch: int) -> list[int]:
         """:meth:`_permutation`, which takes time, kept for as long as steps ask for it."""

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from segdistill.data.dataset import Dataset
 from segdistill.export.onnx_file import Answer, Pixels, Runner
-from segdistill.metrics.confusion import ConfusionMatrix, plain
+from segdistill.metrics.base import plain
+from segdistill.metrics.confusion import ConfusionMatrix
+from segdistill.models import prepare
 from segdistill.models.segmenter import Segmenter, Window
-from segdistill.runs.evaluation import evaluating, prepare
+from segdistill.runs.evaluation import evaluating
 
 EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
 TIMED = 5  # runs of which the median is the latency

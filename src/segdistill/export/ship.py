@@ -36,10 +36,10 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
+from segdistill.models import fit
 from segdistill.models.segmenter import Segmenter, Window
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
-from segdistill.runs.evaluation import fit
 from segdistill.sharing.pack import load_packed, open_run, packed_path, segmenter_in
 from segdistill.sharing.packed import state_of, tensors_digest
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.metrics.confusion import interval, resampled_mean
+from segdistill.metrics.base import interval, resampled_mean
 from segdistill.results import Comparison, Lead
-from segdistill.runs.score import read_images
+from segdistill.results.run import Run
+from segdistill.runs.score import read_samples
 
 Samples = dict[Path, NDArray[np.float64]]
 """Resampled means by run folder: a run is resampled once, however many rows it is held against."""
@@ -41,7 +42,7 @@ def lead(found: Comparison, first: int, second: int, value: str = "", *, samples
         one, other = (found.runs[row, value, seed] for row in (first, second))
         if one.student.mean_unseen is None or other.student.mean_unseen is None:
             return None
-        draws.append(_samples(one.folder, one.unseen, samples) - _samples(other.folder, one.unseen, samples))
+        draws.append(_samples(one, one.unseen, samples) - _samples(other, one.unseen, samples))
         points.append(one.student.mean_unseen - other.student.mean_unseen)
     if not draws:
         return None
@@ -53,7 +54,8 @@ def lead(found: Comparison, first: int, second: int, value: str = "", *, samples
     return Lead(first, second, number(float(np.mean(points))), (low, high), share, tuple(seeds), value)
 
 
-def _samples(folder: Path, unseen: tuple[str, ...], samples: Samples) -> NDArray[np.float64]:
-    if folder not in samples:
-        samples[folder] = resampled_mean(read_images(folder / "scores" / "student.npz"), unseen)
-    return samples[folder]
+def _samples(run: Run, unseen: tuple[str, ...], samples: Samples) -> NDArray[np.float64]:
+    if run.folder not in samples:
+        images = read_samples(run.folder / "scores" / "student.npz", run.task)
+        samples[run.folder] = resampled_mean(images, unseen)
+    return samples[run.folder]

@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from segdistill import models
 from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
 from segdistill.files import read_signed
 from segdistill.inference.inputs import Input, find_inputs, upright
 from segdistill.inference.result import Result, as_colors, generated_colors
-from segdistill.models import Segmenter, Window
+from segdistill.models import Segmenter, Window, prepare, sliding
 from segdistill.recipe import Recipe
-from segdistill.runs.evaluation import evaluating, prepare, sliding
+from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
 from segdistill.runs.rescore import trained
 from segdistill.runs.score import Scored, load_segmenter
@@ -45,15 +46,11 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class View:
-    """How a network sees an image: fitted into ``resize`` (h, w), keeping its aspect, then through ``window``.
-
-    Without ``window`` the whole image is seen at once, one of more than :data:`WHOLE` pixels through windows of
-    ``crop`` (h, w), the size that the network was trained on.
+class View(models.View):
+    """How a network sees an image of any size: without ``window`` one of more than :data:`WHOLE` pixels is seen through
+    windows of ``crop`` (h, w), the size that the network was trained on.
     """
 
-    resize: tuple[int, int] | None = None
-    window: Window | None = None
     crop: tuple[int, int] = (512, 512)
 
     def window_for(self, height: int, width: int) -> Window | None:

@@ -5,8 +5,7 @@ No image is kept, but its confusion matrix is: the bootstrap draws whole images.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +16,10 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.criteria import IGNORE
-from segdistill.ops import derive_seed
+from segdistill.metrics.base import RESAMPLES, draws
 
 BINS = 15
 """Equal-width bins of the calibration error."""
-
-RESAMPLES = 1000
-"""How often the bootstrap draws the images anew."""
 
 FIXED = 2**24
 """A confidence is summed as a whole number of this many parts: exact, so that no order of summation matters."""
@@ -159,35 +155,15 @@ class ImageCounts:
         return hits, table(truth, self.counts) + table(guess, self.counts) - hits
 
     def resampled(self, name: str) -> NDArray[np.float64]:
-        """mIoU (RESAMPLES,) of as many images, drawn with replacement; NaN with fewer than two images.
+        """mIoU (RESAMPLES,) of the draws of :meth:`segdistill.metrics.base.Samples.resampled`.
 
-        The draws depend on ``name`` (the domain) and the number of images alone: two models that were scored on the
-        same images see the same draws. A class that none of the drawn images has is left out, as in ``miou``.
+        A class that none of the drawn images has is left out, as in ``miou``.
         """
         if self.size < 2:
             return np.full(RESAMPLES, np.nan)
-        rng = np.random.default_rng(derive_seed("bootstrap", name))
-        draws = rng.multinomial(self.size, np.full(self.size, 1 / self.size), size=RESAMPLES).astype(np.float64)
-        hits, unions = (draws @ part for part in self.hits_and_unions())
+        drawn = draws(name, self.size)
+        hits, unions = (drawn @ part for part in self.hits_and_unions())
         known = unions > 0
         iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
         classes = known.sum(axis=1)
         return np.divide(iou.sum(axis=1), classes, out=np.full(RESAMPLES, np.nan), where=classes > 0)
-
-
-def interval(samples: NDArray[np.float64]) -> list[float] | None:
-    """The 2.5th and the 97.5th percentile; None where there is no sample or one of them does not exist."""
-    if not len(samples) or not np.isfinite(samples).all():
-        return None
-    return np.quantile(samples, (0.025, 0.975)).tolist()
-
-
-def resampled_mean(images: Mapping[str, ImageCounts], names: Sequence[str]) -> NDArray[np.float64]:
-    """Resampled mean mIoU over the domains ``names``: the images are drawn within each domain. Empty without any."""
-    samples = [images[name].resampled(name) for name in names]
-    return np.mean(samples, axis=0) if samples else np.empty(0)
-
-
-def plain(value: float) -> float | None:
-    """A score as JSON keeps it: None where it does not exist."""
-    return None if math.isnan(value) else value

@@ -2,5 +2,6 @@
 
 from segdistill.models.model import Model
 from segdistill.models.segmenter import Segmenter, Window, positions
+from segdistill.models.view import View, fit, prepare, sliding
 
-__all__ = ["Model", "Segmenter", "Window", "positions"]
+__all__ = ["Model", "Segmenter", "View", "Window", "fit", "positions", "prepare", "sliding"]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from segdistill.config import UserError
 from segdistill.heads import Head
 from segdistill.ops import maps
 from segdistill.types import Batch, Features, LossTerms
@@ -21,8 +22,9 @@ class Model(nn.Module):
     three in a row.
     """
 
-    def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...]) -> None:
+    def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.encoder: Any = encoder  # any module with an encoder's methods
         self.head = head
         self.taps = tuple(taps)
@@ -53,6 +55,10 @@ class Model(nn.Module):
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
         """The task's loss terms; ``batch`` has the targets of the first decoded images, any further ones have none."""
         raise NotImplementedError
+
+    def presence_loss(self, logits: Float[Tensor, "b k"], batch: Batch) -> Tensor:
+        """How far image-level ``logits`` are from the classes that the batch's images contain."""
+        raise UserError("presence_weight: this task has no such term; set it to 0")
 
     def loss(self, batch: Batch) -> LossTerms:
         """The task's loss terms on the batch's images, (B, 3, H, W) uint8, and its targets."""

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from segdistill.config import Config, Size, UserError
-from segdistill.heads import Head
+from segdistill.criteria import presence_loss
 from segdistill.models.bands import Strip, decide, enlarge
 from segdistill.models.model import Model
 from segdistill.types import Batch, LossTerms
@@ -45,13 +45,13 @@ class Segmenter(Model):
     its patch or final stride) is padded at the bottom or right by repeating the border, and the result is cropped.
     """
 
-    def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> None:
-        super().__init__(encoder, head, taps)
-        self.num_classes = num_classes
-
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
         """The head's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
         return self.head.loss_of(decoded, batch["label"])
+
+    def presence_loss(self, logits: Float[Tensor, "b k"], batch: Batch) -> Tensor:
+        """See :func:`segdistill.criteria.presence_loss`."""
+        return presence_loss(logits, batch["label"])
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Class scores per pixel of the whole image at once; differentiable."""

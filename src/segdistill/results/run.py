@@ -148,6 +148,7 @@ class Run(_Record):
     name: str
     title: str
     seed: int
+    task: str = "semantic"
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
     colors: tuple[tuple[Byte, Byte, Byte], ...]
     source: tuple[str, ...] = ()

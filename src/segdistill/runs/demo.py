@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.recipe import Recipe, load
-from segdistill.runs.execute import fingerprints, run
 from segdistill.runlog import Named, Watcher
+from segdistill.runs.execute import fingerprints, run
 from segdistill.shipped import recipes_folder
 
 ARMS = ("world_none", "world_vanilla_kd", "world_gkd")

@@ -19,9 +19,12 @@ from lightning.fabric.strategies import DDPStrategy
 from lightning_utilities.core import rank_zero
 
 from segdistill import environment
-from segdistill.runs.check import check
 from segdistill.config import UserError
 from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
+from segdistill.locking import locked
+from segdistill.recipe import Recipe, dump, last_learner
+from segdistill.runlog import Quiet, RunLog, Watcher
+from segdistill.runs.check import check
 from segdistill.runs.folder import (
     Finished,
     Origin,
@@ -36,9 +39,6 @@ from segdistill.runs.folder import (
     student_weights,
     write_results,
 )
-from segdistill.locking import locked
-from segdistill.recipe import Recipe, dump, last_learner
-from segdistill.runlog import Quiet, RunLog, Watcher
 from segdistill.stages import StageConfig, StageContext
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"

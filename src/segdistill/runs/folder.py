@@ -25,7 +25,7 @@ from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
 from segdistill.runs.score import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
-from segdistill.weights import head_path, digest_of, weights_path
+from segdistill.weights import digest_of, head_path, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
@@ -186,6 +186,7 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     ]
     return Scored(
         role=place or role,
+        task=recipe.task,
         title=model.title or role.capitalize(),
         model=model.filled(
             encoder=student_weights(recipe, finished.folder, last + 1) if role == "student" else None,
@@ -207,6 +208,7 @@ def segmenter_from_files(recipe: Recipe, role: str, out: Path, *, place: str | N
         raise UserError(f"the {role}'s head has no weights: set {role}.head.weights to a task checkpoint")
     return Scored(
         role=place or role,
+        task=recipe.task,
         title=model.title or role.capitalize(),
         model=model,
         seed=derive_seed(recipe.seed, role),

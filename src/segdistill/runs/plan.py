@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segdistill.runs.check import check
 from segdistill.config import UserError
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.environment import within_memory
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
+from segdistill.runs.check import check
 from segdistill.stages import StageConfig
 from segdistill.stages.base import ModelConfig, need
-from segdistill.stages.task import build_segmenter, check_head
+from segdistill.stages.task import build_model, check_head
+from segdistill.tasks.table import TASKS
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
 FLOAT = 4  # bytes
@@ -148,7 +149,7 @@ def _weights(recipe: Recipe, role: str, problems: list[str]) -> list[str]:
     if encoder is not None:
         lines.append(f"{role}: {encoder.loaded.summary() if encoder.loaded else f'{encoder.name}, random weights'}")
     if model.head_weights is not None:
-        report = _attempt(lambda: check_head(model, recipe.classes()), problems)
+        report = _attempt(lambda: check_head(TASKS[recipe.task], model, recipe.classes()), problems)
         lines += [] if report is None else [f"{role}: {report.summary()}"]
     return lines
 
@@ -255,7 +256,7 @@ def _learning(
     """Encoder and head on the labelled images; the modules that the stage leaves."""
     assert stage.learner is not None
     model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), not stage.hands_over
-    segmenter = build_segmenter(model.bare(), encoder, classes, seed=0, stage=stage.name)
+    segmenter = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
     # Mask2Former looks at its own numbers, so the head is counted on one image that has some.

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdistill.runs.check import check
 from segdistill.config import UserError, choose, nearest
 from segdistill.environment import within_memory
+from segdistill.locking import locked
+from segdistill.recipe import Recipe, change, load, retarget
+from segdistill.runlog import Quiet, Watcher
+from segdistill.runs.check import check
+from segdistill.runs.execute import explained, make_fabric
 from segdistill.runs.folder import (
     Finished,
     Origin,
@@ -30,10 +34,6 @@ from segdistill.runs.folder import (
     stage_folder,
     write_results,
 )
-from segdistill.locking import locked
-from segdistill.recipe import Recipe, change, load, retarget
-from segdistill.runs.execute import explained, make_fabric
-from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.score import Scored
 from segdistill.stages.base import ModelConfig, need, need_head
 

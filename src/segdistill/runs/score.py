@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,33 +14,28 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
-from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset, Protocol, Sample
+from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.runs.evaluation import (
-    METRICS,
-    PRIMARY,
-    DomainResult,
-    evaluate,
-    evaluating,
-    prepare,
-    retention,
-    retention_interval,
-    sliding,
-    summary,
-    summary_interval,
-)
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
-from segdistill.metrics.confusion import ImageCounts
-from segdistill.models import Segmenter
-from segdistill.pictures import save_label
+from segdistill.metrics.base import Samples
+from segdistill.models import Model, Segmenter, View
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
+from segdistill.runs.evaluation import (
+    evaluate,
+    evaluating,
+    mean_interval,
+    mean_score,
+    retention,
+    retention_interval,
+)
 from segdistill.stages.base import ModelConfig, count, weights_read
-from segdistill.stages.task import build_segmenter
-from segdistill.metrics.unlabelled import ImageNotes
+from segdistill.stages.task import build_model
+from segdistill.tasks.base import Task
+from segdistill.tasks.table import TASKS
+from segdistill.types import Batch
 
 FORMAT = 3
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
@@ -51,9 +46,10 @@ PICTURE = 1024
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished segmenter, and what the results say of it."""
+    """A finished model, and what the results say of it."""
 
     role: str  # its place in the results: "teacher" or "student"
+    task: str  # of TASKS
     title: str
     model: ModelConfig  # with the files of its weights
     seed: int  # of an encoder that has random weights
@@ -65,40 +61,37 @@ class Scored:
 
 
 class Loader:
-    """Batches of one domain; ``dataset`` is there for whoever wants to know how many images are coming.
+    """Batches of one domain; ``dataset`` tells progress bars how many images are coming.
 
     Images of one size that follow one another form a batch. Each of several processes is given every n-th image and
     none twice.
     """
 
-    def __init__(self, dataset: Dataset, batch: int, rank: int, world_size: int) -> None:
-        self.dataset, self.batch = dataset, batch
+    def __init__(self, task: Task, dataset: Dataset, batch: int, rank: int, world_size: int) -> None:
+        self.task, self.dataset, self.batch = task, dataset, batch
         self.rows = range(rank, len(dataset), world_size)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        held: dict[int, Sample] = {}
+    def __iter__(self) -> Iterator[Batch]:
+        held: dict[int, Batch] = {}
+        shapes = None
         for row in self.rows:
             sample = self.dataset[row]
-            if held and (len(held) == self.batch or _shapes(sample) != _shapes(next(iter(held.values())))):
-                yield _collate(held)
+            own = _shapes(sample)
+            if held and (len(held) == self.batch or own != shapes):
+                yield self._collate(held)
                 held = {}
-            held[row] = sample
+            held[row], shapes = self.task.targets(sample), own
         if held:
-            yield _collate(held)
+            yield self._collate(held)
+
+    def _collate(self, samples: dict[int, Batch]) -> Batch:
+        """A batch of samples of one size, with their numbers in the domain."""
+        return self.task.collate(list(samples.values())) | {"index": torch.tensor(list(samples))}
 
 
 def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
     assert sample.label is not None, "every domain is checked for labels"
     return sample.image.shape, sample.label.shape
-
-
-def _collate(samples: dict[int, Sample]) -> dict[str, Tensor]:
-    """A batch of samples of one size, by their numbers in the domain."""
-    return {
-        "image": torch.stack([torch.tensor(sample.image).permute(2, 0, 1) for sample in samples.values()]),
-        "label": torch.stack([torch.tensor(sample.label) for sample in samples.values()]),
-        "index": torch.tensor(list(samples)),
-    }
 
 
 def score(
@@ -115,13 +108,16 @@ def score(
     assert config is not None
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
     names, colors = _label_space(datasets, scored)
-    protocols = {name: _protocol(config, dataset, name) for name, dataset in datasets.items()}
+    task, views = TASKS[scored.task], {name: _view(config, dataset, name) for name, dataset in datasets.items()}
     facts = [
         FORMAT,
         scored.fingerprint,
         config.model_dump(mode="json", exclude={"data"}),  # where the images lie is not what they are
         recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
-        [astuple(protocol) for protocol in protocols.values()],
+        [
+            [view.resize, None if view.window is None else view.window.model_dump(mode="json")]
+            for view in views.values()
+        ],
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
@@ -131,20 +127,40 @@ def score(
     fabric.barrier()
     found = _read(scored.folder, scored.role, key)
     if found is None:
-        segmenter = load_segmenter(scored, names).to(fabric.device)
-        found, images, notes = _measure(scored, config, segmenter, datasets, fabric, watcher)
-        found = _described(segmenter) | found if scored.parameters is None else found
+        model = load_model(scored, names).to(fabric.device)
+        loaders = {
+            name: Loader(task, dataset, config.batch, fabric.global_rank, fabric.world_size)
+            for name, dataset in datasets.items()
+        }
+        what = f"scoring the {scored.role}"
+        metrics = evaluate(
+            model,
+            loaders,
+            lambda: task.metric(len(names), fabric.device),
+            views=views,
+            precision=fabric.autocast,
+            progress=lambda name, done, total: watcher.work(f"{what} on {name}", done, total or done),
+        )
+        images = {name: metric.samples() for name, metric in metrics.items()}
+        domains = {name: metric.result(name) for name, metric in metrics.items()}
+        found = {
+            "domains": domains,
+            "mean_unseen": mean_score(domains, task.primary, config.unseen),
+            "mean_unseen_interval": mean_interval(images, config.unseen),
+        }
+        found = _described(model) | found if scored.parameters is None else found
         if fabric.is_global_zero:
-            pictures = _keep_pictures(scored, config, segmenter, datasets, fabric, colors)
-            write_images(path.with_suffix(".npz"), images, notes)
+            pictures = _keep_pictures(scored, config, model, datasets, views, fabric, colors)
+            write_samples(path.with_suffix(".npz"), images)
             files = [path.with_suffix(".npz"), *pictures]
             digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
             write_signed(path, {"key": key, **found, "files": digests})
         fabric.barrier()
     models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
-        "primary": PRIMARY,
-        "metrics": METRICS,
+        "task": scored.task,
+        "primary": task.primary,
+        "metrics": task.metrics,
         "classes": list(names),
         "colors": colors,
         "source": [name for name in config.domains if name not in config.unseen + config.validation],
@@ -154,40 +170,27 @@ def score(
         **_together(models, scored, config.unseen),
         "pictures": {
             "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
+            if (scored.folder / "pictures" / scored.role).is_dir()
+            else {}
         },
     }
 
 
-def write_images(path: Path, images: Mapping[str, ImageCounts], notes: Mapping[str, ImageNotes] | None = None) -> None:
-    """The images' confusion matrices and notes by domain as compressed NumPy arrays."""
-    arrays = {
-        f"{name}/{field}": np.asarray(value)
-        for kept in (images, notes or {})
-        for name, values in kept.items()
-        for field, value in vars(values).items()
-    }
+def write_samples(path: Path, images: Mapping[str, Samples]) -> None:
+    """What is kept of the images of each domain, as compressed NumPy arrays."""
+    arrays = {f"{name}/{field}": value for name, kept in images.items() for field, value in kept.arrays().items()}
     write_atomic(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
-def read_images(path: Path) -> dict[str, ImageCounts]:
-    """The confusion matrices that :func:`write_images` wrote."""
-    return {
-        name: ImageCounts(int(part.pop("num_classes")), int(part.pop("size")), **part)
-        for name, part in _read_arrays(path, ImageCounts).items()
-    }
-
-
-def read_notes(path: Path) -> dict[str, ImageNotes]:
-    """The notes that :func:`write_images` wrote."""
-    return {name: ImageNotes(**part) for name, part in _read_arrays(path, ImageNotes).items()}
-
-
-def _read_arrays(path: Path, kind: type[ImageCounts] | type[ImageNotes]) -> dict[str, dict[str, Any]]:
-    """The fields of ``kind`` by domain."""
+def read_samples(path: Path, task: str = "semantic") -> dict[str, Samples]:
+    """What :func:`write_samples` wrote of a model of ``task``, by domain."""
     try:
         with np.load(path) as arrays:
-            names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
-            return {name: {f.name: arrays[f"{name}/{f.name}"] for f in fields(kind)} for name in names}
+            domains: dict[str, dict[str, Any]] = {}
+            for key in arrays:
+                name, _, field = key.rpartition("/")
+                domains.setdefault(name, {})[field] = arrays[key]
+        return {name: TASKS[task].kept.of_arrays(found) for name, found in domains.items()}
     except Exception:  # noqa: BLE001  zip, zlib and NumPy raise many kinds for a damaged file; each becomes one line
         raise UserError(f"{path} is missing or damaged; give the run's command again, which scores it anew") from None
 
@@ -197,28 +200,39 @@ def _together(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> 
 
     Retention on the unseen domains with its interval, and the share of the pixels on which they agree, by domain.
     """
-    both = {"teacher", "student"} <= models.keys()
-    images = [read_images(scored.folder / "scores" / f"{role}.npz") for role in ("student", "teacher") if both]
-    notes = [read_notes(scored.folder / "scores" / f"{role}.npz") for role in ("student", "teacher") if both]
-    agreement = (
-        {name: notes[0][name].agreement(notes[1][name]) for name in models["student"]["domains"]} if both else None
+    if not {"teacher", "student"} <= models.keys():
+        return {"agreement": None, "retention": None, "retention_interval": None}
+    student, teacher = (
+        read_samples(scored.folder / "scores" / f"{role}.npz", scored.task) for role in ("student", "teacher")
     )
     return {
-        "agreement": agreement,
-        "retention": retention(*(models[role]["mean_unseen"] for role in ("student", "teacher"))) if both else None,
-        "retention_interval": retention_interval(*images, unseen=unseen) if both else None,
+        "agreement": {name: student[name].agreement(teacher[name]) for name in models["student"]["domains"]},
+        "retention": retention(*(models[role]["mean_unseen"] for role in ("student", "teacher"))),
+        "retention_interval": retention_interval(student, teacher, unseen=unseen),
     }
 
 
-def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
-    """The finished segmenter, in evaluation mode."""
+def load_model(scored: Scored, classes: Sequence[str]) -> Model:
+    """The finished model, in evaluation mode."""
     encoder = build_encoder(scored.model.encoder, seed=scored.seed)
-    return build_segmenter(scored.model, encoder, classes, seed=0, stage=scored.role).eval()
+    return build_model(TASKS[scored.task], scored.model, encoder, classes, seed=0, stage=scored.role).eval()
 
 
-def _described(segmenter: Segmenter) -> dict[str, Any]:
-    """How large a segmenter is, and what became of every key of its files."""
-    parts = {"encoder": cast(Encoder, segmenter.encoder), "head": segmenter.head}
+def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
+    """As :func:`load_model`, where the rest can do with class maps alone."""
+    return as_segmenter(load_model(scored, classes), scored.task)
+
+
+def as_segmenter(model: Model, task: str) -> Segmenter:
+    """``model``, or one line that says that it gives no class maps."""
+    if not isinstance(model, Segmenter):
+        raise UserError(f"this is a model of the task '{task}': predict, export, estimate and pack are for class maps")
+    return model
+
+
+def _described(model: Model) -> dict[str, Any]:
+    """How large a model is, and what became of every key of its files."""
+    parts = {"encoder": cast(Encoder, model.encoder), "head": model.head}
     return {"parameters": {name: count(part) for name, part in parts.items()}, "weights": weights_read(**parts)}
 
 
@@ -236,10 +250,11 @@ def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, w
     return dataset
 
 
-def _protocol(config: EvaluateConfig, dataset: Dataset, domain: str) -> Protocol:
-    """The data set's way of evaluating ``domain``, with the recipe's size in place of its own where it names one."""
+def _view(config: EvaluateConfig, dataset: Dataset, domain: str) -> View:
+    """The data set's way of evaluating ``domain``, with the recipe's size and window where it names them."""
     protocol = dataset.protocol(domain)
-    return protocol if config.resize is None else replace(protocol, resize=config.resize)
+    protocol = protocol if config.resize is None else replace(protocol, resize=config.resize)
+    return View.of(protocol, config.window)
 
 
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -257,64 +272,32 @@ def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[st
     return names, [[int(value) for value in color] for color in datasets[first].colors]
 
 
-def _measure(
-    scored: Scored,
-    config: EvaluateConfig,
-    segmenter: Segmenter,
-    datasets: dict[str, Dataset],
-    fabric: Fabric,
-    watcher: Watcher,
-) -> tuple[dict[str, Any], dict[str, ImageCounts], dict[str, ImageNotes]]:
-    """The scores as JSON keeps them, and every image's own counts and notes."""
-    loaders = {
-        name: Loader(dataset, config.batch, fabric.global_rank, fabric.world_size) for name, dataset in datasets.items()
-    }
-    results: dict[str, DomainResult] = evaluate(
-        segmenter,
-        loaders,
-        device=fabric.device,
-        protocols={name: _protocol(config, dataset, name) for name, dataset in datasets.items()},
-        window=config.window,
-        precision=fabric.autocast,
-        progress=lambda name, done, total: watcher.work(f"scoring the {scored.role} on {name}", done, total or done),
-    )
-    images = {name: result.images for name, result in results.items()}
-    found = {
-        "domains": {name: result.as_dict(name) for name, result in results.items()},
-        "mean_unseen": summary(results, config.unseen),
-        "mean_unseen_interval": summary_interval(images, config.unseen),
-    }
-    return found, images, {name: result.notes for name, result in results.items()}
-
-
 def _keep_pictures(
     scored: Scored,
     config: EvaluateConfig,
-    segmenter: Segmenter,
+    model: Model,
     datasets: dict[str, Dataset],
+    views: dict[str, View],
     fabric: Fabric,
     colors: list[list[int]],
 ) -> list[Path]:
-    """The first images of every domain, their truth and this segmenter's class maps, as PNG of a page's size."""
+    """The first images of every domain and what the task shows of them, as PNG of a page's size."""
     folder, kept = scored.folder / "pictures", []
     for name, dataset in datasets.items():
-        protocol = _protocol(config, dataset, name)
-        view = sliding(protocol, config.window)
         for index in range(min(config.pictures, len(dataset))):
             sample = dataset[index]
-            assert sample.label is not None
             image = torch.tensor(sample.image).permute(2, 0, 1)[None].to(fabric.device)
-            height, width = sample.label.shape
-            with evaluating(segmenter), torch.inference_mode(), fabric.autocast():
-                prediction = segmenter.predict(prepare(image, protocol.resize), view, (height, width))
-            file = plain_name(f"{name}-{index}.png")
-            kept += [folder / kind / file for kind in ("image", "truth", scored.role)]
+            with evaluating(model), torch.inference_mode(), fabric.autocast():
+                shown = TASKS[scored.task].pictures(model, sample, views[name], colors, image)
+            if not shown:
+                return []
             picture = Image.fromarray(sample.image)
             picture.thumbnail((PICTURE, PICTURE))
-            write_atomic(folder / "image" / file, lambda out, picture=picture: picture.save(out, "PNG"))
-            for kind, classes in (("truth", sample.label), (scored.role, prediction[0].cpu().numpy())):
-                small = Image.fromarray(classes.astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-                save_label(folder / kind / file, np.asarray(small), colors)
+            shown = {kind: each.resize(picture.size, Image.Resampling.NEAREST) for kind, each in shown.items()}
+            for kind, each in {"image": picture, **shown}.items():
+                file = folder / (scored.role if kind == "prediction" else kind) / plain_name(f"{name}-{index}.png")
+                write_atomic(file, lambda out, each=each: each.save(out, "PNG"))
+                kept.append(file)
     return kept
 
 

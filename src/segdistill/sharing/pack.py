@@ -32,7 +32,7 @@ from segdistill.runs.folder import (
     stage_folder,
     student_weights,
 )
-from segdistill.runs.score import load_segmenter, read_images
+from segdistill.runs.score import load_segmenter, read_samples
 from segdistill.sharing.card import write_card
 from segdistill.sharing.licences import chain, student_licence
 from segdistill.sharing.packed import load_packed, packed_path, read_packed, tensors_digest, write_packed
@@ -106,6 +106,7 @@ def segmenter_in(finished: Finished, role: str | None = None) -> tuple[Segmenter
     colors = results.get("colors") or [list(color) for color in interleaved_colors(len(classes) + 1)[1:]]
     links = chain(finished.recipe)
     return segmenter, {
+        "task": finished.recipe.task,
         "name": finished.recipe.name,
         "title": finished.recipe.title or finished.recipe.name,
         "role": role,
@@ -217,10 +218,10 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
     models, paths = results.get("models", {}), [folder / "scores" / f"{role}.npz" for role in ("student", "teacher")]
     if not {"student", "teacher"} <= models.keys() or not all(path.is_file() for path in paths):
         return None
-    images = [read_images(path) for path in paths]
+    images = [read_samples(path, results.get("task", "semantic")) for path in paths]
     domains = {}
     for name in models["student"]["domains"]:
-        student, teacher = (models[role]["domains"][name]["miou"] for role in ("student", "teacher"))
+        student, teacher = (models[role]["domains"][name][results["primary"]] for role in ("student", "teacher"))
         interval = retention_interval(*images, unseen=[name])
         domains[name] = {"retention": retention(student, teacher), "interval": interval}
     return {"unseen": results["retention"], "interval": results["retention_interval"], "domains": domains}

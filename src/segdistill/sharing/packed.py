@@ -32,12 +32,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from segdistill.config import UserError, parse
+from segdistill.config import UserError, choose, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import write_atomic
 from segdistill.models import Segmenter
+from segdistill.runs.score import as_segmenter
 from segdistill.stages.base import ModelConfig
-from segdistill.stages.task import build_segmenter
+from segdistill.stages.task import build_model
+from segdistill.tasks.table import TASKS
 from segdistill.weights.reading import read_file
 
 FORMAT = 1
@@ -140,7 +142,9 @@ def load_packed(source: str | Path) -> tuple[Segmenter, dict[str, Any]]:
         raise UserError(f"'{path}': its tensors are not those that were packed; make or fetch it again")
     classes, model, taps = _described(metadata, path)
     encoder = build_encoder(model.encoder, seed=0)
-    segmenter = build_segmenter(model, encoder, classes, seed=0, stage="packed file")
+    task = str(metadata.get("task", "semantic"))
+    network = build_model(choose("task", task, TASKS), model, encoder, classes, seed=0, stage="packed file")
+    segmenter = as_segmenter(network, task)
     if list(segmenter.taps) != taps:
         raise UserError(f"'{path}' reads the taps {taps} of {encoder.name}, this version {list(segmenter.taps)}")
     _fill(segmenter, state, path)

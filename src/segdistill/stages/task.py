@@ -8,22 +8,21 @@ with a distillation term (the single-stage protocol of vanilla KD and its kin).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError, part_of
-from segdistill.criteria import presence_loss
+from segdistill.config import Config, UserError, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import StepBatches, batches
-from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
+from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
-from segdistill.models import Model, Segmenter
+from segdistill.models import Model
 from segdistill.ops import derive_seed
 from segdistill.stages.base import (
     ModelConfig,
@@ -37,6 +36,8 @@ from segdistill.stages.base import (
 )
 from segdistill.stages.distill import Distillation
 from segdistill.stages.views import split_taps, student_views
+from segdistill.tasks.base import Task
+from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import Batch, LossTerms, Views
@@ -51,13 +52,22 @@ class ProxyConfig(Config):
     batch: int = Field(16, ge=1, le=2**16, description="proxy images per step over all processes")
 
 
+def _read_augment(value: object, info: Any) -> object:
+    """The settings of the task's own augmentation."""
+    wanted = TASKS[info.data["task"]].Augment
+    return value if isinstance(value, wanted) else parse(wanted, value, "augment")
+
+
 class TaskConfig(StageConfig):
     """Settings of a task stage; the defaults are the authors'."""
 
     type: Literal["task"] = "task"
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
-    augment: TaskAugment = TaskAugment()
+    task: str = Field("semantic", exclude=True, description="the recipe's; it need not be repeated here")
+    augment: Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)] = Field(
+        {}, validate_default=True, description="of the labelled images, as the task has it"
+    )
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
@@ -170,7 +180,7 @@ class TaskObjective(Objective):
         terms = self.model.loss_of(decoded, batch)
         if self.presence is not None:
             assert cls is not None
-            terms["presence"] = self.presence_weight * presence_loss(self.presence(cls), batch["label"])
+            terms["presence"] = self.presence_weight * self.model.presence_loss(self.presence(cls), batch)
         return terms
 
     def diagnostics(self) -> dict[str, float]:
@@ -179,9 +189,9 @@ class TaskObjective(Objective):
         return {name: value.item() for name, value in values.items()}
 
 
-def build_segmenter(
-    model: ModelConfig, encoder: Encoder, classes: Sequence[str], *, seed: int, stage: str
-) -> Segmenter:
+def build_model(
+    task: Task, model: ModelConfig, encoder: Encoder, classes: Sequence[str], *, seed: int, stage: str
+) -> Model:
     """The encoder with a head on the taps of its record: fresh, or with the weights that its settings name."""
     part = need_head(model, "model", stage)
     taps = encoder.record.taps
@@ -191,10 +201,10 @@ def build_segmenter(
         head = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
     if model.head_weights is not None:
         head.loaded = load_head_weights(head, model.head_weights, part.type, classes)
-    return Segmenter(encoder, head, taps, len(classes))
+    return task.network(encoder, head, taps, len(classes))
 
 
-def check_head(model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
+def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
     """What became of every key of the file that the head starts with; a :class:`UserError` where it does not fit.
 
     None where there is no such file.
@@ -202,7 +212,7 @@ def check_head(model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
     if model.head_weights is None:
         return None
     encoder = build_encoder(model.bare().encoder, seed=0)  # its widths are what matters here
-    return build_segmenter(model, encoder, classes, seed=0, stage="none").head.loaded
+    return build_model(task, model, encoder, classes, seed=0, stage="none").head.loaded
 
 
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
@@ -213,10 +223,11 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     frozen = config.freeze_encoder or is_teacher
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
-    segmenter = build_segmenter(model, encoder, dataset.names, seed=derive_seed(*seed, "head"), stage=context.label)
+    task = TASKS[config.task]
+    network = build_model(task, model, encoder, dataset.names, seed=derive_seed(*seed, "head"), stage=context.label)
     distillation = _distillation(config, context, encoder, dataset.names)
     objective = TaskObjective(
-        segmenter,
+        network,
         frozen=frozen,
         distillation=distillation,
         presence_weight=config.presence_weight,
@@ -226,12 +237,12 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
     seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, dataset, seed))
     if context.fabric.is_global_zero:
-        state = {key: value.detach().cpu().contiguous() for key, value in segmenter.head.state_dict().items()}
+        state = {key: value.detach().cpu().contiguous() for key, value in network.head.state_dict().items()}
         write_atomic(context.folder / "head.safetensors", lambda file: file.write(safetensors_bytes(state)))
         if not frozen:
             save_encoder(encoder, context.folder / "encoder.safetensors")
-    parameters = {"encoder": count(encoder), "head": count(segmenter.head)}
-    weights = weights_read(**{config.model: encoder, "head": segmenter.head})
+    parameters = {"encoder": count(encoder), "head": count(network.head)}
+    weights = weights_read(**{config.model: encoder, "head": network.head})
     if distillation is not None:
         teacher = cast(Encoder, distillation.teacher)
         weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
@@ -248,7 +259,7 @@ def _distillation(
     if config.reads_logits:
         model = need(context.teacher, "teacher", context.label).filled(head=context.teacher_head)
         assert model.head_weights is not None, "the recipe's validation asks for it"
-        head = build_segmenter(model, teacher, classes, seed=0, stage=context.label).head
+        head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)
 
@@ -257,7 +268,15 @@ def _task_batches(config: TaskConfig, context: StageContext, dataset: Dataset, s
     """Order of steps -> labelled batches, each with the step's proxy images where the stage has some."""
     fabric, size = context.fabric, context.source.size
     processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    labelled = StepBatches(dataset, TaskTransform(config.augment, size), batch=config.batch, seed=seed, **processes)
+    task = TASKS[config.task]
+    labelled = StepBatches(
+        dataset,
+        task.transform(config.augment, size),
+        collate=task.collate,
+        batch=config.batch,
+        seed=seed,
+        **processes,
+    )
     if config.proxy is None:
         return lambda order: batches(labelled, order, context.workers)
     proxy = StepBatches(

@@ -1,0 +1,55 @@
+"""How a network is shown an image: fitted into a size, whole or through a sliding window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segdistill.data.dataset import Protocol
+from segdistill.models.segmenter import Window
+
+
+@dataclass(frozen=True)
+class View:
+    """``resize``: the box (h, w) that images are fitted into, None: as they are; ``window``: None: all at once."""
+
+    resize: tuple[int, int] | None = None
+    window: Window | None = None
+
+    @classmethod
+    def of(cls, protocol: Protocol, window: Window | None = None) -> View:
+        """As a data set's protocol says; ``window`` takes the place of its own."""
+        return cls(protocol.resize, sliding(protocol, window))
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """See :func:`prepare`."""
+        return prepare(image, self.resize)
+
+
+def sliding(protocol: Protocol, window: Window | None) -> Window | None:
+    """``window`` where it is given, else the protocol's; None: the whole image at once."""
+    if window is not None or protocol.window is None:
+        return window
+    return Window(size=protocol.window, stride=protocol.stride or protocol.window)
+
+
+def prepare(image: Tensor, resize: tuple[int, int] | None = None) -> Tensor:
+    """Images (B, 3, H, W), 8-bit or float, as float in [0, 1], fitted into ``resize`` (h, w) where it is given."""
+    image = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+    if resize is None:
+        return image
+    height, width = image.shape[-2:]
+    size = fit((height, width), resize)
+    if size == (height, width):
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)  # no antialias, as the authors' reader
+
+
+def fit(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """The largest size (h, w) of the same aspect whose longer side fits the box's longer and shorter its shorter."""
+    factor = min(max(box) / max(size), min(box) / min(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width

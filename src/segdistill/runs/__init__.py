@@ -1,0 +1,1 @@
+"""A recipe carried out: the plan, the stages one after another in a run folder, the scores, and scores anew."""

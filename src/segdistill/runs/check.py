@@ -1,0 +1,53 @@
+"""Looks for everything that a recipe reads, before anything is trained: images, labels, start weights.
+
+``segdistill run``, its ``--dry-run``, ``bench`` and ``evaluate`` all ask here; parsing a recipe opens no file.
+"""
+
+from __future__ import annotations
+
+from segdistill.config import UserError
+from segdistill.recipe import Recipe
+from segdistill.runs.folder import model_digests
+from segdistill.stages.task import check_head
+from segdistill.tasks.table import TASKS
+
+
+def check(recipe: Recipe, *, training: bool = True) -> list[str]:
+    """What can be used and is probably not meant, one line each; without ``training`` of the evaluation alone.
+
+    A :class:`UserError` lists everything that is missing or cannot be read.
+    """
+    readings = recipe.readings(training=training)
+    problems = [f"{each.where}: {line}" for each in readings for line in each.problems()]
+    problems += _unseen_problems(recipe)
+    if training and not problems:
+        problems = _weight_problems(recipe)
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
+    doubts = [line for each in readings for line in each.doubts()]
+    return list(dict.fromkeys(doubts))
+
+
+def _unseen_problems(recipe: Recipe) -> list[str]:
+    """Unseen domains that a stage has seen."""
+    config, source, lines = recipe.evaluate, recipe.scored_source, []
+    if config is None or type(source) is not type(recipe.data):
+        return lines
+    for name in config.unseen:
+        if stage := recipe.trained_on(name, config.selection(source, name).split):
+            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
+    return [f"evaluate: {line}" for line in lines]
+
+
+def _weight_problems(recipe: Recipe) -> list[str]:
+    """Start weights that are not there, and heads that do not fit their file."""
+    problems = []
+    for role in dict.fromkeys(role for stage in recipe.stages for role in stage.roles):
+        model = getattr(recipe, role)
+        try:
+            model_digests(model)
+            if model.head_weights is not None:
+                check_head(TASKS[recipe.task], model, recipe.classes())
+        except UserError as error:
+            problems.append(str(error))
+    return problems

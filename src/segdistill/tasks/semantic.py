@@ -1,0 +1,146 @@
+"""Semantic segmentation: every pixel has one class, and the score is the mean intersection over union (mIoU)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from segdistill.data.dataset import Sample
+from segdistill.data.transforms import TaskAugment, TaskTransform
+from segdistill.metrics.base import Array, Metric, Samples, interval, plain
+from segdistill.metrics.confusion import Calibration, ConfusionMatrix, ImageCounts
+from segdistill.metrics.unlabelled import ImageNotes, Note, notes_of
+from segdistill.models import Model, Segmenter, View
+from segdistill.pictures import indexed
+from segdistill.tasks.base import Task
+from segdistill.types import Batch
+
+
+@dataclass(frozen=True)
+class SemanticSamples(Samples):
+    """Of every image its confusion matrix, its mean confidence and a coarse class map."""
+
+    counts: ImageCounts
+    notes: ImageNotes
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of images."""
+        return self.counts.size
+
+    def resampled(self, name: str) -> NDArray[np.float64]:
+        """See :meth:`segdistill.metrics.base.Samples.resampled`: mIoU."""
+        return self.counts.resampled(name)
+
+    def agreement(self, other: Samples) -> float | None:
+        """Share of the sampled pixels that get one class from both models."""
+        assert isinstance(other, SemanticSamples)
+        return self.notes.agreement(other.notes)
+
+    def arrays(self) -> dict[str, Array]:
+        """The fields of both, by name."""
+        return {field: np.asarray(value) for part in (self.counts, self.notes) for field, value in vars(part).items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Array]) -> SemanticSamples:
+        """What :meth:`arrays` gave."""
+        found: dict[str, Any] = dict(arrays) | {name: int(arrays[name]) for name in ("num_classes", "size")}
+        counts, notes = ({f.name: found[f.name] for f in fields(kind)} for kind in (ImageCounts, ImageNotes))
+        return cls(ImageCounts(**counts), ImageNotes(**notes))
+
+
+class SemanticMetric(Metric):
+    """A confusion matrix and the calibration of all pixels, at the labels' resolution.
+
+    The scores are upsampled to the label before the argmax (spec A.11), a few rows at a time: no array of K x H x W is
+    ever made. Pixels labelled 255 are left out.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.confusion, self.calibration = ConfusionMatrix(num_classes, device), Calibration(device)
+        self.device = device
+
+    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
+        """See :meth:`segdistill.metrics.base.Metric.update`; ``label`` (B, H, W) class indices, 255 where none is."""
+        assert isinstance(model, Segmenter)
+        image, label = (batch[key].to(self.device) for key in ("image", "label"))
+        height, width = label.shape[-2:]
+        own = [ConfusionMatrix(self.confusion.num_classes, self.device) for _ in image]
+        notes = [Note(height, width) for _ in image]
+        for strip in model.strips(view.prepare(image), view.window, (height, width)):
+            rows = label[strip.image, strip.top : strip.top + len(strip.classes)]
+            own[strip.image].add(strip.classes, rows)
+            self.calibration.add(strip.confidence, strip.classes, rows)
+            notes[strip.image].add(strip)
+        for index, counts, note in zip(self.numbers(batch), own, notes, strict=True):
+            self.confusion.merge(counts)
+            self.seen[index] = counts.counts.cpu().numpy(), note
+
+    def merge(self) -> None:
+        """Sum over the processes."""
+        super().merge()
+        self.confusion.all_reduce()
+        self.calibration.all_reduce()
+
+    def samples(self) -> SemanticSamples:
+        """Of every image its confusion matrix and its notes."""
+        counts = ImageCounts.of(self.confusion.num_classes, [counts for counts, _ in self.seen.values()])
+        return SemanticSamples(counts, notes_of([note for _, note in self.seen.values()]))
+
+    def result(self, name: str) -> dict[str, Any]:
+        """mIoU with its interval, IoU by class, accuracies, calibration error, mean confidence, confusion matrix."""
+        samples, confusion = self.samples(), self.confusion
+        return {
+            "miou": plain(confusion.miou()),
+            "miou_interval": interval(samples.resampled(name)),
+            "iou": [plain(value) for value in confusion.iou().tolist()],
+            "accuracy": plain(confusion.accuracy()),
+            "mean_accuracy": plain(confusion.mean_accuracy()),
+            "calibration_error": plain(self.calibration.error()),
+            "confidence": plain(samples.notes.mean_confidence),
+            "images": samples.size,
+            "confusion": confusion.counts.tolist(),
+        }
+
+
+class Semantic(Task):
+    """A class for every pixel."""
+
+    primary = "miou"
+    metrics: ClassVar = {
+        "miou": {"label": "mIoU", "unit": "%", "by_class": "iou", "by_class_label": "IoU"},
+        "accuracy": {"label": "pixel accuracy", "unit": "%"},
+        "mean_accuracy": {"label": "mean class accuracy", "unit": "%"},
+        "calibration_error": {"label": "calibration error", "unit": "%"},
+    }
+    Augment, network, kept = TaskAugment, Segmenter, SemanticSamples
+
+    def transform(self, augment: TaskAugment, size: tuple[int, int]) -> Callable[[Sample], Batch]:
+        """A random crop of image and ``label`` (H, W) int64, 255 where there is none (spec A.10)."""
+        return TaskTransform(augment, size)
+
+    def targets(self, sample: Sample) -> Batch:
+        """``label`` (H, W) uint8 as it is."""
+        return {"image": torch.tensor(sample.image).permute(2, 0, 1), "label": torch.tensor(sample.label)}
+
+    def metric(self, num_classes: int, device: torch.device | str = "cpu") -> SemanticMetric:
+        """See :class:`SemanticMetric`."""
+        return SemanticMetric(num_classes, device)
+
+    def pictures(
+        self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], image: Tensor
+    ) -> dict[str, Image.Image]:
+        """Class maps as indexed pictures."""
+        assert isinstance(model, Segmenter)
+        assert sample.label is not None
+        height, width = sample.label.shape
+        prediction = model.predict(view.prepare(image), view.window, (height, width))[0].cpu().numpy()
+        return {"truth": indexed(sample.label, colors), "prediction": indexed(prediction, colors)}
