@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from segdistill.processes import own_rows, rank_and_size
 from segdistill.runlog import Quiet, RunLog
 from segdistill.train.loop import LoopSettings, Objective, train
 from segdistill.train.norms import share_statistics
-from segdistill.train.optim import CosineConfig, parameter_groups, vectors_and_biases
+from segdistill.train.optim import CosineConfig, build_optimizer, parameter_groups, vectors_and_biases
 from segdistill.types import Features, Views
 from tiny_runs import run_and_die
 
@@ -169,6 +170,9 @@ def share(rank, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+ADAMW = partial(build_optimizer, CosineConfig().algorithm)
+
+
 class Spoiled(Objective):
     """A layer whose loss is not a number from step ``at`` on: in the process ``rank`` alone, at first."""
 
@@ -176,7 +180,7 @@ class Spoiled(Objective):
         super().__init__()
         self.layer, self.at, self.rank = nn.Linear(2, 2), at, rank
 
-    def trained(self):
+    def optimized(self):
         return {"layer": self.layer}
 
     def forward(self, batch, step, steps):
@@ -194,7 +198,7 @@ def train_spoiled(fabric: Fabric, folder: Path, objective: Objective, **settings
             parameter_groups([(objective, 1.0)], 0.0, vectors_and_biases),
             lambda order: ({"x": torch.ones(1, 2)} for _ in order),
             schedule=CosineConfig().schedule(1),
-            betas=(0.9, 0.999),
+            optimizer=ADAMW,
             settings=LoopSettings(**values | settings),
             folder=folder / "checkpoint",
             log=RunLog(folder, Quiet(), writes=fabric.is_global_zero),

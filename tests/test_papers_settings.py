@@ -29,6 +29,9 @@ def stages(path, kind: type):
     return [kind(**stage) for stage in values(path)["stages"] if kind.model_fields["type"].default == stage["type"]]
 
 
+ADAMW = {"type": "adamw", "betas": [0.9, 0.999]}
+
+
 def test_there_are_real_recipes():
     assert len(REAL) >= 11
 
@@ -38,7 +41,7 @@ def test_task_stages_have_the_authors_schedule_and_augmentation(path):
     for stage in stages(path, TaskConfig):
         assert (stage.steps, stage.batch) == (40_000, 4)
         assert stage.optimizer.model_dump() == {
-            "lr": 1e-4, "encoder_lr_scale": 0.1, "power": 0.9, "weight_decay": 0.05, "betas": (0.9, 0.999),
+            "lr": 1e-4, "encoder_lr_scale": 0.1, "power": 0.9, "weight_decay": 0.05, "algorithm": ADAMW,
             "warmup": 0.0, "clip": None,
         }  # fmt: skip
         assert stage.augment.model_dump() == {
@@ -57,7 +60,7 @@ def test_distillation_stages_have_the_authors_schedule_and_augmentation(path):
     for stage in stages(path, DistillConfig):
         agnostic = stage.name == "task_agnostic"
         assert stage.optimizer.model_dump() == {
-            "lr": 5e-4, "lr_reference_batch": 512, "min_lr": 1e-5, "weight_decay": 0.05, "betas": (0.9, 0.999),
+            "lr": 5e-4, "lr_reference_batch": 512, "min_lr": 1e-5, "weight_decay": 0.05, "algorithm": ADAMW,
             "warmup": 0.0, "epochs": 100 if agnostic else 300, "lag": 1, "clip": None,
         }  # fmt: skip
         assert stage.augment.model_dump() == {
@@ -66,7 +69,7 @@ def test_distillation_stages_have_the_authors_schedule_and_augmentation(path):
         }  # fmt: skip
         assert stage.repeats == 3
         assert stage.method.settings.model_dump() == {
-            "token_weight": 1.0, "feature_weight": 1.0, "patch_weight": 1.0, "mask_probability": 0.5,
+            "token": "cls", "token_weight": 1.0, "feature_weight": 1.0, "patch_weight": 1.0, "mask_probability": 0.5,
             "mask_ratio": 0.5, "mask_first": True, "masked_only": False, "scale": None, "own_position_bias": 0.0,
             "own_position_anneal": 0.6,
         }  # fmt: skip

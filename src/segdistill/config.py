@@ -231,16 +231,21 @@ class Part(BaseModel):
     settings: SerializeAsAny[Config]
 
     @model_serializer
-    def _flat(self) -> dict[str, object]:
-        return {"type": self.type, **self.settings.model_dump(mode="json")}
+    def _flat(self, info: Any) -> dict[str, object]:
+        return {"type": self.type, **self.settings.model_dump(mode="json", exclude_defaults=info.exclude_defaults)}
 
 
-def part_of(kind: str, table: Mapping[str, type]) -> object:
-    """The annotation of a :class:`Part` field whose ``type`` is a key of ``table`` (classes with a ``Config``)."""
+def part_of(kind: str, table: Mapping[str, type], default: str | None = None) -> object:
+    """The annotation of a :class:`Part` field whose ``type`` is a key of ``table`` (classes with a ``Config``).
+
+    ``default`` is the type of settings that name none.
+    """
 
     def read(value: object) -> object:
         if isinstance(value, Part):
             return value
+        if isinstance(value, dict) and default is not None:
+            value = {"type": default} | value
         if not isinstance(value, dict) or "type" not in value:
             raise ValueError(f"expected {{type: ..., settings}} with a type of {', '.join(sorted(table))}")
         settings = {key: item for key, item in value.items() if key != "type"}

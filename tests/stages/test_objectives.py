@@ -81,7 +81,7 @@ def test_a_frozen_encoder_gets_no_gradient_stays_in_evaluation_mode_and_is_not_s
     objective = task(student, frozen=True, presence_weight=0.1)
     assert objective.training
     assert not any(module.training for module in student.modules())
-    assert set(objective.trained()) == {"head", "presence"}
+    assert set(objective.optimized()) == {"head", "presence"}
     optimizer = torch.optim.AdamW(objective.parameters(), lr=0.1)
     backward(objective(batch(), 0, 2))
     optimizer.step()
@@ -93,7 +93,7 @@ def test_a_frozen_encoder_gets_no_gradient_stays_in_evaluation_mode_and_is_not_s
 
 def test_a_trained_encoder_gets_gradients_from_the_labels(student):
     objective = task(student)
-    assert set(objective.trained()) == {"head", "encoder"}
+    assert set(objective.optimized()) == {"head", "encoder"}
     assert all(module.training for module in student.modules())
     backward(objective(batch(), 0, 2))
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
@@ -134,7 +134,7 @@ def test_the_teacher_stays_in_evaluation_mode_gets_no_gradient_and_is_not_saved(
         assert not any(module.training for module in teacher.modules())
         backward(objective(batch(), 0, 2))
         assert all(p.grad is None for p in teacher.parameters())
-        saved = {id(p) for module in objective.trained().values() for p in module.parameters()}
+        saved = {id(p) for module in objective.optimized().values() for p in module.parameters()}
         assert not saved & {id(p) for p in teacher.parameters()}
         assert {id(p) for p in (*student.parameters(), *distillation.method.parameters())} <= saved
 
@@ -193,7 +193,7 @@ def test_logits_teach_the_students_head_and_encoder_and_nothing_else(student, te
     assert "classifier.weight" in with_gradient(objective.model.head)
     assert "backbone.patch_embed.proj.0.weight" in with_gradient(student)
     assert all(p.grad is None for p in teacher_segmenter.parameters())
-    saved = {id(p) for module in objective.trained().values() for p in module.parameters()}
+    saved = {id(p) for module in objective.optimized().values() for p in module.parameters()}
     assert not saved & {id(p) for p in teacher_segmenter.parameters()}
     assert saved == {id(p) for p in (*student.parameters(), *objective.model.head.parameters())}
 

@@ -60,12 +60,14 @@ def test_a_stage_starts_from_the_weights_of_the_one_before(tmp_path, finished):
 DISTILL = {
     "name": "other", "steps": 3, "batch": 4, "repeats": 1, "data.images": 3, "data.domains": "[game]",
     "data.first": 2, "data.split": "val", "method.type": "mse", "method.feature_weight": 0.5, "augment.erase": 1.0,
-    "optimizer.lr": 1.0, "optimizer.weight_decay": 1.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9,
+    "optimizer.lr": 1.0, "optimizer.weight_decay": 1.0, "optimizer.algorithm.betas": "[0.1, 0.9]",
+    "optimizer.clip": 1.0e-9, "optimizer.algorithm": "{type: sgd}",
 }  # fmt: skip
 TASK = {
     "name": "other", "steps": 3, "batch": 4, "freeze_encoder": True, "presence_weight": 0.5, "data.images": 3,
     "method": "{type: mse}", "augment.flip": 1.0, "optimizer.lr": 1.0, "optimizer.encoder_lr_scale": 1.0,
-    "optimizer.weight_decay": 1.0, "optimizer.betas": "[0.1, 0.9]", "optimizer.clip": 1.0e-9, "model": "teacher",
+    "optimizer.weight_decay": 1.0, "optimizer.algorithm.betas": "[0.1, 0.9]",
+    "optimizer.clip": 1.0e-9, "model": "teacher",
 }  # fmt: skip
 RUN = {"seed": 1, "data.seed": 1, "data.redraw": 1, "data.size": "[32, 32]", "student.encoder.weights": "WEIGHTS"}
 COSMETIC = {"title": "x", "log_every": 1, "checkpoint_every": 1}
@@ -167,3 +169,40 @@ def test_a_manifest_says_what_the_weights_were_and_what_the_stage_cost(tmp_path,
     assert str(path) in manifest["weights"]["student"]
     assert 100 < manifest["memory_mb"] < 100_000
     assert len(forgotten) == 1  # each stage counts its own
+
+
+def two_tasks(folder, first="", second=""):
+    """Two task stages of the student, the second one with a learning rate that moves nothing; what each leaves."""
+    stage = {"type": "task", "data": {"domains": ["game"], "images": 4}, "batch": 2, "steps": 1}
+    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}}
+    stages = [stage | {"name": "one"} | first, stage | {"name": "two"} | still | second]
+    run(load(tiny_file(folder, only(stages=stages, teacher=None, evaluate=None))), folder / "run")
+    return [
+        {path.name: load_file(path) for path in (folder / "run/stages" / name).glob("*.safetensors")}
+        for name in ("00-one", "01-two")
+    ]
+
+
+def equal(one, other):
+    return all(torch.allclose(value, other[key], rtol=0, atol=1e-20) for key, value in one.items())
+
+
+@pytest.mark.parametrize("given", [(), ("encoder",), ("head",), ("encoder", "head")])
+def test_a_stage_starts_with_what_the_recipe_says_that_an_earlier_one_hands_over(tmp_path, given):
+    before, after = two_tasks(tmp_path, {"hands_over": list(given)}, {})
+    for part in ("encoder", "head"):
+        name = f"{part}.safetensors"
+        assert equal(before[name], after[name]) == (part in given), part
+
+
+def test_by_default_the_trained_encoder_is_handed_over_and_a_head_starts_anew(tmp_path):
+    before, after = two_tasks(tmp_path, {}, {})
+    assert equal(before["encoder.safetensors"], after["encoder.safetensors"])
+    assert not equal(before["head.safetensors"], after["head.safetensors"])
+
+
+def test_what_a_stage_does_not_train_it_cannot_hand_over(tmp_path):
+    with pytest.raises(UserError, match="hands_over: the encoder is not trained here; allowed: head"):
+        two_tasks(tmp_path, {"hands_over": ["encoder"], "freeze_encoder": True}, {})
+    with pytest.raises(UserError, match="hands_over: the head is not trained here; allowed: encoder"):
+        load(tiny_file(tmp_path), ["stages.agnostic.hands_over=[head]"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
+from segdistill.config import UserError, parse
 from segdistill.heads.mask2former import Mask2Former
-from segdistill.train.optim import CosineConfig, PolyConfig, norms_and_embeddings, parameter_groups
+from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, norms_and_embeddings, parameter_groups
 
 GOLDEN_1A = {0: 5e-4, 1: 5e-4, 2: 4.99879e-4, 50: 2.62696e-4, 99: 1.04835e-5}
 GOLDEN_1B = {0: 1.25e-4, 1: 1.25e-4, 2: 1.2499685e-4, 150: 6.8102128e-5, 299: 1.00126e-5}
@@ -46,14 +48,19 @@ def test_warm_up_grows_in_equal_steps_to_the_base_rate(config):
 PERTURBED = {
     CosineConfig: {
         "lr": 1e-3, "lr_reference_batch": 256, "min_lr": 1e-4, "warmup": 0.9, "epochs": 7, "lag": 0,
-        "weight_decay": 0.1, "betas": (0.8, 0.99), "clip": 1.0,
+        "weight_decay": 0.1, "algorithm": {"type": "sgd"}, "clip": 1.0,
     },
     PolyConfig: {
-        "lr": 1e-3, "encoder_lr_scale": 1.0, "power": 2.0, "warmup": 0.9, "weight_decay": 0.1, "betas": (0.8, 0.99),
-        "clip": 1.0,
+        "lr": 1e-3, "encoder_lr_scale": 1.0, "power": 2.0, "warmup": 0.9, "weight_decay": 0.1, "clip": 1.0,
+        "algorithm": {"type": "sgd"},
     },
 }  # fmt: skip
-ELSEWHERE = {"weight_decay", "betas", "clip", "encoder_lr_scale"}  # the stages' tests perturb what the schedule lacks
+ELSEWHERE = {
+    "weight_decay",
+    "algorithm",
+    "clip",
+    "encoder_lr_scale",
+}  # perturbed by the stages' tests
 
 
 @pytest.mark.parametrize("cls", PERTURBED)
@@ -104,3 +111,26 @@ def test_mask2formers_queries_and_levels_do_not_decay_but_its_pixel_decoders_lev
     assert all(isinstance(modules[name], nn.LayerNorm | nn.GroupNorm) for name in rest)
     norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
     assert rest == set(norms)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_keeps_a_share_of_the_last_update(nesterov):
+    """v = momentum v + g + decay w; w = w - lr (v, or with Nesterov g + decay w + momentum v)."""
+    weight = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    part = CosineConfig(algorithm={"type": "sgd", "momentum": 0.8, "nesterov": nesterov}).algorithm
+    optimizer = build_optimizer(part, [{"params": [weight], "weight_decay": 0.1, "lr_scale": 1.0}])
+    optimizer.param_groups[0]["lr"] = 0.05
+    expected, velocity = weight.detach().numpy().copy(), 0.0
+    for step in range(4):
+        (weight**2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        gradient = 2 * expected + 0.1 * expected
+        velocity = gradient if step == 0 else 0.8 * velocity + gradient
+        expected = expected - 0.05 * (gradient + 0.8 * velocity if nesterov else velocity)
+    assert weight.detach().numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(UserError, match="nesterov needs a momentum above 0"):
+        parse(CosineConfig, {"algorithm": {"type": "sgd", "momentum": 0, "nesterov": True}})

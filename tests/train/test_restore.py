@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from lightning.fabric import Fabric
 from torch import nn
@@ -10,7 +12,9 @@ from segdistill.config import UserError
 from segdistill.runlog import Quiet, RunLog
 from segdistill.train import checkpoint
 from segdistill.train.loop import LoopSettings, Objective, train
-from segdistill.train.optim import CosineConfig, parameter_groups, vectors_and_biases
+from segdistill.train.optim import CosineConfig, build_optimizer, parameter_groups, vectors_and_biases
+
+ADAMW = partial(build_optimizer, CosineConfig().algorithm)
 
 
 class Nothing(Objective):
@@ -20,7 +24,7 @@ class Nothing(Objective):
         super().__init__()
         self.layer = nn.Linear(2, 2)
 
-    def trained(self):
+    def optimized(self):
         return {"layer": self.layer}
 
 
@@ -34,7 +38,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
             parameter_groups([(objective, 1.0)], 0.0, vectors_and_biases),
             lambda order: iter(()),
             schedule=CosineConfig().schedule(1),
-            betas=(0.9, 0.999),
+            optimizer=ADAMW,
             settings=LoopSettings(stage="x", steps=2, seed=(0,), fingerprint="b"),
             folder=tmp_path / "checkpoint",
             log=RunLog(tmp_path, Quiet(), writes=True),

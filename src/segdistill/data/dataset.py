@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, Names, Size
 
@@ -56,13 +56,6 @@ class DataSelection(Config):
         if self.weights and len(self.weights) != len(self.domains):
             raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.domains)} domains; give one each")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """What came after the first runs is left out where it is not used, so that they stay what they are."""
-        values = handler(self)
-        later = ("fraction", "fraction_seed", "list", "weights")
-        return {key: value for key, value in values.items() if key not in later or value}
 
 
 @dataclass(frozen=True)
@@ -151,4 +144,4 @@ class DataSource(Config):
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """What the images of ``selections`` depend on: part of a stage's fingerprint."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude_defaults=True) | {"source": type(self).__name__}

@@ -120,7 +120,7 @@ class FilesSource(DataSource):
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
         """The settings without the places on this disk, and which images and classes each selection means."""
-        facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"})
+        facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"}, exclude_defaults=True)
         return facts | {"selections": [[self._described(name, each) for name in each.domains] for each in selections]}
 
     def _several(self, selection: DataSelection) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Int
-from pydantic import Field, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill.config import Config
@@ -25,11 +24,6 @@ class HeadConfig(Config):
         description="a task checkpoint with decode_head.* (.pth, .safetensors), a head.safetensors or a task "
         "stage's folder; None: fresh",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Left out where it is not used, as before there was such a setting: runs of then stay what they are."""
-        return {key: value for key, value in handler(self).items() if key != "weights" or value is not None}
 
 
 class Head(nn.Module):

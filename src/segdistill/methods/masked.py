@@ -9,11 +9,10 @@ are those of the patch tokens alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxtyping import Float
-from pydantic import Field, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill import config as base
@@ -31,14 +30,6 @@ class TokenConfig(base.Config):
         description="what the image's own token is: cls | pooled (ours: the mean of the patch tokens, in both "
         "networks) | none (ours: there is none); pooled and none work for networks without a CLS token",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Without ``token`` where it is the default, so that the fingerprints of earlier runs stay valid."""
-        values = handler(self)
-        if self.token == "cls":
-            values.pop("token", None)
-        return values
 
 
 def token_widths(name: str, token: Token, student: FeatureSpec, teacher: FeatureSpec) -> tuple[int, int] | None:

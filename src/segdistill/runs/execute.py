@@ -36,6 +36,7 @@ from segdistill.runs.folder import (
     segmenter_of,
     stage_folder,
     stage_seed,
+    start_head,
     student_weights,
     write_results,
 )
@@ -152,6 +153,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         student=recipe.student,
         teacher=recipe.teacher,
         student_weights=student_weights(recipe, folder, number),
+        start_head=start_head(recipe, folder, number),
         teacher_head=None if teacher is None else stage_folder(recipe, folder, teacher) / "head.safetensors",
         log=log,
         progress=log.watcher.work,

@@ -77,13 +77,23 @@ def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
     return folder / "stages" / f"{number:02d}-{recipe.stages[number].name}"
 
 
+def giver(recipe: Recipe, before: int, role: str, part: str) -> int | None:
+    """The number of the last stage before number ``before`` that hands over the ``part`` of ``role``, if one does."""
+    numbers = [n for n, stage in enumerate(recipe.stages[:before]) if stage.roles[0] == role and part in stage.gives]
+    return numbers[-1] if numbers else None
+
+
 def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
-    """The encoder file left by the last stage before number ``before`` that trained the student's encoder."""
-    for number in reversed(range(before)):
-        stage = recipe.stages[number]
-        if stage.hands_over:
-            return stage_folder(recipe, folder, number) / "encoder.safetensors"
-    return None
+    """The encoder file that the student has after the stages before number ``before``; None: its start weights."""
+    number = giver(recipe, before, "student", "encoder")
+    return None if number is None else stage_folder(recipe, folder, number) / "encoder.safetensors"
+
+
+def start_head(recipe: Recipe, folder: Path, number: int) -> Path | None:
+    """The head file that stage ``number`` starts with; None: a fresh head, or the one that the recipe names."""
+    role = recipe.stages[number].learner
+    place = None if role is None else giver(recipe, number, role, "head")
+    return None if place is None else stage_folder(recipe, folder, place) / "head.safetensors"
 
 
 def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
@@ -110,7 +120,8 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
         roles = stage.roles
         facts = {
             "format": FORMAT,
-            "stage": stage.model_dump(mode="json"),
+            "stage": [stage.kind, stage.model_dump(mode="json", exclude_defaults=True)],
+            "task": recipe.task,
             "data": origin["data"],
             "seed": stage_seed(recipe, stage),
             "precision": recipe.precision,
@@ -121,6 +132,9 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
         teacher = last_learner(recipe.stages, "teacher", number) if stage.reads_logits else None
         if teacher is not None:
             facts["teacher_head"] = prints[teacher]
+        start = None if stage.learner is None else giver(recipe, number, stage.learner, "head")
+        if start is not None:
+            facts["start_head"] = prints[start]
         prints.append(_hash(facts))
         if "student" in roles:
             student_parent = prints[-1]
@@ -179,6 +193,9 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     model: ModelConfig = getattr(recipe, role)
     if last is None:
         return segmenter_from_files(recipe, role, out, place=place)
+    folder = stage_folder(recipe, finished.folder, last)
+    encoder = student_weights(recipe, finished.folder, last) if role == "student" else None
+    encoder = folder / "encoder.safetensors" if "encoder" in stages[last].trains else encoder
     own = [
         manifest["seconds"]
         for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
@@ -188,10 +205,7 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
         role=place or role,
         task=recipe.task,
         title=model.title or role.capitalize(),
-        model=model.filled(
-            encoder=student_weights(recipe, finished.folder, last + 1) if role == "student" else None,
-            head=stage_folder(recipe, finished.folder, last) / "head.safetensors",
-        ),
+        model=model.filled(encoder=encoder, head=folder / "head.safetensors"),
         seed=derive_seed(stage_seed(recipe, stages[last]), role),
         folder=out,
         fingerprint=finished.prints[last],
@@ -249,7 +263,7 @@ def write_results(
 
 
 def _model_facts(model: ModelConfig | None, digests: dict[str, str]) -> dict[str, Any] | None:
-    return None if model is None else model.model_dump(mode="json", exclude={"title"}) | digests
+    return None if model is None else model.model_dump(mode="json", exclude={"title"}, exclude_defaults=True) | digests
 
 
 def _hash(facts: Any) -> str:

@@ -255,7 +255,7 @@ def _learning(
 ) -> list[nn.Module]:
     """Encoder and head on the labelled images; the modules that the stage leaves."""
     assert stage.learner is not None
-    model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), not stage.hands_over
+    model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), "encoder" not in stage.trains
     segmenter = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
     features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric import Fabric
 from pydantic import Field
@@ -19,7 +20,7 @@ from segdistill.heads import HEADS, Head
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
 from segdistill.train.loop import Log, LoopSettings, Objective, train
-from segdistill.train.optim import CosineConfig, PolyConfig, parameter_groups
+from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
 
 
@@ -71,9 +72,18 @@ class StageConfig(Config):
         description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)",
     )
 
+    hands_over: tuple[Literal["encoder", "head"], ...] | None = Field(
+        None, description="what later stages of this network start with; None: the encoder, where it is trained here"
+    )
+
     # What a kind of stage says of itself; everything else about it is its own.
 
     method: Any = None  # the part of METHODS that compares student and teacher, where the stage has one
+
+    @property
+    def kind(self) -> str:
+        """Its type: the name in the table of stages."""
+        return str(getattr(self, "type", ""))
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -86,9 +96,14 @@ class StageConfig(Config):
         return None
 
     @property
-    def hands_over(self) -> bool:
-        """Whether the student's encoder that it leaves is where the next stage starts from."""
-        return True
+    def trains(self) -> tuple[str, ...]:
+        """The parts of its first network that it trains and leaves in its folder: encoder, head."""
+        return ("encoder",)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The parts that later stages of its first network start with."""
+        return tuple(part for part in self.trains if part == "encoder") if self.hands_over is None else self.hands_over
 
     @property
     def reads_logits(self) -> bool:
@@ -115,7 +130,11 @@ class StageConfig(Config):
 
     def faults(self) -> list[str]:
         """One line for each pair of its settings that cannot work together."""
-        return []
+        return [
+            f"hands_over: the {part} is not trained here; allowed: {', '.join(self.trains)}"
+            for part in self.hands_over or ()
+            if part not in self.trains
+        ]
 
     def run(self, context: StageContext) -> StageResult:
         """Train, and leave what was made in the stage's folder."""
@@ -132,8 +151,9 @@ def needs_of(part: Part) -> Needs:
 class StageContext:
     """What a stage is given.
 
-    ``student_weights``: the encoder file that an earlier stage left, if any. ``teacher_head``: the head file of
-    the last earlier task stage of the teacher, if any; for methods that read its logits. None: the recipe's own.
+    ``student_weights``: the encoder file that an earlier stage handed over, if any; ``start_head``: the head file that
+    one handed over to the network that learns here. ``teacher_head``: the head file of the last earlier task stage of
+    the teacher, if any; for methods that read its logits. None: the recipe's own.
     """
 
     fabric: Fabric
@@ -145,6 +165,7 @@ class StageContext:
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
+    start_head: Path | None
     teacher_head: Path | None
     log: Log
     progress: Progress
@@ -167,7 +188,7 @@ class StageContext:
             parameter_groups(modules, optimizer.weight_decay, optimizer.spared),
             batches,
             schedule=optimizer.schedule(config.batch),
-            betas=optimizer.betas,
+            optimizer=partial(build_optimizer, optimizer.algorithm),
             settings=LoopSettings(
                 stage=self.label,
                 steps=config.steps,

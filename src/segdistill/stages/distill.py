@@ -64,11 +64,13 @@ class DistillConfig(StageConfig):
 
     def faults(self) -> list[str]:
         """A method that this stage cannot feed."""
+        lines = super().faults()
         if not self.reads_logits:
-            return []
+            return lines
         return [
+            *lines,
             f"{self.method.type} compares class scores, and a distill stage has no head; "
-            "make it the method of a task stage, or choose settings that compare features"
+            "make it the method of a task stage, or choose settings that compare features",
         ]
 
     def run(self, context: StageContext) -> StageResult:
@@ -142,7 +144,7 @@ class DistillObjective(Objective):
         super().__init__()
         self.student, self.distillation = student, distillation
 
-    def trained(self) -> dict[str, nn.Module]:
+    def optimized(self) -> dict[str, nn.Module]:
         """The student and the method's own parameters."""
         return {"student": self.student, "method": self.distillation.method}
 

@@ -86,9 +86,9 @@ class TaskConfig(StageConfig):
         return self.model
 
     @property
-    def hands_over(self) -> bool:
-        """Whether it trains the student's encoder."""
-        return self.model == "student" and not self.freeze_encoder
+    def trains(self) -> tuple[str, ...]:
+        """The head, and the student's encoder unless it is frozen."""
+        return ("head",) if self.freeze_encoder or self.model == "teacher" else ("encoder", "head")
 
     @property
     def images_per_step(self) -> int:
@@ -102,7 +102,7 @@ class TaskConfig(StageConfig):
 
     def faults(self) -> list[str]:
         """Extra terms that cannot work."""
-        lines = []
+        lines = super().faults()
         if self.method is not None and (self.freeze_encoder or self.model == "teacher"):
             lines.append("a distillation term cannot train a frozen encoder; drop one of them")
         if self.proxy is not None and self.method is None:
@@ -136,7 +136,7 @@ class TaskObjective(Objective):
         else:
             model.encoder.requires_grad_(True)
 
-    def trained(self) -> dict[str, nn.Module]:
+    def optimized(self) -> dict[str, nn.Module]:
         """The head, the encoder unless it is frozen, and the heads of the extra terms."""
         modules: dict[str, nn.Module] = {"head": self.model.head}
         if not self.model.encoder_is_frozen:
@@ -220,7 +220,8 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     is_teacher = config.model == "teacher"
     model = need(context.teacher if is_teacher else context.student, config.model, context.label)
     encoder = context.build_teacher() if is_teacher else context.build_student()
-    frozen = config.freeze_encoder or is_teacher
+    model = model.filled(head=context.start_head)
+    frozen = "encoder" not in config.trains
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
     task = TASKS[config.task]
@@ -234,7 +235,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         seed=derive_seed(*seed, "presence"),
     )
     scales = {"encoder": config.optimizer.encoder_lr_scale}
-    trained = [(module, scales.get(name, 1.0)) for name, module in objective.trained().items()]
+    trained = [(module, scales.get(name, 1.0)) for name, module in objective.optimized().items()]
     seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, dataset, seed))
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in network.head.state_dict().items()}

@@ -18,7 +18,7 @@ from segdistill.ops import derive_seed
 from segdistill.train import checkpoint
 from segdistill.train.finite import Finite
 from segdistill.train.norms import share_statistics
-from segdistill.train.optim import Schedule
+from segdistill.train.optim import Groups, Schedule
 from segdistill.types import LossTerms
 
 T = TypeVar("T")
@@ -27,12 +27,17 @@ T = TypeVar("T")
 class Objective(nn.Module):
     """What a stage optimises: ``forward(batch, step, steps)`` returns the weighted terms of the loss.
 
-    ``trained`` names the modules that are trained and saved; everything else (a frozen teacher) is neither.
+    ``optimized`` names the modules that are trained, ``state`` those that a checkpoint holds; everything else (a frozen
+    teacher) is neither.
     """
 
-    def trained(self) -> dict[str, nn.Module]:
-        """Name -> module whose state belongs into a checkpoint."""
+    def optimized(self) -> dict[str, nn.Module]:
+        """Name -> module whose parameters the optimiser updates."""
         raise NotImplementedError
+
+    def state(self) -> dict[str, nn.Module]:
+        """Name -> module that a checkpoint holds: what is optimised and, say, a moving average of it."""
+        return self.optimized()
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
         """The weighted terms of the loss of one batch."""
@@ -95,11 +100,11 @@ class Totals:
 def train(
     fabric: Fabric,
     objective: Objective,
-    groups: list[dict[str, Any]],
+    groups: Groups,
     batches: Callable[[Sequence[int]], Iterator[dict[str, Tensor]]],
     *,
     schedule: Schedule,
-    betas: tuple[float, float],
+    optimizer: Callable[[Groups], torch.optim.Optimizer],
     settings: LoopSettings,
     folder: Path,
     log: Log,
@@ -111,10 +116,9 @@ def train(
     processes (see :mod:`segdistill.processes`; then up to rounding). Ctrl-C and SIGTERM end it after the step in
     progress, with a checkpoint where there is one process.
     """
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=_fused(groups))
     share_statistics(objective)
-    wrapped, optimizer = fabric.setup(objective, optimizer)
-    start, spent, totals = _restore(fabric, objective, optimizer, folder, settings)
+    wrapped, updates = fabric.setup(objective, optimizer(groups))
+    start, spent, totals = _restore(fabric, objective, updates, folder, settings)
     log.rewind(settings.stage, start)
     objective.train()
     finite, images, last_log_s = Finite(), 0, time.perf_counter()
@@ -123,14 +127,14 @@ def train(
     def save(done: int) -> None:
         _stop_if_not_finite(finite, settings, folder)
         extra = {"seconds": time.perf_counter() - began, "fingerprint": settings.fingerprint, "totals": vars(totals)}
-        _save(fabric, objective, optimizer, folder, done, extra)
+        _save(fabric, objective, updates, folder, done, extra)
 
     pairs = zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True)
     for step, batch in _uncut(pairs, save if fabric.world_size == 1 else None):  # several may stand at other steps
         batch = fabric.to_device(batch)
         images += next(iter(batch.values())).shape[0] * fabric.world_size
         lr = schedule(step, settings.steps)
-        for group in optimizer.param_groups:
+        for group in updates.param_groups:
             group["lr"] = lr * group["lr_scale"]
         torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # one stream, whatever the process
         terms = wrapped(batch, step, settings.steps)
@@ -138,9 +142,9 @@ def train(
         finite.see(step, loss, terms)
         fabric.backward(loss)
         if settings.clip:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            fabric.clip_gradients(wrapped, updates, max_norm=settings.clip, error_if_nonfinite=False)
+        updates.step()
+        updates.zero_grad(set_to_none=True)
         totals.add(terms)
         done = step + 1
         log.progress(settings.stage, done, settings.steps, None)
@@ -196,7 +200,7 @@ def _mean(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
 
 def _state(objective: Objective, optimizer: Any) -> dict[str, Any]:
     return {
-        "modules": {name: module.state_dict() for name, module in objective.trained().items()},
+        "modules": {name: module.state_dict() for name, module in objective.state().items()},
         "optimizer": optimizer.state_dict(),
     }
 
@@ -220,15 +224,10 @@ def _restore(
             f"the checkpoint in {folder} was made with other settings or weights; delete it to start the stage again, "
             "or choose another --out"
         )
-    for name, module in objective.trained().items():
+    for name, module in objective.state().items():
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
     fabric.barrier()
     totals = Totals(**state.get("totals", {}))
     totals.terms = {name: value.to(fabric.device) for name, value in totals.terms.items()}
     return int(state["step"]), float(state["seconds"]), totals
-
-
-def _fused(groups: list[dict[str, Any]]) -> bool:
-    """One kernel for all parameters where every parameter's device has it (CPU, CUDA)."""
-    return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])

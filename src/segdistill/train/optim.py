@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and learning rates as a pure function of the step: nothing of it needs to be saved."""
+"""Optimisers, their parameter groups, and learning rates as a pure function of the step, which need not be saved."""
 
 from __future__ import annotations
 
@@ -6,19 +6,68 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import nn
 
-from segdistill.config import Betas, Config
+from segdistill.config import Betas, Config, Part, part_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm, nn.LocalResponseNorm)
+
+Groups = list[dict[str, Any]]
+"""Parameter groups, each with its ``weight_decay`` and ``lr_scale``."""
 
 Schedule = Callable[[int, int], float]
 """(step, steps) -> learning rate of the base group."""
 
 
+class AdamW:
+    """Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101)."""
+
+    class Config(Config):
+        """Decay rates of the two moments."""
+
+        betas: Betas = (0.9, 0.999)
+
+    @staticmethod
+    def build(groups: Groups, config: Any) -> torch.optim.Optimizer:
+        """One kernel for all parameters where every parameter's device has it (CPU, CUDA)."""
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        return torch.optim.AdamW(groups, lr=1.0, betas=config.betas, fused=fused)
+
+
+class SGD:
+    """Stochastic gradient descent with momentum, as the CNN baselines of domain generalisation use it."""
+
+    class Config(Config):
+        """``momentum``: the share of the last update that is kept; ``nesterov``: look ahead along it."""
+
+        momentum: float = Field(0.9, ge=0, lt=1)
+        nesterov: bool = False
+
+        @model_validator(mode="after")
+        def _looks_ahead(self) -> SGD.Config:
+            if self.nesterov and not self.momentum:
+                raise ValueError("nesterov needs a momentum above 0")
+            return self
+
+    @staticmethod
+    def build(groups: Groups, config: Any) -> torch.optim.Optimizer:
+        """torch's."""
+        return torch.optim.SGD(groups, lr=1.0, momentum=config.momentum, nesterov=config.nesterov)
+
+
+OPTIMIZERS: dict[str, type[AdamW] | type[SGD]] = {"adamw": AdamW, "sgd": SGD}
+
+
+def build_optimizer(part: Part, groups: Groups) -> torch.optim.Optimizer:
+    """The optimiser of ``part``; the loop sets the learning rates."""
+    kind: Any = OPTIMIZERS[part.type]
+    return kind.build(groups, part.settings)
+
+
 class CosineConfig(Config):
-    """Optimiser of the distillation stages (spec A.7): AdamW, cosine in epochs, linear learning-rate rule."""
+    """Optimiser of the distillation stages (spec A.7): cosine in epochs, linear learning-rate rule."""
 
     lr: float = Field(5e-4, gt=0, le=1, description="learning rate at the reference batch")
     lr_reference_batch: int | None = Field(
@@ -26,7 +75,7 @@ class CosineConfig(Config):
     )
     min_lr: float = Field(1e-5, ge=0, le=1)
     weight_decay: float = Field(0.05, ge=0, le=1)
-    betas: Betas = (0.9, 0.999)
+    algorithm: part_of("optimizer", OPTIMIZERS, "adamw") = Field({}, validate_default=True)  # type: ignore[valid-type]
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
     epochs: int = Field(100, ge=1, le=10**6, description="the learning rate changes this many times in the stage")
     lag: int = Field(1, ge=0, le=10**6, description="epochs that the schedule lags behind (1: as the authors' code)")
@@ -51,7 +100,7 @@ class CosineConfig(Config):
 
 
 class PolyConfig(Config):
-    """Optimiser of the task stage (spec A.10): AdamW, polynomial decay, no clipping."""
+    """Optimiser of the task stage (spec A.10): polynomial decay, no clipping."""
 
     lr: float = Field(1e-4, gt=0, le=1)
     encoder_lr_scale: float = Field(
@@ -59,7 +108,7 @@ class PolyConfig(Config):
     )
     power: float = Field(0.9, ge=0, le=100)
     weight_decay: float = Field(0.05, ge=0, le=1)
-    betas: Betas = (0.9, 0.999)
+    algorithm: part_of("optimizer", OPTIMIZERS, "adamw") = Field({}, validate_default=True)  # type: ignore[valid-type]
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
     clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
@@ -101,7 +150,7 @@ def norms_and_embeddings(module: nn.Module) -> set[str]:
 
 def parameter_groups(
     modules: Iterable[tuple[nn.Module, float]], weight_decay: float, spared: Callable[[nn.Module], set[str]]
-) -> list[dict[str, Any]]:
+) -> Groups:
     """Groups of the trainable parameters of (module, learning-rate scale) pairs; no decay on what ``spared`` names."""
     groups = []
     for module, scale in modules:
