@@ -17,6 +17,7 @@ from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
 from segdistill.encoders import EncoderConfig, record_of
 from segdistill.files import plain_name
+from segdistill.heads import HEADS
 from segdistill.models import Window
 from segdistill.overrides import apply
 from segdistill.papers import PaperPlace
@@ -193,7 +194,7 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
             continue
         problems += _size_problems(recipe, stage, role, model.encoder)
         if role == stage.learner:
-            problems += _level_problems(model, role)
+            problems += _head_problems(recipe.task, model, role) + _level_problems(model, role)
             problems += _attempt(lambda role=role, model=model: need_head(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
@@ -223,6 +224,14 @@ def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
         f"stage {stage.name}: a step of {images:,} images of {size[0]} x {size[1]} does not fit into memory; "
         f"choose a batch of at most {MOST_PIXELS // (size[0] * size[1]):,}, or a smaller size"
     ]
+
+
+def _head_problems(task: str, model: ModelConfig, role: str) -> list[str]:
+    """A head of another task."""
+    if model.head is None or HEADS[model.head.type].task == task:
+        return []
+    own = ", ".join(name for name, head in HEADS.items() if head.task == task) or "none"
+    return [f"{role}.head: {model.head.type} is for the task {HEADS[model.head.type].task}; allowed for {task}: {own}"]
 
 
 def _level_problems(model: ModelConfig, role: str) -> list[str]:

@@ -105,13 +105,13 @@ class RunLog:
         self.watcher.rate(entry["stage"], entry["images_per_s"])
 
     def scores(self, results: Mapping[str, Any]) -> None:
-        """Show the finished run's mIoU per domain, mean over unseen domains and retention in the tracker."""
+        """Show the finished run's primary score per domain, mean over unseen domains and retention in the tracker."""
         if not self.writes:
             return
         values: dict[str, float | None] = {"retention": results.get("retention")}
         for role, model in (results.get("models") or {}).items():
             values[f"{role}/mean_unseen"] = model.get("mean_unseen")
-            values |= {f"{role}/{name}": domain["miou"] for name, domain in model["domains"].items()}
+            values |= {f"{role}/{name}": domain[results["primary"]] for name, domain in model["domains"].items()}
         numbers = {name: value for name, value in values.items() if value is not None}
         if numbers:
             self._track("scores", 0, numbers)

@@ -67,6 +67,11 @@ class Sample:
     domain: str
     name: str
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it has ground truth."""
+        return self.label is not None
+
 
 @dataclass(frozen=True)
 class Protocol:

@@ -35,6 +35,7 @@ class Head(nn.Module):
     is the probability of a class.
     """
 
+    task: str = "semantic"  # of TASKS: what its outcome and its loss are for
     scores_are_logits: bool = True
     undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, beside norms
     strides: tuple[int, ...]

@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from PIL import Image
 
 from segdistill.config import UserError
-from segdistill.data.dataset import Dataset, Sample
+from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
@@ -73,14 +73,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         held: dict[int, Batch] = {}
-        shapes = None
         for row in self.rows:
-            sample = self.dataset[row]
-            own = _shapes(sample)
-            if held and (len(held) == self.batch or own != shapes):
+            sample = self.task.targets(self.dataset[row])
+            if held and (len(held) == self.batch or _shapes(sample) != _shapes(next(iter(held.values())))):
                 yield self._collate(held)
                 held = {}
-            held[row], shapes = self.task.targets(sample), own
+            held[row] = sample
         if held:
             yield self._collate(held)
 
@@ -89,9 +87,8 @@ class Loader:
         return self.task.collate(list(samples.values())) | {"index": torch.tensor(list(samples))}
 
 
-def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
-    assert sample.label is not None, "every domain is checked for labels"
-    return sample.image.shape, sample.label.shape
+def _shapes(sample: Batch) -> list[tuple[int, ...]]:
+    return [tuple(value.shape) for value in sample.values()]
 
 
 def score(
@@ -245,7 +242,7 @@ def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, w
     dataset = source.open(selection)
     if not len(dataset):
         raise UserError(f"evaluate: domain '{domain}' has no images in its split '{selection.split}'")
-    if dataset[0].label is None:
+    if not dataset[0].labelled:
         raise UserError(f"evaluate: domain '{domain}' has no labels; take it out of 'domains'")
     return dataset
 
