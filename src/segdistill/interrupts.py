@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.queues import Queue
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -135,10 +136,21 @@ def _watch(wakes: socket.socket) -> None:
 def _follow(parent: int, wakes: socket.socket) -> None:
     """Send this process a SIGTERM when its parent is gone, as long as its signals are handled."""
     while wakes.fileno() >= 0:
-        time.sleep(1.0)
-        if os.getppid() != parent and wakes.fileno() >= 0:
+        if (os.getppid() != parent or _is_orphan()) and wakes.fileno() >= 0:
             os.kill(os.getpid(), signal.SIGTERM)
             return
+        time.sleep(1.0)
+
+
+def _is_orphan() -> bool:
+    """Whether the parent was gone before anybody looked: then it is the system's first process, which runs no Python."""
+    if os.getppid() != 1:
+        return False
+    try:
+        first = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"python" not in first and b"torch" not in first
 
 
 def ignored_in_worker(_: int = 0) -> None:
