@@ -100,7 +100,7 @@ def test_a_stage_that_reads_logits_continues_exactly_and_saves_no_teacher(tmp_pa
     assert_same_run(folder, tmp_path / "whole")
     assert {term for _, _, _, terms, _ in losses(folder) for term in terms} == {"cross_entropy", "presence", "pixel"}
     assert sorted(path.name for path in (folder / "stages" / "01-task").iterdir()) == [
-        "head.safetensors", "encoder.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
+        "encoder.safetensors", "head.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
 
 
 def test_logits_come_from_the_head_that_the_teachers_stage_left(tmp_path, finished):

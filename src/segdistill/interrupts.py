@@ -143,7 +143,7 @@ def _follow(parent: int, wakes: socket.socket) -> None:
 
 
 def _is_orphan() -> bool:
-    """Whether the parent was gone before anybody looked: then it is the system's first process, which runs no Python."""
+    """Whether the parent was gone before anybody looked: then it is the first process, which is no Python."""
     if os.getppid() != 1:
         return False
     try:
