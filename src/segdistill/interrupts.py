@@ -99,15 +99,17 @@ def handled(*, belongs: bool | None = None) -> Iterator[None]:
         yield
         return
     _State.process, _State.waiting, _State.asked, _State.depth = os.getpid(), None, None, 0
-    hook, sys.unraisablehook = sys.unraisablehook, _quiet
+    hook, before, woken = sys.unraisablehook, {number: signal.getsignal(number) for number in SIGNALS}, -1
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, _handler) for number in SIGNALS}
-    woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
-    if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
-        threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
     try:
+        sys.unraisablehook = _quiet
+        woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+        for number in SIGNALS:
+            signal.signal(number, _handler)
+        if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
+            threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
         yield
     finally:
         _State.asked, sys.unraisablehook = None, hook

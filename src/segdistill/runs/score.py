@@ -37,7 +37,7 @@ from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
 from segdistill.types import Batch
 
-FORMAT = 3
+FORMAT = 4
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
 
 PICTURE = 1024
@@ -133,10 +133,11 @@ def score(
         "models": models,
         **_together(models, scored, config.unseen),
         "pictures": {
-            "domains": {name: list(range(min(config.pictures, len(seen.datasets[name])))) for name in config.domains}
-            if (scored.folder / "pictures" / scored.role).is_dir()
-            else {}
-        },
+            "domains": {name: list(range(min(config.pictures, len(seen.datasets[name])))) for name in config.domains},
+            "worst": found["worst"],
+        }
+        if (scored.folder / "pictures" / scored.role).is_dir()
+        else {},
     }
 
 
@@ -147,6 +148,7 @@ class _Seen:
     task: Task
     datasets: dict[str, Dataset]
     views: dict[str, View]
+    device: torch.device
     names: tuple[str, ...]
     colors: list[list[int]]
 
@@ -155,7 +157,7 @@ def _look(recipe: Recipe, config: EvaluateConfig, scored: Scored, fabric: Fabric
     """Open every domain."""
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
     views = {name: _view(config, dataset, name) for name, dataset in datasets.items()}
-    return _Seen(TASKS[scored.task], datasets, views, *_label_space(datasets, scored))
+    return _Seen(TASKS[scored.task], datasets, views, fabric.device, *_label_space(datasets, scored))
 
 
 def _measure(
@@ -181,8 +183,10 @@ def _measure(
         "mean_unseen": mean_score(domains, seen.task.primary, config.unseen),
         "mean_unseen_interval": mean_interval(images, config.unseen),
     }
+    found["worst"] = _worst(images, config.pictures) if scored.role == "student" else {}
     if fabric.is_global_zero:
-        pictures = _keep_pictures(scored, config.pictures, model, seen, fabric)
+        with evaluating(model), torch.inference_mode(), fabric.autocast():
+            pictures = _keep_pictures(scored, config.pictures, model, seen, found["worst"])
         write_samples(path.with_suffix(".npz"), images)
         files = [path.with_suffix(".npz"), *pictures]
         digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
@@ -287,15 +291,26 @@ def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[st
     return names, [[int(value) for value in color] for color in datasets[first].colors]
 
 
-def _keep_pictures(scored: Scored, count: int, model: Model, seen: _Seen, fabric: Fabric) -> list[Path]:
-    """The first images of every domain and what the task shows of them, as PNG of a page's size."""
+def _worst(images: Mapping[str, Samples], count: int) -> dict[str, list[tuple[int, float]]]:
+    """The ``count`` images of every domain with the lowest primary score, the worst first: (number, score)."""
+    scores = {name: kept.by_image() for name, kept in images.items()}
+    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}  # NaN, no score, comes last
+    return {
+        name: [(int(i), float(scores[name][i])) for i in order[:count] if np.isfinite(scores[name][i])]
+        for name, order in orders.items()
+    }
+
+
+def _keep_pictures(
+    scored: Scored, count: int, model: Model, seen: _Seen, worst: Mapping[str, Sequence[tuple[int, float]]]
+) -> list[Path]:
+    """The first images of every domain and its worst, and what the task shows of them, as PNG of a page's size."""
     folder, kept = scored.folder / "pictures", []
     for name, dataset in seen.datasets.items():
-        for index in range(min(count, len(dataset))):
+        first = range(min(count, len(dataset)))
+        for index in dict.fromkeys([*first, *(index for index, _ in worst.get(name, ()))]):
             sample = dataset[index]
-            image = torch.tensor(sample.image).permute(2, 0, 1)[None].to(fabric.device)
-            with evaluating(model), torch.inference_mode(), fabric.autocast():
-                shown = seen.task.pictures(model, sample, seen.views[name], seen.colors, image)
+            shown = seen.task.pictures(model, sample, seen.views[name], seen.colors, seen.device)
             if not shown:
                 return []
             picture = Image.fromarray(sample.image)
