@@ -26,7 +26,7 @@ from segdistill.runs.check import check
 from segdistill.runs.evaluation import mean_interval, retention_interval
 from segdistill.runs.execute import run
 from segdistill.runs.rescore import evaluate_run
-from segdistill.runs.score import Loader, Scored, load_segmenter, read_samples
+from segdistill.runs.score import Loader, Scored, load_model, read_samples
 from segdistill.tasks.semantic import SemanticSamples
 from segdistill.tasks.table import TASKS
 from tiny_runs import only, tiny, tiny_file
@@ -70,7 +70,7 @@ def student_of(folder, recipe):
     stage = folder / "stages/02-task"
     model = recipe.student.filled(encoder=stage / "encoder.safetensors", head=stage / "head.safetensors")
     scored = Scored("student", "semantic", "Student", model, 0, folder, "", {}, 0.0, ())
-    return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
+    return load_model(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 
 
 def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_path, finished):

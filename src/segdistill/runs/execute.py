@@ -30,10 +30,10 @@ from segdistill.runs.folder import (
     Origin,
     damaged_file,
     fingerprints,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_of,
     stage_folder,
     stage_seed,
     start_head,
@@ -90,7 +90,7 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
                 manifest = _execute(stage, context, origins[number])
             manifests.append(manifest)
         finished = Finished(recipe, folder, manifests, prints)
-        scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
+        scored = [model_of(finished, role, folder, place=place) for role, place in finished.places().items()]
         results = write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
         log.scores(results)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Scores finished segmenters on the recipe's domains and keeps pictures of what they saw."""
+"""Scores finished models on the recipe's domains and keeps pictures of what they saw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
-from segdistill.models import Model, Segmenter, View
+from segdistill.models import Model, View
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.runs.evaluation import (
@@ -100,7 +100,7 @@ def score(
     reuse: Sequence[Path],
     watcher: Watcher,
 ) -> dict[str, Any]:
-    """``results`` with the scores of one segmenter; scores and pictures that are there already are taken."""
+    """``results`` with the scores of one model; scores and pictures that are there already are taken."""
     config = recipe.evaluate
     assert config is not None
     seen = _look(recipe, config, scored, fabric, watcher)
@@ -237,18 +237,6 @@ def load_model(scored: Scored, classes: Sequence[str]) -> Model:
     return build_model(TASKS[scored.task], scored.model, encoder, classes, seed=0, stage=scored.role).eval()
 
 
-def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
-    """As :func:`load_model`, where the rest can do with class maps alone."""
-    return as_segmenter(load_model(scored, classes), scored.task)
-
-
-def as_segmenter(model: Model, task: str) -> Segmenter:
-    """``model``, or one line that says that it gives no class maps."""
-    if not isinstance(model, Segmenter):
-        raise UserError(f"this is a model of the task '{task}': predict, export, estimate and pack are for class maps")
-    return model
-
-
 def _described(model: Model) -> dict[str, Any]:
     """How large a model is, and what became of every key of its files."""
     parts = {"encoder": cast(Encoder, model.encoder), "head": model.head}
@@ -277,7 +265,7 @@ def _view(config: EvaluateConfig, dataset: Dataset, domain: str) -> View:
 
 
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Class names and colours: one list for all domains, and the one that the segmenter was trained on."""
+    """Class names and colours: one list for all domains, and the one that the model was trained on."""
     first, *others = datasets
     names = tuple(datasets[first].names)
     for other in others:
@@ -332,7 +320,7 @@ def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
-    """Scores made by this very segmenter on these very images; None where they are not there, or not whole.
+    """Scores made by this very model on these very images; None where they are not there, or not whole.
 
     What is damaged is named in a line, and measured again: the scores, the counts of every image, the pictures.
     """

@@ -43,9 +43,8 @@ class SemanticSamples(Samples):
         """mIoU of every image over the classes in its ground truth or prediction."""
         return self.counts.miou()
 
-    def agreement(self, other: Samples) -> float | None:
-        """Share of the sampled pixels that get one class from both models."""
-        assert isinstance(other, SemanticSamples)
+    def agreement(self, other: Any) -> float | None:
+        """Share of the sampled pixels that get one class from both models; ``other`` is of this class."""
         return self.notes.agreement(other.notes)
 
     def arrays(self) -> dict[str, Array]:
