@@ -225,7 +225,7 @@ def bench(
 def _show_plan(plan: Plan) -> None:
     """Print what a recipe or a table will do and cost."""
     print_table(plan.rows())
-    for line in (*plan.weights, plan.summary()):
+    for line in (*plan.weights, *plan.notes(), plan.summary()):
         typer.echo(line)
     show_doubts(plan.doubts)
 

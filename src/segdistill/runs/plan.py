@@ -25,8 +25,9 @@ from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, need
+from segdistill.stages.base import ModelConfig, need, needs_of
 from segdistill.stages.task import build_model, check_head
+from segdistill.stages.teacher_cache import shape_of
 from segdistill.tasks.table import TASKS
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
@@ -49,6 +50,7 @@ class StagePlan:
     seconds: float  # all steps
     memory: int  # bytes at the peak
     disk: int  # bytes that it leaves
+    note: str = ""  # what is made once, beside the run
 
     def row(self) -> list[str]:
         """As a line of the table."""
@@ -80,6 +82,10 @@ class Plan:
         heads = ["stage", "kind", "images", "steps", "batch", "trained (M)", "frozen (M)", "GFLOP/step", "about",
                  "memory (MiB)", "disk (MiB)"]  # fmt: skip
         return [heads, *(stage.row() for stage in self.stages)]
+
+    def notes(self) -> list[str]:
+        """What stages make once, beside the run."""
+        return [f"{stage.label}: {stage.note}" for stage in self.stages if stage.note]
 
     def summary(self) -> str:
         """One line below the table."""
@@ -192,6 +198,18 @@ def _stage(
         seconds=stage.steps * cost.flops / speed,
         memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
+        note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
+    )
+
+
+def _cache_note(stage: StageConfig, teacher: Encoder, images: int, size: tuple[int, int], speed: float) -> str:
+    """What a cache of the teacher's tokens costs; one that is there already costs nothing."""
+    taps, views, cost = needs_of(stage.method).taps, images * stage.cache.views, _Cost()
+    cost.forward(lambda: teacher(_images(1, size), taps), trains=False)
+    size_on_disk, time = views * shape_of(teacher, taps, size).nbytes(stage.cache.dtype), views * cost.flops / speed
+    return (
+        f"a teacher cache of {views:,} views, {size_on_disk / 2**30:.2f} GiB, about {_time(time)} to make, once for "
+        "all runs with this teacher and these views"
     )
 
 
@@ -242,7 +260,8 @@ def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: En
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     batch = stage.images_per_step
     taps = needs.taps or (-1,)  # of class scores alone too, the networks are run
-    cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
+    if stage.cache is None:
+        cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
     views = batch if stage.learner is None and needs.plain else batch - stage.batch  # a learner's own are counted
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])

@@ -79,6 +79,7 @@ class StageConfig(Config):
     # What a kind of stage says of itself; everything else about it is its own.
 
     method: Any = None  # the part of METHODS that compares student and teacher, where the stage has one
+    cache: Any = None  # the settings of a cache of the teacher's tokens, where the stage has one
 
     @property
     def kind(self) -> str:
