@@ -205,7 +205,8 @@ def test_verify_finds_what_was_changed(what, packed, finished, tmp_path, call):
     elif what == "model card":
         card_path(path).write_text(card_path(path).read_text().replace("# tiny", "# great"))
     elif what == "tensors":
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         victim = next(iter((run / "scores").glob("*.npz"))) if what == "scores" else run / "stages/02-task/images.txt"
         victim.write_bytes(victim.read_bytes() + b"\n")

@@ -20,6 +20,8 @@ from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.stages import STAGES, StageConfig
+from segdistill.tasks.table import TASKS
+from segdistill.train.optim import OPTIMIZERS
 
 HEAD = """# Settings
 
@@ -31,6 +33,7 @@ the default.
 KINDS: dict[type[BaseModel], tuple[type[BaseModel], ...]] = {
     DataSource: (WorldSource, FilesSource),
     StageConfig: tuple(STAGES.values()),
+    Config: tuple(task.Augment for task in TASKS.values()),
 }
 """What stands for a class of which a recipe has a subclass."""
 
@@ -53,7 +56,7 @@ def settings_page() -> str:
             if each not in done:
                 done.add(each)
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
-    for kind, table in (("method", METHODS), ("head", HEADS)):
+    for kind, table in (("method", METHODS), ("head", HEADS), ("optimizer", OPTIMIZERS)):
         parts += [
             _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()
