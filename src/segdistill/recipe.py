@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from segdistill.config import SLUG, Config, Names, Size, UserError, choose, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
@@ -50,15 +50,19 @@ Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
-    """Which images every finished segmenter is scored on, and how it sees them."""
+    """Which images every finished model is scored on, and how it sees them. What is left out follows from the data."""
 
     data: AnySource | None = Field(None, description="where the images come from; None: where the stages' come from")
-    domains: Names = Field(min_length=1)
-    unseen: Names = Field((), description="those whose mean is reported; no choice was made on them")
-    validation: Names = Field((), description="those that choices are made on; never counted as unseen")
+    domains: Names = Field((), description="scored domains; none: all that the source scores (the world has such)")
+    unseen: Names = Field(
+        (), description="those whose mean is reported; left out: all but validation domains and what a stage reads"
+    )
+    validation: Names = Field(
+        (), description="those that settings are chosen on, never unseen; left out: those that the source calls so"
+    )
     split: Split | None = Field(None, description="None: the one that the data set is evaluated on")
     splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
-    images: int | None = Field(50, ge=1, le=10**7, description="per domain; None: all (not of the world)")
+    images: int | None = Field(None, ge=1, le=10**7, description="per domain; None: all, of the world 60")
     batch: int = Field(
         16, ge=1, le=2**16, description="images at once, where those that follow one another have one size"
     )
@@ -78,14 +82,52 @@ class EvaluateConfig(Config):
         split = self.splits.get(domain) or self.split or source.evaluation_split(domain)
         return DataSelection(domains=(domain,), split=split, images=self.images)
 
+    def completed(self, data: DataSource, stages: Sequence[StageConfig]) -> EvaluateConfig:
+        """With the values of ``domains``, ``unseen``, ``validation`` and ``images`` that were left out filled in.
+
+        ``data`` is the stages' source. Opens no file.
+        """
+        source = self.data or data
+        given, names = self.model_fields_set, self.domains or source.benchmark()
+        if not names:
+            raise ValueError("domains: is missing; name the domains to score")
+        validation, unseen = self.validation, self.unseen
+        if "validation" not in given:
+            validation = tuple(name for name in names if source.validates(name) and name not in unseen)
+        values: dict[str, Any] = {"domains": names, "validation": validation, "images": self.images or source.scores}
+        if "unseen" not in given:
+            split = {name: self.selection(source, name).split for name in names if source.splits_apart(name)}
+            trained = [name for name in names if type(source) is type(data)
+                       and reading_stage(data, stages, name, split.get(name))]  # fmt: skip
+            values["unseen"] = tuple(name for name in names if name not in (*validation, *trained))
+        return self.model_copy(update=values)._checked()
+
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
+        return self._checked()
+
+    def _checked(self) -> EvaluateConfig:
+        """Itself, unless its lists of domains contradict each other."""
         for field in ("unseen", "validation", "splits"):
-            if strange := set(getattr(self, field)) - set(self.domains):
+            if self.domains and (strange := set(getattr(self, field)) - set(self.domains)):
                 raise ValueError(f"{field} names {', '.join(sorted(strange))}, which 'domains' lacks; add them there")
         if both := set(self.unseen) & set(self.validation):
             raise ValueError(f"{', '.join(sorted(both))}: validation domains cannot count as unseen")
         return self
+
+
+def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, split: Split | None) -> str | None:
+    """The first of ``stages`` that reads images of ``domain``, of a part of it, or of the whole that it belongs to.
+
+    Where a domain's splits are domains of their own, only the same ``split`` counts.
+    """
+    for stage in stages:
+        for _, selection, _ in stage.reads():
+            for seen in selection.domains:
+                related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
+                if related and not (selection.split != split and data.splits_apart(seen)):
+                    return stage.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -119,12 +161,21 @@ class Recipe(Config):
     student: ModelConfig | None = None
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=100)
     evaluate: EvaluateConfig | None = None
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(0, ge=0, le=128, description="processes that make batches; 0: the training process itself")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
     tracker: TrackerName = Field("tensorboard", description="where curves are shown beside metrics.jsonl")
+
+    @field_validator("evaluate", mode="after")
+    @classmethod
+    def _completed(cls, value: EvaluateConfig | None, info: Any) -> EvaluateConfig | None:
+        """Of an evaluation, what follows from the data and the stages, where these are valid."""
+        known = info.data
+        if value is None or not {"data", "stages"} <= set(known):
+            return value
+        return value.completed(known["data"], known["stages"])
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -169,17 +220,8 @@ class Recipe(Config):
         return () if first is None else first.source.look(first.selection)[1]
 
     def trained_on(self, domain: str, split: Split) -> str | None:
-        """The stage that reads images of ``domain``, of a part of it, or of the whole that it is a part of.
-
-        Where a domain's splits are domains of their own, only the same split counts.
-        """
-        for stage in self.stages:
-            for _, selection, _ in stage.reads():
-                for seen in selection.domains:
-                    related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
-                    if related and not (selection.split != split and self.data.splits_apart(seen)):
-                        return stage.name
-        return None
+        """The stage that reads images of ``domain``; see :func:`reading_stage`."""
+        return reading_stage(self.data, self.stages, domain, split)
 
 
 def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int | None:
