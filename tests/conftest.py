@@ -22,7 +22,13 @@ jaxtyping.install_import_hook("segdistill", "typecheck.check")
 CHECKS = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
 settings.register_profile("suite", derandomize=True, max_examples=25, deadline=20_000, database=None,
                           suppress_health_check=CHECKS)  # fmt: skip
-settings.register_profile("long", max_examples=3000, deadline=60_000, print_blob=True, suppress_health_check=CHECKS)
+settings.register_profile(
+    "long",
+    max_examples=int(os.environ.get("SEGDISTILL_EXAMPLES", "3000")),
+    deadline=60_000,
+    print_blob=True,
+    suppress_health_check=CHECKS,
+)
 settings.load_profile(os.environ.get("SEGDISTILL_HYPOTHESIS", "suite"))
 
 # The shared run with the tests' image cache, data sets in their official form and the command line; imported below the

@@ -16,6 +16,7 @@ COLORS = (
 SOURCE, UNSEEN, VALIDATION = ("game",), ("clear", "night", "fog", "snow", "rain"), ("dusk", "haze")
 EASE = {"game": 1.0, "clear": 0.8, "night": 0.35, "fog": 0.55, "snow": 0.5, "rain": 0.6, "dusk": 0.7, "haze": 0.6}
 ALL_PICTURES = {"domains": {domain: [0, 1] if domain == "fog" else [0] for domain in EASE}}
+WORST_PICTURES = {"domains": {"fog": [0]}, "worst": {"fog": [[2, 0.05], [0, 0.1]], "night": [[4, 0.021], [7, 0.3]]}}
 METRICS = {"miou": {"label": "mIoU", "unit": "%", "by_class": "iou", "by_class_label": "IoU"},
            "accuracy": {"label": "pixel accuracy", "unit": "%"}}  # fmt: skip
 SIZE = (128, 64)  # width, height
@@ -84,17 +85,18 @@ def make_run(folder, name="gkd", title="GKD", seed=0, strength=0.3, **changes):
         "pictures": {"domains": {"fog": [1]}},
     }  # fmt: skip
     results |= changes
-    for domain, indices in results["pictures"]["domains"].items():
-        for index in indices:
-            image, ids = scene(domain, np.random.default_rng([index, domains.index(domain)]))
-            place = {kind: folder / "pictures" / kind for kind in ("image", "truth", "teacher", "student")}
-            for path in place.values():
-                path.mkdir(parents=True, exist_ok=True)
-            png = f"{domain}-{index}.png"
-            Image.fromarray(image).save(place["image"] / png)
-            save_label(place["truth"] / png, ids, COLORS)
-            save_label(place["teacher"] / png, blunder(ids, 0.5 - 0.3 * EASE[domain], fixed), COLORS)
-            save_label(place["student"] / png, blunder(ids, 0.9 - strength - 0.4 * EASE[domain], rng), COLORS)
+    kept = {(domain, index) for domain, indices in results["pictures"]["domains"].items() for index in indices}
+    kept |= {(domain, i) for domain, pairs in results["pictures"].get("worst", {}).items() for i, _ in pairs}
+    for domain, index in sorted(kept):
+        image, ids = scene(domain, np.random.default_rng([index, domains.index(domain)]))
+        place = {kind: folder / "pictures" / kind for kind in ("image", "truth", "teacher", "student")}
+        for path in place.values():
+            path.mkdir(parents=True, exist_ok=True)
+        png = f"{domain}-{index}.png"
+        Image.fromarray(image).save(place["image"] / png)
+        save_label(place["truth"] / png, ids, COLORS)
+        save_label(place["teacher"] / png, blunder(ids, 0.5 - 0.3 * EASE[domain], fixed), COLORS)
+        save_label(place["student"] / png, blunder(ids, 0.9 - strength - 0.4 * EASE[domain], rng), COLORS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "recipe.yaml").write_text(f"# {title}\nstudent: {{encoder: world_student}}\nseed: {seed}\n")

@@ -30,7 +30,7 @@ def result(folder, scores, **changes):
     outcomes = []
     for (row, value, seed), score in scores.items():
         place = folder / f"{row}-{value}-{seed}".replace("/", "_")
-        cell = Cell(row, value, seed, recipe, (), "", ())
+        cell = Cell(row, value, seed, recipe, (), "")
         if score is not None:
             run = flat(place, score, name=f"r{row}", seed=seed)
             write_samples(run / "scores" / "student.npz", dict.fromkeys(UNSEEN, guesses(score)))

@@ -183,9 +183,12 @@ def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
     line = complaint("run", tiny_file(tmp_path), "seed=x", "bogus=1", "stages.0.steps=0", "student.encoder.name=x")
     for part in ("seed: ", "bogus: unknown key", "steps: Input should be greater", "unknown encoder 'x'"):
         assert part in line
-    line = complaint("run", tiny_file(tmp_path), "stages.task.data.domains=[y]", "data.size=[30,64]", "data.classes=x",
-                     "stages.task.name=agnostic")  # fmt: skip
-    for part in ("stands twice", "not divisible", "unknown label space", "unknown domain 'y'"):
+    line = complaint("run", tiny_file(tmp_path), "data.size=[30,64]", "data.classes=x", "stages.task.name=agnostic")
+    for part in ("stands twice", "not divisible", "unknown label space"):
+        assert line.count(part) == 1, line
+    line = complaint("run", tiny_file(tmp_path), "stages.task.data.domains=[y]", "evaluate.domains=[z]",
+                     "evaluate.unseen=[]", "student.encoder.weights=none")  # fmt: skip
+    for part in ("stage task: unknown domain 'y'", "evaluate: unknown domain 'z'"):
         assert line.count(part) == 1, line
 
 

@@ -18,8 +18,8 @@ from mutations import damaged
 from segdistill.config import UserError
 from segdistill.files import sha256, write_json
 from segdistill.recipe import load
-from segdistill.runs.folder import segmenter_of
-from segdistill.runs.score import load_segmenter
+from segdistill.runs.folder import model_of
+from segdistill.runs.score import load_model
 from segdistill.sharing import hub, verify
 from segdistill.sharing.card import card
 from segdistill.sharing.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
@@ -38,8 +38,8 @@ def images(size=(32, 64)):
 
 def original(finished, role="student"):
     run = open_run(finished)
-    scored = segmenter_of(run, role, finished)
-    return load_segmenter(scored, scored.classes)
+    scored = model_of(run, role, finished)
+    return load_model(scored, scored.classes)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -205,7 +205,8 @@ def test_verify_finds_what_was_changed(what, packed, finished, tmp_path, call):
     elif what == "model card":
         card_path(path).write_text(card_path(path).read_text().replace("# tiny", "# great"))
     elif what == "tensors":
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         victim = next(iter((run / "scores").glob("*.npz"))) if what == "scores" else run / "stages/02-task/images.txt"
         victim.write_bytes(victim.read_bytes() + b"\n")

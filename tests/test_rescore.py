@@ -17,9 +17,9 @@ from segdistill.config import UserError
 from segdistill.files import DIGEST, TEXT_MARK
 from segdistill.recipe import change, load
 from segdistill.runs.execute import run
-from segdistill.runs.folder import fingerprints, segmenter_from_files
+from segdistill.runs.folder import fingerprints, model_from_files
 from segdistill.runs.plan import make_plan
-from segdistill.runs.score import load_segmenter
+from segdistill.runs.score import load_model
 from segdistill.world import LABEL_SPACES
 from tiny_runs import TINY, only, tiny, tiny_file
 from tiny_sets import write
@@ -73,7 +73,7 @@ def filled(folder, file, *overrides):
     """The student with the weights in ``file``."""
     parts = [f"student.{part}.weights={file}" for part in ("encoder", "head")]
     recipe = change(load(folder / "lone.yaml"), [*parts, *overrides])
-    return load_segmenter(segmenter_from_files(recipe, "student", folder), CLASSES)
+    return load_model(model_from_files(recipe, "student", folder), CLASSES)
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def test_a_stage_that_reads_logits_continues_exactly_and_saves_no_teacher(tmp_pa
     assert_same_run(folder, tmp_path / "whole")
     assert {term for _, _, _, terms, _ in losses(folder) for term in terms} == {"cross_entropy", "presence", "pixel"}
     assert sorted(path.name for path in (folder / "stages" / "01-task").iterdir()) == [
-        "head.safetensors", "encoder.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
+        "encoder.safetensors", "head.safetensors", "images.txt", "manifest.json", "proxy_images.txt"]  # fmt: skip
 
 
 def test_logits_come_from_the_head_that_the_teachers_stage_left(tmp_path, finished):
@@ -183,9 +183,16 @@ def test_results_have_what_the_report_reads_and_retention_is_the_ratio_of_the_me
     assert results["retention"] == pytest.approx(means["student"] / means["teacher"], rel=1e-3)
     assert results["environment"]["commit"]
     assert results["pictures"]["domains"] == {"game": [0], "fog": [0], "rain": [0]}
-    for kind in ("image", "truth", "teacher", "student"):
-        assert {path.name for path in (finished / "pictures" / kind).iterdir()} == {
-            "game-0.png", "fog-0.png", "rain-0.png"}  # fmt: skip
+    first = {f"{name}-0.png" for name in ("game", "fog", "rain")}
+    worst = {f"{name}-{index}.png" for name, ((index, _),) in results["pictures"]["worst"].items()}
+    assert len(worst) == 3
+    for kind, kept in {
+        "image": first | worst,
+        "truth": first | worst,
+        "teacher": first,
+        "student": first | worst,
+    }.items():
+        assert {path.name for path in (finished / "pictures" / kind).iterdir()} == kept
 
 
 def test_manifests_name_their_files_and_their_settings(finished):

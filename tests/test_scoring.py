@@ -15,7 +15,10 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.files import FilesSource
 from segdistill.data.rendered import WorldSource
+from segdistill.metrics.confusion import ImageCounts
+from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.models import Window
+from segdistill.pictures import load_label
 from segdistill.recipe import load, retarget
 from segdistill.results import load_run
 from segdistill.runs import score as scoring
@@ -23,7 +26,8 @@ from segdistill.runs.check import check
 from segdistill.runs.evaluation import mean_interval, retention_interval
 from segdistill.runs.execute import run
 from segdistill.runs.rescore import evaluate_run
-from segdistill.runs.score import Loader, Scored, load_segmenter, read_samples
+from segdistill.runs.score import Loader, Scored, load_model, read_samples
+from segdistill.tasks.semantic import SemanticSamples
 from segdistill.tasks.table import TASKS
 from tiny_runs import only, tiny, tiny_file
 from tiny_sets import write
@@ -66,7 +70,7 @@ def student_of(folder, recipe):
     stage = folder / "stages/02-task"
     model = recipe.student.filled(encoder=stage / "encoder.safetensors", head=stage / "head.safetensors")
     scored = Scored("student", "semantic", "Student", model, 0, folder, "", {}, 0.0, ())
-    return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
+    return load_model(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 
 
 def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_path, finished):
@@ -171,6 +175,53 @@ def test_a_run_of_the_world_is_scored_on_files_of_other_sizes(tmp_path, image_ca
     for kind in ("image", "truth", "student"):
         with Image.open(tmp_path / "out/pictures" / kind / "cityscapes-0.png") as picture:
             assert picture.size == (20, 6)
+
+
+def test_the_images_with_the_lowest_score_are_kept_worst_first(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    recipe = tiny(tmp_path, "evaluate.images=6", "evaluate.pictures=2", "evaluate.domains=[game,fog]",
+                  "evaluate.unseen=[fog]")  # fmt: skip
+    results = evaluate_run(recipe, recipe, folder, folder)
+    for domain in ("game", "fog"):
+        dataset = recipe.data.open(recipe.evaluate.selection(recipe.data, domain))
+        pairs = results["pictures"]["worst"][domain]
+        assert len(pairs) == 2
+        for index, lowest in pairs:
+            answer = load_label(folder / f"pictures/student/{domain}-{index}.png")
+            truth = load_label(folder / f"pictures/truth/{domain}-{index}.png")
+            assert np.array_equal(truth, dataset[index].label)
+            assert lowest == pytest.approx(plain_miou(answer, truth), abs=1e-9)
+        rest = [i for i in range(6) if i not in dict(pairs)]
+        counts = read_samples(folder / "scores/student.npz")[domain].counts
+        scores = counts.miou()
+        assert pairs[0][1] <= pairs[1][1] <= min(scores[rest])
+    assert [pair[0] for pair in load_run(folder).pictures.worst["fog"]] == [
+        i for i, _ in results["pictures"]["worst"]["fog"]
+    ]
+    (folder / f"pictures/truth/fog-{load_run(folder).pictures.worst['fog'][0][0]}.png").unlink()
+    with pytest.raises(UserError, match=r"the picture pictures/truth/fog-\d\.png is missing"):
+        load_run(folder)
+
+
+def plain_miou(answer, truth):
+    """Mean IoU of one image over the classes in truth or answer, the definition."""
+    known = truth != 255
+    classes = set(truth[known]) | set(answer[known])
+    shares = [
+        ((truth == c) & (answer == c) & known).sum() / (((truth == c) | (answer == c)) & known).sum() for c in classes
+    ]
+    return sum(shares) / len(shares)
+
+
+def test_an_image_without_a_label_is_none_of_the_worst_and_fewer_images_are_no_fault():
+    blank, good, bad = np.zeros((2, 2), np.int64), np.diag([3, 3]), np.array([[0, 3], [3, 0]])
+    tables = {"a": [blank, good, bad], "b": [blank]}
+    images = {
+        name: SemanticSamples(ImageCounts.of(2, own), notes_of([Note(1, 1) for _ in own]))
+        for name, own in tables.items()
+    }
+    assert scoring._worst(images, 5) == {"a": [(2, 0.0), (1, 1.0)], "b": []}
+    assert scoring._worst(images, 1)["a"] == [(2, 0.0)]
 
 
 def test_classes_that_the_segmenter_was_not_trained_on_are_refused(tmp_path, finished):

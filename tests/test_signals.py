@@ -199,3 +199,18 @@ def test_a_parent_that_closes_its_connection_makes_no_worker_print(hook, ending,
     done = subprocess.run([sys.executable, "-c", WORKER, hook, ending], capture_output=True, text=True, timeout=60)
     assert ("Connection" in done.stderr) == (hook == "theirs")
     assert told in done.stderr and bool(done.stderr) == bool(told)
+
+
+@pytest.mark.parametrize(("first", "ends"), [(b"/sbin/init\0", True), (b"python\0-m\0torch.distributed.run\0", False)])
+def test_a_rank_whose_torchrun_was_gone_before_it_looked_ends(tmp_path, monkeypatch, first, ends):
+    """An orphan's parent is the system's first process; in a container that may be torchrun itself."""
+    (tmp_path / "cmdline").write_bytes(first)
+    monkeypatch.setattr("segdistill.interrupts.Path", lambda _: tmp_path / "cmdline")
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    ended = False
+    try:
+        with handled(belongs=True):
+            time.sleep(3.0 if ends else 0.5)
+    except Stopped as stopped:
+        ended = stopped.number == signal.SIGTERM
+    assert ended == ends

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.queues import Queue
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -98,15 +99,17 @@ def handled(*, belongs: bool | None = None) -> Iterator[None]:
         yield
         return
     _State.process, _State.waiting, _State.asked, _State.depth = os.getpid(), None, None, 0
-    hook, sys.unraisablehook = sys.unraisablehook, _quiet
+    hook, before, woken = sys.unraisablehook, {number: signal.getsignal(number) for number in SIGNALS}, -1
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, _handler) for number in SIGNALS}
-    woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
-    if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
-        threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
     try:
+        sys.unraisablehook = _quiet
+        woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+        for number in SIGNALS:
+            signal.signal(number, _handler)
+        if "TORCHELASTIC_RUN_ID" in os.environ if belongs is None else belongs:
+            threading.Thread(target=_follow, args=(os.getppid(), theirs), daemon=True).start()
         yield
     finally:
         _State.asked, sys.unraisablehook = None, hook
@@ -135,10 +138,21 @@ def _watch(wakes: socket.socket) -> None:
 def _follow(parent: int, wakes: socket.socket) -> None:
     """Send this process a SIGTERM when its parent is gone, as long as its signals are handled."""
     while wakes.fileno() >= 0:
-        time.sleep(1.0)
-        if os.getppid() != parent and wakes.fileno() >= 0:
+        if (os.getppid() != parent or _is_orphan()) and wakes.fileno() >= 0:
             os.kill(os.getpid(), signal.SIGTERM)
             return
+        time.sleep(1.0)
+
+
+def _is_orphan() -> bool:
+    """Whether the parent was gone before anybody looked: then it is the first process, which is no Python."""
+    if os.getppid() != 1:
+        return False
+    try:
+        first = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"python" not in first and b"torch" not in first
 
 
 def ignored_in_worker(_: int = 0) -> None:

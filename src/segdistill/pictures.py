@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,21 +32,6 @@ class Panel:
     caption: str
     kind: Literal["image", "label"]
     path: Path
-
-
-class PictureSource(Protocol):
-    """What :func:`comparison_picture` needs to know of a comparison (``report.Comparison`` is one)."""
-
-    @property
-    def colors(self) -> Colors: ...
-
-    def picture_indices(self, domain: str) -> tuple[int, ...]:
-        """The scene numbers that were kept for ``domain``."""
-        ...
-
-    def panels(self, domain: str, index: int) -> tuple[Panel, ...]:
-        """Image, truth, teacher and every arm for one scene."""
-        ...
 
 
 def save_label(path: Path, label: NDArray[np.integer], colors: Colors) -> None:
@@ -159,16 +144,6 @@ def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Vi
     return found
 
 
-def enlarge(picture: Pixels, scale: int, *, smooth: bool = False) -> Pixels:
-    """``picture`` (H, W, 3) magnified ``scale`` times: whole pixels, or bicubic with ``smooth`` (photographs)."""
-    if scale < 1:
-        raise UserError(f"scale must be at least 1, got {scale}")
-    if not smooth:
-        return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    size = (picture.shape[1] * scale, picture.shape[0] * scale)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
 def contact_sheet(
     rows: Sequence[Sequence[Pixels | None]], captions: Sequence[str], names: Sequence[str] = (), gap: int = 6
 ) -> Pixels:
@@ -200,29 +175,6 @@ def contact_sheet(
             if picture is not None:
                 sheet.paste(Image.fromarray(picture), (left + gap + column * (width + gap), top))
     return np.asarray(sheet)
-
-
-def comparison_picture(comparison: PictureSource, domains: Sequence[str], path: Path, scale: int = 2) -> None:
-    """One PNG for a README: per domain a row of image, truth, teacher and every arm (its first kept scene)."""
-    rows = []
-    for domain in domains:
-        indices = comparison.picture_indices(domain)
-        if not indices:
-            raise UserError(f"no pictures were kept for the domain '{domain}'")
-        rows.append({panel.caption: panel for panel in comparison.panels(domain, indices[0])})
-    captions = list(dict.fromkeys(caption for row in rows for caption in row))
-    table = [[_show(row.get(caption), comparison.colors, scale) for caption in captions] for row in rows]
-    sheet = Image.fromarray(contact_sheet(table, captions, names=list(domains)))
-    write_atomic(path, lambda file: sheet.save(file, format="PNG", optimize=True))
-
-
-def _show(panel: Panel | None, colors: Colors, scale: int) -> Pixels | None:
-    """A panel as enlarged RGB."""
-    if panel is None:
-        return None
-    if panel.kind == "image":
-        return enlarge(load_image(panel.path), scale, smooth=True)
-    return enlarge(colorize(load_label(panel.path), colors), scale)
 
 
 def _open(path: Path) -> Image.Image:

@@ -188,8 +188,8 @@ def _type(module: str, node: ast.expr) -> Any:
     if isinstance(node, ast.Subscript):
         return _generic(module, node)
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "part_of":
-        kind, table = node.args
-        return part_of(ast.literal_eval(kind), _Parts(module, ast.unparse(table)))
+        kind, table, *default = node.args
+        return part_of(ast.literal_eval(kind), _Parts(module, ast.unparse(table)), *map(ast.literal_eval, default))
     if isinstance(node, ast.Name):
         return PLAIN[node.id] if node.id in PLAIN else _named(module, node.id)
     return Any

@@ -49,6 +49,10 @@ class Lines:
         if done < total:
             self._due(f"{what}: {done:,} of {total:,}", done, total)
 
+    def warn(self, line: str) -> None:
+        """Say it."""
+        self.say(f"warning: {line}")
+
     def _begin(self, label: str, done: int) -> None:
         """Start to measure something new."""
         if label != self.label:

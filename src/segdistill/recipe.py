@@ -66,7 +66,12 @@ class EvaluateConfig(Config):
         None, description="height and width that images are fitted into; None: as the data set's protocol says"
     )
     window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
-    pictures: int = Field(2, ge=0, le=1000, description="images per domain whose predictions are kept as pictures")
+    pictures: int = Field(
+        2,
+        ge=0,
+        le=1000,
+        description="pictures kept per domain: of so many first images and as many with the worst score",
+    )
 
     def selection(self, source: DataSource, domain: str) -> DataSelection:
         """The images of one domain in ``source``."""

@@ -20,6 +20,7 @@ from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.stages import STAGES, StageConfig
+from segdistill.tasks.table import TASKS
 
 HEAD = """# Settings
 
@@ -31,6 +32,7 @@ the default.
 KINDS: dict[type[BaseModel], tuple[type[BaseModel], ...]] = {
     DataSource: (WorldSource, FilesSource),
     StageConfig: tuple(STAGES.values()),
+    Config: tuple(task.Augment for task in TASKS.values()),
 }
 """What stands for a class of which a recipe has a subclass."""
 

@@ -115,15 +115,25 @@ accelerator: cpu
 """
 
 
-def test_all_three_commands_print_the_warnings(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("segdistill.runs.execute.run", lambda *_, **__: {})  # nothing is trained
+TABLE = """
+name: doubtful_table
+title: Doubtful
+seeds: [0]
+rows: [{{title: One, recipe: {path}, baseline: true}}, {{title: Two, recipe: {path}, settings: [stages.task.steps=2]}}]
+"""
+
+
+def test_every_command_that_reads_images_prints_the_warnings_once(call, tmp_path):
     path = make(tmp_path / "farm", classes=["a", "b", "[/c]"])
     (tmp_path / "r.yaml").write_text(RECIPE.format(path=path))
-    commands = [("data", "check", path, "--processes", 1), ("run", tmp_path / "r.yaml", "--dry-run"),
-                ("run", tmp_path / "r.yaml", "--out", tmp_path / "run")]  # fmt: skip
-    wanted = [f"warning: farm, split {split}: no pixel of 1 of 3 classes: [/c] (seen: all 2 images)"
-              for split in ("train", "val")]  # fmt: skip
-    for command in commands:
-        status, out, err = call(*command)
+    (tmp_path / "t.yaml").write_text(TABLE.format(path=tmp_path / "r.yaml"))
+    recipe, out = ("run", tmp_path / "r.yaml"), ("--out", tmp_path / "run")
+    train, val = (f"warning: farm, split {split}: no pixel of 1 of 3 classes: [/c] (seen: all 2 images)"
+                  for split in ("train", "val"))  # fmt: skip
+    commands = [(("data", "check", path, "--processes", 1), [train, val]), ((*recipe, "--dry-run"), [train, val]),
+                ((*recipe, *out), [train, val]), (("evaluate", tmp_path / "run", "evaluate.batch=1"), [val]),
+                (("bench", tmp_path / "t.yaml", "--dry-run"), [train, val])]  # fmt: skip
+    for command, wanted in commands:
+        status, told, err = call(*command)
         assert status == 0, err
-        assert [line for line in out.splitlines() if line.startswith("warning:")] == wanted, command
+        assert [line for line in (told + err).splitlines() if line.startswith("warning:")] == wanted, command

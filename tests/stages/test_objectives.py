@@ -37,10 +37,10 @@ def part(kind, **settings):
 @pytest.fixture(scope="module")
 def teacher_segmenter(teacher):
     """The teacher with a head whose strides are the student's."""
-    return segmenter_of("world_teacher", teacher)
+    return model_of("world_teacher", teacher)
 
 
-def segmenter_of(name, encoder, **head):
+def model_of(name, encoder, **head):
     model = ModelConfig.model_validate({"encoder": {"name": name}, "head": SEMFPN | head})
     return build_model(TASKS["semantic"], model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
 
@@ -153,7 +153,7 @@ def test_logits_are_both_heads_words_on_all_images_before_upsampling(student, te
 
 
 def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher):
-    coarse = segmenter_of("world_teacher", teacher, strides=[8, 16, 32, 64])
+    coarse = model_of("world_teacher", teacher, strides=[8, 16, 32, 64])
     objective = task(student, distillation=with_logits(student, coarse))
     images = batch()["image"].float() / 255
     target = coarse.decode(coarse.features(images))

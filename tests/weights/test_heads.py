@@ -108,12 +108,12 @@ def test_every_tensor_of_the_head_finds_its_place(tmp_path, head):
 def test_attention_computes_what_torchs_does(head):
     """mmcv wraps nn.MultiheadAttention, positions added to query and key; one packed matrix there, three here."""
     shapes = {key: shape for key, shape in mmdet_shapes().items() if ".layers.0.self_attn.attn." in key}
-    head = {key: 0.3 * noise(*shape, name=key) for key, shape in shapes.items() if "transformer_decoder" in key}
+    stored = {key: 0.3 * noise(*shape, name=key) for key, shape in shapes.items() if "transformer_decoder" in key}
     theirs = nn.MultiheadAttention(WIDTH, HEADS)
-    theirs.load_state_dict({key.split(".attn.")[1]: value for key, value in head.items()})
+    theirs.load_state_dict({key.split(".attn.")[1]: value for key, value in stored.items()})
     prefix = "transformer.decoder.layers.0.self_attn."
     attention = head.transformer.decoder.layers[0].self_attn
-    attention.load_state_dict({key.removeprefix(prefix): value for key, value in mask2former_state(head).items()})
+    attention.load_state_dict({key.removeprefix(prefix): value for key, value in mask2former_state(stored).items()})
     query, place = (torch.randn(QUERIES, 2, WIDTH, generator=generator(name)) for name in ("query", "place"))
     ours = attention(hidden_states=query, position_embeddings=place, attention_mask=None, output_attentions=True)[0]
     expected = theirs(query + place, query + place, query)[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -124,7 +126,12 @@ def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Itera
         worker_init_fn=ignored_in_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    return map(_raised, loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever the main thread is; without it a lost process is noticed at the next batch.
+        signal.signal(signal.SIGCHLD, handler)
+    return map(_raised, iterator)
 
 
 def _raised(batch: Batch | UserError) -> Batch:

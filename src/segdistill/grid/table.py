@@ -91,7 +91,7 @@ class Cell:
     recipe: Recipe
     prints: tuple[str, ...]
     key: str  # of everything that its numbers depend on
-    doubts: tuple[str, ...]  # what it reads and is probably not meant
+    doubts: tuple[str, ...] = ()  # what it reads and is probably not meant
 
     @property
     def folder_name(self) -> str:

@@ -36,6 +36,10 @@ class Samples:
         """
         raise NotImplementedError
 
+    def by_image(self) -> NDArray[np.float64]:
+        """The primary score of every image by itself (N,); NaN where it has none."""
+        return np.full(self.size, np.nan)
+
     def agreement(self, other: Samples) -> float | None:
         """Share of what two models say alike on the same images, in [0, 1]; None where the task has no such thing."""
         del other

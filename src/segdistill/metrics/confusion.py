@@ -154,6 +154,14 @@ class ImageCounts:
         hits = table(truth, self.counts * hit)
         return hits, table(truth, self.counts) + table(guess, self.counts) - hits
 
+    def miou(self) -> NDArray[np.float64]:
+        """mIoU of every image by itself (N,), over the classes in its truth or prediction; NaN without such a class."""
+        hits, unions = self.hits_and_unions()
+        known = unions > 0
+        iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
+        classes = known.sum(axis=1)
+        return np.divide(iou.sum(axis=1), classes, out=np.full(self.size, np.nan), where=classes > 0)
+
     def resampled(self, name: str) -> NDArray[np.float64]:
         """mIoU (RESAMPLES,) of the draws of :meth:`segdistill.metrics.base.Samples.resampled`.
 

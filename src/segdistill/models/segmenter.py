@@ -129,6 +129,13 @@ class Segmenter(Model):
         return high - height, wide - width
 
 
+def as_segmenter(model: Model, task: str) -> Segmenter:
+    """``model``, or one line that says that a model of ``task`` gives no class maps."""
+    if not isinstance(model, Segmenter):
+        raise UserError(f"this is a model of the task '{task}': predict, export, estimate and pack are for class maps")
+    return model
+
+
 def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:
     """How many windows of ``size`` cover each of ``length`` places."""
     count = torch.zeros(length)

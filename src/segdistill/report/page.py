@@ -16,10 +16,12 @@ from segdistill.files import write_atomic
 from segdistill.report import charts
 from segdistill.report.answer import headline, remarks, tiles
 from segdistill.report.formats import to_csv, to_json, to_latex, to_markdown
-from segdistill.report.gallery import gallery
+from segdistill.report.gallery import failures, gallery
 from segdistill.report.table import cost_table, main_table, paper_table, shared_runs, stage_table
 from segdistill.report.views import detail_views, group_views, hex_color, row_colors
 from segdistill.results import Comparison, collect
+
+SCRIPTS = ("sort.js", "csv.js", "zoom.js")
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -70,6 +72,7 @@ def render(found: Comparison) -> str:
             details=details,
             front={row for row, line in enumerate(found.rows) if line.baseline},
             galleries=[(view, kept) for view in details if (kept := gallery(view))],
+            failures=[(view, kept) for view in details if (kept := failures(view))],
             swatches=[(name, hex_color(color)) for name, color in zip(first.classes, first.colors, strict=True)]
             if first
             else [],
@@ -88,7 +91,8 @@ def policy() -> str:
 
 @cache
 def _script() -> str:
-    return resources.files("segdistill.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
+    folder = resources.files("segdistill.report").joinpath("templates")
+    return "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 @cache

@@ -11,6 +11,7 @@ from segdistill.results.compare import (
     collect,
     panels,
     picture_indices,
+    worst_images,
 )
 from segdistill.results.run import DomainScore, Metric, ModelResult, Run, Stage, Step, load_run
 
@@ -32,4 +33,5 @@ __all__ = [
     "load_run",
     "panels",
     "picture_indices",
+    "worst_images",
 ]

@@ -313,12 +313,20 @@ def picture_indices(runs: Sequence[Run], domain: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(index for run in runs for index in run.pictures.domains.get(domain, ())))
 
 
+def worst_images(runs: Sequence[Run], domain: str, count: int) -> list[tuple[int, float]]:
+    """The ``count`` images of ``domain`` on which any run scored lowest, the worst first: (image, lowest score)."""
+    lowest: dict[int, float] = {}
+    for index, score in (pair for run in runs for pair in run.pictures.worst.get(domain, ())):
+        lowest[index] = min(score, lowest.get(index, score))
+    return sorted(lowest.items(), key=lambda pair: pair[::-1])[:count]
+
+
 def panels(titled: Sequence[tuple[str, Run]], teacher: str, domain: str, index: int) -> tuple[Panel, ...]:
     """Image, ground truth, teacher (where it was kept) and every title's first run for one scene."""
     name = f"{domain}-{index}.png"
     kept: dict[str, Run] = {}
     for title, run in titled:
-        if index in run.pictures.domains.get(domain, ()):
+        if index in run.pictures.kept(domain):
             kept.setdefault(title, run)
     if not kept:
         return ()

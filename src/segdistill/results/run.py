@@ -106,6 +106,12 @@ class _Models(_Record):
 
 class _Pictures(_Record):
     domains: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    worst: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict)  # (image, score), the worst first
+
+    def kept(self, domain: str) -> tuple[int, ...]:
+        """The images of ``domain`` that there are pictures of."""
+        worst = (index for index, _ in self.worst.get(domain, ()))
+        return tuple(dict.fromkeys((*self.domains.get(domain, ()), *worst)))
 
 
 class Stage(_Record):
@@ -251,9 +257,9 @@ def _check(run: Run, path: Path) -> None:
             raise UserError(
                 f"{path}: retention {run.retention} is not student / teacher on unseen domains, {ratio:.4f}"
             )
-    for domain, indices in run.pictures.domains.items():
+    for domain in {**run.pictures.domains, **run.pictures.worst}:
         plain_name(domain)
-        for index in indices:
+        for index in run.pictures.kept(domain):
             for kind in ("image", "truth", "student"):
                 picture = Path("pictures", kind, f"{domain}-{index}.png")
                 if not (run.folder / picture).is_file():

@@ -30,10 +30,10 @@ from segdistill.runs.folder import (
     Origin,
     damaged_file,
     fingerprints,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_of,
     stage_folder,
     stage_seed,
     start_head,
@@ -90,7 +90,7 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
                 manifest = _execute(stage, context, origins[number])
             manifests.append(manifest)
         finished = Finished(recipe, folder, manifests, prints)
-        scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
+        scored = [model_of(finished, role, folder, place=place) for role, place in finished.places().items()]
         results = write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
         log.scores(results)
     except BaseException:
@@ -105,14 +105,14 @@ def explained() -> Iterator[None]:
     """What torch raises where a process beside this one was ended, as one line."""
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" in text:
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text, alone = str(error), int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if "DataLoader worker" in text or (alone and not isinstance(error, RuntimeError)):
             raise UserError(
                 f"a process that makes batches was ended ({_first_line(text)}), often for want of memory: the same "
                 "command continues, with workers=0 in this process alone"
             ) from None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
+        if not alone and re.search(CONNECTION, text, re.IGNORECASE):
             raise UserError(
                 f"another process of this run was ended ({_first_line(text)}): the same command continues"
             ) from None
@@ -120,7 +120,7 @@ def explained() -> Iterator[None]:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:120]
+    return (text.strip() or "end of file").splitlines()[0][:120]
 
 
 def make_fabric(recipe: Recipe) -> Fabric:

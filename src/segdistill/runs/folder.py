@@ -1,4 +1,4 @@
-"""What a run folder holds: stage folders and their manifests, and which segmenters they make.
+"""What a run folder holds: stage folders and their manifests, and which models they make.
 
 A stage is known by its fingerprint, a hash of everything that its outcome depends on. Its manifest also keeps the parts
 of that which only files can tell, its ``origin``: so a run can be checked where neither the images that it was trained
@@ -48,14 +48,14 @@ class Finished:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Whose segmenters are finished: of networks with a task stage, and of a teacher whose head is a file."""
+        """Whose models are finished: of networks with a task stage, and of a teacher whose head is a file."""
         teacher = self.recipe.teacher
         given = {"teacher"} if teacher is not None and teacher.head_weights is not None else set()
         trained = {stage.learner for stage in self.stages}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
 
     def places(self, role: str | None = None) -> dict[str, str]:
-        """Whose segmenters are scored -> where they stand in the results, whose student is the one that is judged.
+        """Whose models are scored -> where they stand in the results, whose student is the one that is judged.
 
         That is the student, else the teacher where it is alone; with ``role`` that one, without the other.
         """
@@ -183,8 +183,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None = None) -> Scored:
-    """The segmenter of ``role``, one of the finished: that of its last task stage, else that of the recipe's files.
+def model_of(finished: Finished, role: str, out: Path, *, place: str | None = None) -> Scored:
+    """The model of ``role``, one of the finished: that of its last task stage, else that of the recipe's files.
 
     ``place`` is where it stands in the results: its own role, or "student" for what is judged.
     """
@@ -192,7 +192,7 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     last = last_learner(stages, role, len(stages))
     model: ModelConfig = getattr(recipe, role)
     if last is None:
-        return segmenter_from_files(recipe, role, out, place=place)
+        return model_from_files(recipe, role, out, place=place)
     folder = stage_folder(recipe, finished.folder, last)
     encoder = student_weights(recipe, finished.folder, last) if role == "student" else None
     encoder = folder / "encoder.safetensors" if "encoder" in stages[last].trains else encoder
@@ -215,7 +215,7 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     )
 
 
-def segmenter_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
+def model_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
     """The network of ``role`` with the weights that the recipe names for its encoder and its head."""
     model: ModelConfig = getattr(recipe, role)
     if model.head_weights is None:
@@ -244,7 +244,7 @@ def write_results(
     watcher: Watcher,
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Score the segmenters and write ``out/results.json``; returns its content."""
+    """Score the models and write ``out/results.json``; returns its content."""
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
     results["distilled"] = any(stage.method is not None for stage in recipe.stages)

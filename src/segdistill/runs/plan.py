@@ -256,18 +256,18 @@ def _learning(
     """Encoder and head on the labelled images; the modules that the stage leaves."""
     assert stage.learner is not None
     model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), "encoder" not in stage.trains
-    segmenter = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
+    network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
-    features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
+    features = cost.forward(lambda: encoder(images, network.taps), trains=not frozen)
     # Mask2Former looks at its own numbers, so the head is counted on one image that has some.
     one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
-    cost.forward(lambda: segmenter.decode(one), trains=True, times=stage.batch)
-    cost.trained(segmenter.head)
+    cost.forward(lambda: network.decode(one), trains=True, times=stage.batch)
+    cost.trained(network.head)
     if frozen:
         cost.frozen += sum(p.numel() for p in encoder.parameters())
     else:
         cost.trained(encoder)
-    return [segmenter.head] if frozen else [segmenter.head, encoder]
+    return [network.head] if frozen else [network.head, encoder]
 
 
 def _time(seconds: float) -> str:

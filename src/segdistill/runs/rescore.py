@@ -26,11 +26,11 @@ from segdistill.runs.folder import (
     fingerprints,
     load_finished,
     model_digests,
+    model_from_files,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_from_files,
-    segmenter_of,
     stage_folder,
     write_results,
 )
@@ -101,7 +101,7 @@ def rescore(
 
 
 def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
-    """The run of the folder ``what``, and the segmenter of ``role`` in it: by default the student, else the teacher.
+    """The run of the folder ``what``, and the model of ``role`` in it: by default the student, else the teacher.
 
     ``what`` is a run folder or the folder of one of its task stages, whose network is taken. No image is looked for.
     """
@@ -118,7 +118,7 @@ def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
     if wanted is None or wanted not in run.roles:
         has = ", ".join(run.roles) or "nobody"
         raise UserError(f"{what} has no head of the {wanted or 'student'}: there is one of: {has}")
-    scored = segmenter_of(run, wanted, folder)
+    scored = model_of(run, wanted, folder)
     _check_start(run, origins, wanted, scored)
     return run, scored
 
@@ -133,7 +133,7 @@ def evaluate_run(
     role: str | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Score the segmenters of the run in ``folder`` with the data and evaluation settings of ``changed``.
+    """Score the models of the run in ``folder`` with the data and evaluation settings of ``changed``.
 
     ``finished`` is the recipe that the run was made with; its stages, or the first ``upto`` of them, must be finished.
     ``role`` is the only network to score. The scores go to ``out``.
@@ -149,9 +149,9 @@ def evaluate_run(
         has = ", ".join(run.roles) or "nobody"
         raise UserError(f"{folder} has no head of the {role or 'student'}: there is one of: {has}")
     places = run.places(role)
-    scored = [segmenter_of(run, each, out, place=place) for each, place in places.items()]
-    for each, segmenter in zip(places, scored, strict=True):
-        _check_start(run, origins, each, segmenter)
+    scored = [model_of(run, each, out, place=place) for each, place in places.items()]
+    for each, model in zip(places, scored, strict=True):
+        _check_start(run, origins, each, model)
     return _scores(changed, scored, run.manifests, out, watcher or Quiet())
 
 
@@ -173,9 +173,9 @@ def evaluate_file(
     plain = change(plain, [f"{key}={json.dumps(str(file))}" for key in keys])
     changed = Wanted(wanted.data, wanted.root, scoring).applied(plain)
     _need_evaluation(changed)
-    scored = [segmenter_from_files(changed, role, out, place="student")]
+    scored = [model_from_files(changed, role, out, place="student")]
     if role == "student" and changed.teacher is not None and changed.teacher.head_weights is not None:
-        scored.insert(0, segmenter_from_files(changed, "teacher", out))
+        scored.insert(0, model_from_files(changed, "teacher", out))
     return _scores(changed, scored, (), out, watcher or Quiet())
 
 

@@ -1,4 +1,4 @@
-"""Scores finished segmenters on the recipe's domains and keeps pictures of what they saw."""
+"""Scores finished models on the recipe's domains and keeps pictures of what they saw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
-from segdistill.models import Model, Segmenter, View
+from segdistill.models import Model, View
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.runs.evaluation import (
@@ -37,7 +37,7 @@ from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
 from segdistill.types import Batch
 
-FORMAT = 3
+FORMAT = 4
 """Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
 
 PICTURE = 1024
@@ -100,21 +100,16 @@ def score(
     reuse: Sequence[Path],
     watcher: Watcher,
 ) -> dict[str, Any]:
-    """``results`` with the scores of one segmenter; scores and pictures that are there already are taken."""
+    """``results`` with the scores of one model; scores and pictures that are there already are taken."""
     config = recipe.evaluate
     assert config is not None
-    datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
-    names, colors = _label_space(datasets, scored)
-    task, views = TASKS[scored.task], {name: _view(config, dataset, name) for name, dataset in datasets.items()}
+    seen = _look(recipe, config, scored, fabric, watcher)
     facts = [
         FORMAT,
         scored.fingerprint,
         config.model_dump(mode="json", exclude={"data"}),  # where the images lie is not what they are
         recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
-        [
-            [view.resize, None if view.window is None else view.window.model_dump(mode="json")]
-            for view in views.values()
-        ],
+        [[view.resize, view.window and view.window.model_dump(mode="json")] for view in seen.views.values()],
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = scored.folder / "scores" / f"{scored.role}.json"
@@ -124,53 +119,80 @@ def score(
     fabric.barrier()
     found = _read(scored.folder, scored.role, key)
     if found is None:
-        model = load_model(scored, names).to(fabric.device)
-        loaders = {
-            name: Loader(task, dataset, config.batch, fabric.global_rank, fabric.world_size)
-            for name, dataset in datasets.items()
-        }
-        what = f"scoring the {scored.role}"
-        metrics = evaluate(
-            model,
-            loaders,
-            lambda: task.metric(len(names), fabric.device),
-            views=views,
-            precision=fabric.autocast,
-            progress=lambda name, done, total: watcher.work(f"{what} on {name}", done, total or done),
-        )
-        images = {name: metric.samples() for name, metric in metrics.items()}
-        domains = {name: metric.result(name) for name, metric in metrics.items()}
-        found = {
-            "domains": domains,
-            "mean_unseen": mean_score(domains, task.primary, config.unseen),
-            "mean_unseen_interval": mean_interval(images, config.unseen),
-        }
-        found = _described(model) | found if scored.parameters is None else found
-        if fabric.is_global_zero:
-            pictures = _keep_pictures(scored, config, model, datasets, views, fabric, colors)
-            write_samples(path.with_suffix(".npz"), images)
-            files = [path.with_suffix(".npz"), *pictures]
-            digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
-            write_signed(path, {"key": key, **found, "files": digests})
-        fabric.barrier()
+        found = _measure(scored, config, seen, path, key, fabric=fabric, watcher=watcher)
     models = results.get("models", {}) | {scored.role: _entry(scored, found)}
     return results | {
         "task": scored.task,
-        "primary": task.primary,
-        "metrics": task.metrics,
-        "classes": list(names),
-        "colors": colors,
+        "primary": seen.task.primary,
+        "metrics": seen.task.metrics,
+        "classes": list(seen.names),
+        "colors": seen.colors,
         "source": [name for name in config.domains if name not in config.unseen + config.validation],
         "unseen": list(config.unseen),
         "validation": list(config.validation),
         "models": models,
         **_together(models, scored, config.unseen),
         "pictures": {
-            "domains": {name: list(range(min(config.pictures, len(datasets[name])))) for name in config.domains}
-            if (scored.folder / "pictures" / scored.role).is_dir()
-            else {}
-        },
+            "domains": {name: list(range(min(config.pictures, len(seen.datasets[name])))) for name in config.domains},
+            "worst": found["worst"],
+        }
+        if (scored.folder / "pictures" / scored.role).is_dir()
+        else {},
     }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a model is scored on: the task, the domains' images, how each is seen, the classes and their colours."""
+
+    task: Task
+    datasets: dict[str, Dataset]
+    views: dict[str, View]
+    device: torch.device
+    names: tuple[str, ...]
+    colors: list[list[int]]
+
+
+def _look(recipe: Recipe, config: EvaluateConfig, scored: Scored, fabric: Fabric, watcher: Watcher) -> _Seen:
+    """Open every domain."""
+    datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
+    views = {name: _view(config, dataset, name) for name, dataset in datasets.items()}
+    return _Seen(TASKS[scored.task], datasets, views, fabric.device, *_label_space(datasets, scored))
+
+
+def _measure(
+    scored: Scored, config: EvaluateConfig, seen: _Seen, path: Path, key: str, *, fabric: Fabric, watcher: Watcher
+) -> dict[str, Any]:
+    """Score the model and keep the scores in ``path``, what they were made from beside it, and the pictures."""
+    model = load_model(scored, seen.names).to(fabric.device)
+    processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    what = f"scoring the {scored.role}"
+    metrics = evaluate(
+        model,
+        {name: Loader(seen.task, dataset, config.batch, **processes) for name, dataset in seen.datasets.items()},
+        lambda: seen.task.metric(len(seen.names), fabric.device),
+        views=seen.views,
+        precision=fabric.autocast,
+        progress=lambda name, done, total: watcher.work(f"{what} on {name}", done, total or done),
+    )
+    images = {name: metric.samples() for name, metric in metrics.items()}
+    domains = {name: metric.result(name) for name, metric in metrics.items()}
+    found = _described(model) if scored.parameters is None else {}
+    found |= {
+        "domains": domains,
+        "mean_unseen": mean_score(domains, seen.task.primary, config.unseen),
+        "mean_unseen_interval": mean_interval(images, config.unseen),
+    }
+    found["worst"] = _worst(images, config.pictures) if scored.role == "student" else {}
+    if fabric.is_global_zero:
+        with evaluating(model), torch.inference_mode(), fabric.autocast():
+            pictures = _keep_pictures(scored, config.pictures, model, seen, found["worst"])
+        write_samples(path.with_suffix(".npz"), images)
+        files = [path.with_suffix(".npz"), *pictures]
+        digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
+        write_signed(path, {"key": key, **found, "files": digests})
+    fabric.barrier()
+    return found
 
 
 def write_samples(path: Path, images: Mapping[str, Samples]) -> None:
@@ -215,18 +237,6 @@ def load_model(scored: Scored, classes: Sequence[str]) -> Model:
     return build_model(TASKS[scored.task], scored.model, encoder, classes, seed=0, stage=scored.role).eval()
 
 
-def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
-    """As :func:`load_model`, where the rest can do with class maps alone."""
-    return as_segmenter(load_model(scored, classes), scored.task)
-
-
-def as_segmenter(model: Model, task: str) -> Segmenter:
-    """``model``, or one line that says that it gives no class maps."""
-    if not isinstance(model, Segmenter):
-        raise UserError(f"this is a model of the task '{task}': predict, export, estimate and pack are for class maps")
-    return model
-
-
 def _described(model: Model) -> dict[str, Any]:
     """How large a model is, and what became of every key of its files."""
     parts = {"encoder": cast(Encoder, model.encoder), "head": model.head}
@@ -255,7 +265,7 @@ def _view(config: EvaluateConfig, dataset: Dataset, domain: str) -> View:
 
 
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Class names and colours: one list for all domains, and the one that the segmenter was trained on."""
+    """Class names and colours: one list for all domains, and the one that the model was trained on."""
     first, *others = datasets
     names = tuple(datasets[first].names)
     for other in others:
@@ -269,23 +279,26 @@ def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[st
     return names, [[int(value) for value in color] for color in datasets[first].colors]
 
 
+def _worst(images: Mapping[str, Samples], count: int) -> dict[str, list[tuple[int, float]]]:
+    """The ``count`` images of every domain with the lowest primary score, the worst first: (number, score)."""
+    scores = {name: kept.by_image() for name, kept in images.items()}
+    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}  # NaN, no score, comes last
+    return {
+        name: [(int(i), float(scores[name][i])) for i in order[:count] if np.isfinite(scores[name][i])]
+        for name, order in orders.items()
+    }
+
+
 def _keep_pictures(
-    scored: Scored,
-    config: EvaluateConfig,
-    model: Model,
-    datasets: dict[str, Dataset],
-    views: dict[str, View],
-    fabric: Fabric,
-    colors: list[list[int]],
+    scored: Scored, count: int, model: Model, seen: _Seen, worst: Mapping[str, Sequence[tuple[int, float]]]
 ) -> list[Path]:
-    """The first images of every domain and what the task shows of them, as PNG of a page's size."""
+    """The first images of every domain and its worst, and what the task shows of them, as PNG of a page's size."""
     folder, kept = scored.folder / "pictures", []
-    for name, dataset in datasets.items():
-        for index in range(min(config.pictures, len(dataset))):
+    for name, dataset in seen.datasets.items():
+        first = range(min(count, len(dataset)))
+        for index in dict.fromkeys([*first, *(index for index, _ in worst.get(name, ()))]):
             sample = dataset[index]
-            image = torch.tensor(sample.image).permute(2, 0, 1)[None].to(fabric.device)
-            with evaluating(model), torch.inference_mode(), fabric.autocast():
-                shown = TASKS[scored.task].pictures(model, sample, views[name], colors, image)
+            shown = seen.task.pictures(model, sample, seen.views[name], seen.colors, seen.device)
             if not shown:
                 return []
             picture = Image.fromarray(sample.image)
@@ -307,7 +320,7 @@ def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
-    """Scores made by this very segmenter on these very images; None where they are not there, or not whole.
+    """Scores made by this very model on these very images; None where they are not there, or not whole.
 
     What is damaged is named in a line, and measured again: the scores, the counts of every image, the pictures.
     """

@@ -35,8 +35,7 @@ from torch import Tensor
 from segdistill.config import UserError, choose, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import write_atomic
-from segdistill.models import Segmenter
-from segdistill.runs.score import as_segmenter
+from segdistill.models import Segmenter, as_segmenter
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
 from segdistill.tasks.table import TASKS

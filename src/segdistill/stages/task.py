@@ -225,7 +225,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
     task = TASKS[config.task]
-    network = build_model(task, model, encoder, dataset.names, seed=derive_seed(*seed, "head"), stage=context.label)
+    network = build_model(task, model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
     distillation = _distillation(config, context, encoder, dataset.names)
     objective = TaskObjective(
         network,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from segdistill.config import Config
 from segdistill.data.dataset import Sample
@@ -53,11 +52,11 @@ class Task(ABC):
         """A fresh metric of one domain."""
 
     def pictures(
-        self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], image: Tensor
+        self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], device: torch.device
     ) -> dict[str, Image.Image]:
         """What a page shows of a sample, by what it shows: ``truth`` and ``prediction``; empty: nothing can be shown.
 
-        ``image`` is the sample's (1, 3, H, W) on the model's device, ``colors`` are the classes'.
+        ``model`` is on ``device`` and in evaluation mode; ``colors`` are the classes'.
         """
-        del model, sample, view, colors, image
+        del model, sample, view, colors, device
         return {}

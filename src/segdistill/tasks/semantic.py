@@ -39,9 +39,12 @@ class SemanticSamples(Samples):
         """See :meth:`segdistill.metrics.base.Samples.resampled`: mIoU."""
         return self.counts.resampled(name)
 
-    def agreement(self, other: Samples) -> float | None:
-        """Share of the sampled pixels that get one class from both models."""
-        assert isinstance(other, SemanticSamples)
+    def by_image(self) -> NDArray[np.float64]:
+        """mIoU of every image over the classes in its ground truth or prediction."""
+        return self.counts.miou()
+
+    def agreement(self, other: Any) -> float | None:
+        """Share of the sampled pixels that get one class from both models; ``other`` is of this class."""
         return self.notes.agreement(other.notes)
 
     def arrays(self) -> dict[str, Array]:
@@ -136,11 +139,11 @@ class Semantic(Task):
         return SemanticMetric(num_classes, device)
 
     def pictures(
-        self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], image: Tensor
+        self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], device: torch.device
     ) -> dict[str, Image.Image]:
         """Class maps as indexed pictures."""
         assert isinstance(model, Segmenter)
         assert sample.label is not None
-        height, width = sample.label.shape
+        image, (height, width) = self.targets(sample)["image"][None].to(device), sample.label.shape
         prediction = model.predict(view.prepare(image), view.window, (height, width))[0].cpu().numpy()
         return {"truth": indexed(sample.label, colors), "prediction": indexed(prediction, colors)}
