@@ -106,7 +106,10 @@ def overview(
             body += [line + cost for line, cost in zip(lines, more, strict=True)]
             validation += block(rows, group, picked, VALIDATION, mean_validation)
     checked = markdown(["model", *VALIDATION, "mean validation"], validation)
-    return [*markdown(head, body), "", caption(runs), "", "Validation domains:", "", *checked, ""]
+    first = ["model", f"{source} (source)", "mean unseen", "gain", "retention (%)", "paper: mean unseen"]
+    order = sorted(range(len(head)), key=lambda place: first.index(head[place]) if head[place] in first else len(first))
+    shown = [[line[place] for place in order] for line in (head, *body)]
+    return [*markdown(shown[0], shown[1:]), "", caption(runs), "", "Validation domains:", "", *checked, ""]
 
 
 def caption(runs: list[Record]) -> str:
