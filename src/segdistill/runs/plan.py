@@ -55,9 +55,9 @@ class StagePlan:
     def row(self) -> list[str]:
         """As a line of the table."""
         return [
-            self.label, self.kind, f"{self.images:,}", f"{self.steps:,}", str(self.batch), f"{self.trained / 1e6:.2f}",
-            f"{self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
-            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f}",
+            self.label, self.kind, f"{self.images:,}", f"{self.steps:,} x {self.batch}",
+            f"{self.trained / 1e6:.2f} + {self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
+            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f} MiB",
         ]  # fmt: skip
 
 
@@ -78,9 +78,8 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     def rows(self) -> list[list[str]]:
-        """The table, heads first."""
-        heads = ["stage", "kind", "images", "steps", "batch", "trained (M)", "frozen (M)", "GFLOP/step", "about",
-                 "memory (MiB)", "disk (MiB)"]  # fmt: skip
+        """The table, heads first; parameters are those that are trained and those that are not."""
+        heads = ["stage", "kind", "images", "steps x batch", "parameters (M)", "GFLOP/step", "about", "MiB", "disk"]
         return [heads, *(stage.row() for stage in self.stages)]
 
     def notes(self) -> list[str]:
