@@ -46,6 +46,7 @@ def _read_stage(value: object, info: Any) -> object:
     return parse(kind, value, f"stage '{value.get('name', '?')}'")
 
 
+TaskName = Annotated[str, BeforeValidator(_read_task)]
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
@@ -155,7 +156,7 @@ class Recipe(Config):
     title: str = ""
     paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
     seed: int = Field(0, ge=0, lt=2**63)
-    task: Annotated[str, BeforeValidator(_read_task)] = Field("semantic", description="what is learned; one of TASKS")
+    task: TaskName = Field("semantic", description="what is learned; one of TASKS")
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None

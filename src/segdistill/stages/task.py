@@ -55,7 +55,10 @@ class ProxyConfig(Config):
 def _read_augment(value: object, info: Any) -> object:
     """The settings of the task's own augmentation."""
     wanted = TASKS[info.data["task"]].Augment
-    return value if isinstance(value, wanted) else parse(wanted, value, "augment")
+    return value if isinstance(value, wanted) else parse(wanted, value)
+
+
+AnyAugment = Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)]
 
 
 class TaskConfig(StageConfig):
@@ -65,9 +68,7 @@ class TaskConfig(StageConfig):
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
     task: str = Field("semantic", exclude=True, description="the recipe's; it need not be repeated here")
-    augment: Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)] = Field(
-        {}, validate_default=True, description="of the labelled images, as the task has it"
-    )
+    augment: AnyAugment = Field({}, validate_default=True, description="of the labelled images, as the task has it")
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
     proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
