@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from PIL import Image
 
 from fake_runs import ALL_PICTURES, CLASSES, COLORS, METRICS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
 from page_reader import Page
@@ -264,6 +265,25 @@ def test_the_page_holds_every_picture_and_curve(demo, tmp_path):
     answer = load_label(next(iter(demo)) / "pictures" / "student" / "fog-1.png")
     right = (truth == answer)[truth != 255].mean()
     assert f"{100 * right:.0f} % right" in page.words
+
+
+def test_runs_with_images_of_different_sizes_share_a_page(tmp_path):
+    for name, title, strength in (("large", "Large", 0.3), ("small", "Small", 0.1)):
+        make_run(tmp_path / name, name, title, 0, strength, pictures={"domains": {"fog": [1]}})
+    for path in (tmp_path / "small/pictures").rglob("*.png"):  # as if its images had half the size
+        with Image.open(path) as picture:
+            half = picture.resize((64, 32), Image.Resampling.NEAREST)
+        half.save(path)
+    page, text = page_of([tmp_path / "large", tmp_path / "small"], tmp_path)
+    truth, answer = (load_label(tmp_path / f"small/pictures/{kind}/fog-1.png") for kind in ("truth", "student"))
+    right = (truth == answer)[truth != 255].mean()
+    assert f"{100 * right:.0f} % right, 32 x 64 pixels" in page.words
+    assert text.count("<img") == 2 + 3 * 2
+    (tmp_path / "small/pictures/truth/fog-1.png").write_bytes(
+        (tmp_path / "large/pictures/truth/fog-1.png").read_bytes()
+    )
+    with pytest.raises(UserError, match=r"small/pictures/student/fog-1.png: its size \(32, 64\) is not the image's"):
+        page_of([tmp_path / "large", tmp_path / "small"], tmp_path)
 
 
 def test_commit_hardware_times_and_recipes_are_told(demo, tmp_path):

@@ -124,13 +124,20 @@ class Views:
 
 
 def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Views]]:
-    """A scene's image and ground truth, which come first, and each prediction as classes and as errors."""
+    """A scene's image and ground truth, which come first, and each prediction as classes and as errors.
+
+    A prediction of another size is of a run with larger or smaller images: it is held against that run's own.
+    """
     if not panels:
         return []
-    image, truth = load_image(panels[0].path), load_label(panels[1].path)
-    found = [(panels[0], Views({"classes": Image.fromarray(image)}))]
+    first = load_image(panels[0].path), load_label(panels[1].path)
+    found = [(panels[0], Views({"classes": Image.fromarray(first[0])}))]
     for panel in panels[1:]:
+        (image, truth), notes = first, []
         label = truth if panel is panels[1] else load_label(panel.path)
+        if label.shape != truth.shape:
+            own, notes = panel.path.parents[1], [f"{label.shape[0]} x {label.shape[1]} pixels"]
+            image, truth = load_image(own / "image" / panel.path.name), load_label(own / "truth" / panel.path.name)
         if label.shape != truth.shape or label.shape != image.shape[:2]:
             raise UserError(f"{panel.path}: its size {label.shape} is not the image's {image.shape[:2]}")
         classes = indexed(label, colors)
@@ -139,8 +146,8 @@ def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Vi
             continue
         errors = Image.fromarray(error_map(label, truth, image)).quantize(48, dither=Image.Dither.NONE)
         right = pixels_right(label, truth)
-        note = "" if right is None else f"{100 * right:.0f} % right"
-        found.append((panel, Views({"classes": classes, "errors": errors}, note)))
+        notes = notes if right is None else [f"{100 * right:.0f} % right", *notes]
+        found.append((panel, Views({"classes": classes, "errors": errors}, ", ".join(notes))))
     return found
 
 

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, create_model
 from segdistill import config
 from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
 from segdistill.overrides import apply
+from segdistill.shipped import recipes_folder
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
@@ -38,16 +39,39 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def check_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As :func:`check_recipe` for a table of recipes, whose own overrides begin with ``table.``."""
+    """As :func:`check_recipe` for a table of recipes, whose own overrides begin with ``table.``, and for its rows.
+
+    Every row is looked at with the first value of the sweep, and every other value with the first row.
+    """
     known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
+    own = [override for override in overrides if override.startswith("table.")]
     for override in overrides:
-        if override.startswith("table."):
+        if override in own:
             apply(values, override.removeprefix("table."))
         elif "=" not in override:
             raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
     parse(light(*TABLE), values, path.name)
+    _check_rows(values, [override for override in overrides if override not in own])
     return values
+
+
+def _check_rows(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """The recipes and settings that a table names."""
+    sweep = (values.get("sweep") or {}).get("values") or {"": ()}
+    first, *others = sweep
+    pairs = [(row, first) for row in values["rows"]] + [(values["rows"][0], value) for value in others]
+    problems = []
+    for row, value in pairs:
+        settings = [*(values.get("settings") or ()), *(row.get("settings") or ()), *(sweep[value] or ()), *overrides]
+        settings.append(f"seed={(values.get('seeds') or [0])[0]}")  # a table's seed has the last word
+        name = Path(row["recipe"])
+        try:
+            check_recipe(name if name.suffix else recipes_folder() / f"{name}.yaml", settings)
+        except UserError as error:
+            problems.append(f"row '{row['title']}'{f', {value}' if value else ''}: {error}")
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
 
 
 @dataclass(frozen=True)

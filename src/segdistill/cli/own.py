@@ -61,19 +61,20 @@ def settings(
 
 
 def estimate(
-    what: Annotated[Path, typer.Argument(help="a run folder")],
+    what: Annotated[str, typer.Argument(help="a run folder, a packed file, or hf:owner/name")],
     folder: Annotated[Path, typer.Argument(help="images without labels: a folder, an archive or a video")],
     *,
     out: Annotated[Path, typer.Option(help="picture of the images that look worst")] = Path("estimate.png"),
     worst: Annotated[int, typer.Option(min=1, max=100, help="images on that picture")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
     """Predict the mIoU on images without labels, with an interval. Exit status 1: they are too far from the known."""
     from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars
 
     with Bars("estimate", 0) as bars:
-        found = estimate_folder(what, folder, out=out, worst=worst, device=device, watcher=bars)
+        found = estimate_folder(what, folder, out=out, worst=worst, device=device, root=root, watcher=bars)
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"picture: {out}")

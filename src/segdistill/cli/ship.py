@@ -143,4 +143,6 @@ def export(
     network = report["network_size"]
     size_line = network if isinstance(network, str) else f"{network[0]} x {network[1]}, fixed: {report['note']}"
     typer.echo(f"images: uint8 (batch, height, width, 3), RGB; size of the network: {size_line}")
+    height, width = report["latency_image"]
+    typer.echo(f"ms per image: {height} x {width} pixels, {report['latency_threads']} threads, median, engines in turn")
     typer.echo(f"report: {report_path(out)}")

@@ -69,20 +69,22 @@ def gallery(view: View) -> list[Domain]:
     return found
 
 
-def failures(view: View) -> list[Domain]:
-    """Every domain's images with the lowest scores of any model, with the models that kept them."""
+def failures(view: View) -> tuple[str, list[Domain]]:
+    """Every domain's images with the lowest scores of the best student, and its title; without a best one of any."""
     shown = _first_seeds(view)
+    best = next((entry.title for entry in view.students if entry.row == view.best), "")
+    judged = [shown[best]] if best in shown else list(shown.values())
     metric, found = view.first.metric, []
     for domain, role in view.domains.items():
         scenes = []
-        for index, _ in worst_images(list(shown.values()), domain, FAILURES):
+        for index, _ in worst_images(judged, domain, FAILURES):
             scores = {title: dict(run.pictures.worst.get(domain, ())).get(index) for title, run in shown.items()}
             texts = [f"{title} {metric.text(score)}" for title, score in scores.items() if score is not None]
             note = f"image {index}, {metric.label} of this image: {', '.join(texts)}"
             scenes.append(Scene(_figures(view, domain, index), note))
         if scenes:
             found.append(Domain(domain, role, tuple(scenes)))
-    return found
+    return best, found
 
 
 def _first_seeds(view: View) -> dict[str, Run]:
