@@ -123,7 +123,7 @@ def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_pat
     assert (results["source"], results["unseen"]) == (["game"], ["dusk"])
     assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     assert (folder / "on/dusk_val-game/report.html").is_file()
-    assert "--root is for --data" in complaint("evaluate", folder, "--root", tmp_path)
+    assert "--root only works with --data" in complaint("evaluate", folder, "--root", tmp_path)
     assert "not of the form key=value" in complaint("evaluate", folder, "game")
 
 
@@ -145,7 +145,7 @@ RECIPES = [
     ("seed", "not of the form key=value"),
     ("seed=[", "no valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
-    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
+    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; remove it from 'unseen'"),
     ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
     ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
@@ -209,7 +209,7 @@ def damaged(path):
 
 def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished):
     line = complaint("run", tiny_file(tmp_path), "seed=1", "--out", finished)
-    assert "holds a run with other seed; choose another --out or delete it" in line
+    assert "holds a run with different seed; choose another --out or delete it" in line
     changed = shutil.copytree(finished, tmp_path / "run")
     path = changed / "stages/01-agnostic/manifest.json"
     write_signed(path, json.loads(path.read_text()) | {"fingerprint": "0"})
