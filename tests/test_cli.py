@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
     folder = tmp_path / "run/stages/00-agnostic/checkpoint"
     state = checkpoint.load(folder, 8)
     assert state is None if step == 0 else state["step"] == step
-    assert f"with another --out; --reuse {tmp_path / 'run'} takes its finished stages" in line
+    assert f"with another --out; --reuse {tmp_path / 'run'} keeps its finished stages" in line
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_the_earlier_checkpoint(tmp_path):

@@ -148,7 +148,7 @@ def test_logits_without_an_earlier_teacher_stage_are_one_line(tmp_path):
         load(tiny_file(tmp_path, text), [method])
     assert "\n" not in str(error.value)
     load(tiny_file(tmp_path, text), ["stages.task.method={type: cwd}"])
-    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, and a distill stage has no"):
+    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, but a distill stage has no"):
         tiny(tmp_path, "stages.agnostic.method={type: logit_kd}")
 
 
