@@ -263,7 +263,7 @@ def test_the_page_holds_every_picture_and_curve(demo, tmp_path):
     truth = load_label(next(iter(demo)) / "pictures" / "truth" / "fog-1.png")
     answer = load_label(next(iter(demo)) / "pictures" / "student" / "fog-1.png")
     right = (truth == answer)[truth != 255].mean()
-    assert f"{100 * right:.0f} % right" in page.words
+    assert f"{100 * right:.0f} % correct" in page.words
 
 
 def test_commit_hardware_times_and_recipes_are_told(demo, tmp_path):
