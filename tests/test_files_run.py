@@ -27,6 +27,7 @@ stages:
     freeze_encoder: true
 evaluate: {{domains: [cityscapes, "acdc:night"], unseen: ["acdc:night"], split: val, images: null, pictures: 1}}
 accelerator: cpu
+precision: 32-true
 """
 
 

@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "segdistill"
-FILE_LINES, FUNCTION_LINES, POSITIONAL, RECIPE_LINES = 400, 60, 6, 40
+FILE_LINES, FUNCTION_LINES, POSITIONAL, RECIPE_LINES = 400, 60, 6, 25
 LETTERS = set("°±×·µ–—…→←↑↓≤≥≈²³äöüéÄÖÜßè")  # what may stand in code beside ASCII
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

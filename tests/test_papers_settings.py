@@ -12,6 +12,7 @@ from segdistill.config import part_of
 from segdistill.data import photometric
 from segdistill.heads import HEADS, Head
 from segdistill.heads.mask2former import Mask2Former
+from segdistill.recipe import load
 from segdistill.runs.demo import recipes_folder
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
@@ -52,7 +53,7 @@ def test_task_stages_have_the_authors_schedule_and_augmentation(path):
         if "gkd" in path.stem and stage.model == "student":
             assert stage.freeze_encoder
             assert stage.method is None
-    assert values(path)["data"]["size"] == [512, 512]
+    assert load(path).data.size == (512, 512)
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)

@@ -34,6 +34,53 @@ def test_the_resolved_recipe_loads_as_the_same_recipe(tmp_path):
     assert dump(load(path)) == dump(recipe)
 
 
+WORLD = ("game", "clear", "night", "fog", "snow", "rain", "dusk", "haze", "drizzle")
+
+
+@pytest.mark.parametrize(
+    ("given", "domains", "unseen", "validation"),
+    [
+        ({}, WORLD, WORLD[1:6], WORLD[6:]),
+        ({"domains": ["dusk", "game", "fog"]}, ("dusk", "game", "fog"), ("fog",), ("dusk",)),
+        ({"domains": ["game", "dusk"], "unseen": ["dusk"]}, ("game", "dusk"), ("dusk",), ()),
+        ({"domains": ["fog", "dusk"], "validation": []}, ("fog", "dusk"), ("fog", "dusk"), ()),
+        ({"unseen": [], "validation": ["fog"]}, WORLD, (), ("fog",)),
+        ({"domains": ["game"], "split": "val"}, ("game",), (), ()),
+    ],
+)
+def test_what_an_evaluation_leaves_out_follows_from_the_worlds_roles(tmp_path, given, domains, unseen, validation):
+    config = load(tiny_file(tmp_path, only("task", evaluate=given))).evaluate
+    assert (config.domains, config.unseen, config.validation) == (domains, unseen, validation)
+    assert config.images == 60
+
+
+OWN = {"source": "files", "sets": {"field": "no/such/dataset.yaml"}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "domains", "more", "unseen"),
+    [
+        ("gtav", ["gtav", "cityscapes"], {}, ("cityscapes",)),
+        ("acdc", ["acdc:night", "cityscapes"], {}, ("cityscapes",)),
+        ("acdc:night", ["acdc:fog", "acdc:night"], {}, ("acdc:fog",)),
+        ("endovis18", ["endovis18"], {}, ("endovis18",)),  # its splits are other operations
+        ("endovis18", ["endovis18"], {"split": "train"}, ()),
+        ("gtav", ["cityscapes", "bdd100k"], {"validation": ["bdd100k"]}, ("cityscapes",)),
+        ("field", ["field", "cityscapes"], {}, ("cityscapes",)),
+    ],
+)
+def test_files_that_no_stage_reads_are_unseen_and_no_file_is_opened(tmp_path, trained, domains, more, unseen):
+    values = yaml.safe_load(only("task", data=OWN, evaluate={"domains": domains} | more))
+    values["stages"][0]["data"] = {"domains": [trained]}
+    config = Recipe.model_validate(values).evaluate
+    assert (config.unseen, config.images) == (unseen, None)
+
+
+def test_files_are_scored_where_a_recipe_names_domains(tmp_path):
+    with pytest.raises(UserError, match="evaluate: domains: is missing"):
+        load(tiny_file(tmp_path, only("task", data=OWN, evaluate={})))
+
+
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [

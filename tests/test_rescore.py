@@ -30,7 +30,7 @@ NETWORK = {"encoder": {"name": "tiny_task"}, "head": task_files.NARROW}
 RECIPE = {
     "name": "lone", "data": {"size": [32, 64], "classes": "world13"}, "teacher": NETWORK, "student": NETWORK,
     "stages": [TASK], "evaluate": {"domains": ["fog", "rain"], "unseen": ["fog", "rain"], "images": 2, "pictures": 1},
-    "accelerator": "cpu",
+    "accelerator": "cpu", "precision": "32-true",
 }  # fmt: skip
 
 
@@ -270,6 +270,7 @@ stages:
   - {{type: task, name: task, data: {{domains: [gtav]}}, batch: 2, steps: 1, freeze_encoder: true}}
 evaluate: {{domains: [cityscapes], unseen: [cityscapes], images: null, pictures: 0}}
 accelerator: cpu
+precision: 32-true
 """
 
 

@@ -44,6 +44,7 @@ evaluate: {domains: [game, fog, rain], unseen: [fog, rain], images: 2, pictures:
 log_every: 1
 checkpoint_every: 2
 accelerator: cpu
+precision: 32-true
 """
 
 

@@ -292,6 +292,28 @@ def _stage(value: object) -> object:
     return parse(light(*choose("stage type", value["type"], table)), value, f"stage '{value.get('name', '?')}'")
 
 
+def _task(value: object) -> object:
+    return choose("task", str(value), _tasks()) and value
+
+
+def _tasks() -> dict[str, tuple[str, str]]:
+    """The table of tasks: module and name of each class."""
+    table = classes_of("segdistill.tasks.table", "TASKS")
+    return {name: (home, made.removesuffix("()")) for name, (home, made) in table.items()}
+
+
+def _augment(value: object) -> object:
+    """Validate the augmentation of a task, as long as there is only one; the recipe names the task elsewhere."""
+    (home, name), *others = _tasks().values()
+    found = located(home, name)
+    if others or found is None or not isinstance(found[1], ast.ClassDef):
+        return value
+    body = (
+        each for each in found[1].body if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "Augment"
+    )
+    return parse(light(found[0], ast.unparse(next(body).value)), value)
+
+
 def _source(value: object) -> object:
     table = classes_of("segdistill.data.source", "SOURCES")
     if not isinstance(value, dict):
@@ -301,6 +323,8 @@ def _source(value: object) -> object:
 
 CHOICES: dict[tuple[str, str], Callable[[object], object]] = {
     ("segdistill.recipe", "Stage"): _stage,
+    ("segdistill.recipe", "TaskName"): _task,
+    ("segdistill.stages.task", "AnyAugment"): _augment,
     ("segdistill.data.source", "AnySource"): _source,
 }
 """Annotations whose class depends on a value, with a validator that selects it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from segdistill.config import SLUG, Config, Names, Size, UserError, choose, parse, read_yaml
 from segdistill.data.dataset import DataSelection, DataSource, Split
@@ -46,19 +46,27 @@ def _read_stage(value: object, info: Any) -> object:
     return parse(kind, value, f"stage '{value.get('name', '?')}'")
 
 
+TaskName = Annotated[str, BeforeValidator(_read_task)]
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
-    """The images that finished models are scored on, and how they are fed to the model."""
+    """The images that finished models are scored on, and how they are fed to the model.
+
+    Settings that are left out follow from the data and the stages.
+    """
 
     data: AnySource | None = Field(None, description="source of the images; None: the recipe's data")
-    domains: Names = Field(min_length=1)
-    unseen: Names = Field((), description="domains whose mean is reported; never used to choose settings")
-    validation: Names = Field((), description="domains used to choose settings; never counted as unseen")
+    domains: Names = Field((), description="domains to score; empty: all benchmark domains of the source (world only)")
+    unseen: Names = Field(
+        (), description="domains whose mean is reported; default: all except validation domains and training domains"
+    )
+    validation: Names = Field(
+        (), description="domains used to choose settings, never unseen; default: the source's validation domains"
+    )
     split: Split | None = Field(None, description="None: the dataset's evaluation split")
     splits: dict[str, Split] = Field(default={}, description="splits of single domains, if different")
-    images: int | None = Field(50, ge=1, le=10**7, description="images per domain; None: all (not for the world)")
+    images: int | None = Field(None, ge=1, le=10**7, description="images per domain; None: all (for the world 60)")
     batch: int = Field(16, ge=1, le=2**16, description="images per batch, if consecutive images have the same size")
     resize: Size | None = Field(
         None, description="height and width to fit images into; None: as in the dataset's protocol"
@@ -76,14 +84,52 @@ class EvaluateConfig(Config):
         split = self.splits.get(domain) or self.split or source.evaluation_split(domain)
         return DataSelection(domains=(domain,), split=split, images=self.images)
 
+    def completed(self, data: DataSource, stages: Sequence[StageConfig]) -> EvaluateConfig:
+        """A copy with defaults for ``domains``, ``unseen``, ``validation`` and ``images`` where they are left out.
+
+        ``data`` is the stages' source. Opens no file.
+        """
+        source = self.data or data
+        given, names = self.model_fields_set, self.domains or source.benchmark()
+        if not names:
+            raise ValueError("domains: is missing; name the domains to score")
+        validation, unseen = self.validation, self.unseen
+        if "validation" not in given:
+            validation = tuple(name for name in names if source.validates(name) and name not in unseen)
+        values: dict[str, Any] = {"domains": names, "validation": validation, "images": self.images or source.scores}
+        if "unseen" not in given:
+            split = {name: self.selection(source, name).split for name in names if source.splits_apart(name)}
+            trained = [name for name in names if type(source) is type(data)
+                       and reading_stage(data, stages, name, split.get(name))]  # fmt: skip
+            values["unseen"] = tuple(name for name in names if name not in (*validation, *trained))
+        return self.model_copy(update=values)._checked()
+
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
+        return self._checked()
+
+    def _checked(self) -> EvaluateConfig:
+        """The object itself, or a ValueError if its lists of domains contradict each other."""
         for field in ("unseen", "validation", "splits"):
-            if strange := set(getattr(self, field)) - set(self.domains):
+            if self.domains and (strange := set(getattr(self, field)) - set(self.domains)):
                 raise ValueError(f"{field} names {', '.join(sorted(strange))}, missing from 'domains'; add them there")
         if both := set(self.unseen) & set(self.validation):
             raise ValueError(f"{', '.join(sorted(both))}: validation domains cannot count as unseen")
         return self
+
+
+def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, split: Split | None) -> str | None:
+    """The first of ``stages`` that reads images of ``domain``, of a subset of it, or of a domain that contains it.
+
+    If the splits of a domain are domains in their own right, only the same ``split`` counts.
+    """
+    for stage in stages:
+        for _, selection, _ in stage.reads():
+            for seen in selection.domains:
+                related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
+                if related and not (selection.split != split and data.splits_apart(seen)):
+                    return stage.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -111,18 +157,27 @@ class Recipe(Config):
     title: str = ""
     paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
     seed: int = Field(0, ge=0, lt=2**63)
-    task: Annotated[str, BeforeValidator(_read_task)] = Field("semantic", description="the task to learn")
+    task: TaskName = Field("semantic", description="the task to learn")
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=100)
     evaluate: EvaluateConfig | None = None
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(0, ge=0, le=128, description="data-loading processes; 0: load in the training process")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
     tracker: TrackerName = Field("tensorboard", description="where to show curves, in addition to metrics.jsonl")
+
+    @field_validator("evaluate", mode="after")
+    @classmethod
+    def _completed(cls, value: EvaluateConfig | None, info: Any) -> EvaluateConfig | None:
+        """Fill in the evaluation's defaults, which follow from the data and the stages, if these are valid."""
+        known = info.data
+        if value is None or not {"data", "stages"} <= set(known):
+            return value
+        return value.completed(known["data"], known["stages"])
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -167,17 +222,8 @@ class Recipe(Config):
         return () if first is None else first.source.look(first.selection)[1]
 
     def trained_on(self, domain: str, split: Split) -> str | None:
-        """The stage that reads images of ``domain``, of a subset of it, or of a domain that contains it.
-
-        If the splits of a domain are domains in their own right, only the same split counts.
-        """
-        for stage in self.stages:
-            for _, selection, _ in stage.reads():
-                for seen in selection.domains:
-                    related = f"{domain}:".startswith(f"{seen}:") or f"{seen}:".startswith(f"{domain}:")
-                    if related and not (selection.split != split and self.data.splits_apart(seen)):
-                        return stage.name
-        return None
+        """The stage that reads images of ``domain``; see :func:`reading_stage`."""
+        return reading_stage(self.data, self.stages, domain, split)
 
 
 def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int | None:

@@ -21,6 +21,7 @@ from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.stages import STAGES, StageConfig
 from segdistill.tasks.table import TASKS
+from segdistill.train.optim import OPTIMIZERS
 
 HEAD = """# Settings
 
@@ -55,7 +56,7 @@ def settings_page() -> str:
             if each not in done:
                 done.add(each)
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
-    for kind, table in (("method", METHODS), ("head", HEADS)):
+    for kind, table in (("method", METHODS), ("head", HEADS), ("optimizer", OPTIMIZERS)):
         parts += [
             _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()

@@ -31,7 +31,6 @@ data:
   size: [{height}, {width}]      # crops that are trained on, pixels; smaller is faster
   sets:                  # name of a domain: its description
 {sets}
-precision: {precision}
 teacher:                 # the large network; only its head is trained
   encoder: {{name: "{teacher}", weights: "{teacher_weights}"{teacher_more}}}
   head: {{type: semfpn}}
@@ -66,8 +65,7 @@ evaluate:
   domains: [{domains}]   # every domain that is scored
   validation: [{validation}]   # domains that you choose settings on
   unseen: [{unseen}]   # domains that nothing is chosen on: their mean is the honest number
-{splits}  images: null           # all of them
-{missing}"""
+{splits}{missing}"""
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,6 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
     has_cls = all(record_of(name).has_cls for name in (teacher, student))
     facts: dict[str, Any] = {"teacher": teacher, "student": student, "student_name": student}
     facts |= {"height": size[0], "width": size[1], "token": "" if has_cls else ", token: pooled"}
-    facts["precision"] = "bf16-mixed"
     for role, name in (("teacher", teacher), ("student", student)):
         record = record_of(name)
         more = f", image_size: [{size[0]}, {size[1]}]" if record.sized and record.timm_name is not None else ""

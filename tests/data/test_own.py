@@ -11,7 +11,7 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.data.coco import decode_runs, fill, mask
+from segdistill.data.coco import LONGEST, mask
 from segdistill.data.coco_file import Runs
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
@@ -130,22 +130,58 @@ def test_coco_objects_are_painted_large_before_small_and_crowds_are_ignored(tmp_
     assert opened(plain).names == ("crop", "weed")
 
 
-def test_polygons_are_filled_where_a_pixels_centre_is_inside():
-    square = fill(np.array([[1, 2], [4, 2], [4, 5], [1, 5]]), (6, 6))
+def polygon(corners):
+    return [np.asarray(corners, float).ravel().tolist()]
+
+
+def edges(corners, shape):
+    """For every pixel centre (H, W): whether it is inside by the even-odd rule, and its distance to the outline."""
+    corners = np.asarray(corners, float)
+    following = np.roll(corners, -1, axis=0)
+    (y, x), (x1, y1), (x2, y2) = np.mgrid[: shape[0], : shape[1]][..., None] + 0.5, corners.T, following.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossed = ((y1 <= y) != (y2 <= y)) & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
+    steps = following - corners
+    along = np.clip(((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / np.maximum((steps**2).sum(1), 1e-9), 0, 1)
+    distance = np.hypot(x - x1 - along * steps[:, 0], y - y1 - along * steps[:, 1])
+    return crossed.sum(-1) % 2 == 1, distance.min(-1)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_polygon_covers_the_pixels_whose_centres_are_inside_to_a_quarter_of_a_pixel(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(map(int, rng.integers(5, 40, 2)))
+    corners = rng.uniform(-5, 45, (int(rng.integers(3, 12)), 2))
+    inside, distance = edges(corners, shape)
+    clear = distance > 0.3
+    assert clear.any()
+    assert np.array_equal(mask(polygon(corners), shape, "x")[clear], inside[clear])
+
+
+def test_polygons_of_whole_pixels_are_exact():
+    square = mask(polygon([[1, 2], [4, 2], [4, 5], [1, 5]]), (6, 6), "x")
     assert square.sum() == 9
     assert square[2:5, 1:4].all()
-    ring = [[0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2, 0, 0]]
-    assert mask([[float(value) for value in polygon] for polygon in ring], (6, 6), "x").sum() == 32
-    rng = np.random.default_rng(0)
-    centre, ys, xs = np.array([10.2, 9.7]), *np.mgrid[:20, :20]
-    radius = 7.3
-    angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
-    disc = fill(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), (20, 20))
-    distance = np.hypot(xs + 0.5 - centre[0], ys + 0.5 - centre[1])
-    clear = abs(distance - radius) > 0.01
-    assert np.array_equal(disc[clear], (distance < radius)[clear])
-    outside = fill(rng.uniform(30, 40, (5, 2)), (20, 20))
-    assert not outside.any()
+    ring = [0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2, 0, 0]
+    assert mask(polygon(ring), (6, 6), "x").sum() == 32
+    assert not mask(polygon(np.random.default_rng(0).uniform(30, 40, (5, 2))), (20, 20), "x").any()
+
+
+def test_polygons_are_painted_and_joined_as_pycocotools_does():
+    """What pycocotools 2.0.11 makes of these two, as its run lengths in text."""
+    one = [2.3, 1.7, 13.1, 0.4, 17.9, 9.6, 9.2, 6.1, 4.4, 12.8, -3.5, 7.0]
+    two = [10.0, 2.0, 15.0, 2.0, 15.0, 11.0, 10.0, 11.0]
+    for polygons, text in (([one], "3751N101O0O01O1N2O1O11O0O1101N2OJ"),
+                           ([one, two], "3751N101O0O01O1N2O1O15K0O11O1O3KM")):  # fmt: skip
+        wanted = mask(Runs(counts=text, size=(12, 16)), (12, 16), "x")
+        assert 80 < wanted.sum() < 150
+        assert np.array_equal(mask(polygons, (12, 16), "x"), wanted)
+
+
+def test_a_polygon_that_reaches_far_beyond_every_image_is_refused():
+    corners = [0, 0, 2.0 * LONGEST, 0, 2.0 * LONGEST, 5]
+    with pytest.raises(BadSample, match=r"a.jpg: a polygon of 4,194,3\d\d pixels along its outline"):
+        mask(polygon(corners), (8, 12), "a.jpg")
 
 
 def encode(runs):
@@ -166,12 +202,12 @@ def test_run_lengths_as_numbers_and_as_text():
     wanted = rng.random((30, 50)) < 0.3
     wanted[:, 10:30] = True
     flat = wanted.T.reshape(-1)
-    edges = np.flatnonzero(np.diff(flat, prepend=~flat[0], append=~flat[-1]))
-    runs = [0] * bool(flat[0]) + np.diff(edges).tolist()
-    assert decode_runs(encode(runs)) == runs
+    turns = np.flatnonzero(np.diff(flat, prepend=~flat[0], append=~flat[-1]))
+    runs = [0] * bool(flat[0]) + np.diff(turns).tolist()
     for counts in (runs, encode(runs)):
         assert np.array_equal(mask(Runs(counts=counts, size=(30, 50)), (30, 50), "x"), wanted)
-    assert decode_runs("52203") == [5, 2, 2, 2, 5]
+    column = mask(Runs(counts="52203", size=(16, 1)), (16, 1), "x")
+    assert np.flatnonzero(column).tolist() == [5, 6, 9, 10]  # five, two, two, two, five pixels
 
 
 @pytest.mark.parametrize(
@@ -189,10 +225,13 @@ def test_a_coco_object_that_cannot_be_painted_names_its_image(tmp_path, segmenta
         opened(path)
 
 
-@pytest.mark.parametrize("counts", ["0", "o" * 100_000, "", "5220", "\x00\xff"])
+HOSTILE = ["0", "o" * 100_000, "", "5220", "\x00\xff", *map(encode, ([100, -4], [40, 30, 40, -14], [2**31, 2**31, 96]))]
+
+
+@pytest.mark.parametrize("counts", HOSTILE)
 def test_run_lengths_as_text_that_do_not_add_up_name_their_image(tmp_path, counts):
     path = coco(tmp_path, [{"category_id": 3, "segmentation": {"counts": counts, "size": [8, 12]}}])
-    with pytest.raises(BadSample, match=r"a.jpg: run lengths of -?\d+ pixels for 8 x 12"):
+    with pytest.raises(BadSample, match=r"a.jpg: run lengths that do not fill 8 x 12"):
         opened(path)[0]
 
 

@@ -223,7 +223,7 @@ def bench(
 def _show_plan(plan: Plan) -> None:
     """Print the stages and the estimated cost of a recipe or a table."""
     print_table(plan.rows())
-    for line in (*plan.weights, plan.summary()):
+    for line in (*plan.weights, *plan.notes(), plan.summary()):
         typer.echo(line)
     show_doubts(plan.doubts)
 
@@ -233,7 +233,7 @@ def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
     stages = values["stages"]
     steps = sum(stage.get("steps", 0) for stage in stages)
     several = f"{runs} runs, the last of " if runs > 1 else ""
-    precision = values.get("precision", "32-true")
+    precision = values.get("precision", "bf16-mixed")
     _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps, precision {precision}")
 
 

@@ -18,8 +18,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(rows[0]):
-        prose = any(len(row[number]) > 30 for row in rows[1:])
-        table.add_column(title, justify="left" if number == 0 or prose else "right", no_wrap=number == 0)
+        prose = number == 0 or any(len(row[number]) > 30 for row in rows[1:])  # wraps if space is short
+        table.add_column(title, justify="left" if prose else "right", no_wrap=not prose, overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH

@@ -1,7 +1,8 @@
-"""COCO JSON as label maps: polygons and run lengths are painted when a label is asked for.
+"""COCO JSON as label maps: polygons and run lengths are painted when a label is read.
 
-Larger objects are painted first, so that a small one before a large one stays visible; a crowd is ignored. A pixel
-belongs to a polygon when its centre lies inside: along edges the COCO tools may differ from that by a pixel.
+Larger objects are painted first, so that small ones in front stay visible; crowds are ignored. Pixels are those of the
+COCO tools (faster-coco-eval): a polygon covers the pixels whose centres lie inside, to a quarter of a pixel; polygons
+of one object are joined, and a polygon that crosses itself follows the even-odd rule.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask as tools
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,8 +26,8 @@ from segdistill.data.dataset import Split
 
 Mask = NDArray[np.bool_]
 
-LONGEST = 60
-"""Bits of a run in COCO's text form: no image has more pixels, so that damaged text ends in a wrong sum, soon."""
+LONGEST = 2**20
+"""Pixels along the outline of a polygon that is painted: the tools keep several points for each."""
 
 
 @dataclass(frozen=True)
@@ -150,47 +152,19 @@ def mask(segmentation: list[Polygon] | Runs, shape: tuple[int, int], name: str) 
     """The pixels (H, W) of one object: a list of polygons, or run lengths in columns, plain or as COCO's text."""
     height, width = shape
     if isinstance(segmentation, list):
-        return np.any([fill(np.reshape(polygon, (-1, 2)), shape) for polygon in segmentation], axis=0)
-    counts = segmentation.counts
-    runs = decode_runs(counts) if isinstance(counts, str) else counts
-    if sum(runs) != height * width or min(runs, default=0) < 0:
-        raise BadSample(f"{name}: run lengths of {sum(runs)} pixels for {height} x {width} (height x width)")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+        if (length := sum(map(_outline, segmentation))) > LONGEST:
+            raise BadSample(f"{name}: a polygon of {length:,.0f} pixels along its outline; allowed: {LONGEST:,}")
+        painted: Any = tools.frPyObjects(segmentation, height, width)
+        return tools.decode(tools.merge(painted)).view(bool)
+    runs: Any = {"size": [height, width], "counts": segmentation.counts}
+    try:
+        text = runs if isinstance(segmentation.counts, str) else tools.frPyObjects(runs, height, width)
+        return tools.decode(text).view(bool)
+    except (ValueError, RuntimeError) as error:
+        raise BadSample(f"{name}: run lengths that do not fill {height} x {width} (height x width): {error}") from None
 
 
-def fill(corners: NDArray[Any], shape: tuple[int, int]) -> Mask:
-    """The pixels whose centres lie inside the polygon ``corners`` (N, 2), by the even-odd rule."""
-    height, width = shape
-    (x1, y1), (x2, y2) = corners.T[..., None], np.roll(corners, -1, axis=0).T[..., None]  # (N, 1) each
-    centres = np.arange(height) + 0.5
-    edges, rows = np.nonzero((y1 <= centres) != (y2 <= centres))
-    x1, y1, x2, y2 = (side[edges, 0] for side in (x1, y1, x2, y2))
-    crossing = x1 + (centres[rows] - y1) * (x2 - x1) / (y2 - y1)
-    columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)  # the first centre at or after the crossing
-    inside = np.zeros((height, width), bool)
-    if rows.size:
-        top, bottom = int(rows.min()), int(rows.max()) + 1
-        turns = np.zeros((bottom - top, width + 1), np.int32)
-        np.add.at(turns, (rows - top, columns), 1)
-        inside[top:bottom] = turns.cumsum(axis=1)[:, :width] % 2 == 1
-    return inside
-
-
-def decode_runs(text: str) -> list[int]:
-    """COCO's text form of run lengths: 5 bits per character from the low end, bit 6 for "more", the last one signed;
-    from the third run on each is the difference to the last but one.
-    """
-    runs: list[int] = []
-    position = 0
-    while position < len(text):
-        value = shift = 0
-        more = True
-        while more and position < len(text) and shift < LONGEST:
-            code = ord(text[position]) - 48
-            value |= (code & 31) << shift
-            shift, position, more = shift + 5, position + 1, bool(code & 32)
-            if not more and code & 16:
-                value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-    return runs
+def _outline(polygon: Polygon) -> float:
+    """Pixels along the closed outline, along the longer axis of each edge."""
+    corners = np.reshape(polygon, (-1, 2))
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())

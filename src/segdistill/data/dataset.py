@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,9 @@ class Dataset(Sequence[Sample]):
 class DataSource(Config):
     """Where a run's images come from; shared by its stages and its evaluation. Each kind is a subclass."""
 
+    scores: ClassVar[int | None] = None
+    """Images per domain that are scored where a recipe gives no number; None: all."""
+
     size: Size = Field((64, 128), description="height and width in pixels that networks are trained on")
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> Dataset:
@@ -130,6 +133,14 @@ class DataSource(Config):
     def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each thing in ``selection`` that can be used and is probably not meant; cheap to find."""
         return []
+
+    def benchmark(self) -> tuple[str, ...]:
+        """The domains that are scored where a recipe names none; empty: it must name some."""
+        return ()
+
+    def validates(self, domain: str) -> bool:
+        """Whether ``domain`` is one that settings are chosen on, and so never counts as unseen."""
+        return False
 
     def evaluation_split(self, domain: str) -> Split:
         """The split that ``domain`` is scored on where nobody names one."""

@@ -104,8 +104,8 @@ class FilesSource(DataSource):
         return "val" if record is None else record.evaluation or "val"
 
     def splits_apart(self, domain: str) -> bool:
-        """As the data set's record says."""
-        record = self._record(domain)
+        """As the catalog's record says; never of the user's own data sets."""
+        record = None if domain in self.sets else self._record(domain)
         return record is not None and record.splits_apart
 
     def licence(self, domain: str) -> str:

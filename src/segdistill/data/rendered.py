@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ _whole: set[tuple[str, int, int, int]] = set()
 
 class WorldSource(DataSource):
     """Images of the procedural world, rendered at ``size``."""
+
+    scores: ClassVar[int | None] = 60
 
     source: Literal["world"] = "world"
     classes: str = Field("cityscapes19", description="label space: cityscapes19 or world13")
@@ -71,6 +73,14 @@ class WorldSource(DataSource):
         if selection.list is not None:
             lines.append("the world's images have no list; choose them by 'first' and 'images'")
         return lines
+
+    def benchmark(self) -> tuple[str, ...]:
+        """The training domain, the unseen ones and those for validation."""
+        return tuple(name for name, each in world.DOMAINS.items() if each.role in ("source", "unseen", "validation"))
+
+    def validates(self, domain: str) -> bool:
+        """As the domain's role says."""
+        return domain in world.DOMAINS and world.DOMAINS[domain].role == "validation"
 
     def protocol(self, domain: str) -> Protocol:
         """The world is drawn at ``size``: images from elsewhere are fitted into it."""

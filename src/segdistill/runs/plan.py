@@ -26,8 +26,9 @@ from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, need
+from segdistill.stages.base import ModelConfig, need, needs_of
 from segdistill.stages.task import build_model, check_head
+from segdistill.stages.teacher_cache import shape_of
 from segdistill.tasks.table import TASKS
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
@@ -50,13 +51,14 @@ class StagePlan:
     seconds: float  # all steps
     memory: int  # bytes at the peak
     disk: int  # bytes of the files it writes
+    note: str = ""  # cost of work that runs share
 
     def row(self) -> list[str]:
         """The stage as a row of the table."""
         return [
-            self.label, self.kind, f"{self.images:,}", f"{self.steps:,}", str(self.batch), f"{self.trained / 1e6:.2f}",
-            f"{self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
-            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f}",
+            self.label, self.kind, f"{self.images:,}", f"{self.steps:,} x {self.batch}",
+            f"{self.trained / 1e6:.2f} + {self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
+            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f} MiB",
         ]  # fmt: skip
 
 
@@ -77,10 +79,13 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     def rows(self) -> list[list[str]]:
-        """The table, header row first."""
-        heads = ["stage", "kind", "images", "steps", "batch", "trained (M)", "frozen (M)", "GFLOP/step", "about",
-                 "memory (MiB)", "disk (MiB)"]  # fmt: skip
+        """The table, header row first; parameters are given as trained + frozen."""
+        heads = ["stage", "kind", "images", "steps x batch", "parameters (M)", "GFLOP/step", "about", "MiB", "disk"]
         return [heads, *(stage.row() for stage in self.stages)]
+
+    def notes(self) -> list[str]:
+        """Costs that several runs share, one line per stage."""
+        return [f"{stage.label}: {stage.note}" for stage in self.stages if stage.note]
 
     def summary(self) -> str:
         """One line below the table."""
@@ -193,6 +198,18 @@ def _stage(
         seconds=stage.steps * cost.flops / speed,
         memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
+        note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
+    )
+
+
+def _cache_note(stage: StageConfig, teacher: Encoder, images: int, size: tuple[int, int], speed: float) -> str:
+    """The cost of a cache of the teacher's tokens, if it does not exist yet."""
+    taps, views, cost = needs_of(stage.method).taps, images * stage.cache.views, _Cost()
+    cost.forward(lambda: teacher(_images(1, size), taps), trains=False)
+    size_on_disk, time = views * shape_of(teacher, taps, size).nbytes(stage.cache.dtype), views * cost.flops / speed
+    return (
+        f"a teacher cache of {views:,} views, {size_on_disk / 2**30:.2f} GiB, takes about {_time(time)} to build, once "
+        "for all runs with this teacher and these views"
     )
 
 
@@ -243,7 +260,8 @@ def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: En
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     batch = stage.images_per_step
     taps = needs.taps or (-1,)  # a method on class scores alone still runs both encoders
-    cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
+    if stage.cache is None:
+        cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
     views = batch if stage.learner is None and needs.plain else batch - stage.batch  # labelled ones count elsewhere
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])

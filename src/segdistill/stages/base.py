@@ -79,6 +79,7 @@ class StageConfig(Config):
     # The interface of a kind of stage; everything else about it is internal.
 
     method: Any = None  # the part of METHODS that compares student and teacher, if any
+    cache: Any = None  # the settings of a cache of the teacher's tokens, if any
 
     @property
     def kind(self) -> str:

@@ -24,6 +24,7 @@ from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import rank_and_size
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
+from segdistill.stages.teacher_cache import CacheConfig, Numbers, TeacherCache, open_cache
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import CosineConfig
@@ -45,6 +46,11 @@ class DistillConfig(StageConfig):
     )
     teacher_resample: Resample | None = Field(
         None, description="how to resample the teacher's weights to size and patch: papers | hub | timm; None: its own"
+    )
+
+    cache: CacheConfig | None = Field(
+        None,
+        description="cache of augmented views and the teacher's tokens on disk; None: the teacher runs at every step",
     )
 
     def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
@@ -93,7 +99,8 @@ class Distillation(nn.Module):
         teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
-        self.teacher, self.teacher_head = teacher, teacher_head
+        self.teacher: Any = teacher
+        self.teacher_head = teacher_head
         self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_head is not None), part.type
@@ -122,14 +129,16 @@ class Distillation(nn.Module):
         mask = own_mask(random_mask(batch, h * w, rng=rng, **self.method.mask_settings()))
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
-    def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:
+    def forward(self, student: Views, images: Tensor, step: int, steps: int, teacher: Views | None = None) -> LossTerms:
         """The method's loss terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
 
-        If the heads' strides differ, the student's logits are resampled to the size of the teacher's.
+        ``teacher``: its views, if already computed. If the heads' strides differ, the student's logits are resampled to
+        the size of the teacher's.
         """
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
-        teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
+        if teacher is None:
+            teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
         if teacher.logits is not None:
             assert student.logits is not None
             height, width = teacher.logits.shape[-2:]
@@ -140,9 +149,9 @@ class Distillation(nn.Module):
 class DistillObjective(Objective):
     """Trains the student's encoder with a distillation loss."""
 
-    def __init__(self, student: Encoder, distillation: Distillation) -> None:
+    def __init__(self, student: Encoder, distillation: Distillation, cache: TeacherCache | None = None) -> None:
         super().__init__()
-        self.student, self.distillation = student, distillation
+        self.student, self.distillation, self.cache = student, distillation, cache
 
     def optimized(self) -> dict[str, nn.Module]:
         """The student and the method's own parameters."""
@@ -154,7 +163,8 @@ class DistillObjective(Objective):
         mask = self.distillation.mask(images, step)
         needs = self.distillation.needs
         views = student_views(self.student, images, needs.taps, mask, plain=needs.plain)
-        return self.distillation(views, images, step, steps)
+        teacher = None if self.cache is None else self.cache.views_of(batch)
+        return self.distillation(views, images, step, steps, teacher)
 
     def diagnostics(self) -> dict[str, float]:
         """The method's diagnostics of the last step."""
@@ -168,9 +178,28 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     teacher = context.build_teacher(partial(config.fit, teacher=True))
     distillation = Distillation(student, teacher, config.method, seed)
     method = distillation.method
+    dataset, size = context.open(config.data), config.size or context.source.size
+    transform: Any = DistillTransform(config.augment, size)
+    cache = None
+    if config.cache is not None:
+        facts = {"data": context.source.facts(config.data), "augment": config.augment.model_dump(mode="json")}
+        cache = open_cache(
+            config.cache,
+            teacher,
+            distillation.needs.taps,
+            dataset,
+            transform,
+            facts,
+            size=size,
+            batch=config.batch,
+            workers=context.workers,
+            fabric=context.fabric,
+            progress=context.progress,
+        )
+        distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     data = StepBatches(
-        context.open(config.data),
-        DistillTransform(config.augment, config.size or context.source.size),
+        dataset,
+        transform,
         batch=config.batch,
         seed=seed,
         repeats=config.repeats,
@@ -180,7 +209,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     seconds = context.train(
         config,
         config.optimizer,
-        DistillObjective(student, distillation),
+        DistillObjective(student, distillation, cache),
         [(student, 1.0), (method, 1.0)],
         lambda order: batches(data, order, context.workers),
     )

@@ -55,7 +55,10 @@ class ProxyConfig(Config):
 def _read_augment(value: object, info: Any) -> object:
     """Parse the settings of the task's augmentation."""
     wanted = TASKS[info.data["task"]].Augment
-    return value if isinstance(value, wanted) else parse(wanted, value, "augment")
+    return value if isinstance(value, wanted) else parse(wanted, value)
+
+
+AnyAugment = Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)]
 
 
 class TaskConfig(StageConfig):
@@ -65,7 +68,7 @@ class TaskConfig(StageConfig):
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
     task: str = Field("semantic", exclude=True, description="taken from the recipe; need not be repeated here")
-    augment: Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)] = Field(
+    augment: AnyAugment = Field(
         {}, validate_default=True, description="augmentation of the labelled images; its settings depend on the task"
     )
     optimizer: PolyConfig = PolyConfig()

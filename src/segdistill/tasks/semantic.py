@@ -124,7 +124,8 @@ class Semantic(Task):
         "mean_accuracy": {"label": "mean class accuracy", "unit": "%"},
         "calibration_error": {"label": "calibration error", "unit": "%"},
     }
-    Augment, network, kept = TaskAugment, Segmenter, SemanticSamples
+    Augment = TaskAugment
+    network, kept = Segmenter, SemanticSamples
 
     def transform(self, augment: TaskAugment, size: tuple[int, int]) -> Callable[[Sample], Batch]:
         """A random crop of the image and its ``label`` (H, W) int64, 255 = ignored (spec A.10)."""
