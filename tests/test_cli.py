@@ -123,7 +123,7 @@ def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_pat
     assert (results["source"], results["unseen"]) == (["game"], ["dusk"])
     assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     assert (folder / "on/dusk_val-game/report.html").is_file()
-    assert "--root is for --data" in complaint("evaluate", folder, "--root", tmp_path)
+    assert "--root only works with --data" in complaint("evaluate", folder, "--root", tmp_path)
     assert "not of the form key=value" in complaint("evaluate", folder, "game")
 
 
@@ -139,15 +139,15 @@ RECIPES = [
     ("stages.task.data.domains=[gmae]", "unknown domain 'gmae': did you mean 'game'"),
     ("evaluate.domains=[game,fog,rian,rain]", "evaluate: unknown domain 'rian': did you mean 'rain'"),
     ("data.classes=world31", "unknown label space 'world31': did you mean 'world13'"),
-    ("stages.task.name=agnostic", "stage names must differ; agnostic stands twice"),
+    ("stages.task.name=agnostic", "stage names must differ; agnostic appears twice"),
     ("stages.tusk.steps=1", "no 'tusk' there; did you mean 'task'. allowed: teacher, agnostic, task"),
     ("stages.7.steps=1", "no '7' there"),
     ("seed", "not of the form key=value"),
-    ("seed=[", "no valid YAML"),
+    ("seed=[", "not valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
-    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
-    ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
-    ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
+    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; remove it from 'unseen'"),
+    ("evaluate.splits={night: val}", "splits names night, missing from 'domains'"),
+    ("evaluate.unseen=[night]", "unseen names night, missing from 'domains'"),
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
     ("student=null", "stage agnostic needs a student"),
     ("teacher=null", "stage teacher needs a teacher"),
@@ -184,7 +184,7 @@ def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
     for part in ("seed: ", "bogus: unknown key", "steps: Input should be greater", "unknown encoder 'x'"):
         assert part in line
     line = complaint("run", tiny_file(tmp_path), "data.size=[30,64]", "data.classes=x", "stages.task.name=agnostic")
-    for part in ("stands twice", "not divisible", "unknown label space"):
+    for part in ("appears twice", "not divisible", "unknown label space"):
         assert line.count(part) == 1, line
     line = complaint("run", tiny_file(tmp_path), "stages.task.data.domains=[y]", "evaluate.domains=[z]",
                      "evaluate.unseen=[]", "student.encoder.weights=none")  # fmt: skip
@@ -194,7 +194,7 @@ def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
 
 def test_missing_files_and_folders_are_one_line(complaint, tmp_path, finished):
     assert "no recipe at" in complaint("run", tmp_path / "none.yaml")
-    assert "no run folder with stages" in complaint("run", tiny_file(tmp_path), "--reuse", tmp_path / "none")
+    assert "not a run folder with stages" in complaint("run", tiny_file(tmp_path), "--reuse", tmp_path / "none")
     assert "no recipe at" in complaint("evaluate", tmp_path / "none")
     assert "unknown list 'encoder': did you mean 'encoders'" in complaint("list", "encoder")
     assert "unknown domain 'fgo'" in complaint("data", "preview", "--domains", "fgo", "--out", tmp_path / "x.png")
@@ -209,7 +209,7 @@ def damaged(path):
 
 def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished):
     line = complaint("run", tiny_file(tmp_path), "seed=1", "--out", finished)
-    assert "holds a run with other seed; choose another --out or delete it" in line
+    assert "holds a run with different seed; choose another --out or delete it" in line
     changed = shutil.copytree(finished, tmp_path / "run")
     path = changed / "stages/01-agnostic/manifest.json"
     write_signed(path, json.loads(path.read_text()) | {"fingerprint": "0"})
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
     folder = tmp_path / "run/stages/00-agnostic/checkpoint"
     state = checkpoint.load(folder, 8)
     assert state is None if step == 0 else state["step"] == step
-    assert f"with another --out; --reuse {tmp_path / 'run'} takes its finished stages" in line
+    assert f"with another --out; --reuse {tmp_path / 'run'} keeps its finished stages" in line
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_the_earlier_checkpoint(tmp_path):

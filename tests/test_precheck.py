@@ -167,7 +167,7 @@ COMMANDS = {
     "run none.yaml": "no recipe at",
     "run world_gkd stages.task.stepz=3": "did you mean 'steps'",
     "run world_gkd student.encoder.name=world_studnet": "did you mean 'world_student'",
-    "run world_gkd --reuse none": "no run folder with stages",
+    "run world_gkd --reuse none": "not a run folder with stages",
     "bench none": "no table at",
     "bench table1_world table.seed=1": "did you mean 'seeds'",
     "bench table1_world evaluate.imagse=1": "did you mean 'images'",

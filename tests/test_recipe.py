@@ -189,13 +189,13 @@ def test_the_last_earlier_teacher_stage_is_the_one_that_counts():
 def test_logits_without_an_earlier_teacher_stage_are_one_line(tmp_path):
     method = "stages.task.method={type: logit_kd}"
     assert tiny(tmp_path, method).stages[2].method.type == "logit_kd"
-    problem = "stage task: its method compares class scores, and no earlier stage trains the teacher's head"
+    problem = "stage task: its method compares class scores, but no earlier stage trains the teacher's head"
     text = only("agnostic", "task")
     with pytest.raises(UserError, match=problem) as error:
         load(tiny_file(tmp_path, text), [method])
     assert "\n" not in str(error.value)
     load(tiny_file(tmp_path, text), ["stages.task.method={type: cwd}"])
-    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, and a distill stage has no"):
+    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, but a distill stage has no"):
         tiny(tmp_path, "stages.agnostic.method={type: logit_kd}")
 
 

@@ -145,7 +145,7 @@ def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_pa
         again = samples.arrays()
         assert all(np.array_equal(value, again[key]) for key, value in images["student"][name].arrays().items())
     (folder / "scores/student.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"student.npz is missing or damaged; give the run's command again"):
+    with pytest.raises(UserError, match=r"student.npz is missing or damaged; run the command again"):
         read_samples(folder / "scores/student.npz")
     assert run(tiny(tmp_path), folder)["models"] == results["models"]
     assert (folder / "scores/student.npz").stat().st_size > 2
@@ -243,7 +243,7 @@ def test_a_trained_on_domain_is_listed_for_reference_and_never_enters_the_mean(t
     names = ["potsdam_rgb", "potsdam_irrg", "vaihingen_irrg"]
     config = retarget(recipe, names).evaluate
     assert (config.domains, config.unseen, config.validation) == (tuple(names), tuple(names[1:]), ())
-    with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; take it out of 'unseen'"):
+    with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; remove it from 'unseen'"):
         check(retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"]), training=False)
 
 
@@ -260,7 +260,7 @@ def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_sp
     ("items", "message"),
     [
         (["fog", "cityscapes"], "unknown domain 'cityscapes'"),
-        (["fog:val", "fog:test"], "one domain stands twice"),
+        (["fog:val", "fog:test"], "one domain appears twice"),
         (["acdc::val"], r"write NAME\[:SUBSET\]\[:SPLIT\]"),
         (["cityscaps"], "cityscaps"),
     ],

@@ -202,7 +202,7 @@ def test_logits_teach_the_students_head_and_encoder_and_nothing_else(student, te
 def test_a_stage_without_head_refuses_a_method_that_reads_logits(kind, settings):
     values = {"name": "x", "steps": 1, "data": {"domains": ["game"], "images": 1}}
     (line,) = DistillConfig.model_validate(values | {"method": {"type": kind, **settings}}).faults()
-    assert line.startswith(f"{kind} compares class scores, and a distill stage has no head")
+    assert line.startswith(f"{kind} compares class scores, but a distill stage has no head")
     assert not DistillConfig.model_validate(values | {"method": {"type": "cwd"}}).faults()
 
 
@@ -261,7 +261,7 @@ def test_a_method_gets_the_taps_that_its_settings_ask_for(student, teacher):
     [
         ({"method": {"type": "mse"}, "freeze_encoder": True}, "cannot train a frozen encoder"),
         ({"method": {"type": "mse"}, "model": "teacher"}, "cannot train a frozen encoder"),
-        ({"proxy": {"data": {"domains": ["proxy"], "images": 1}}}, "add a method or drop proxy"),
+        ({"proxy": {"data": {"domains": ["proxy"], "images": 1}}}, "add a method or remove proxy"),
     ],
 )
 def test_terms_that_cannot_work_together_are_errors(changes, message):

@@ -1,4 +1,4 @@
-"""Encoder and head as one network, with ``loss(batch)`` for training and ``predict(images)`` for everything else."""
+"""Encoder and head as one network, with ``loss(batch)`` for training and ``predict(images)`` for inference."""
 
 from segdistill.models.model import Model
 from segdistill.models.segmenter import Segmenter, Window, as_segmenter, positions

@@ -1,7 +1,7 @@
-"""Feature distillation without labels: the task-agnostic stage on proxy images and the domain-agnostic stage on
-source images are this one function with other data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
+"""Feature distillation without labels: GKD's task-agnostic stage on proxy images and its domain-agnostic stage on
+source images are this one function with different data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
 
-Only the student's encoder is handed over; the method's heads are dropped and start anew in the next stage.
+Only the student's encoder is handed over; the method's heads are discarded, and the next stage creates new ones.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class DistillConfig(StageConfig):
     repeats: int = Field(3, ge=1, le=1000, description="repeated augmentation: an epoch sees 1 / repeats of the images")
     size: Size | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
     patch: int | None = Field(
-        None, ge=1, le=1024, description="patch of plain ViTs in this stage, pixels; None: the model's"
+        None, ge=1, le=1024, description="patch size of plain ViTs in this stage, pixels; None: the model's"
     )
     teacher_resample: Resample | None = Field(
-        None, description="how the teacher's weights are fitted to size and patch: papers | hub | timm; None: its own"
+        None, description="how to resample the teacher's weights to size and patch: papers | hub | timm; None: its own"
     )
 
     cache: CacheConfig | None = Field(
         None,
-        description="fixed augmented views with the teacher's tokens on disk; None: the teacher runs at every step",
+        description="cache of augmented views and the teacher's tokens on disk; None: the teacher runs at every step",
     )
 
     def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
-        """The encoder's settings in this stage: built for its size and patch where they are given (spec A.6)."""
+        """The encoder's settings with this stage's size and patch, if given (spec A.6)."""
         changes: dict[str, Any] = {}
         if self.size is not None and record_of(encoder.name).sized:
             changes["image_size"] = self.size
@@ -65,18 +65,18 @@ class DistillConfig(StageConfig):
         return parse(EncoderConfig, encoder.model_dump() | changes, encoder.name) if changes else encoder
 
     def crop(self, default: tuple[int, int]) -> tuple[int, int]:
-        """Its own size, where it has one."""
+        """Its own size, or the default."""
         return self.size or default
 
     def faults(self) -> list[str]:
-        """A method that this stage cannot feed."""
+        """Also a method whose inputs this stage cannot provide."""
         lines = super().faults()
         if not self.reads_logits:
             return lines
         return [
             *lines,
-            f"{self.method.type} compares class scores, and a distill stage has no head; "
-            "make it the method of a task stage, or choose settings that compare features",
+            f"{self.method.type} compares class scores, but a distill stage has no head; "
+            "use it in a task stage, or choose settings that compare features",
         ]
 
     def run(self, context: StageContext) -> StageResult:
@@ -87,7 +87,7 @@ class DistillConfig(StageConfig):
 class Distillation(nn.Module):
     """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD.
 
-    ``teacher_head`` makes the teacher a segmenter: where the method reads logits, and only there.
+    ``teacher_head`` is given if and only if the method reads logits.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Distillation(nn.Module):
             self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
 
     def train(self, mode: bool = True) -> Distillation:
-        """Everything but the teacher, which stays in evaluation mode."""
+        """Set the mode of everything except the teacher, which stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         if self.teacher_head is not None:
@@ -118,9 +118,9 @@ class Distillation(nn.Module):
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
-        """The tokens that the student's masked view hides at this step: a function of (seed, step, sample).
+        """The tokens hidden in the student's masked view at this step: a function of (seed, step, sample).
 
-        Drawn for the batch of all processes, of which this one takes its samples.
+        The mask is drawn for the global batch; each process keeps its own samples.
         """
         if not self.needs.masked:
             return None
@@ -130,10 +130,10 @@ class Distillation(nn.Module):
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
     def forward(self, student: Views, images: Tensor, step: int, steps: int, teacher: Views | None = None) -> LossTerms:
-        """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
+        """The method's loss terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
 
-        ``teacher``: its views, where they are known already.
-        The student's logits are resampled to the size of the teacher's where the heads' strides differ.
+        ``teacher``: its views, if already computed. If the heads' strides differ, the student's logits are resampled to
+        the size of the teacher's.
         """
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
@@ -147,7 +147,7 @@ class Distillation(nn.Module):
 
 
 class DistillObjective(Objective):
-    """The student's encoder and what pulls it towards the teacher."""
+    """Trains the student's encoder with a distillation loss."""
 
     def __init__(self, student: Encoder, distillation: Distillation, cache: TeacherCache | None = None) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class DistillObjective(Objective):
         return {"student": self.student, "method": self.distillation.method}
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
-        """The method's terms on the batch's images (B, 3, H, W) uint8."""
+        """The method's loss terms on the batch's images (B, 3, H, W) uint8."""
         images = batch["image"].float() / 255.0
         mask = self.distillation.mask(images, step)
         needs = self.distillation.needs
@@ -167,13 +167,13 @@ class DistillObjective(Objective):
         return self.distillation(views, images, step, steps, teacher)
 
     def diagnostics(self) -> dict[str, float]:
-        """What the method measured at the last step."""
+        """The method's diagnostics of the last step."""
         values = getattr(self.distillation.method, "diagnostics", {})
         return {name: value.item() for name, value in values.items()}
 
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
-    """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
+    """Distil the teacher's encoder into the student's; writes ``encoder.safetensors`` to the stage's folder."""
     student, seed = context.build_student(config.fit), (context.seed, config.name)
     teacher = context.build_teacher(partial(config.fit, teacher=True))
     distillation = Distillation(student, teacher, config.method, seed)

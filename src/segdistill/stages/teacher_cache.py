@@ -1,9 +1,9 @@
-"""A teacher's tokens on disk: a fixed number of augmented views of every image, each with what the teacher says of it.
+"""A disk cache of teacher tokens: a fixed number of augmented views of every image, each with the teacher's features.
 
-Views are stored, not recomputed: the tokens of a flipped image are not the flipped tokens. They depend on the images,
-the augmentation, the teacher and the method's taps alone, so that methods, students and seeds share them. A cache is a
-folder of shards, each a few ``.npy`` files with their digests, written to a temporary name and renamed: making it
-continues where it stopped, and a damaged shard is named and made again. Ours; no paper has it.
+The tokens of a flipped image are not the flipped tokens, so every view has tokens of its own. They depend only on the
+images, the augmentation, the teacher and the method's taps, so methods, students and seeds share them. A cache is a
+folder of shards, each a few ``.npy`` files with digests, written atomically: building it resumes after an interruption,
+and a damaged shard is reported and rebuilt. This is our addition; no paper has it.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ from segdistill.types import Batch, Features, Views
 
 FORMAT = 1
 SHARD = 64 * 2**20
-"""Bytes of a shard, about."""
+"""Approximate size of a shard in bytes."""
 
 _TYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
 class CacheConfig(Config):
-    """How much is kept of the teacher."""
+    """Settings of the teacher cache."""
 
-    views: int = Field(4, ge=1, le=1000, description="augmented views of every image, drawn once and kept")
-    dtype: Literal["fp32", "fp16", "int8"] = Field("fp16", description="of the tokens; int8: with a scale per token")
+    views: int = Field(4, ge=1, le=1000, description="fixed augmented views per image")
+    dtype: Literal["fp32", "fp16", "int8"] = Field(
+        "fp16", description="number format of the tokens; int8: with a scale per token"
+    )
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cache holds per view: the image's size and the teacher's token grids and widths, one per tap."""
+    """Shapes of the stored arrays per view: image size, and the teacher's token grid and width per tap."""
 
     size: tuple[int, int]
     grids: tuple[tuple[int, int], ...]
@@ -59,7 +61,7 @@ class Shape:
     cls: int | None
 
     def nbytes(self, dtype: str) -> int:
-        """Bytes of one view."""
+        """Size of one view in bytes."""
         cells = [height * width for height, width in self.grids]
         scale = 4 if dtype == "int8" else 0
         tokens = sum(
@@ -69,7 +71,7 @@ class Shape:
 
 
 class TeacherCache:
-    """The views of a data set, each a sample of a step's batch. Another process is sent the folder, not the arrays."""
+    """The views of a dataset, as samples for batches. Pickling it transfers the folder's path, not the arrays."""
 
     def __init__(self, folder: Path, config: CacheConfig, images: int, shape: Shape) -> None:
         self.folder, self.config, self.images, self.shape = folder, config, images, shape
@@ -78,16 +80,16 @@ class TeacherCache:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-self.images * self.config.views // self.per_shard)
 
     @property
     def nbytes(self) -> int:
-        """On disk, without file headers."""
+        """Size on disk in bytes, without file headers."""
         return self.images * self.config.views * self.shape.nbytes(self.config.dtype)
 
     def rows(self, shard: int) -> range:
-        """The views in a shard, numbered image by image."""
+        """The indices of the views in a shard, counted image by image."""
         return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.images * self.config.views))
 
     def path(self, shard: int, name: str) -> Path:
@@ -95,7 +97,7 @@ class TeacherCache:
         return self.folder / f"{shard:05d}.{name}.npy"
 
     def names(self) -> list[str]:
-        """The arrays of a shard."""
+        """The names of the arrays of a shard."""
         taps = range(len(self.shape.widths))
         found = ["image", *(f"tokens{tap}" for tap in taps)]
         if self.config.dtype == "int8":
@@ -103,17 +105,17 @@ class TeacherCache:
         return found if self.shape.cls is None else [*found, "cls"]
 
     def usable(self, shard: int) -> bool:
-        """Whether a shard is there and is what was written; a damaged one is named."""
+        """Whether a shard exists and is intact; a damaged one is reported."""
         paths = [self.path(shard, name) for name in self.names()]
         if not all(path.is_file() for path in paths):
             return False
         damaged = [path for path in paths if not is_whole(path)]
         for path in damaged:
-            logging.getLogger(__name__).warning("warning: damaged teacher cache %s: the shard is made again", path)
+            logging.getLogger(__name__).warning("warning: damaged teacher cache %s: rebuilding the shard", path)
         return not damaged
 
     def write(self, shard: int, images: Tensor, features: Features) -> None:
-        """The images (n, 3, H, W) uint8 of a shard, and the teacher's features of them."""
+        """Write a shard: images (n, 3, H, W) uint8 and the teacher's features of them."""
         arrays: dict[str, NDArray[Any]] = {"image": images.numpy()}
         for tap, tokens in enumerate(features.tokens):
             values = tokens.float().cpu().numpy()
@@ -129,11 +131,11 @@ class TeacherCache:
         except OSError as error:
             raise UserError(
                 f"cannot write the teacher cache {self.folder}: {error.strerror}; free space, set SEGDISTILL_CACHE, or "
-                "keep fewer views"
+                "use fewer views"
             ) from None
 
     def __call__(self, sample: Sample) -> Batch:
-        """One of the views of a sample of :class:`Numbers`, drawn from torch's global generator."""
+        """A view of a sample of :class:`Numbers`, drawn with torch's global generator."""
         return self.view(int(sample.name), int(torch.randint(self.config.views, ()).item()))
 
     def view(self, image: int, view: int) -> Batch:
@@ -159,7 +161,7 @@ class TeacherCache:
 
 
 class Numbers(Dataset):
-    """The numbers of a data set's images in place of the images, for :class:`segdistill.data.loader.StepBatches`."""
+    """A dataset of image indices instead of images, for :class:`segdistill.data.loader.StepBatches`."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.names, self.colors, self.sizes, self.weights = (
@@ -178,7 +180,7 @@ class Numbers(Dataset):
 
 
 class _Images(TorchDataset[Tensor]):
-    """The views of whole shards, (n, 3, H, W) uint8; a view's randomness is a function of its number."""
+    """The views of whole shards, (n, 3, H, W) uint8; the randomness of a view is a function of its index."""
 
     def __init__(
         self, dataset: Dataset, transform: Callable[[Sample], Batch], cache: TeacherCache, shards: Sequence[int]
@@ -199,7 +201,7 @@ class _Images(TorchDataset[Tensor]):
 
 
 def shape_of(teacher: Encoder, taps: tuple[int, ...], size: tuple[int, int]) -> Shape:
-    """What the teacher gives for images of ``size``, found on tensors without data."""
+    """The shapes of the teacher's features for images of ``size``, found by a forward pass on zeros."""
     device = next(teacher.parameters()).device
     with torch.no_grad():
         features = teacher(torch.zeros(1, 3, *size, device=device), taps)
@@ -221,10 +223,10 @@ def open_cache(
     fabric: Fabric,
     progress: Progress,
 ) -> TeacherCache:
-    """The cache of these views, made where it is not there yet; every process makes its share of the shards.
+    """Open the cache of these views and build missing shards; every process builds its share.
 
-    ``facts`` says which images and which augmentation these are. The teacher is run in the precision of ``fabric`` on
-    ``batch`` images at a time.
+    ``facts`` identifies the images and the augmentation. The teacher runs in the precision of ``fabric`` on ``batch``
+    images at a time.
     """
     shape = shape_of(teacher, taps, size)
     listing = hashlib.sha256("\n".join(dataset.listing()).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a page shows of a scene, by task. Imports no torch."""
+"""How reports show a scene, by task. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from collections.abc import Callable, Sequence
 from segdistill.pictures import Colors, Panel, Views, scene_views
 
 VIEWS: dict[str, Callable[[Sequence[Panel], Colors], list[tuple[Panel, Views]]]] = {"semantic": scene_views}
-"""A scene's panels (image, ground truth, every prediction) and the classes' colours -> the panels' pictures."""
+"""By task: a scene's panels (image, ground truth, predictions) and the class colours -> pictures per panel."""
