@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.layers import pos_embed_sincos
+from timm.models.vision_transformer_sam import get_rel_pos
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderOnly
 
 from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
@@ -25,6 +26,7 @@ from segdistill.export.graph import (
     exportable,
     gathered_grid_sample,
     reference_points,
+    relative_positions,
 )
 from segdistill.files import sha256
 from segdistill.models.segmenter import Window
@@ -92,7 +94,7 @@ def test_windows_are_inside_the_graph():
     assert (torch_runner(segmenter, View((64, 96)))(images)[0] != classes).any(), "windows matter here"
 
 
-EXPORTED = [("vit", None), ("convnext", None), ("vit_mask2former", (64, 96)), ("convnext_mask2former", None),
+EXPORTED = [("vit", None), ("convnext", None), ("vit_mask2former", None),
             ("deit", None), ("dinov3", None), ("sam", (64, 96)), ("swin", (64, 96))]  # fmt: skip
 
 
@@ -203,6 +205,12 @@ def test_what_a_converter_raises_becomes_one_line():
     ):
         raise ValueError("no such operator")
     assert "\n" not in str(error.value)
+
+
+def test_relative_positions_are_timms():
+    table = torch.randn(2 * 5 - 1, 6, generator=torch.Generator().manual_seed(0))
+    for side in (5, 8, 3):
+        torch.testing.assert_close(relative_positions(side, side, table), get_rel_pos(side, side, table))
 
 
 def test_coordinates_for_free_sizes_are_those_of_timm_and_of_transformers():

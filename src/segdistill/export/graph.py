@@ -36,6 +36,8 @@ from segdistill.ops import tokens_to_map
 from segdistill.weights.resample import OFFSET
 
 CUBIC = -0.75  # torch's cubic convolution coefficient
+SAM_POSITIONS = "segdistill.encoders.walks.resample_abs_pos_embed_nhwc"
+SAM_RELATIVE = "timm.models.vision_transformer_sam.get_rel_pos"
 ROTATIONS = "timm.layers.pos_embed_sincos._build_grid"
 REFERENCE = (
     "transformers.models.mask2former.modeling_mask2former.Mask2FormerPixelDecoderEncoderOnly.get_reference_points"
@@ -125,8 +127,10 @@ def exportable(encoder: Encoder) -> Iterator[None]:
         if encoder.config.resample != "timm":
             for name in RESAMPLED:
                 stack.enter_context(patch(name, resampled))
+            stack.enter_context(patch(SAM_POSITIONS, cubic_map))
         rotations = partial(cell_grid, timms=pos_embed_sincos._build_grid)
         stack.enter_context(patch(ROTATIONS, rotations))
+        stack.enter_context(patch(SAM_RELATIVE, relative_positions))
         if "transformers.models.mask2former.modeling_mask2former" in sys.modules:  # it takes seconds to import
             stack.enter_context(patch(REFERENCE, staticmethod(reference_points)))
         stack.enter_context(FreeSizes())
@@ -141,6 +145,9 @@ class FreeSizes(TorchFunctionMode):
         named = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and _symbolic(args[0]):
             return _numbers(args[0]).to(named.get("dtype") or torch.int64)
+        if func is F.scaled_dot_product_attention and args[0].ndim == 3:  # the exporter knows heads only
+            masks = {name: each.unsqueeze(1) if isinstance(each, Tensor) else each for name, each in named.items()}
+            return func(*(each.unsqueeze(1) for each in args), **masks).squeeze(1)
         if func is not F.grid_sample:
             return func(*args, **named)
         assert named.get("mode", "bilinear") == "bilinear", named
@@ -217,6 +224,22 @@ def cubic_positions(table: Tensor, old: tuple[int, int], new: tuple[Any, Any], *
     rows, columns = (_cubic_matrix(before, after, same) for before, after in zip(old, new, strict=True))
     resized = torch.einsum("yh,xw,hwc->yxc", rows, columns, cells)
     return torch.cat([first, resized.reshape(1, new[0] * new[1], -1)], dim=1)
+
+
+def cubic_map(posemb: Tensor, new_size: Any) -> Tensor:
+    """:func:`cubic_positions` of SAM's map (1, h, w, C)."""
+    old = (posemb.shape[1], posemb.shape[2])
+    return cubic_positions(posemb.flatten(1, 2), old, new_size, prefix=0).reshape(1, new_size[0], new_size[1], -1)
+
+
+def relative_positions(q_size: Any, k_size: Any, rel_pos: Tensor) -> Tensor:
+    """SAM's relative positions (side, side, C) of ``rel_pos`` (L, C), as timm makes them where both sizes are one."""
+    assert q_size is k_size or q_size == k_size, (q_size, k_size)
+    length = 2 * q_size - 1
+    if isinstance(q_size, torch.SymInt) or rel_pos.shape[0] != length:
+        rel_pos = F.interpolate(rel_pos.T.unsqueeze(0), size=length, mode="linear")[0].T
+    places = torch.arange(q_size)
+    return rel_pos[places.unsqueeze(1) - places.unsqueeze(0) + (q_size - 1)]
 
 
 def _cubic_matrix(old: int, new: Any, same: Tensor) -> Float[Tensor, "n o"]:
