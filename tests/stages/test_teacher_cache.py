@@ -147,7 +147,7 @@ def test_the_plan_tells_time_and_disk_before_anything_is_made(tmp_path):
     teacher, _ = encoders()
     per_view = 3 * 32 * 64 + 2 * 32 * 256 + 4 * 256
     assert teacher_cache.shape_of(teacher, (-1,), SIZE).nbytes("fp16") == per_view
-    assert note.startswith(f"00-agnostic: a teacher cache of 100 views, {100 * per_view / 2**30:.2f} GiB, about ")
+    assert note.startswith(f"00-agnostic: a teacher cache of 100 views, {100 * per_view / 2**30:.2f} GiB, takes about ")
     assert cached.stages[0].flops < plain.stages[0].flops
     assert not (tmp_path / "cache").exists()
 

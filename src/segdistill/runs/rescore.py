@@ -118,7 +118,7 @@ def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
     run, origins = _read_run(recipe, recipe, folder, upto)
     wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
     if wanted is None or wanted not in run.roles:
-        has = ", ".join(run.roles) or "nobody"
+        has = ", ".join(run.roles) or "none"
         raise UserError(f"{what} has no trained head for the {wanted or 'student'}; available: {has}")
     scored = model_of(run, wanted, folder)
     _check_start(run, origins, wanted, scored)
@@ -148,7 +148,7 @@ def evaluate_run(
     _need_evaluation(changed)
     run, origins = _read_run(finished, changed, folder, len(finished.stages) if upto is None else upto)
     if not run.roles or (role or run.roles[0]) not in run.roles:
-        has = ", ".join(run.roles) or "nobody"
+        has = ", ".join(run.roles) or "none"
         raise UserError(f"{folder} has no trained head for the {role or 'student'}; available: {has}")
     places = run.places(role)
     scored = [model_of(run, each, out, place=place) for each, place in places.items()]
