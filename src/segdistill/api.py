@@ -148,19 +148,16 @@ def report(folders: PathLike | Sequence[PathLike], out: PathLike = "report.html"
 
 def export(what: PathLike, out: PathLike, **options: Any) -> Any:
     """Export a finished model to ONNX and check it; see :func:`segdistill.export.export` for the options."""
-    return _part("export")(Path(what), Path(out), **options)
+    from segdistill.export import export as export_model
+
+    return export_model(Path(what), Path(out), **options)
 
 
 def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
     """Estimate mIoU on unlabelled images; see :func:`segdistill.estimation.estimate.estimate` for the options."""
-    return _part("estimate")(Path(what), Path(folder), **options)
+    from segdistill.estimation.estimate import estimate as estimate_score
 
-
-def _part(name: str) -> Any:
-    """The function ``name`` of the module ``name``."""
-    from importlib import import_module
-
-    return getattr(import_module(f"segdistill.{name}"), name)
+    return estimate_score(Path(what), Path(folder), **options)
 
 
 def _existing(folders: Sequence[PathLike]) -> list[Path]:
