@@ -81,10 +81,14 @@ def test_a_data_set_is_sampled_prepared_and_checked(call, complaint, tmp_path):
         assert made in out
     status, out, _ = call("data", "check", "mapillary_half", "--root", tmp_path / "out", "--processes", 1)
     assert status == 0
-    assert "mapillary_half: can be evaluated on" in out
+    assert "mapillary_half: can be used for evaluation" in out
     assert "unknown sample 'gta': did you mean 'gtav'" in complaint("data", "sample", "gta", "--out", tmp_path)
-    assert "holds a sample with other settings" in complaint("data", "sample", "mapillary", "--out", tmp_path / "raw")
-    assert "acdc is read as it is" in complaint("data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x")
+    assert "contains a sample with other settings" in complaint(
+        "data", "sample", "mapillary", "--out", tmp_path / "raw"
+    )
+    assert "acdc needs no preparation" in complaint(
+        "data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x"
+    )
 
 
 def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_compared(call, tmp_path, finished):
@@ -139,11 +143,11 @@ RECIPES = [
     ("stages.task.data.domains=[gmae]", "unknown domain 'gmae': did you mean 'game'"),
     ("evaluate.domains=[game,fog,rian,rain]", "evaluate: unknown domain 'rian': did you mean 'rain'"),
     ("data.classes=world31", "unknown label space 'world31': did you mean 'world13'"),
-    ("stages.task.name=agnostic", "stage names must differ; agnostic stands twice"),
+    ("stages.task.name=agnostic", "stage names must differ; agnostic appears twice"),
     ("stages.tusk.steps=1", "no 'tusk' there; did you mean 'task'. allowed: teacher, agnostic, task"),
     ("stages.7.steps=1", "no '7' there"),
     ("seed", "not of the form key=value"),
-    ("seed=[", "no valid YAML"),
+    ("seed=[", "not valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
     ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
     ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
@@ -172,7 +176,7 @@ def test_a_mistake_in_a_recipe_is_one_line(complaint, tmp_path, override, messag
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "no valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping"),
+    [("a: [", "not valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping"),
      ("name: x", "stages: is missing"), ("name: x\nstages: [3]", "a stage is {type: ..., settings}")],
 )  # fmt: skip
 def test_a_file_that_is_no_recipe_is_one_line(complaint, tmp_path, text, message):
@@ -184,7 +188,7 @@ def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
     for part in ("seed: ", "bogus: unknown key", "steps: Input should be greater", "unknown encoder 'x'"):
         assert part in line
     line = complaint("run", tiny_file(tmp_path), "data.size=[30,64]", "data.classes=x", "stages.task.name=agnostic")
-    for part in ("stands twice", "not divisible", "unknown label space"):
+    for part in ("appears twice", "not divisible", "unknown label space"):
         assert line.count(part) == 1, line
     line = complaint("run", tiny_file(tmp_path), "stages.task.data.domains=[y]", "evaluate.domains=[z]",
                      "evaluate.unseen=[]", "student.encoder.weights=none")  # fmt: skip

@@ -260,7 +260,7 @@ def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_sp
     ("items", "message"),
     [
         (["fog", "cityscapes"], "unknown domain 'cityscapes'"),
-        (["fog:val", "fog:test"], "one domain stands twice"),
+        (["fog:val", "fog:test"], "one domain appears twice"),
         (["acdc::val"], r"write NAME\[:SUBSET\]\[:SPLIT\]"),
         (["cityscaps"], "cityscaps"),
     ],

@@ -21,7 +21,7 @@ def apply(values: dict[str, Any], override: str) -> None:
     try:
         value = plainyaml.load(text)
     except ValueError as error:
-        raise UserError(f"{shown}: the value is no valid YAML; quote it ({short(str(error), 200)})") from None
+        raise UserError(f"{shown}: the value is not valid YAML; quote it ({short(str(error), 200)})") from None
     *path, last = key.strip().split(".")
     if len(path) >= plainyaml.DEEPEST:
         raise UserError(f"{shown}: {len(path) + 1:,} names with dots between them, and no setting lies that deep")

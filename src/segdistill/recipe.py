@@ -50,19 +50,20 @@ Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
-    """Which images every finished model is scored on, and how it sees them. What is left out follows from the data."""
+    """The images that every finished model is scored on, and how. Defaults follow from the data and the stages."""
 
     data: AnySource | None = Field(None, description="where the images come from; None: where the stages' come from")
-    domains: Names = Field((), description="scored domains; none: all that the source scores (the world has such)")
+    domains: Names = Field((), description="domains to score; left out: the source's benchmark (the world has one)")
     unseen: Names = Field(
-        (), description="those whose mean is reported; left out: all but validation domains and what a stage reads"
+        (),
+        description="domains whose mean is reported; left out: all but validation domains and those that a stage reads",
     )
     validation: Names = Field(
-        (), description="those that settings are chosen on, never unseen; left out: those that the source calls so"
+        (), description="domains for choosing settings, never unseen; left out: those with that role in the source"
     )
     split: Split | None = Field(None, description="None: the one that the data set is evaluated on")
     splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
-    images: int | None = Field(None, ge=1, le=10**7, description="per domain; None: all, of the world 60")
+    images: int | None = Field(None, ge=1, le=10**7, description="per domain; None: all (60 of the world)")
     batch: int = Field(
         16, ge=1, le=2**16, description="images at once, where those that follow one another have one size"
     )
@@ -83,7 +84,7 @@ class EvaluateConfig(Config):
         return DataSelection(domains=(domain,), split=split, images=self.images)
 
     def completed(self, data: DataSource, stages: Sequence[StageConfig]) -> EvaluateConfig:
-        """With the values of ``domains``, ``unseen``, ``validation`` and ``images`` that were left out filled in.
+        """A copy with ``domains``, ``unseen``, ``validation`` and ``images`` filled in where they were left out.
 
         ``data`` is the stages' source. Opens no file.
         """
@@ -107,7 +108,7 @@ class EvaluateConfig(Config):
         return self._checked()
 
     def _checked(self) -> EvaluateConfig:
-        """Itself, unless its lists of domains contradict each other."""
+        """Self, if the lists of domains agree."""
         for field in ("unseen", "validation", "splits"):
             if self.domains and (strange := set(getattr(self, field)) - set(self.domains)):
                 raise ValueError(f"{field} names {', '.join(sorted(strange))}, which 'domains' lacks; add them there")
@@ -171,7 +172,7 @@ class Recipe(Config):
     @field_validator("evaluate", mode="after")
     @classmethod
     def _completed(cls, value: EvaluateConfig | None, info: Any) -> EvaluateConfig | None:
-        """Of an evaluation, what follows from the data and the stages, where these are valid."""
+        """Fills in the evaluation's defaults, if data and stages are valid."""
         known = info.data
         if value is None or not {"data", "stages"} <= set(known):
             return value
@@ -182,7 +183,7 @@ class Recipe(Config):
         """What one setting cannot tell by itself, found before hours are spent; all problems at once. Opens no file."""
         names = [stage.name for stage in self.stages]
         problems = [
-            f"stage names must differ; {name} stands twice" for name in sorted(set(names)) if names.count(name) > 1
+            f"stage names must differ; {name} appears twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
         problems += [f"data: {line}" for line in self.data.faults()]
         if self.paper is not None:
@@ -328,7 +329,7 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     """
     splits = dict(map(_read_item, items))
     if len(splits) < len(items):
-        raise UserError(f"--data {' '.join(items)}: one domain stands twice; score its splits in two commands")
+        raise UserError(f"--data {' '.join(items)}: one domain appears twice; score its splits in two commands")
     values = recipe.model_dump(mode="json")
     config, data = values["evaluate"] or {}, values["data"]
     source = recipe.data
