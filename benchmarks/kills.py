@@ -121,6 +121,8 @@ class Run:
     def send(self, what: str, rng: random.Random) -> str:
         """Send a signal; returns what was really sent."""
         others = [pid for pid in self.members() if pid != self.pid]
+        if self.pid not in self.members():  # it has ended and was not waited for yet: a signal would go nowhere
+            return "nothing: it had ended"
         try:
             if what == "ctrl-c":
                 os.killpg(self.pid, signal.SIGINT)

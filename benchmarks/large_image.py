@@ -12,15 +12,17 @@ from __future__ import annotations
 import sys
 import time
 
+import numpy as np
 import torch
 
 from segdistill.config import parse
 from segdistill.encoders import build_encoder
 from segdistill.environment import commit, hardware, peak_memory_mb
-from segdistill.models import Segmenter, Window
+from segdistill.models import Model, View, Window
 from segdistill.runs.evaluation import evaluate
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
+from segdistill.tasks.semantic import SemanticMetric
 from segdistill.tasks.table import TASKS
 
 SIZES = ((1024, 2048), (2000, 2500), (4000, 2500), (4000, 5000))
@@ -28,7 +30,7 @@ CLASSES = 19
 WINDOW = Window(size=(512, 512), stride=(341, 341))
 
 
-def narrow() -> Segmenter:
+def narrow() -> Model:
     """timm's smallest ConvNeXt with a narrow SemFPN."""
     values = {"encoder": {"name": "timm:test_convnext"}, "head": {"type": "semfpn", "width": 16}}
     model = parse(ModelConfig, values)
@@ -37,14 +39,17 @@ def narrow() -> Segmenter:
     )
 
 
-def score(segmenter: Segmenter, size: tuple[int, int]) -> float:
+def score(segmenter: Model, size: tuple[int, int]) -> float:
     """Seconds for one image of noise."""
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=rng)
     label = torch.randint(CLASSES, (1, *size), dtype=torch.uint8, generator=rng)
     began = time.perf_counter()
-    result = evaluate(segmenter, {"noise": [{"image": image, "label": label}]}, window=WINDOW)["noise"]
-    assert int(result.confusion.counts.sum()) == size[0] * size[1], "every pixel is scored once"
+    batches = {"noise": [{"image": image, "label": label}]}
+    metric = evaluate(segmenter, batches, lambda: SemanticMetric(CLASSES), views={"noise": View(window=WINDOW)})[
+        "noise"
+    ]
+    assert np.sum(metric.result("noise")["confusion"]) == size[0] * size[1], "every pixel is scored once"
     return time.perf_counter() - began
 
 

@@ -108,7 +108,7 @@ def read_settings() -> dict[str, Any]:
 
 
 def present(nav: list[Any], pages: list[str]) -> list[Any]:
-    """The navigation without the pages that are not there; a folder becomes its pages."""
+    """The navigation without the pages that are not there; a folder becomes its pages, its index first."""
     kept: list[Any] = []
     for item in nav:
         ((title, value),) = item.items()
@@ -118,7 +118,8 @@ def present(nav: list[Any], pages: list[str]) -> list[Any]:
         elif value.endswith(".md"):
             kept += [item] if value in pages else []
         else:
-            kept.append({title: [page for page in pages if page.startswith(f"{value}/")]})
+            below = [page for page in pages if page.startswith(f"{value}/")]
+            kept.append({title: sorted(below, key=lambda page: (not page.endswith("/index.md"), page))})
     return kept
 
 

@@ -15,10 +15,39 @@ SEMFPN = {"type": "semfpn", "width": 8}
 MASK2FORMER = {"type": "mask2former", "width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 3}
 CASES = {
     "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
-    "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER),
+    "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
     "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
+    **{name: ({"name": f"small_{name}"}, SEMFPN) for name in ("deit", "dinov3", "sam", "swin")},
 }
 SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
+
+
+def add_small_networks() -> None:
+    """Put DeiT, DINOv3, SAM and Swin into the table of encoders, as timm builds them but narrow and two blocks deep."""
+    from dataclasses import replace
+    from functools import partial
+
+    from timm import create_model
+
+    from segdistill.encoders import ENCODERS
+    from segdistill.encoders.anytimm import timm_record
+
+    narrow = {"pretrained": False, "embed_dim": 48, "depth": 2, "num_heads": 2}
+    vit = {"depth": 2, "width": 48, "taps": (0, 0, 1, 1), "image_size": (64, 64)}
+    for name, real in (("deit", "deit_s"), ("dinov3", "dinov3_s")):
+        record = ENCODERS[real]
+        ENCODERS[f"small_{name}"] = replace(record, build=partial(create_model, record.timm_name, **narrow), **vit)
+    windows = partial(create_model, "samvit_base_patch16", global_attn_indexes=(1,), window_size=3, **narrow)
+    ENCODERS["small_sam"] = replace(ENCODERS["sam_b"], build=windows, **vit | {"width": 256, "stages": ((48, 16),) * 2})
+    swin = timm_record("swin_tiny_patch4_window7_224")
+    ENCODERS["small_swin"] = replace(
+        swin,
+        build=partial(create_model, swin.timm_name, pretrained=False, embed_dim=24, depths=(2, 2, 1, 1),
+                      num_heads=(1, 2, 2, 4), window_size=2),
+        image_size=(64, 64),
+        width=192,
+        stages=tuple((24 << stage, 4 << stage) for stage in range(4)),
+    )  # fmt: skip
 
 
 def build(encoder: dict, head: dict, classes: int = 7):
@@ -52,6 +81,7 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
     from segdistill.export.graph import Graph
     from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
 
+    add_small_networks()
     segmenter = build(*CASES[name])
     program = trace(Graph(segmenter, size), (96, 128))
     model = to_onnx(program, {"classes": ["a"]})

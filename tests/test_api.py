@@ -260,5 +260,5 @@ def test_run_evaluate_and_report_give_what_the_commands_write(finished, tmp_path
     assert scores["models"]["student"]["domains"]["fog"]["images"] == 1
     page = segdistill.report([finished], tmp_path / "page.html")
     assert "<html" in page.read_text()
-    with pytest.raises(UserError, match="no run folder with stages to reuse"):
+    with pytest.raises(UserError, match="not a run folder with stages to reuse"):
         segdistill.run(finished / "recipe.yaml", reuse=[tmp_path / "none"])

@@ -127,7 +127,7 @@ def test_evaluate_takes_names_of_data_with_their_splits(call, complaint, tmp_pat
     assert (results["source"], results["unseen"]) == (["game"], ["dusk"])
     assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     assert (folder / "on/dusk_val-game/report.html").is_file()
-    assert "--root is for --data" in complaint("evaluate", folder, "--root", tmp_path)
+    assert "--root only works with --data" in complaint("evaluate", folder, "--root", tmp_path)
     assert "not of the form key=value" in complaint("evaluate", folder, "game")
 
 
@@ -149,9 +149,9 @@ RECIPES = [
     ("seed", "not of the form key=value"),
     ("seed=[", "not valid YAML"),
     ("log_every.x=1", "'log_every' is a value, not a group"),
-    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; take it out of 'unseen'"),
-    ("evaluate.splits={night: val}", "splits names night, which 'domains' lacks"),
-    ("evaluate.unseen=[night]", "unseen names night, which 'domains' lacks"),
+    ("evaluate.unseen=[game]", "stage teacher is trained on 'game'; remove it from 'unseen'"),
+    ("evaluate.splits={night: val}", "splits names night, missing from 'domains'"),
+    ("evaluate.unseen=[night]", "unseen names night, missing from 'domains'"),
     ("evaluate.validation=[fog]", "fog: validation domains cannot count as unseen"),
     ("student=null", "stage agnostic needs a student"),
     ("teacher=null", "stage teacher needs a teacher"),
@@ -198,7 +198,7 @@ def test_all_problems_of_a_recipe_are_told_at_once(complaint, tmp_path):
 
 def test_missing_files_and_folders_are_one_line(complaint, tmp_path, finished):
     assert "no recipe at" in complaint("run", tmp_path / "none.yaml")
-    assert "no run folder with stages" in complaint("run", tiny_file(tmp_path), "--reuse", tmp_path / "none")
+    assert "not a run folder with stages" in complaint("run", tiny_file(tmp_path), "--reuse", tmp_path / "none")
     assert "no recipe at" in complaint("evaluate", tmp_path / "none")
     assert "unknown list 'encoder': did you mean 'encoders'" in complaint("list", "encoder")
     assert "unknown domain 'fgo'" in complaint("data", "preview", "--domains", "fgo", "--out", tmp_path / "x.png")
@@ -213,7 +213,7 @@ def damaged(path):
 
 def test_a_folder_of_another_recipe_is_left_alone(complaint, tmp_path, finished):
     line = complaint("run", tiny_file(tmp_path), "seed=1", "--out", finished)
-    assert "holds a run with other seed; choose another --out or delete it" in line
+    assert "holds a run with different seed; choose another --out or delete it" in line
     changed = shutil.copytree(finished, tmp_path / "run")
     path = changed / "stages/01-agnostic/manifest.json"
     write_signed(path, json.loads(path.read_text()) | {"fingerprint": "0"})
@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
     folder = tmp_path / "run/stages/00-agnostic/checkpoint"
     state = checkpoint.load(folder, 8)
     assert state is None if step == 0 else state["step"] == step
-    assert f"with another --out; --reuse {tmp_path / 'run'} takes its finished stages" in line
+    assert f"with another --out; --reuse {tmp_path / 'run'} keeps its finished stages" in line
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_the_earlier_checkpoint(tmp_path):

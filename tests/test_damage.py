@@ -28,7 +28,7 @@ def damaged(path):
         ),
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_text("[]"), "damaged manifest"),
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_bytes(b"\xff"), "damaged manifest"),
-        (lambda run: damaged(run / "stages/02-task/encoder.safetensors"), "is not the file that its manifest names"),
+        (lambda run: damaged(run / "stages/02-task/encoder.safetensors"), "does not match the digest in its manifest"),
         (lambda run: (run / "stages/00-teacher/head.safetensors").unlink(), "is not the file that its manifest"),
     ],
 )
@@ -41,12 +41,12 @@ def test_damage_in_a_run_folder_is_one_line(complaint, tmp_path, finished, damag
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: damaged(run / "scores/student.json"), "scores/student.json is damaged or gone: the student is sc"),
-        (lambda run: damaged(run / "scores/teacher.npz"), "scores/teacher.npz is damaged or gone: the teacher is scor"),
-        (lambda run: (run / "pictures/student/fog-0.png").unlink(), "fog-0.png is damaged or gone: the student is sco"),
-        (lambda run: (run / "recipe.yaml").write_text("["), "recipe.yaml is damaged and written anew"),
-        (lambda run: flip(run / "recipe.yaml"), "recipe.yaml is damaged and written anew"),
-        (lambda run: damaged(run / "environment.json"), "environment.json is damaged and written anew"),
+        (lambda run: damaged(run / "scores/student.json"), "scores/student.json is damaged or missing; scoring the s"),
+        (lambda run: damaged(run / "scores/teacher.npz"), "scores/teacher.npz is damaged or missing; scoring the tea"),
+        (lambda run: (run / "pictures/student/fog-0.png").unlink(), "fog-0.png is damaged or missing; scoring the stu"),
+        (lambda run: (run / "recipe.yaml").write_text("["), "recipe.yaml is damaged; writing it again"),
+        (lambda run: flip(run / "recipe.yaml"), "recipe.yaml is damaged; writing it again"),
+        (lambda run: damaged(run / "environment.json"), "environment.json is damaged; writing it again"),
         (lambda run: damaged(run / "results.json"), ""),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_damaged_stage_elsewhere_is_not_taken(call, caplog, tmp_path, finished
     damaged(other / "stages/00-teacher/head.safetensors")
     recipe = tiny_file(tmp_path, only("teacher", evaluate=None))
     assert call("run", recipe, "--out", tmp_path / "run", "--reuse", other)[0] == 0
-    assert "--reuse: not taken: " in caplog.text
+    assert "--reuse: skipped: " in caplog.text
     assert (tmp_path / "run/stages/00-teacher/head.safetensors").read_bytes() == (
         finished / "stages/00-teacher/head.safetensors"
     ).read_bytes()

@@ -17,6 +17,7 @@ from segdistill.estimation.line import Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.inference.model import load
 from segdistill.runs.rescore import trained
+from segdistill.sharing.pack import pack
 from segdistill.world import render
 
 module = sys.modules["segdistill.estimation.estimate"]  # segdistill.estimate is also the function
@@ -98,6 +99,22 @@ def test_the_command_names_the_worst_images_and_draws_them(run, photos, tmp_path
         assert sheet.width > 2 * 64
 
 
+def test_a_packed_file_is_estimated_by_its_confidence_on_its_recipes_images(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGDISTILL_CACHE", str(tmp_path / "cache"))
+    path, _ = pack(run, tmp_path / "small.safetensors")
+    _, teacher, points = points_of(path, device="cpu")
+    assert teacher is None  # it is packed alone
+    whole = points_of(run, device="cpu")[2]
+    assert [(p.domain, p.shift, p.miou) for p in points] == [(p.domain, p.shift, p.miou) for p in whole]
+    assert [p.confidence for p in points] == pytest.approx([p.confidence for p in whole])
+    assert {p.agreement for p in points} == {None}
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured again"))
+    found = estimate(path, photos, device="cpu")
+    assert found.measure == "confidence"
+    assert len(found.images) == 3
+    assert not (tmp_path / "estimate.json").exists()
+
+
 def test_the_measure_that_errs_less_is_chosen():
     noisy = [Point(p.domain, p.shift, p.confidence, 0.5 + 0.1 * (i % 3), p.miou) for i, p in enumerate(linear())]
     assert choose_line(noisy)[0] == "confidence"
@@ -126,8 +143,9 @@ def test_far_outside_there_is_no_number():
 
 
 def test_mistakes_are_one_line(run, photos, tmp_path):
-    with pytest.raises(UserError, match=r"one file: .*give the run folder"):
+    with pytest.raises(UserError, match=r"0.png' is damaged or no|no packed segmenter|is no packed|cannot be") as error:
         estimate(photos / "0.png", photos)
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no recipe at"):
         estimate(tmp_path, photos)
     (tmp_path / "empty").mkdir()

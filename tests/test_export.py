@@ -10,13 +10,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.layers import pos_embed_sincos
+from timm.models.vision_transformer_sam import get_rel_pos
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderOnly
 
 from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.export import check, export, ship, summary_rows
 from segdistill.export.check import Domain, Row, View, compare, disagreeing, torch_runner
-from segdistill.export.graph import Graph, cubic_positions, exportable, gathered_grid_sample
+from segdistill.export.graph import (
+    Graph,
+    cell_grid,
+    cubic_positions,
+    exportable,
+    gathered_grid_sample,
+    reference_points,
+    relative_positions,
+)
 from segdistill.files import sha256
 from segdistill.models.segmenter import Window
 from segdistill.runlog import Quiet
@@ -83,7 +94,11 @@ def test_windows_are_inside_the_graph():
     assert (torch_runner(segmenter, View((64, 96)))(images)[0] != classes).any(), "windows matter here"
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit", None), ("convnext", None), ("vit_mask2former", (64, 96))])
+EXPORTED = [("vit", None), ("convnext", None), ("vit_mask2former", None),
+            ("deit", None), ("dinov3", None), ("sam", (64, 96)), ("swin", (64, 96))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size"), EXPORTED)
 def test_every_kind_of_network_in_onnxruntime_at_any_batch_and_size(name, size, tmp_path):
     child = Child(tmp_path / "log.txt", export_case, name, size, tmp_path / "facts.json")
     assert child.wait(1200) == 0, child.text()
@@ -116,6 +131,8 @@ def test_export_writes_all_precisions_with_a_report_and_a_table(exported, packed
     assert report["files"]["small.int8.onnx"]["bytes"] < 0.5 * report["files"]["small.onnx"]["bytes"]
     assert report["source"]["tensors_sha256"] == header["tensors_sha256"]
     assert set(report["latency_ms"]) == {"torch", "fp32", "fp16", "int8"}
+    assert report["latency_threads"] == 1
+    assert "32 x 64 pixels, 1 threads, median, engines in turn" in printed
     assert "fixed: the evaluation fits images into a size" in printed
     table = [line for line in printed.splitlines() if line.startswith(("fp", "int8", "file", "small."))]
     assert table
@@ -182,6 +199,28 @@ def test_a_graph_that_disagrees_is_an_error_and_leaves_nothing(packed, tmp_path,
 def test_what_a_converter_raises_becomes_one_line():
     with pytest.raises(UserError, match=r"no fp16 .RuntimeError: op Foo.; nothing was written"), ship.said("no fp16"):
         raise RuntimeError("op Foo\nand a page of C++")
+    with (
+        pytest.raises(UserError, match=r"nothing was written; known to export: ViT, .* with semfpn or") as error,
+        ship.said("torch cannot export this network", ship.EXPORTED),
+    ):
+        raise ValueError("no such operator")
+    assert "\n" not in str(error.value)
+
+
+def test_relative_positions_are_timms():
+    table = torch.randn(2 * 5 - 1, 6, generator=torch.Generator().manual_seed(0))
+    for side in (5, 8, 3):
+        torch.testing.assert_close(relative_positions(side, side, table), get_rel_pos(side, side, table))
+
+
+def test_coordinates_for_free_sizes_are_those_of_timm_and_of_transformers():
+    theirs = pos_embed_sincos._build_grid
+    for settings in ({"grid_type": "centered"}, {"grid_type": "centered", "grid_offset": 0.25}, {"grid_type": "index"},
+                     {"grid_type": "centered", "normalize_coords": "max"}):  # fmt: skip
+        torch.testing.assert_close(cell_grid([5, 9], timms=theirs, **settings), theirs([5, 9], **settings))
+    shapes, ratios = [(2, 3), (4, 6)], torch.ones(2, 2, 2)
+    expected = Mask2FormerPixelDecoderEncoderOnly.get_reference_points(shapes, ratios, "cpu")
+    torch.testing.assert_close(reference_points(shapes, ratios, "cpu").expand_as(expected), expected)
 
 
 def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
@@ -228,6 +267,24 @@ def test_the_comparison_counts_pixels_scores_and_the_largest_difference():
     assert disagreeing(rows["same"]) == []
     assert disagreeing(rows["other"]) == [row]
     assert check.EQUAL == 0.999
+
+
+def test_engines_take_turns_and_a_slow_moment_does_not_count(monkeypatch):
+    clock, calls = [0.0], []
+    costs = {"torch": 2.0, "fp32": 0.5}
+
+    def runner(name):
+        def run(_):
+            calls.append(name)
+            slow = 100 if len(calls) in (1, 2, 9, 10) else 1  # while it warms up, and for a moment in between
+            clock[0] += slow * costs[name] / 1000
+
+        return run
+
+    monkeypatch.setattr(check.time, "perf_counter", lambda: clock[0])
+    found = check.latencies({name: runner(name) for name in costs}, np.zeros((1, 4, 4, 3), np.uint8))
+    assert found == costs
+    assert calls == ["torch", "fp32"] * (check.TIMED + 2)
 
 
 def test_the_tables_fit_a_terminal():

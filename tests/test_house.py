@@ -76,6 +76,17 @@ def task_words(source: str) -> list[str]:
     return [f"'{word}'" for word in re.findall(r"miou|mean iou", source, re.IGNORECASE)]
 
 
+def target_words(source: str) -> list[str]:
+    """One task's targets and networks: what trains, runs and shows knows none."""
+    words = r"label[ _]maps?|class maps?|\b(?:load|save)_label\b|segmenter|sample\.label|confusion"
+    return [f"'{word}'" for word in re.findall(words, source, re.IGNORECASE)]
+
+
+def stage_kinds(source: str) -> list[str]:
+    """Questions after the class of a stage or a task, where the tables answer."""
+    return [f"'{words}'" for words in re.findall(r"isinstance\([^()]*(?:Stage|Task|Distill|Semantic)\w*\)", source)]
+
+
 def habits(source: str) -> list[str]:
     """``global``, a bare ``except``, ``import *``."""
     problems = []
@@ -143,10 +154,16 @@ def test_no_text_names_a_machine_or_a_package_host() -> None:
     assert not complaints(places, [path for path in texts() if path.exists()])
 
 
-def test_pages_and_grids_know_no_tasks_score() -> None:
-    readers = [path for name in ("report", "grid", "results") for path in sorted((PACKAGE / name).rglob("*.*"))]
+@pytest.mark.parametrize("check", [task_words, target_words])
+def test_what_trains_runs_and_shows_knows_no_task(check: Check) -> None:
+    folders = ("report", "grid", "results", "runs", "train")
+    readers = [path for name in folders for path in sorted((PACKAGE / name).rglob("*.*"))]
     assert {path.suffix for path in readers} >= {".py", ".html", ".css"}
-    assert not complaints(task_words, [path for path in readers if path.suffix != ".pyc"])
+    assert not complaints(check, [path for path in readers if path.suffix != ".pyc"])
+
+
+def test_tables_answer_for_stages_and_tasks() -> None:
+    assert not complaints(stage_kinds, sources("src"))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,9 @@ def test_pages_and_grids_know_no_tasks_score() -> None:
     [
         (task_words, "domain['miou']"),
         (task_words, "the mIoU"),
+        (target_words, "np.asarray(sample.label)"),
+        (target_words, "a Segmenter"),
+        (stage_kinds, "if isinstance(stage, TaskConfig):"),
         (file_length, "x = 1\n" * (FILE_LINES + 1)),
         (function_length, "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
         (positional_parameters, "def f(self, a, b, c, d, e, f, g): ..."),

@@ -16,10 +16,11 @@ from safetensors import safe_open
 
 from mutations import damaged
 from segdistill.config import UserError
+from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.files import sha256, write_json
 from segdistill.recipe import load
-from segdistill.runs.folder import segmenter_of
-from segdistill.runs.score import load_segmenter
+from segdistill.runs.folder import model_from_files, model_of
+from segdistill.runs.score import load_model
 from segdistill.sharing import hub, verify
 from segdistill.sharing.card import card
 from segdistill.sharing.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
@@ -38,8 +39,8 @@ def images(size=(32, 64)):
 
 def original(finished, role="student"):
     run = open_run(finished)
-    scored = segmenter_of(run, role, finished)
-    return load_segmenter(scored, scored.classes)
+    scored = model_of(run, role, finished)
+    return load_model(scored, scored.classes)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -224,6 +225,46 @@ def test_verify_of_a_file_with_a_report_beside_it(tmp_path):
     assert [check.ok for check in verify.verify(graph)] == [True]
     graph.write_bytes(b"Graph")
     assert [check.ok for check in verify.verify(graph)] == [False]
+
+
+def test_verify_of_another_precision_finds_the_one_report(tmp_path):
+    names = ("m.onnx", "m.fp16.onnx", "m.int8.onnx")
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    write_json(tmp_path / "m.onnx.json", {"files": {name: {"sha256": sha256(tmp_path / name)} for name in names}})
+    for name in names:
+        assert {check.name: check.ok for check in verify.verify(tmp_path / name)} == dict.fromkeys(names, True)
+    (tmp_path / "m.int8.onnx").write_bytes(b"other")
+    assert [check.name for check in verify.verify(tmp_path / "m.fp16.onnx") if check.ok is False] == ["m.int8.onnx"]
+    write_json(tmp_path / "m.onnx.json", {"files": {"m.onnx": {"sha256": "0" * 64}}})
+    with pytest.raises(UserError, match=r"m.onnx.json does not name m.fp16.onnx, only m.onnx; export it again"):
+        verify.verify(tmp_path / "m.fp16.onnx")
+    write_json(tmp_path / "m.onnx.json", {"files": ["m.onnx"]})
+    with pytest.raises(UserError, match=r"damaged .*m.onnx.json; make m.onnx again"):
+        verify.verify(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_packed_file_is_start_weights_of_encoder_and_head(role, finished, tmp_path):
+    path, header = pack(finished, tmp_path / "m.safetensors", role=role)
+    whole = load_packed(path)[0]
+    encoder = build_encoder(EncoderConfig(name=f"world_{role}", weights=str(path)), seed=5)
+    for key, value in whole.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[key], value), key
+    assert set(encoder.loaded.dropped.values()) == {"the head of the packed segmenter"}
+    assert encoder.loaded.share == 1
+    recipe = tiny(tmp_path, f"{role}.encoder.weights={path}", f"{role}.head.weights={path}")
+    scored = model_from_files(recipe, role, tmp_path)
+    assert torch.equal(load_model(scored, header["classes"]).scores(images()), whole.scores(images()))
+    with pytest.raises(UserError, match="was trained on other classes: number 0 is 'road', in the data 'street'"):
+        load_model(scored, ["street", *header["classes"][1:]])
+
+
+def test_a_packed_file_of_another_network_is_refused_in_one_line(finished, tmp_path):
+    path, _ = pack(finished, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=r"does not fit world_teacher: .* choose the encoder that it was") as error:
+        build_encoder(EncoderConfig(name="world_teacher", weights=str(path)), seed=0)
+    assert "\n" not in str(error.value)
 
 
 def test_push_is_one_commit_of_file_and_card(packed):

@@ -6,11 +6,8 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.pictures import (
-    Panel,
     colorize,
-    comparison_picture,
     contact_sheet,
-    enlarge,
     error_map,
     load_image,
     load_label,
@@ -99,16 +96,6 @@ def test_sizes_that_differ_are_refused():
         error_map(LABEL, LABEL[:, :2])
 
 
-def test_enlarged_labels_keep_whole_pixels():
-    big = enlarge(colorize(LABEL, COLORS), 3)
-    assert big.shape == (6, 9, 3)
-    assert (big[::3, ::3] == colorize(LABEL, COLORS)).all()
-    assert len(np.unique(big.reshape(-1, 3), axis=0)) == 4
-    assert enlarge(np.zeros((2, 3, 3), dtype=np.uint8), 4, smooth=True).shape == (8, 12, 3)
-    with pytest.raises(UserError, match="at least 1"):
-        enlarge(big, 0)
-
-
 def test_a_contact_sheet_holds_every_picture_in_its_place():
     red, blue = (np.full((20, 40, 3), c, dtype=np.uint8) for c in ((250, 0, 0), (0, 0, 250)))
     sheet = contact_sheet([[red, blue], [None, red]], ["one", "a caption that is far too long"], names=["x", "y"])
@@ -128,35 +115,3 @@ def test_a_contact_sheet_holds_every_picture_in_its_place():
 def test_rows_that_do_not_fit_are_refused(rows, names):
     with pytest.raises(UserError, match="contact sheet"):
         contact_sheet(rows, ["a", "b"], names=names)
-
-
-class Source:
-    """Two domains; the second lacks the student's answer."""
-
-    colors = COLORS
-
-    def __init__(self, folder):
-        self.folder = folder
-        Image.fromarray(np.full((8, 16, 3), 77, dtype=np.uint8)).save(folder / "image.png")
-        save_label(folder / "truth.png", np.full((8, 16), 1), COLORS)
-        save_label(folder / "student.png", np.full((8, 16), 2), COLORS)
-
-    def picture_indices(self, domain):
-        return () if domain == "moon" else (4, 5)
-
-    def panels(self, domain, index):
-        assert index == 4
-        image = Panel("Image", "image", self.folder / "image.png")
-        labels = [Panel(name.title(), "label", self.folder / f"{name}.png") for name in ("truth", "student")]
-        return (image, *labels) if domain == "fog" else (image, labels[0])
-
-
-def test_comparison_picture_has_a_row_per_domain(tmp_path):
-    path = tmp_path / "readme.png"
-    comparison_picture(Source(tmp_path), ["fog", "rain"], path, scale=3)
-    sheet = load_image(path)
-    area = 8 * 16 * 9
-    for color, count in (((77, 77, 77), 2), ((200, 0, 0), 2), ((0, 0, 250), 1)):
-        assert (sheet == color).all(axis=2).sum() == pytest.approx(count * area, abs=9)  # text may hold such a pixel
-    with pytest.raises(UserError, match="no pictures were kept for the domain 'moon'"):
-        comparison_picture(Source(tmp_path), ["moon"], path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 
 from mutations import spoiled
 from segdistill.config import Config, UserError
+from segdistill.grid.table import cells_of, load_table
 from segdistill.methods import METHODS
+from segdistill.overrides import apply
 from segdistill.precheck import RECIPE, TABLE, check_recipe, check_table, classes_of, light, summaries
 from segdistill.recipe import Recipe, load
 from segdistill.shipped import recipe_path, recipes_folder, table_path
@@ -58,6 +61,8 @@ MISTAKES = [
     (["stages.agnostic.method.patch_wieght=1"], "method.patch_wieght: unknown key; did you mean 'patch_weight'?"),
     (["stages.agnostic.method.mask_first=7"], "mask_first"),
     (["stages.task.optimizer.lr=0"], "lr: Input should be greater than 0, got 0"),
+    (["stages.task.augment.flop=1"], "augment: flop: unknown key; did you mean 'flip'?"),
+    (["task=sematic"], "unknown task 'sematic': did you mean 'semantic'?"),
     (["stages.task.type=tsk"], "unknown stage type 'tsk': did you mean 'task'?"),
     (["stages.task.data.split=all"], "split: Input should be 'train'"),
     (["data.source=disk"], "unknown source 'disk'"),
@@ -112,6 +117,38 @@ def test_tables_are_checked_too(override, message):
     light(*TABLE)
 
 
+ROWS = [
+    ({"rows.0.recipe": "world_gdk"}, "no recipe at .*world_gdk.yaml"),
+    ({"rows.0.settings": ["stages.task.stpes=3"]}, "row 'A': .*stage 'task'.stpes: unknown key; did you mean 'st"),
+    ({"rows.1.settings": ["student.encoder.name=world_studnet"]}, "row 'B': .*did you mean 'world_student'"),
+    ({"settings": ["log_every=x"]}, "row 'A': log_every: Input should be a valid integer.*row 'B': log_every"),
+    ({"sweep": {"title": "s", "values": {"one": [], "two": ["stages.tsk.steps=3"]}}}, "row 'A', two: .*no 'tsk' there"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ROWS)
+def test_rows_are_checked_like_recipes_in_the_words_of_the_full_check(tmp_path, changes, message):
+    values = {"name": "mine", "title": "Mine", "rows": [{"title": "A", "recipe": "world_gkd"},
+                                                       {"title": "B", "recipe": "world_none"}]}  # fmt: skip
+    for key, value in changes.items():
+        apply(values, f"{key}={json.dumps(value)}")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=message) as quick:
+        check_table(path)
+    with pytest.raises(UserError) as whole:
+        cells_of(load_table(path), recipes_folder())
+    assert str(quick.value).partition(", got")[0] in str(whole.value)
+    assert "\n" not in str(quick.value)
+
+
+def test_an_override_of_all_rows_is_checked_on_all_of_them():
+    path = table_path(Path("table1_world"))
+    with pytest.raises(UserError, match=r"row '.*': .*did you mean 'imag"):
+        check_table(path, ["evaluate.imagse=1"])
+    check_table(path, ["evaluate.images=1", "table.seeds=[0]"])
+
+
 def test_a_shipped_recipe_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipe_path(Path("world_gkd")) == recipes_folder() / "world_gkd.yaml"
@@ -130,9 +167,10 @@ COMMANDS = {
     "run none.yaml": "no recipe at",
     "run world_gkd stages.task.stepz=3": "did you mean 'steps'",
     "run world_gkd student.encoder.name=world_studnet": "did you mean 'world_student'",
-    "run world_gkd --reuse none": "no run folder with stages",
+    "run world_gkd --reuse none": "not a run folder with stages",
     "bench none": "no table at",
     "bench table1_world table.seed=1": "did you mean 'seeds'",
+    "bench table1_world evaluate.imagse=1": "did you mean 'images'",
     "demo sede=1": "did you mean 'seed'",
     "evaluate none": "no recipe at",
     "predict none none.png --out x": "no model at",

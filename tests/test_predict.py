@@ -56,7 +56,7 @@ def test_a_folder_becomes_class_maps_overlays_confidences_and_comparisons(call, 
     (folder / ".hidden.png").write_text("no image")
     status, printed, err = call("predict", finished, folder, "--out", out, "--confidence", "--side-by-side")
     assert status == 0, err
-    assert printed == f"{out}: 3 predicted, 0 finished before, 0 skipped\n"
+    assert printed == f"{out}: 3 predicted, 0 already finished, 0 skipped\n"
     names = ("a.png", "c.png", "deep/er/b.png")
     assert files(out) == [f"{kind}/{name}" for kind in ("classes", "confidence", "overlay", "side_by_side")
                           for name in names]  # fmt: skip
@@ -229,7 +229,7 @@ def test_bad_images_end_the_command_with_one_line_or_are_skipped(call, finished,
     assert "classes/a.png" in files(tmp_path / "strict")  # what was finished stays
     status, out, err = call(*arguments, tmp_path / "lax", "--skip-bad")
     assert status == 0
-    assert "2 predicted, 0 finished before, 3 skipped" in out
+    assert "2 predicted, 0 already finished, 3 skipped" in out
     assert [name in err for name in ("b.png", "c.png", "broken.mkv")] == [True] * 3
     assert files(tmp_path / "lax/classes") == ["a.png", "d.png"]
     with pytest.raises(BadSample):

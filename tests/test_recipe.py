@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
 from segdistill.config import UserError
 from segdistill.recipe import Recipe, apply, dump, last_learner, load
+from segdistill.runs.check import check
 from segdistill.runs.execute import fingerprints
 from tiny_runs import TINY, only, tiny, tiny_file
 
@@ -185,13 +189,13 @@ def test_the_last_earlier_teacher_stage_is_the_one_that_counts():
 def test_logits_without_an_earlier_teacher_stage_are_one_line(tmp_path):
     method = "stages.task.method={type: logit_kd}"
     assert tiny(tmp_path, method).stages[2].method.type == "logit_kd"
-    problem = "stage task: its method compares class scores, and no earlier stage trains the teacher's head"
+    problem = "stage task: its method compares class scores, but no earlier stage trains the teacher's head"
     text = only("agnostic", "task")
     with pytest.raises(UserError, match=problem) as error:
         load(tiny_file(tmp_path, text), [method])
     assert "\n" not in str(error.value)
     load(tiny_file(tmp_path, text), ["stages.task.method={type: cwd}"])
-    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, and a distill stage has no"):
+    with pytest.raises(UserError, match="stage agnostic: logit_kd compares class scores, but a distill stage has no"):
         tiny(tmp_path, "stages.agnostic.method={type: logit_kd}")
 
 
@@ -210,3 +214,41 @@ def test_an_override_means_one_place_also_where_the_file_says_it_once_for_severa
     )
     path = tiny_file(tmp_path, text.replace("    data: {domains: [game], images: 4}\n", "    data: *data\n", 1))
     assert [stage.data.images for stage in load(path, ["stages.task.data.images=2"]).stages] == [4, 4, 2]
+
+
+OPENED = """
+import io, os, sys
+from pathlib import Path
+from segdistill.recipe import load
+from segdistill.shipped import recipes_folder
+seen = []
+sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event == "open" else None)
+for path in sorted(recipes_folder().glob("*.yaml")):
+    load(path, ["data.root=/nowhere"] if "source: files" in path.read_text() else [])
+names = {Path(name).name for name in seen if not name.isdigit()}
+strange = {name for name in names if not name.endswith((".yaml", ".py", ".pyc", ".so"))}
+print(sorted(strange), len(names))
+"""
+
+
+def test_reading_every_shipped_recipe_opens_no_image_list_or_weight_file():
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] "), done.stdout
+    assert int(done.stdout.split()[-1]) > 30  # the recipes themselves
+
+
+def test_own_data_need_not_be_there_to_read_its_recipe(tmp_path):
+    change = ["data={source: files, size: [32, 64], sets: {farm: nowhere/dataset.yaml}}",
+              "stages.task.data.domains=[farm]", "evaluate.domains=[farm]", "evaluate.unseen=[]"]  # fmt: skip
+    recipe = load(tiny_file(tmp_path), change)
+    with pytest.raises(UserError, match=r"stage task: .*nowhere"):
+        check(recipe)
+
+
+def test_a_setting_that_is_written_out_with_its_default_is_the_same_stage(tmp_path):
+    plain = fingerprints(load(tiny_file(tmp_path)))
+    written = ["stages.agnostic.optimizer.lr=5e-4", "stages.agnostic.method.token=cls", "stages.task.augment.flip=0.5",
+               "stages.task.optimizer.algorithm.type=adamw", "student.head.weights=null"]  # fmt: skip
+    assert fingerprints(load(tiny_file(tmp_path), written)) == plain
+    for changed in ("stages.agnostic.optimizer.lr=6e-4", "stages.agnostic.method.type=mse", "data.seed=3"):
+        assert fingerprints(load(tiny_file(tmp_path), [changed]))[1] != plain[1]

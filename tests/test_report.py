@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from PIL import Image
 
 from fake_runs import ALL_PICTURES, CLASSES, COLORS, METRICS, SOURCE, UNSEEN, VALIDATION, flat, make_run, rewrite
 from page_reader import Page
@@ -263,7 +264,26 @@ def test_the_page_holds_every_picture_and_curve(demo, tmp_path):
     truth = load_label(next(iter(demo)) / "pictures" / "truth" / "fog-1.png")
     answer = load_label(next(iter(demo)) / "pictures" / "student" / "fog-1.png")
     right = (truth == answer)[truth != 255].mean()
-    assert f"{100 * right:.0f} % right" in page.words
+    assert f"{100 * right:.0f} % correct" in page.words
+
+
+def test_runs_with_images_of_different_sizes_share_a_page(tmp_path):
+    for name, title, strength in (("large", "Large", 0.3), ("small", "Small", 0.1)):
+        make_run(tmp_path / name, name, title, 0, strength, pictures={"domains": {"fog": [1]}})
+    for path in (tmp_path / "small/pictures").rglob("*.png"):  # as if its images had half the size
+        with Image.open(path) as picture:
+            half = picture.resize((64, 32), Image.Resampling.NEAREST)
+        half.save(path)
+    page, text = page_of([tmp_path / "large", tmp_path / "small"], tmp_path)
+    truth, answer = (load_label(tmp_path / f"small/pictures/{kind}/fog-1.png") for kind in ("truth", "student"))
+    right = (truth == answer)[truth != 255].mean()
+    assert f"{100 * right:.0f} % right, 32 x 64 pixels" in page.words
+    assert text.count("<img") == 2 + 3 * 2
+    (tmp_path / "small/pictures/truth/fog-1.png").write_bytes(
+        (tmp_path / "large/pictures/truth/fog-1.png").read_bytes()
+    )
+    with pytest.raises(UserError, match=r"small/pictures/student/fog-1.png: its size \(32, 64\) is not the image's"):
+        page_of([tmp_path / "large", tmp_path / "small"], tmp_path)
 
 
 def test_commit_hardware_times_and_recipes_are_told(demo, tmp_path):
@@ -296,12 +316,12 @@ def spoil(path, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("results.json", None, "results.json is missing; the run is unfinished"),
+        ("results.json", None, "results.json is missing: the run is unfinished"),
         ("results.json", '{"format": 1, "na', r"is damaged \("),
         ("results.json", "[]", "expected an object"),
         ("results.json", '{"format": 2}', "format: .*got 2"),
-        ("results.json", '{"format": 1, "models": {}}', "names no primary score .* segdistill evaluate"),
-        ("results.json", '{"format": 1, "primary": "f1", "metrics": {}}', "primary: 'f1' is none of its metrics"),
+        ("results.json", '{"format": 1, "models": {}}', "names no primary score.* segdistill evaluate"),
+        ("results.json", '{"format": 1, "primary": "f1", "metrics": {}}', "primary: 'f1' is not one of its metrics"),
         ("environment.json", "[1]", "expected an object, got list"),
         ("environment.json", "{", "is damaged"),
         ("metrics.jsonl", '{"stage": "a"\n{"stage": "a", "step": 1}\n', "line 1 is damaged"),
@@ -342,24 +362,24 @@ def test_results_that_contradict_themselves_are_refused(tmp_path, changes, messa
 
 def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path):
     a = flat(tmp_path / "a", 0.4)
-    with pytest.raises(UserError, match="no run folder was given"):
+    with pytest.raises(UserError, match="no run folder given"):
         collect([])
     with pytest.raises(UserError, match="no such run folder"):
         collect([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="another run 'gkd' with seed 0"):
+    with pytest.raises(UserError, match="duplicate of run 'gkd' with seed 0"):
         collect([a, flat(tmp_path / "b", 0.3)])
     stranger = flat(tmp_path / "c", 0.3, "mse")
     models = json.loads((stranger / "results.json").read_text())["models"]
     models["teacher"]["parameters"]["encoder"] = 86_000_000
     rewrite(stranger, models=models)
-    with pytest.raises(UserError, match=r"c: its teacher .* is not the one of"):
+    with pytest.raises(UserError, match=r"c: its teacher .* differs from that of"):
         collect([a, stranger])
     other = flat(tmp_path / "d", 0.3, "mse")
     rewrite(other, classes=["street", *CLASSES[1:]])
-    with pytest.raises(UserError, match=r"d: classes differ from .*a: street"):
+    with pytest.raises(UserError, match=r"d and .*a differ in classes: street"):
         collect([a, other])
     rewrite(other, classes=CLASSES, unseen=UNSEEN[::-1])
-    with pytest.raises(UserError, match="unseen differ"):
+    with pytest.raises(UserError, match="differ in unseen"):
         collect([a, other])
 
 

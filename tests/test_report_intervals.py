@@ -40,8 +40,8 @@ def test_runs_that_are_too_short_claim_nothing(tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"steps": 3}))
     short = collect(folders)
     said = (
-        "Too short to compare: a stage has 3 training steps (50 are the least); "
-        "an unseen domain has 2 test images (10 are the least)."
+        "Too short to compare: a stage has 3 training steps (at least 50 are needed); "
+        "an unseen domain has 2 test images (at least 10 are needed)."
     )
     assert headline(short) == said
     assert (remarks(short), short.ranked("")) == ([], [])

@@ -17,9 +17,9 @@ from segdistill.config import UserError
 from segdistill.files import DIGEST, TEXT_MARK
 from segdistill.recipe import change, load
 from segdistill.runs.execute import run
-from segdistill.runs.folder import fingerprints, segmenter_from_files
+from segdistill.runs.folder import fingerprints, model_from_files
 from segdistill.runs.plan import make_plan
-from segdistill.runs.score import load_segmenter
+from segdistill.runs.score import load_model
 from segdistill.world import LABEL_SPACES
 from tiny_runs import TINY, only, tiny, tiny_file
 from tiny_sets import write
@@ -73,7 +73,7 @@ def filled(folder, file, *overrides):
     """The student with the weights in ``file``."""
     parts = [f"student.{part}.weights={file}" for part in ("encoder", "head")]
     recipe = change(load(folder / "lone.yaml"), [*parts, *overrides])
-    return load_segmenter(segmenter_from_files(recipe, "student", folder), CLASSES)
+    return load_model(model_from_files(recipe, "student", folder), CLASSES)
 
 
 @torch.no_grad()
@@ -177,16 +177,16 @@ def test_a_mistake_in_what_to_score_is_one_line(told, lone, finished):
     file, recipe = lone / "iter_40000.pth", lone / "lone.yaml"
     moved = shutil.copytree(finished / "stages/02-task", lone / "02-task")
     for arguments, message in [
-        ((file,), "which network is .*iter_40000.pth. Give --recipe RECIPE"),
+        ((file,), "iter_40000.pth is a checkpoint file: describe its network with --recipe RECIPE"),
         ((file, "--recipe", lone / "none.yaml"), "no recipe at .*none.yaml"),
         ((file, "--recipe", recipe, "--role", "both"), "unknown role 'both'"),
-        ((file, "--recipe", recipe, "--root", lone), "--root is for --data"),
+        ((file, "--recipe", recipe, "--root", lone), "--root only works with --data"),
         ((finished, "--recipe", recipe), "--recipe is for a checkpoint file"),
         ((lone / "none.pth",), "no recipe at .*give a run folder, the folder of one of its stages, or a checkpoint"),
-        ((moved,), "is a stage outside of its run"),
+        ((moved,), "is a stage outside its run folder"),
         ((finished / "stages/01-agnostic",), "01-agnostic trains no head: .*allowed: 00-teacher, 02-task"),
-        ((finished / "stages/02-task", "--role", "student"), "--role student is for runs and files"),
-        ((finished, "teacher.head.weights=x"), "evaluate changes no teacher"),
+        ((finished / "stages/02-task", "--role", "student"), "--role student works for runs and files only"),
+        ((finished, "teacher.head.weights=x"), "evaluate cannot change teacher"),
     ]:
         _, _, line = told("evaluate", *arguments)
         assert re.search(message, line), line
@@ -313,7 +313,7 @@ def test_what_a_run_was_made_of_is_checked_without_its_images(told, moved):
     start.write_bytes(kept + b" ")
     assert "is not the file that the student started from" in told(*ask)[2]
     start.unlink()
-    assert "the student's start weights are in no run folder: no encoder weights at" in told(*ask)[2]
+    assert "the run folder does not hold the student's start weights: no encoder weights at" in told(*ask)[2]
     start.write_bytes(kept)
     text = recipe.read_text()
     recipe.write_text(text.replace("steps: 1", "steps: 2"))

@@ -213,7 +213,7 @@ def test_scoring_on_other_domains_leaves_the_run_as_it_is(tmp_path, finished):
     assert results["unseen"] == ["night"]
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["models"] == results["models"]
     assert {path: path.read_bytes() for path in finished.rglob("*.json*")} == before
-    with pytest.raises(UserError, match="evaluate changes no seed"):
+    with pytest.raises(UserError, match="evaluate cannot change seed"):
         evaluate_run(recipe, tiny(tmp_path, "seed=3"), finished, tmp_path / "scores")
 
 

@@ -26,7 +26,7 @@ from segdistill.runs.check import check
 from segdistill.runs.evaluation import mean_interval, retention_interval
 from segdistill.runs.execute import run
 from segdistill.runs.rescore import evaluate_run
-from segdistill.runs.score import Loader, Scored, load_segmenter, read_samples
+from segdistill.runs.score import Loader, Scored, load_model, read_samples
 from segdistill.tasks.semantic import SemanticSamples
 from segdistill.tasks.table import TASKS
 from tiny_runs import only, tiny, tiny_file
@@ -70,7 +70,7 @@ def student_of(folder, recipe):
     stage = folder / "stages/02-task"
     model = recipe.student.filled(encoder=stage / "encoder.safetensors", head=stage / "head.safetensors")
     scored = Scored("student", "semantic", "Student", model, 0, folder, "", {}, 0.0, ())
-    return load_segmenter(scored, json.loads((stage / "manifest.json").read_text())["classes"])
+    return load_model(scored, json.loads((stage / "manifest.json").read_text())["classes"])
 
 
 def test_unequal_images_score_the_same_in_batches_alone_and_over_processes(tmp_path, finished):
@@ -145,7 +145,7 @@ def test_the_images_counts_stand_beside_the_scores_and_give_the_intervals(tmp_pa
         again = samples.arrays()
         assert all(np.array_equal(value, again[key]) for key, value in images["student"][name].arrays().items())
     (folder / "scores/student.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"student.npz is missing or damaged; give the run's command again"):
+    with pytest.raises(UserError, match=r"student.npz is missing or damaged; run the command again"):
         read_samples(folder / "scores/student.npz")
     assert run(tiny(tmp_path), folder)["models"] == results["models"]
     assert (folder / "scores/student.npz").stat().st_size > 2
@@ -243,7 +243,7 @@ def test_a_trained_on_domain_is_listed_for_reference_and_never_enters_the_mean(t
     names = ["potsdam_rgb", "potsdam_irrg", "vaihingen_irrg"]
     config = retarget(recipe, names).evaluate
     assert (config.domains, config.unseen, config.validation) == (tuple(names), tuple(names[1:]), ())
-    with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; take it out of 'unseen'"):
+    with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; remove it from 'unseen'"):
         check(retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"]), training=False)
 
 

@@ -79,7 +79,7 @@ def test_a_run_ends_at_a_signal_in_one_line_and_continues_to_an_equal_end(tmp_pa
     assert time.monotonic() - at < SOON
     assert status == {"term": 143, "ctrl-c": 130, "worker": 2}[what], child.text()
     line = complaint(child)
-    assert re.search("a process that makes batches was ended" if what == "worker" else r"interrupted \(SIG", line)
+    assert re.search("a data-loading process was killed" if what == "worker" else r"interrupted \(SIG", line)
     until(lambda: not members(pid))
     assert not [path for path in folder.rglob(".*") if path.suffix == ".tmp"]
     if what != "worker":  # the step in progress was ended and kept
@@ -115,7 +115,7 @@ def test_a_killed_rank_ends_the_other_one_in_one_line(tmp_path):
     at = time.monotonic()
     assert ranks[0].wait() == 2, ranks[0].text()
     assert time.monotonic() - at < SOON
-    assert "another process of this run was ended" in complaint(ranks[0])
+    assert "another process of this run was killed" in complaint(ranks[0])
 
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_cut_short():

@@ -204,3 +204,26 @@ def test_a_message_that_no_code_has_is_found():
     texts = ["batch \0 cannot be divided among \0 processes"]
     assert not list(unknown("`batch 6 cannot be divided among 4 processes` `x=1 y`", texts))
     assert list(unknown("`batch 6 cannot be shared`", texts)) == ["batch 6 cannot be shared"]
+
+
+def lost(page, package=ROOT / "src" / "segdistill"):
+    """Places such as ``methods/gkd.py: QSDHead, GKD.forward`` of which the file or a name in it does not exist."""
+    for place, names in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", page):
+        if not (package / place).is_file():
+            yield place
+            continue
+        text = (package / place).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            if not re.search(rf"\b{name}\b", text):
+                yield f"{place}: {name}"
+
+
+def test_every_place_that_the_index_of_the_papers_names_exists():
+    page = (DOCS / "papers.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"`[\w/]+\.py[:`]", page)) > 50
+    assert not list(lost(page))
+
+
+def test_a_lost_place_is_found(tmp_path):
+    (tmp_path / "a.py").write_text("class Here: ...\n")
+    assert list(lost("`a.py: Here, Gone` `b.py`", tmp_path)) == ["a.py: Gone", "b.py"]

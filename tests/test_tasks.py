@@ -96,9 +96,9 @@ def test_a_table_compares_its_runs(recipe, tmp_path):
     ("change", "message"),
     [
         ("task=tag", "unknown task 'tag': did you mean 'tags'.*allowed: semantic, tags"),
-        ("stages.task.augment.flop=1", "augment.*flop"),
+        ("stages.task.augment.flop=1", "augment: flop: unknown key"),
         ("student.head.type=semfpn", "student.head: semfpn is for the task semantic; allowed for tags: tags"),
-        ("stages.task.presence_weight=0.5", "presence_weight: this task has no such term"),
+        ("stages.task.presence_weight=0.5", "presence_weight: this task has no class-presence term"),
     ],
 )
 def test_mistakes_are_one_line(recipe, tmp_path, change, message):

@@ -45,7 +45,8 @@ def logged(folder, tracker, *, failed=False, stages=("00-a", "01-b")):
         for step in (1, 2):
             log.metrics(entry(stage, step))
     domains = {"game": {"miou": 0.5}, "fog": {"miou": 0.4}}
-    log.scores({"models": {"student": {"domains": domains, "mean_unseen": 0.4}}, "retention": None})
+    models = {"student": {"domains": domains, "mean_unseen": 0.4}}
+    log.scores({"primary": "miou", "models": models, "retention": None})
     log.close(failed=failed)
 
 

@@ -1,6 +1,6 @@
-"""What a Python user calls. Importing this module costs no torch, which comes with the first call.
+"""The Python API. Importing this module does not import torch; the first call does.
 
-The functions have the names and the meaning of the commands::
+The functions have the names and meanings of the commands::
 
     import segdistill
 
@@ -8,7 +8,7 @@ The functions have the names and the meaning of the commands::
     model = segdistill.load("runs/mine")
     result = model.predict("street.jpg")
 
-A mistake of the caller raises :class:`segdistill.UserError`, whose text is one line.
+A mistake of the caller raises :class:`segdistill.UserError` with a one-line message.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Model:
-    """The finished model of a run folder, a stage's folder, a packed file, or ``"hf:owner/name"``.
+    """Load the finished model of a run folder, a stage folder, a packed file, or ``"hf:owner/name"``.
 
     ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder, ``device`` is ``"auto"``, ``"cpu"`` or
-    ``"cuda"``. Only ``hf:`` needs a network connection, and none needs the images of the training.
+    ``"cuda"``. Only ``hf:`` needs a network connection; training images are never needed.
     """
     from segdistill.inference.model import load as load_model
 
@@ -59,11 +59,11 @@ def predict(
     skip_bad: bool = False,
     watcher: Watcher | None = None,
 ) -> Outcome:
-    """Write predictions for images, folders, patterns, archives and videos below the folder ``out``; continues.
+    """Write predictions for images, folders, patterns, archives and videos below the folder ``out``; resumes.
 
-    Class maps go to ``out/classes``, and beside it, as asked for, ``overlay``, ``confidence`` and ``side_by_side``
-    (with the teacher, where there is one). ``every`` is the step between frames of a video; with ``skip_bad`` images
-    that cannot be read are listed in the outcome. ``watcher`` is shown the progress.
+    Class maps go to ``out/classes``; ``overlay``, ``confidence`` and ``side_by_side`` (with the teacher, if any) go to
+    folders beside it. ``every`` takes every n-th frame of a video. With ``skip_bad``, unreadable images are skipped and
+    listed in the outcome. ``watcher`` receives the progress.
     """
     from segdistill.inference.folder import Wanted, predict_to_folder
     from segdistill.inference.model import Model
@@ -82,10 +82,10 @@ def run(
     reuse: Sequence[PathLike] = (),
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe (a file, a shipped one's name, or a loaded one); returns the content of ``results.json``. Continues.
+    """Run a recipe (a file, a shipped name, or a loaded one); returns the content of ``results.json``. Resumes.
 
-    ``overrides`` are ``"key=value"``, ``out`` is the run folder (default: ``runs/<name of the recipe>``), ``reuse``
-    names other run folders to take equal stages from.
+    ``overrides`` have the form ``"key=value"``, ``out`` is the run folder (default: ``runs/<recipe name>``), ``reuse``
+    names other run folders to copy identical stages from.
     """
     if not isinstance(recipe, str | os.PathLike):
         from segdistill.recipe import change
@@ -118,10 +118,10 @@ def evaluate(
     out: PathLike | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Score a run folder, a stage's folder, or with ``recipe`` a checkpoint file; the content of ``results.json``.
+    """Score a run folder, a stage folder, or (with ``recipe``) a checkpoint file.
 
     ``data`` names other data, such as ``["cityscapes:val", "acdc:night"]``, below ``root``. The scores are written to
-    ``out``; without it into the run folder, with ``data`` into a folder below it.
+    ``out``; the default is the run folder, or a folder below it with ``data``. Returns the content of ``results.json``.
     """
     from segdistill.runs.rescore import Wanted, rescore
 
@@ -147,12 +147,12 @@ def report(folders: PathLike | Sequence[PathLike], out: PathLike = "report.html"
 
 
 def export(what: PathLike, out: PathLike, **options: Any) -> Any:
-    """Write a finished model as ONNX and check it; see :func:`segdistill.export.export` for the options."""
+    """Export a finished model to ONNX and check it; see :func:`segdistill.export.export` for the options."""
     return _part("export")(Path(what), Path(out), **options)
 
 
 def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
-    """Predicted mIoU on images without labels; see :func:`segdistill.estimation.estimate.estimate` for the options."""
+    """Estimate mIoU on unlabelled images; see :func:`segdistill.estimation.estimate.estimate` for the options."""
     return _part("estimate")(Path(what), Path(folder), **options)
 
 
@@ -164,9 +164,9 @@ def _part(name: str) -> Any:
 
 
 def _existing(folders: Sequence[PathLike]) -> list[Path]:
-    """Run folders that must exist."""
+    """The folders as paths; a :class:`UserError` if one has no stages."""
     paths = [Path(folder) for folder in folders]
     for path in paths:
         if not (path / "stages").is_dir():
-            raise UserError(f"{path}: no run folder with stages to reuse; name one that exists or leave it out")
+            raise UserError(f"{path}: not a run folder with stages to reuse; name an existing one or omit it")
     return paths

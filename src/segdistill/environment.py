@@ -1,4 +1,4 @@
-"""What a number was measured on: commit, hardware, versions, command."""
+"""The environment of a measurement: commit, hardware, versions, command."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FULL = (
     "multiplication overflow",
     "size calculation overflowed",
 )
-"""What torch's errors say where a tensor does not fit into memory."""
+"""Texts in torch's errors when a tensor does not fit into memory."""
 
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Make one line of a failed allocation, of NumPy's or torch's."""
+    """Turn a failed allocation of NumPy or torch into a :class:`UserError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -41,7 +41,7 @@ def within_memory() -> Iterator[None]:
 
 
 def describe() -> dict[str, str]:
-    """The environment of this process as plain strings."""
+    """The environment of this process as strings."""
     return {
         "version": metadata.version("segdistill"),
         "commit": commit(),
@@ -55,7 +55,7 @@ def describe() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the source tree, with ``+`` where files differ from it; ``unknown`` outside a repository."""
+    """The commit of the source tree, with ``+`` if files were changed; ``unknown`` outside a repository."""
     folder = Path(__file__).parent
     try:
         name = _git(folder, "rev-parse", "--short=10", "HEAD")
@@ -76,7 +76,7 @@ def hardware() -> str:
 
 
 def forget_peak() -> None:
-    """Count the peak of :func:`peak_memory_mb` from here on; in RAM only Linux can (elsewhere the process's stays)."""
+    """Reset the peak of :func:`peak_memory_mb`; for RAM this works only on Linux, elsewhere the old peak stays."""
     import torch
 
     if torch.cuda.is_available():
@@ -86,10 +86,7 @@ def forget_peak() -> None:
 
 
 def peak_memory_mb() -> int:
-    """The most memory that this process has held since :func:`forget_peak`, in MiB.
-
-    On the GPU where torch uses one, else in RAM.
-    """
+    """Peak memory of this process since :func:`forget_peak`, in MiB: GPU memory if torch uses a GPU, else RAM."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

@@ -1,7 +1,7 @@
-"""One writer per folder: a lock that the operating system gives back when its process ends, however it ends.
+"""One writer per folder: a lock that the operating system releases when its process ends, however it ends.
 
-Record locks (``lockf``) belong to a process alone: a worker that was forked and outlives its killed parent for some
-seconds does not hold them, and they work over NFS.
+Record locks (``lockf``) belong to a single process: a forked worker that outlives its killed parent for some seconds
+does not hold them. They also work over NFS.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from segdistill.config import UserError
 from segdistill.files import sweep
 
 NAME = ".lock"
-_held: set[Path] = set()  # of this process, which its own record locks do not keep out
+_held: set[Path] = set()  # by this process; record locks do not exclude their own process
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, created where it is missing, as its only writer; remove what killed writers left in it.
+    """Lock ``folder``, creating it if missing, as its only writer; remove leftovers of killed writers.
 
-    A :class:`UserError` says who holds it.
+    Raises a :class:`UserError` that names the holder if it is already locked.
     """
     place = folder.resolve()
     if place in _held:
-        raise UserError(f"{folder} is being written by this very process; choose another --out")
+        raise UserError(f"{folder} is already being written by this process; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _taken(folder)
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _taken(folder: Path) -> IO[str]:
-    """The lock's file, open and locked, with who we are in it."""
+    """The lock file, open and locked, with a description of this process."""
     path = folder / NAME
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
@@ -62,18 +62,18 @@ def _taken(folder: Path) -> IO[str]:
             holder = _holder(file)
             file.close()
             raise UserError(
-                f"{folder} is being written by {holder}; wait for it, end it, or choose another --out"
+                f"{folder} is being written by {holder}; wait for it, stop it, or choose another --out"
             ) from None
         except OSError as error:
             logging.getLogger(__name__).warning(
-                "warning: %s lies on a file system without locks (%s): let no second run write there",
+                "warning: %s is on a file system without locks (%s): make sure that no second run writes there",
                 folder,
                 error.strerror,
             )
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
-        file.close()  # its last holder removed it meanwhile
+        file.close()  # the previous holder has just removed it
     who = {"host": platform.node(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     file.seek(0)
     file.truncate()
@@ -86,12 +86,12 @@ def _holder(file: IO[str]) -> str:
     try:
         who = json.loads(file.read())
         return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-    except (ValueError, KeyError, TypeError):  # it is writing this very line
+    except (ValueError, KeyError, TypeError):  # the holder is writing this line right now
         return "another process"
 
 
 def _clean(folder: Path) -> None:
-    """Remove temporary files and half-copied stages of killed runs."""
+    """Remove temporary files and partly copied stages of killed runs."""
     for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sweep(place)
     for path in (folder / "stages").glob(".*.tmp"):

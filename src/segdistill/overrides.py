@@ -1,4 +1,4 @@
-"""``key=value`` of the command line, applied to settings before they are validated. Imports no torch."""
+"""Applies ``key=value`` overrides to settings before validation. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from segdistill.config import UserError, nearest, short
 
 
 def apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.key=value`` in place; list items go by their ``name`` or their number.
+    """Set one ``dotted.key=value`` in place; list items are addressed by their ``name`` or index.
 
-    A key that does not exist yet is set too: whether it may exist is for the validation to say.
+    New keys are set too; validation decides later whether they are allowed.
     """
     key, equals, text = override.partition("=")
     shown = f"override '{short(override)}'"
@@ -24,7 +24,7 @@ def apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{shown}: the value is not valid YAML; quote it ({short(str(error), 200)})") from None
     *path, last = key.strip().split(".")
     if len(path) >= plainyaml.DEEPEST:
-        raise UserError(f"{shown}: {len(path) + 1:,} names with dots between them, and no setting lies that deep")
+        raise UserError(f"{shown}: the key has {len(path) + 1:,} levels, but no setting is nested that deep")
     node: Any = values
     for step in path:
         node = _child(node, step, shown)
@@ -35,7 +35,7 @@ def apply(values: dict[str, Any], override: str) -> None:
 
 
 def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:
-    """The group or list at ``step`` of ``node``, made where there is none."""
+    """The group or list at ``step`` of ``node``; a missing group is created."""
     place = _position(node, step, shown) if isinstance(node, list) else step
     if isinstance(node, dict) and node.get(step) is None:
         node[step] = {}
@@ -46,7 +46,7 @@ def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str,
 
 
 def _position(node: list[Any], step: str, shown: str) -> int:
-    """Where the item of a list stands that has the name or the number ``step``."""
+    """The index of the list item with the name or index ``step``."""
     names = [item.get("name") if isinstance(item, dict) else None for item in node]
     if step in names:
         return names.index(step)

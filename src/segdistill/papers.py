@@ -1,4 +1,4 @@
-"""The numbers that the papers print, to stand beside ours."""
+"""Numbers printed in the papers, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from segdistill.config import Config, UserError, choose, nearest
 
 
 class PaperPlace(Config):
-    """Where a paper prints the same comparison: its numbers stand beside ours, never among them."""
+    """Where a paper prints the same comparison; its numbers are shown beside ours, never mixed with them."""
 
     table: str = Field(description="number of the paper's table, such as '1'")
     block: str = Field(description="group of its rows, such as 'DINOv2-B to ViT-S'")
-    source: str = Field("", description="columns to show: those of this source, such as 'GTAV'; empty: all")
+    source: str = Field("", description="show only columns of this source, such as 'GTAV'; empty: all")
 
     def block_of(self) -> PaperBlock:
-        """The numbers; a :class:`UserError` where the paper has no such table, block or source."""
+        """The numbers; a :class:`UserError` if the paper has no such table, block or source."""
         return paper_block(self.table, self.block, self.source)
 
 
 PRINTED = "mIoU in percent"
-"""What the numbers of the paper's tables are."""
+"""The unit of the numbers in the paper's tables."""
 
 
 class PaperRow(BaseModel):
-    """One line of a paper's table; ``scores`` are mIoU in percent, one per column of the table."""
+    """One row of a paper's table; ``scores`` are mIoU in percent, one per column of the table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class PaperRow(BaseModel):
 
 
 class PaperBlock(BaseModel):
-    """The rows of one group of a table, and its columns, such as ``GTAV/Citys``."""
+    """The rows of one group of a table, and the columns, such as ``GTAV/Citys``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +49,7 @@ class PaperBlock(BaseModel):
     rows: tuple[PaperRow, ...]
 
     def row(self, name: str) -> PaperRow:
-        """The line of a method (or of the student without distillation, by its name)."""
+        """The row of a method, or of the student without distillation, by name."""
         for row in self.rows:
             if row.name == name and row.role != "teacher":
                 return row
@@ -58,7 +58,7 @@ class PaperBlock(BaseModel):
 
 
 def paper_block(table: str, block: str, source: str = "") -> PaperBlock:
-    """The group ``block`` of the table with this number, cut to the columns of ``source`` (empty: all)."""
+    """The group ``block`` of the table with this number, with the columns of ``source`` (empty: all)."""
     content = choose("table of the paper", table, _tables())
     blocks = list(dict.fromkeys(row["block"] for row in content["rows"]))
     if block not in blocks:

@@ -1,4 +1,4 @@
-"""Label maps as files and as colours: overlays, error maps, contact sheets. Imports no torch.
+"""Label maps as files and as colours: overlays, error maps, contact sheets. Does not import torch.
 
 Legend: H W pixels. A label map is (H, W) uint8 class ids with 255 = ignored; a picture is (H, W, 3) uint8 RGB.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,32 +21,17 @@ Colors = Sequence[Sequence[int]]
 Pixels = NDArray[np.uint8]
 
 IGNORE = 255
-WRONG = (213, 94, 0)  # vermilion of the Okabe-Ito palette: told apart from grey by every kind of colour vision
+WRONG = (213, 94, 0)  # vermilion of the Okabe-Ito palette, distinct from grey for all types of colour vision
 INK, PAPER = (32, 36, 42), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row: what it shows and where it lies."""
+    """One picture of a row: its caption, its kind and its file."""
 
     caption: str
     kind: Literal["image", "label"]
     path: Path
-
-
-class PictureSource(Protocol):
-    """What :func:`comparison_picture` needs to know of a comparison (``report.Comparison`` is one)."""
-
-    @property
-    def colors(self) -> Colors: ...
-
-    def picture_indices(self, domain: str) -> tuple[int, ...]:
-        """The scene numbers that were kept for ``domain``."""
-        ...
-
-    def panels(self, domain: str, index: int) -> tuple[Panel, ...]:
-        """Image, truth, teacher and every arm for one scene."""
-        ...
 
 
 def save_label(path: Path, label: NDArray[np.integer], colors: Colors) -> None:
@@ -71,7 +56,7 @@ def indexed(label: NDArray[np.integer], colors: Colors) -> Image.Image:
 
 
 def load_label(path: Path) -> Pixels:
-    """The class ids (H, W) of an indexed or grey PNG. Raises :class:`UserError` for a missing or damaged file."""
+    """Read the class ids (H, W) of an indexed or grey PNG. Raises :class:`UserError` if it is missing or damaged."""
     with _open(path) as image:
         if image.mode not in ("P", "L"):
             raise UserError(f"{path}: expected an indexed PNG of class ids, got a picture of mode {image.mode}")
@@ -79,16 +64,16 @@ def load_label(path: Path) -> Pixels:
 
 
 def load_image(path: Path) -> Pixels:
-    """A picture (H, W, 3). Raises :class:`UserError` for a missing or damaged file."""
+    """Read a picture (H, W, 3). Raises :class:`UserError` if it is missing or damaged."""
     with _open(path) as image:
         try:
             return _pixels(image.convert("RGB"), path)
         except Exception:  # noqa: BLE001
-            raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
+            raise UserError(f"{path}: the picture is damaged; run the command again") from None
 
 
 def palette(colors: Colors) -> Pixels:
-    """(256, 3): the class colours, then black."""
+    """Palette (256, 3): the class colours, then black."""
     if len(colors) > IGNORE:
         raise UserError(f"at most {IGNORE} classes fit a label map, got {len(colors)}")
     table = np.zeros((256, 3), dtype=np.uint8)
@@ -102,7 +87,7 @@ def colorize(label: NDArray[np.integer], colors: Colors) -> Pixels:
 
 
 def overlay(image: Pixels, label: NDArray[np.integer], colors: Colors, alpha: float = 0.55) -> Pixels:
-    """Class colours laid over ``image`` with the weight ``alpha``; ignored pixels show the image."""
+    """Class colours blended over ``image`` with weight ``alpha``; ignored pixels show the image."""
     _same_size(image, label)
     mixed = image.astype(np.float32) * (1 - alpha) + colorize(label, colors).astype(np.float32) * alpha
     mixed = np.where((label == IGNORE)[..., None], image, np.rint(mixed))
@@ -110,7 +95,7 @@ def overlay(image: Pixels, label: NDArray[np.integer], colors: Colors, alpha: fl
 
 
 def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
-    """Wrong pixels in vermilion, right ones as the pale grey ``image`` (or plain grey), ignored ones dark."""
+    """Wrong pixels in vermilion, correct ones in the pale grey ``image`` (or plain grey), ignored ones dark."""
     _same_size(prediction, truth)
     if image is None:
         grey = np.full(truth.shape, 226.0, dtype=np.float32)
@@ -124,7 +109,7 @@ def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image
 
 
 def pixels_right(prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> float | None:
-    """The share of counted pixels with the right class; None where every pixel is ignored."""
+    """The share of labelled pixels with the correct class; None if all pixels are ignored."""
     _same_size(prediction, truth)
     counted = truth != IGNORE
     return float((prediction == truth)[counted].mean()) if counted.any() else None
@@ -132,49 +117,46 @@ def pixels_right(prediction: NDArray[np.integer], truth: NDArray[np.integer]) ->
 
 @dataclass(frozen=True)
 class Views:
-    """What a page shows of one panel: its pictures by name (one at a time where there are several), and a note."""
+    """How a page shows one panel: pictures by name (of several, one is visible at a time), and a note."""
 
     pictures: dict[str, Image.Image]
     note: str = ""
 
 
 def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Views]]:
-    """A scene's image and ground truth, which come first, and each prediction as classes and as errors."""
+    """A scene's image and ground truth (the first two panels), and each prediction as classes and as errors.
+
+    A prediction of another size comes from a run with larger or smaller images and is compared with that run's own.
+    """
     if not panels:
         return []
-    image, truth = load_image(panels[0].path), load_label(panels[1].path)
-    found = [(panels[0], Views({"classes": Image.fromarray(image)}))]
+    first = load_image(panels[0].path), load_label(panels[1].path)
+    found = [(panels[0], Views({"classes": Image.fromarray(first[0])}))]
     for panel in panels[1:]:
+        (image, truth), notes = first, []
         label = truth if panel is panels[1] else load_label(panel.path)
+        if label.shape != truth.shape:
+            own, notes = panel.path.parents[1], [f"{label.shape[0]} x {label.shape[1]} pixels"]
+            image, truth = load_image(own / "image" / panel.path.name), load_label(own / "truth" / panel.path.name)
         if label.shape != truth.shape or label.shape != image.shape[:2]:
-            raise UserError(f"{panel.path}: its size {label.shape} is not the image's {image.shape[:2]}")
+            raise UserError(f"{panel.path}: its size {label.shape} differs from the image's, {image.shape[:2]}")
         classes = indexed(label, colors)
         if panel is panels[1]:
             found.append((panel, Views({"classes": classes})))
             continue
         errors = Image.fromarray(error_map(label, truth, image)).quantize(48, dither=Image.Dither.NONE)
         right = pixels_right(label, truth)
-        note = "" if right is None else f"{100 * right:.0f} % right"
-        found.append((panel, Views({"classes": classes, "errors": errors}, note)))
+        notes = notes if right is None else [f"{100 * right:.0f} % correct", *notes]
+        found.append((panel, Views({"classes": classes, "errors": errors}, ", ".join(notes))))
     return found
-
-
-def enlarge(picture: Pixels, scale: int, *, smooth: bool = False) -> Pixels:
-    """``picture`` (H, W, 3) magnified ``scale`` times: whole pixels, or bicubic with ``smooth`` (photographs)."""
-    if scale < 1:
-        raise UserError(f"scale must be at least 1, got {scale}")
-    if not smooth:
-        return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    size = (picture.shape[1] * scale, picture.shape[0] * scale)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 def contact_sheet(
     rows: Sequence[Sequence[Pixels | None]], captions: Sequence[str], names: Sequence[str] = (), gap: int = 6
 ) -> Pixels:
-    """Rows of equally large pictures as one picture: ``captions`` above the columns, ``names`` left of the rows.
+    """Rows of pictures of the same size as one picture: ``captions`` above the columns, ``names`` left of the rows.
 
-    ``None`` leaves a cell empty. Raises :class:`UserError` where the rows do not fit the captions or each other.
+    ``None`` leaves a cell empty. Raises :class:`UserError` if the rows do not match the captions or each other.
     """
     sizes = {picture.shape for row in rows for picture in row if picture is not None}
     if len(sizes) != 1:
@@ -202,45 +184,22 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def comparison_picture(comparison: PictureSource, domains: Sequence[str], path: Path, scale: int = 2) -> None:
-    """One PNG for a README: per domain a row of image, truth, teacher and every arm (its first kept scene)."""
-    rows = []
-    for domain in domains:
-        indices = comparison.picture_indices(domain)
-        if not indices:
-            raise UserError(f"no pictures were kept for the domain '{domain}'")
-        rows.append({panel.caption: panel for panel in comparison.panels(domain, indices[0])})
-    captions = list(dict.fromkeys(caption for row in rows for caption in row))
-    table = [[_show(row.get(caption), comparison.colors, scale) for caption in captions] for row in rows]
-    sheet = Image.fromarray(contact_sheet(table, captions, names=list(domains)))
-    write_atomic(path, lambda file: sheet.save(file, format="PNG", optimize=True))
-
-
-def _show(panel: Panel | None, colors: Colors, scale: int) -> Pixels | None:
-    """A panel as enlarged RGB."""
-    if panel is None:
-        return None
-    if panel.kind == "image":
-        return enlarge(load_image(panel.path), scale, smooth=True)
-    return enlarge(colorize(load_label(panel.path), colors), scale)
-
-
 def _open(path: Path) -> Image.Image:
-    """The opened file, or one line about why it cannot be opened."""
+    """The opened file, or a :class:`UserError`."""
     try:
         return Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
-    except Exception:  # noqa: BLE001  Pillow raises many kinds for a damaged file
-        raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
+    except Exception:  # noqa: BLE001  Pillow raises many types for a damaged file
+        raise UserError(f"{path}: the picture is damaged; run the command again") from None
 
 
 def _pixels(image: Image.Image, path: Path) -> Pixels:
-    """The decoded pixels; a file that breaks off is a :class:`UserError`."""
+    """The decoded pixels; a truncated file is a :class:`UserError`."""
     try:
         return np.array(image, dtype=np.uint8)
     except Exception:  # noqa: BLE001
-        raise UserError(f"{path}: the picture is damaged; give the run's command again") from None
+        raise UserError(f"{path}: the picture is damaged; run the command again") from None
 
 
 def _same_size(one: NDArray[np.generic], other: NDArray[np.generic]) -> None:

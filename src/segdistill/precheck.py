@@ -1,9 +1,9 @@
-"""Finds the mistakes of a recipe that its text shows, in a fraction of a second: keys, names, types and ranges.
+"""Finds mistakes in the text of a recipe within a fraction of a second: keys, names, types and ranges.
 
-Settings are declared beside the networks that read them, whose modules import torch. Here the declarations are read
-from the source (``ast``), nothing of it is executed, and classes with the same fields are made: annotation, default and
-``Field``. What only code can check (validators, weights, data) is left to :func:`segdistill.recipe.load`, and so is any
-field whose declaration is not understood: what passes here may still be wrong, what fails here is.
+Settings are declared in the modules that use them, and those import torch. This module reads the declarations from the
+source code (``ast``) without executing it, and builds classes with the same fields: annotation, default and ``Field``.
+What only code can check (validators, weights, data), and any declaration that is not understood, is left to
+:func:`segdistill.recipe.load`. What fails here is wrong; what passes may still be.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, create_model
 from segdistill import config
 from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
 from segdistill.overrides import apply
+from segdistill.shipped import recipes_folder
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
@@ -29,8 +30,8 @@ RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.grid.table", "Tabl
 
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all mistakes that are seen."""
-    values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
+    """The settings in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all mistakes found."""
+    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
     for override in overrides:
         apply(values, override)
     parse(light(*RECIPE), values)
@@ -38,27 +39,50 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def check_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As :func:`check_recipe` for a table of recipes, whose own overrides begin with ``table.``."""
+    """Like :func:`check_recipe`, for a table of recipes, whose own overrides start with ``table.``, and its rows.
+
+    Every row is checked with the sweep's first value, and every other value with the first row.
+    """
     known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
+    own = [override for override in overrides if override.startswith("table.")]
     for override in overrides:
-        if override.startswith("table."):
+        if override in own:
             apply(values, override.removeprefix("table."))
         elif "=" not in override:
             raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
     parse(light(*TABLE), values, path.name)
+    _check_rows(values, [override for override in overrides if override not in own])
     return values
+
+
+def _check_rows(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """The recipes and settings that a table names."""
+    sweep = (values.get("sweep") or {}).get("values") or {"": ()}
+    first, *others = sweep
+    pairs = [(row, first) for row in values["rows"]] + [(values["rows"][0], value) for value in others]
+    problems = []
+    for row, value in pairs:
+        settings = [*(values.get("settings") or ()), *(row.get("settings") or ()), *(sweep[value] or ()), *overrides]
+        settings.append(f"seed={(values.get('seeds') or [0])[0]}")  # a table's seed has the last word
+        name = Path(row["recipe"])
+        try:
+            check_recipe(name if name.suffix else recipes_folder() / f"{name}.yaml", settings)
+        except UserError as error:
+            problems.append(f"row '{row['title']}'{f', {value}' if value else ''}: {error}")
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
 
 
 @dataclass(frozen=True)
 class Module:
-    """The source of a module, read."""
+    """The parsed source of a module."""
 
     name: str
     tree: ast.Module
 
     def imported(self, name: str) -> tuple[str, str] | None:
-        """Where ``name`` was imported from: module and name there."""
+        """Where ``name`` is imported from: the module, and the name there."""
         blocks = [self.tree.body, *(node.body for node in self.tree.body if isinstance(node, ast.If))]
         for node in (node for block in blocks for node in block):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("segdistill"):
@@ -68,7 +92,7 @@ class Module:
         return None
 
     def own(self, name: str) -> ast.ClassDef | ast.expr | None:
-        """The class, or the value of the assignment, of this name at the top of the module."""
+        """The top-level class of this name, or the value assigned to it."""
         for node in self.tree.body:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return node
@@ -80,7 +104,7 @@ class Module:
 
 @cache
 def source(module: str) -> Module:
-    """The module's text, whose packages are imported and which is not."""
+    """The source of a module; imports at most its parent packages, never the module itself."""
     package, _, last = module.rpartition(".")
     folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
     path = next((p for p in (folder / f"{last}.py", folder / last / "__init__.py") if p.is_file()), None)
@@ -92,7 +116,7 @@ def source(module: str) -> Module:
 
 
 def located(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
-    """The module that defines what ``module`` calls ``name`` (a class, ``Class.Inner`` or a value), and the node."""
+    """The module that defines ``name`` (a class, ``Class.Inner`` or a value) of ``module``, and its node."""
     first, _, rest = name.partition(".")
     read = source(module)
     node = read.own(first)
@@ -110,7 +134,7 @@ def located(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr] | Non
 
 
 def _inner(module: str, node: ast.ClassDef, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
-    """A class inside of a class or of its bases."""
+    """A class nested in a class or in one of its bases."""
     for each in node.body:
         if isinstance(each, ast.ClassDef) and each.name == name:
             return module, each
@@ -122,7 +146,7 @@ def _inner(module: str, node: ast.ClassDef, name: str) -> tuple[str, ast.ClassDe
 
 @cache
 def light(module: str, name: str) -> type[Config]:
-    """A settings class with the fields of the class ``name`` of ``module``, made without importing it."""
+    """A settings class with the fields of class ``name`` of ``module``, built without importing it."""
     found = located(module, name)
     home, node = found or (module, None)
     if not isinstance(node, ast.ClassDef):
@@ -135,7 +159,7 @@ def light(module: str, name: str) -> type[Config]:
 
 
 def _fields(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Any, Any]]:
-    """Name, annotation and default of every field, those of the bases first."""
+    """Name, annotation and default of every field, base classes first."""
     for base in node.bases:
         found = located(module, ast.unparse(base))
         if found is not None and isinstance(found[1], ast.ClassDef) and found[0] != "segdistill.config":
@@ -148,7 +172,7 @@ def _fields(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _declared(module: str, value: ast.expr | None) -> tuple[Any, Any]:
-    """What ``Field(...)`` demands, and the default: ``...`` where there is none, None where it is another."""
+    """The limits in ``Field(...)``, and the default: ``...`` for a required field, else a placeholder."""
     if value is None:
         return None, ...
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
@@ -160,7 +184,7 @@ def _declared(module: str, value: ast.expr | None) -> tuple[Any, Any]:
 
 
 def _limits(module: str, call: ast.Call) -> Any:
-    """``Field`` with the limits that are written as numbers or text."""
+    """``Field`` with the limits that are literals or names of :mod:`segdistill.config`."""
     kept: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg in ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern"):
@@ -173,14 +197,14 @@ def _limits(module: str, call: ast.Call) -> Any:
 
 
 class _Missing:
-    """Stands for a default, which is not checked."""
+    """Placeholder for a default, which is not checked."""
 
 
 _Unchecked = Field(default_factory=_Missing, validate_default=False)
 
 
 def _type(module: str, node: ast.expr) -> Any:
-    """The annotation as a type; ``Any`` where it is not understood."""
+    """The annotation as a type; ``Any`` if it is not understood."""
     if isinstance(node, ast.Constant):
         return _type(module, ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node.value
     if isinstance(node, ast.BinOp):
@@ -205,7 +229,7 @@ def _generic(module: str, node: ast.Subscript) -> Any:
     if outer == "Annotated":
         calls = [each for each in inner[1:] if isinstance(each, ast.Call)]
         if any(ast.unparse(call.func) == "BeforeValidator" for call in calls):
-            return Any  # it may take what its type does not
+            return Any  # the validator may accept more than the type
         limits = next((_limits(module, call) for call in calls if ast.unparse(call.func) == "Field"), None)
         own = _type(module, inner[0])
         return own if limits is None else Annotated[own, limits]
@@ -216,7 +240,7 @@ def _generic(module: str, node: ast.Subscript) -> Any:
 
 
 def _named(module: str, name: str) -> Any:
-    """A settings class, or what a name stands for; what :mod:`segdistill.config` declares is taken as it is."""
+    """The settings class or type behind a name; aliases declared in :mod:`segdistill.config` are used directly."""
     if source(module).imported(name) == (config.__name__, name) and not isinstance(getattr(config, name), type):
         return getattr(config, name)
     if (module, name) in CHOICES or (known := located(module, name)) is None:
@@ -238,7 +262,7 @@ def _is_settings(module: str, node: ast.ClassDef) -> bool:
 
 
 class _Parts(Mapping[str, type]):
-    """A table of classes with a ``Config``, each read when it is chosen."""
+    """A table of classes with a ``Config``, each parsed on first use."""
 
     def __init__(self, module: str, table: str) -> None:
         self.homes = classes_of(module, table)
@@ -263,7 +287,7 @@ def classes_of(module: str, table: str) -> dict[str, tuple[str, str]]:
 
 
 def summaries(module: str, table: str) -> dict[str, str]:
-    """For every entry of a table of classes the first line of its module, which names the paper."""
+    """For every entry of a table of classes, the first line of its module's docstring, which names the paper."""
     lines = {}
     for key, (home, name) in classes_of(module, table).items():
         found = located(home, name)
@@ -273,7 +297,7 @@ def summaries(module: str, table: str) -> dict[str, str]:
 
 
 def _encoder(value: object) -> object:
-    """A name of the table of encoders, or of timm."""
+    """Validate the name of an encoder of the table or of timm."""
     from segdistill.encoders.record import PREFIX
     from segdistill.encoders.table import ENCODERS
 
@@ -288,8 +312,30 @@ def _encoder(value: object) -> object:
 def _stage(value: object) -> object:
     table = classes_of("segdistill.recipe", "STAGES")
     if not isinstance(value, dict) or "type" not in value:
-        raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(table)}")
+        raise ValueError(f"a stage is {{type: ..., settings}}; allowed types: {', '.join(table)}")
     return parse(light(*choose("stage type", value["type"], table)), value, f"stage '{value.get('name', '?')}'")
+
+
+def _task(value: object) -> object:
+    return choose("task", str(value), _tasks()) and value
+
+
+def _tasks() -> dict[str, tuple[str, str]]:
+    """The table of tasks: module and name of each class."""
+    table = classes_of("segdistill.tasks.table", "TASKS")
+    return {name: (home, made.removesuffix("()")) for name, (home, made) in table.items()}
+
+
+def _augment(value: object) -> object:
+    """Validate the augmentation of a task, as long as there is only one; the recipe names the task elsewhere."""
+    (home, name), *others = _tasks().values()
+    found = located(home, name)
+    if others or found is None or not isinstance(found[1], ast.ClassDef):
+        return value
+    body = (
+        each for each in found[1].body if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "Augment"
+    )
+    return parse(light(found[0], ast.unparse(next(body).value)), value)
 
 
 def _source(value: object) -> object:
@@ -301,6 +347,8 @@ def _source(value: object) -> object:
 
 CHOICES: dict[tuple[str, str], Callable[[object], object]] = {
     ("segdistill.recipe", "Stage"): _stage,
+    ("segdistill.recipe", "TaskName"): _task,
+    ("segdistill.stages.task", "AnyAugment"): _augment,
     ("segdistill.data.source", "AnySource"): _source,
 }
-"""Annotations whose class follows from a value, as their own validators do it."""
+"""Annotations whose class depends on a value, with a validator that selects it."""

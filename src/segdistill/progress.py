@@ -1,4 +1,4 @@
-"""Progress of the command line: bars on a terminal, a line now and then on a pipe."""
+"""Progress on the command line: bars on a terminal, periodic lines on a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = 10.0
 
 
 class Lines:
-    """What is written where nothing can be drawn: each stage's begin and end, and a line every ten seconds."""
+    """Text progress without a terminal: a line when a stage starts or ends, and one every ten seconds."""
 
     def __init__(self, title: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.title, self.say, self.clock = title, say, clock
@@ -24,12 +24,12 @@ class Lines:
         self.first = 0
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """Say that a stage begins, or need not run."""
+        """Print that a stage starts or is skipped."""
         self.say(f"{label}: {steps:,} steps" if state == "running" else f"{label}: {state}")
         self.last = self.clock()
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
-        """Say where the stage is, when it is time, and where it ends."""
+        """Print the progress of a stage when due, and its end."""
         self._begin(label, step)
         if loss is not None:
             self.loss = f", loss {loss:.4f}"
@@ -40,21 +40,21 @@ class Lines:
             self._due(f"{label}: step {step:,} of {steps:,}{self.loss}{self.speed}", step, steps)
 
     def rate(self, label: str, images_per_s: float) -> None:
-        """Keep the speed for the next line."""
+        """Store the speed for the next line."""
         self.speed = f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Say how far other work is, when it is time."""
+        """Print the progress of other work when due."""
         self._begin(what, done)
         if done < total:
             self._due(f"{what}: {done:,} of {total:,}", done, total)
 
     def warn(self, line: str) -> None:
-        """Say it."""
+        """Print a warning."""
         self.say(f"warning: {line}")
 
     def _begin(self, label: str, done: int) -> None:
-        """Start to measure something new."""
+        """Start timing a new activity."""
         if label != self.label:
             self.label, self.loss, self.speed = label, "", ""
             self.began, self.first = self.clock(), done
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 class Bars:
-    """A :class:`segdistill.runlog.Watcher` that draws; on a pipe it writes :class:`Lines` instead."""
+    """A :class:`segdistill.runlog.Watcher` with progress bars; on a pipe it prints :class:`Lines` instead."""
 
     def __init__(self, title: str, steps: int) -> None:
         self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # only the first process draws
@@ -108,7 +108,7 @@ class Bars:
             self.progress.stop()
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """Start the bar of a stage; a finished or reused one only moves the whole."""
+        """Start the bar of a stage; a finished or reused stage only advances the total."""
         if self.lines is not None:
             self.lines.stage(label, steps, state)
         elif state != "running":
@@ -117,7 +117,7 @@ class Bars:
             self._begin(label, steps)
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
-        """Move both bars; show the loss where it is new."""
+        """Advance both bars; update the loss if given."""
         if self.lines is not None:
             self.lines.step(label, step, steps, loss)
             return
@@ -135,7 +135,7 @@ class Bars:
         self.speed = f", {images_per_s:.0f} images/s"
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Show work that is not training."""
+        """Show the progress of work other than training."""
         if self.lines is not None:
             self.lines.work(what, done, total)
             return
@@ -143,7 +143,7 @@ class Bars:
         self.progress.update(self.now, completed=done)
 
     def warn(self, line: str) -> None:
-        """Say it once, above the bars."""
+        """Print a warning once, above the bars."""
         if line not in self.warned:
             self.warned.add(line)
             self._say(f"warning: {line}")

@@ -1,4 +1,4 @@
-"""The recipe: one YAML file of settings. Class defaults < recipe < ``key=value`` on the command line, nothing more."""
+"""The recipe: one YAML file of settings. Precedence: class defaults < recipe < ``key=value`` on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from segdistill.tasks.table import TASKS
 from segdistill.trackers import TrackerName
 
 MOST_PIXELS = 2**30
-"""Of the images of a step: 12 GiB in float32 before any network has seen them."""
+"""Pixels per training step: the images alone take 12 GiB in float32."""
 
 
 def _read_task(value: object) -> str:
@@ -39,43 +39,44 @@ def _read_stage(value: object, info: Any) -> object:
     if isinstance(value, Config):
         return value
     if not isinstance(value, dict) or "type" not in value:
-        raise ValueError(f"a stage is {{type: ..., settings}} with a type of {', '.join(STAGES)}")
+        raise ValueError(f"a stage is {{type: ..., settings}}; allowed types: {', '.join(STAGES)}")
     kind = choose("stage type", value["type"], STAGES)
     if "task" in kind.model_fields:
         value = {"task": info.data.get("task", "semantic")} | value
     return parse(kind, value, f"stage '{value.get('name', '?')}'")
 
 
+TaskName = Annotated[str, BeforeValidator(_read_task)]
 Stage = Annotated[SerializeAsAny[StageConfig], BeforeValidator(_read_stage)]
 
 
 class EvaluateConfig(Config):
-    """The images that every finished model is scored on, and how. Defaults follow from the data and the stages."""
+    """The images that finished models are scored on, and how they are fed to the model.
 
-    data: AnySource | None = Field(None, description="where the images come from; None: where the stages' come from")
-    domains: Names = Field((), description="domains to score; left out: the source's benchmark (the world has one)")
+    Settings that are left out follow from the data and the stages.
+    """
+
+    data: AnySource | None = Field(None, description="source of the images; None: the recipe's data")
+    domains: Names = Field((), description="domains to score; empty: all benchmark domains of the source (world only)")
     unseen: Names = Field(
-        (),
-        description="domains whose mean is reported; left out: all but validation domains and those that a stage reads",
+        (), description="domains whose mean is reported; default: all except validation domains and training domains"
     )
     validation: Names = Field(
-        (), description="domains for choosing settings, never unseen; left out: those with that role in the source"
+        (), description="domains used to choose settings, never unseen; default: the source's validation domains"
     )
-    split: Split | None = Field(None, description="None: the one that the data set is evaluated on")
-    splits: dict[str, Split] = Field(default={}, description="of single domains, where theirs is another")
-    images: int | None = Field(None, ge=1, le=10**7, description="per domain; None: all (60 of the world)")
-    batch: int = Field(
-        16, ge=1, le=2**16, description="images at once, where those that follow one another have one size"
-    )
+    split: Split | None = Field(None, description="None: the dataset's evaluation split")
+    splits: dict[str, Split] = Field(default={}, description="splits of single domains, if different")
+    images: int | None = Field(None, ge=1, le=10**7, description="images per domain; None: all (for the world 60)")
+    batch: int = Field(16, ge=1, le=2**16, description="images per batch, if consecutive images have the same size")
     resize: Size | None = Field(
-        None, description="height and width that images are fitted into; None: as the data set's protocol says"
+        None, description="height and width to fit images into; None: as in the dataset's protocol"
     )
-    window: Window | None = Field(None, description="sliding window; None: as the data set's protocol says")
+    window: Window | None = Field(None, description="sliding window; None: as in the dataset's protocol")
     pictures: int = Field(
         2,
         ge=0,
         le=1000,
-        description="pictures kept per domain: of so many first images and as many with the worst score",
+        description="number of first images, and of worst images, whose pictures are saved per domain",
     )
 
     def selection(self, source: DataSource, domain: str) -> DataSelection:
@@ -84,7 +85,7 @@ class EvaluateConfig(Config):
         return DataSelection(domains=(domain,), split=split, images=self.images)
 
     def completed(self, data: DataSource, stages: Sequence[StageConfig]) -> EvaluateConfig:
-        """A copy with ``domains``, ``unseen``, ``validation`` and ``images`` filled in where they were left out.
+        """A copy with defaults for ``domains``, ``unseen``, ``validation`` and ``images`` where they are left out.
 
         ``data`` is the stages' source. Opens no file.
         """
@@ -108,19 +109,19 @@ class EvaluateConfig(Config):
         return self._checked()
 
     def _checked(self) -> EvaluateConfig:
-        """Self, if the lists of domains agree."""
+        """The object itself, or a ValueError if its lists of domains contradict each other."""
         for field in ("unseen", "validation", "splits"):
             if self.domains and (strange := set(getattr(self, field)) - set(self.domains)):
-                raise ValueError(f"{field} names {', '.join(sorted(strange))}, which 'domains' lacks; add them there")
+                raise ValueError(f"{field} names {', '.join(sorted(strange))}, missing from 'domains'; add them there")
         if both := set(self.unseen) & set(self.validation):
             raise ValueError(f"{', '.join(sorted(both))}: validation domains cannot count as unseen")
         return self
 
 
 def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, split: Split | None) -> str | None:
-    """The first of ``stages`` that reads images of ``domain``, of a part of it, or of the whole that it belongs to.
+    """The first of ``stages`` that reads images of ``domain``, of a subset of it, or of a domain that contains it.
 
-    Where a domain's splits are domains of their own, only the same ``split`` counts.
+    If the splits of a domain are domains in their own right, only the same ``split`` counts.
     """
     for stage in stages:
         for _, selection, _ in stage.reads():
@@ -133,7 +134,7 @@ def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, 
 
 @dataclass(frozen=True)
 class Reading:
-    """Images that a recipe reads: ``where`` it does ("stage task", "evaluate"), and whether they must have labels."""
+    """Images that a recipe reads: ``where`` ("stage task", "evaluate"), and whether they need labels."""
 
     where: str
     source: DataSource
@@ -141,11 +142,11 @@ class Reading:
     labelled: bool
 
     def problems(self) -> list[str]:
-        """One line for each thing that keeps them from being read."""
+        """One line for each reason why they cannot be read."""
         return self.source.problems(self.selection, labelled=self.labelled)
 
     def doubts(self) -> list[str]:
-        """One line for each thing that can be read and is probably not meant, after a look at a few images."""
+        """One warning for each thing that looks like a mistake, after inspecting a few images."""
         return self.source.doubts(self.selection, labelled=self.labelled)
 
 
@@ -156,7 +157,7 @@ class Recipe(Config):
     title: str = ""
     paper: PaperPlace | None = Field(None, description="where the paper prints this comparison; shown beside ours")
     seed: int = Field(0, ge=0, lt=2**63)
-    task: Annotated[str, BeforeValidator(_read_task)] = Field("semantic", description="what is learned; one of TASKS")
+    task: TaskName = Field("semantic", description="the task to learn")
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
@@ -164,15 +165,15 @@ class Recipe(Config):
     evaluate: EvaluateConfig | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = Field(0, ge=0, le=128, description="processes that make batches; 0: the training process itself")
+    workers: int = Field(0, ge=0, le=128, description="data-loading processes; 0: load in the training process")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
-    tracker: TrackerName = Field("tensorboard", description="where curves are shown beside metrics.jsonl")
+    tracker: TrackerName = Field("tensorboard", description="where to show curves, in addition to metrics.jsonl")
 
     @field_validator("evaluate", mode="after")
     @classmethod
     def _completed(cls, value: EvaluateConfig | None, info: Any) -> EvaluateConfig | None:
-        """Fills in the evaluation's defaults, if data and stages are valid."""
+        """Fill in the evaluation's defaults, which follow from the data and the stages, if these are valid."""
         known = info.data
         if value is None or not {"data", "stages"} <= set(known):
             return value
@@ -180,7 +181,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        """What one setting cannot tell by itself, found before hours are spent; all problems at once. Opens no file."""
+        """Check settings against each other and report all problems at once. Opens no file."""
         names = [stage.name for stage in self.stages]
         problems = [
             f"stage names must differ; {name} appears twice" for name in sorted(set(names)) if names.count(name) > 1
@@ -198,12 +199,12 @@ class Recipe(Config):
 
     @property
     def scored_source(self) -> DataSource:
-        """Where the images of the evaluation come from."""
+        """The source of the evaluation images."""
         own = self.evaluate.data if self.evaluate is not None else None
         return self.data if own is None else own
 
     def readings(self, *, training: bool = True) -> list[Reading]:
-        """Everything that is read: by the stages one after another (not without ``training``), by the evaluation."""
+        """Everything that is read: by the stages in order (only with ``training``), then by the evaluation."""
         found = [
             Reading(f"stage {stage.name}{part}", self.data, selection, labelled)
             for stage in (self.stages if training else ())
@@ -215,7 +216,7 @@ class Recipe(Config):
         return found
 
     def classes(self) -> tuple[str, ...]:
-        """What a head tells apart: the classes of the first labelled images that are trained on or scored."""
+        """The classes that a head predicts: those of the first labelled images for training or evaluation."""
         labelled = (each for each in self.readings() if each.labelled)
         first = next(labelled, None)
         return () if first is None else first.source.look(first.selection)[1]
@@ -226,13 +227,13 @@ class Recipe(Config):
 
 
 def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int | None:
-    """The number of the last stage before number ``before`` in which the head of ``role`` learns."""
+    """The number of the last stage before number ``before`` that trains the head of ``role``."""
     numbers = [number for number, stage in enumerate(stages[:before]) if stage.learner == role]
     return numbers[-1] if numbers else None
 
 
 def _stage_problems(recipe: Recipe, number: int) -> list[str]:
-    """What stage ``number`` needs of the rest of ``recipe`` and does not find there."""
+    """What stage ``number`` needs from the rest of ``recipe`` and is missing."""
     stage = recipe.stages[number]
     problems: list[str] = []
     for role in stage.roles:
@@ -249,14 +250,14 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
-            f"stage {stage.name}: its method compares class scores, and no earlier stage trains the teacher's "
+            f"stage {stage.name}: its method compares class scores, but no earlier stage trains the teacher's "
             "head; put {type: task, model: teacher, ...} before it, or set teacher.head.weights"
         )
     return problems
 
 
 def _size_problems(recipe: Recipe, stage: StageConfig, role: str, encoder: EncoderConfig) -> list[str]:
-    """Sizes that an encoder cannot take in a stage, where the stage or the data says the size."""
+    """Image sizes, set by the stage or the data, that an encoder cannot process."""
     size = stage.crop(recipe.data.size)
     where = "data.size" if size == recipe.data.size else f"stage {stage.name}: size"
     faults = _attempt(lambda: stage.fit(encoder, teacher=role == "teacher").check(*size))
@@ -264,7 +265,7 @@ def _size_problems(recipe: Recipe, stage: StageConfig, role: str, encoder: Encod
 
 
 def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
-    """A step that no memory holds."""
+    """A batch too large for any memory."""
     size, images = stage.crop(recipe.data.size), stage.images_per_step
     if images * size[0] * size[1] <= MOST_PIXELS:
         return []
@@ -275,7 +276,7 @@ def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
 
 
 def _head_problems(task: str, model: ModelConfig, role: str) -> list[str]:
-    """A head of another task."""
+    """A head for another task."""
     if model.head is None or HEADS[model.head.type].task == task:
         return []
     own = ", ".join(name for name, head in HEADS.items() if head.task == task) or "none"
@@ -283,16 +284,18 @@ def _head_problems(task: str, model: ModelConfig, role: str) -> list[str]:
 
 
 def _level_problems(model: ModelConfig, role: str) -> list[str]:
-    """A head with another number of levels than the encoder has taps."""
+    """A head whose number of levels differs from the encoder's number of taps."""
     strides = getattr(model.head.settings, "strides", None) if model.head is not None else None
     taps = len(record_of(model.encoder.name).taps)
     if strides is None or taps in (1, len(strides)):
         return []
-    return [f"{role}.head.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps}"]
+    return [
+        f"{role}.head.strides: {len(strides)} levels for the {taps} taps of {model.encoder.name}; give {taps} strides"
+    ]
 
 
 def _attempt(check: Callable[[], object]) -> list[str]:
-    """The line of the :class:`UserError` that ``check`` raises, if it does."""
+    """The message of the :class:`UserError` that ``check`` raises, if any."""
     try:
         check()
     except UserError as error:
@@ -303,9 +306,9 @@ def _attempt(check: Callable[[], object]) -> list[str]:
 def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     """The validated recipe in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all problems.
 
-    Whether its images and weights are there is asked by :func:`segdistill.runs.check.check`.
+    Whether its images and weights exist is checked by :func:`segdistill.runs.check.check`.
     """
-    values = read_yaml(path, "recipe", "`segdistill list recipes` names those that are there")
+    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
     for override in overrides or []:
         apply(values, override)
     return parse(Recipe, values)
@@ -320,12 +323,12 @@ def change(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """``recipe`` scored on other data: ``items`` are written NAME[:SUBSET][:SPLIT], such as ``acdc:night:val``.
+    """``recipe`` scored on other data: ``items`` have the form NAME[:SUBSET][:SPLIT], such as ``acdc:night:val``.
 
-    The images come from where the recipe's own come from; if those are no files and none of the names is known there,
-    from the files of the data sets under ``root``, all that a split has. Domains that the recipe chose settings on
-    stay validation domains, those that a stage was trained on are listed for reference; the others are unseen.
-    ``overrides`` have the last word. The images that the stages were trained on need not be there.
+    The images come from the recipe's own source. If that is the built-in world and it knows none of the names, they
+    come from the dataset files under ``root``, with all images of a split. Validation domains of the recipe stay
+    validation domains, domains that a stage was trained on are listed for reference; the others are unseen.
+    ``overrides`` are applied last. The training images need not exist.
     """
     splits = dict(map(_read_item, items))
     if len(splits) < len(items):
@@ -369,5 +372,5 @@ def _read_item(item: str) -> tuple[str, Split | None]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; loading it gives the same recipe."""
+    """The resolved recipe as YAML; loading it returns the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

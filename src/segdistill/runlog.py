@@ -1,4 +1,4 @@
-"""Where a run's metrics go: JSON lines always, a tracker beside them, and whoever watches."""
+"""The outputs of a run's metrics: JSON lines, a tracker, and a watcher."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from segdistill.trackers import NoTracker, Tracked, Tracker, TrackerName, begin
 
 
 class Watcher(Protocol):
-    """Somebody who watches a run: the command line's progress bars, a notebook, a test."""
+    """Observes a run: the progress bars of the command line, a notebook, a test."""
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """A stage begins (``running``) or is taken as it is (``finished``, ``reused``)."""
+        """A stage starts (``running``) or is skipped (``finished``, ``reused``)."""
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
-        """A step of it is done; ``loss`` where it was logged."""
+        """A step is done; ``loss`` is given when it was logged."""
 
     def rate(self, label: str, images_per_s: float) -> None:
-        """How fast a stage is, whenever it is logged."""
+        """The speed of a stage, whenever it is logged."""
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Other work with an end: rendering, evaluation."""
+        """Progress of other work: rendering, evaluation."""
 
     def warn(self, line: str) -> None:
-        """What can be used and is probably not meant."""
+        """A warning about inputs that look like a mistake."""
 
 
 class Quiet:
-    """Watches nothing."""
+    """Ignores everything."""
 
     def stage(self, label: str, steps: int, state: str) -> None:
         """Ignore a stage."""
@@ -50,34 +50,34 @@ class Quiet:
 
 
 class Named:
-    """Puts the name of a run before everything that a watcher is shown."""
+    """Prefixes everything that a watcher receives with the name of a run."""
 
     def __init__(self, watcher: Watcher, name: str) -> None:
         self.watcher, self.name = watcher, name
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """As the watcher's."""
+        """Forward with the name."""
         self.watcher.stage(f"{self.name} {label}", steps, state)
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
-        """As the watcher's."""
+        """Forward with the name."""
         self.watcher.step(f"{self.name} {label}", step, steps, loss)
 
     def rate(self, label: str, images_per_s: float) -> None:
-        """As the watcher's."""
+        """Forward with the name."""
         self.watcher.rate(f"{self.name} {label}", images_per_s)
 
     def work(self, what: str, done: int, total: int) -> None:
-        """As the watcher's."""
+        """Forward with the name."""
         self.watcher.work(f"{self.name} {what}", done, total)
 
     def warn(self, line: str) -> None:
-        """As the watcher's, without the name: several runs read the same images."""
+        """Forward without the name, since several runs read the same images."""
         self.watcher.warn(line)
 
 
 class RunLog:
-    """``metrics.jsonl`` of a run folder, and the tracker of the recipe; only the first process writes."""
+    """Writes ``metrics.jsonl`` of a run folder and feeds the recipe's tracker; only the first process writes."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class RunLog:
         self.watcher.rate(entry["stage"], entry["images_per_s"])
 
     def scores(self, results: Mapping[str, Any]) -> None:
-        """Show the finished run's primary score per domain, mean over unseen domains and retention in the tracker."""
+        """Send a finished run's primary score per domain, mean over unseen domains and retention to the tracker."""
         if not self.writes:
             return
         values: dict[str, float | None] = {"retention": results.get("retention")}
@@ -117,43 +117,43 @@ class RunLog:
             self._track("scores", 0, numbers)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop the stage's records after ``step``, and a last line that a kill cut short."""
+        """Drop the stage's records after ``step``, and a last line that was cut off."""
         if not self.writes or not self.path.exists():
             return
         kept, lines = [], self.path.read_bytes().decode(errors="replace").split("\n")
         for number, line in enumerate(lines, start=1):
             entry = read_metrics_line(line)
             if entry is None:
-                if line.strip() and number < len(lines):  # the last one a kill may have cut short
+                if line.strip() and number < len(lines):  # the last line may be cut off if the run was killed
                     logging.getLogger(__name__).warning(
-                        "warning: %s: line %d is damaged and left out of the curves", self.path, number
+                        "warning: %s: line %d is damaged; removing it", self.path, number
                     )
             elif entry["stage"] != stage or entry["step"] <= step:
                 kept.append(line + "\n")
         write_atomic(self.path, lambda file: file.write("".join(kept).encode()))
 
     def progress(self, stage: str, step: int, steps: int, loss: float | None) -> None:
-        """Tell the watcher."""
+        """Notify the watcher."""
         self.watcher.step(stage, step, steps, loss)
 
     def close(self, *, failed: bool = False) -> None:
-        """Flush what the tracker holds."""
+        """Flush and close the tracker."""
         tracker, self._tracker = self._tracker, NoTracker()
         try:
             tracker.finish(failed=failed)
-        except Exception as error:  # noqa: BLE001  a library's own kinds; the run itself has nothing to do with it
+        except Exception as error:  # noqa: BLE001  any error of the library; the run itself is fine
             self._lost(error)
 
     def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Give numbers to the tracker; one that fails is left out from then on, the training goes on."""
+        """Send values to the tracker; if it fails, it is dropped and training continues."""
         try:
             self._tracker.log(stage, step, values)
-        except Exception as error:  # noqa: BLE001  a server that is gone must not end hours of training
+        except Exception as error:  # noqa: BLE001  a lost server must not end hours of training
             self._tracker = NoTracker()
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
         logging.getLogger(__name__).warning(
-            "warning: the tracker failed and gets no more records (%s: %s); all are in %s",
+            "warning: the tracker failed and receives no more records (%s: %s); all records are in %s",
             type(error).__name__, str(error).strip().partition("\n")[0], self.path,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where curves and scores are shown: TensorBoard by default, or one of three other libraries, each an extra.
+"""Experiment trackers for curves and scores: TensorBoard by default, or one of three optional libraries.
 
-``tracker=wandb`` in a recipe or on the command line chooses one; no result depends on it. ``metrics.jsonl`` is written
-whatever the choice. A library is imported when it is chosen.
+``tracker=wandb`` in a recipe or on the command line selects one; no result depends on it. ``metrics.jsonl`` is always
+written. A library is imported only if selected.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from segdistill.files import write_atomic
 TrackerName = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 PROJECT = "segdistill"
 LONGEST_VALUE = 500
-"""Characters of a setting that every MLflow server stores."""
+"""Longest value of a setting, in characters, that every MLflow server accepts."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is given about a run before its first record."""
+    """Description of a run for a tracker."""
 
     folder: Path
     name: str
     settings: Mapping[str, Any]
 
     def identity(self, library: str) -> tuple[str, bool]:
-        """A random name of this run folder for ``library``, and whether it is new; kept in ``<library>.id``."""
+        """A random id of this run folder for ``library``, stored in ``<library>.id``, and whether it is new."""
         path = self.folder / f"{library}.id"
         if path.exists() and (found := path.read_text(encoding="utf-8").strip()):
             return found, False
@@ -41,42 +41,42 @@ class Tracked:
         return fresh, True
 
     def remember(self, library: str, identity: str) -> None:
-        """Keep the name by which ``library`` continues this run."""
+        """Store the id with which ``library`` continues this run."""
         write_atomic(self.folder / f"{library}.id", lambda file: file.write(identity.encode()))
 
     def flat(self) -> dict[str, str]:
-        """The settings as one level of dotted keys, as :class:`str`."""
+        """The settings as a flat mapping from dotted keys to strings."""
         return dict(_flat(self.settings, ""))
 
 
 class Tracker(Protocol):
-    """What a library must do: three calls, of the first process alone."""
+    """The interface of a tracker: three calls, made by the first process only."""
 
     def start(self, run: Tracked) -> None:
-        """Begin a run, or continue that of the same folder."""
+        """Start a run, or continue the one of the same folder."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step; ``stage`` is a stage's label, or ``scores``."""
+        """Record the values of one step; ``stage`` is a stage's label, or ``scores``."""
 
     def finish(self, *, failed: bool) -> None:
-        """Flush; the run has ended, or was interrupted and may go on later."""
+        """Flush; the run has ended, or was interrupted and may continue later."""
 
 
 class NoTracker:
-    """Keeps nothing."""
+    """Ignores everything."""
 
     def start(self, run: Tracked) -> None:
         """Ignore the run."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Ignore the numbers."""
+        """Ignore the values."""
 
     def finish(self, *, failed: bool) -> None:
         """Ignore the end."""
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/<stage>`` of the run folder. Records after a resumed step are purged."""
+    """Event files in ``tensorboard/<stage>`` of the run folder. Resuming purges later records."""
 
     def start(self, run: Tracked) -> None:
         self._folder = run.folder / "tensorboard"
@@ -95,7 +95,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases. Every stage has a step axis of its own, since its own steps may only grow."""
+    """Weights & Biases. Every stage has its own step axis, since W&B steps may only increase."""
 
     def __init__(self) -> None:
         self._library = _library("wandb", "wandb")
@@ -125,7 +125,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow, wherever its own variables such as ``MLFLOW_TRACKING_URI`` say."""
+    """MLflow, configured by its own variables such as ``MLFLOW_TRACKING_URI``."""
 
     def __init__(self) -> None:
         self._library = _library("mlflow", "mlflow")
@@ -149,7 +149,7 @@ class MLflow:
 
 
 class Trackio:
-    """trackio: a local dashboard, ``trackio show``. Steps of all stages share its axis, names tell them apart."""
+    """trackio: a local dashboard, ``trackio show``. All stages share one step axis and differ by name."""
 
     def __init__(self) -> None:
         self._library = _library("trackio", "trackio")
@@ -180,20 +180,20 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def begin(name: TrackerName, run: Tracked) -> Tracker:
-    """The started tracker; a :class:`UserError` where its library is not installed or refuses to start."""
+    """The started tracker; a :class:`UserError` if its library is not installed or fails to start."""
     tracker = TRACKERS[name]()
     try:
         tracker.start(run)
-    except Exception as error:  # noqa: BLE001  no login, no server, no disk: each library has kinds of its own
+    except Exception as error:  # noqa: BLE001  no login, no server, no disk: each library has its own types
         raise UserError(
-            f"tracker={name} does not start: {type(error).__name__}: {error}; put that right, or choose "
+            f"tracker={name} does not start: {type(error).__name__}: {error}; fix that, or choose "
             "tracker=tensorboard or tracker=none"
         ) from None
     return tracker
 
 
 def _library(module: str, extra: str) -> Any:
-    """The imported library of an extra."""
+    """Import the library of an extra."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -210,7 +210,7 @@ def _within(stage: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _flat(value: Any, key: str) -> list[tuple[str, str]]:
-    """(dotted key, text) of every setting; the items of a list of groups go by their name, else their number."""
+    """(dotted key, text) of every setting; items of a list of groups are keyed by name, or else by index."""
     if isinstance(value, Mapping):
         return [pair for name, each in value.items() for pair in _flat(each, f"{key}.{name}" if key else str(name))]
     if isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):

@@ -333,5 +333,8 @@ def test_places_of_unknown_data_sets_are_faults(tmp_path):
 
 def test_a_selections_fingerprint_holds_what_differs_from_the_defaults():
     assert select("a", images=3).model_dump(mode="json", exclude_defaults=True) == {"domains": ["a"], "images": 3}
+
+
+def test_a_selection_is_read_back_as_it_was_written():
     full = select("a", fraction="1/4", fraction_seed=2, list="x.txt", weights=[2])
     assert parse(DataSelection, full.model_dump(mode="json")) == full

@@ -72,7 +72,7 @@ def test_the_smoke_table_prints_every_row_and_writes_the_tables(tmp_path, call):
     bench = ("bench", "recipes/tables/table1_world_smoke.yaml", "--out", tmp_path)
     status, _, err = call(*bench, "--collect")
     assert status == 2
-    assert f"none of the table's 10 runs has finished in {tmp_path}" in err
+    assert f"none of the table's 10 runs in {tmp_path} has finished" in err
     status, printed, err = call(*bench, "--jobs", 1)
     assert not status, err
     assert call(*bench, "--collect")[:2] == (0, printed)

@@ -56,7 +56,7 @@ def test_cells_wait_for_the_first_one_with_their_stage_and_never_for_a_later_one
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"rows": [*ROWS, ROWS[0]]}, "None stands twice"),
+    ({"rows": [*ROWS, ROWS[0]]}, "None appears twice"),
     ({"rows": []}, "rows"),
     ({"seeds": [1, 1]}, "seeds must differ"),
     ({"rows": [row | {"baseline": True} for row in ROWS]}, "more than one baseline"),

@@ -40,14 +40,6 @@ def test_the_error_lists_what_can_be_done(name, student, teacher, who):
         method(method.Config(token=token), *specs)
 
 
-@pytest.mark.parametrize("name", WITH_TOKEN)
-def test_the_default_leaves_settings_and_their_fingerprints_as_they_were(name):
-    config = METHODS[name].Config
-    assert "token" not in config().model_dump(mode="json")
-    assert config(token="none").model_dump(mode="json")["token"] == "none"
-    assert config(**config(token="pooled").model_dump(mode="json")) == config(token="pooled")
-
-
 @pytest.mark.parametrize("name", ["gkd", "proteus"])
 def test_pooled_is_the_cls_form_with_the_means_in_its_place(name):
     case, usual = MethodCase(f"{name}-pooled", widths=(5, 7)), MethodCase(name, widths=(5, 7))

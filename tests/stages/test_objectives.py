@@ -37,10 +37,10 @@ def part(kind, **settings):
 @pytest.fixture(scope="module")
 def teacher_segmenter(teacher):
     """The teacher with a head whose strides are the student's."""
-    return segmenter_of("world_teacher", teacher)
+    return model_of("world_teacher", teacher)
 
 
-def segmenter_of(name, encoder, **head):
+def model_of(name, encoder, **head):
     model = ModelConfig.model_validate({"encoder": {"name": name}, "head": SEMFPN | head})
     return build_model(TASKS["semantic"], model, encoder, "abcde", seed=9, stage="teacher").eval().requires_grad_(False)
 
@@ -153,7 +153,7 @@ def test_logits_are_both_heads_words_on_all_images_before_upsampling(student, te
 
 
 def test_logits_of_other_strides_are_resampled_to_the_teachers(student, teacher):
-    coarse = segmenter_of("world_teacher", teacher, strides=[8, 16, 32, 64])
+    coarse = model_of("world_teacher", teacher, strides=[8, 16, 32, 64])
     objective = task(student, distillation=with_logits(student, coarse))
     images = batch()["image"].float() / 255
     target = coarse.decode(coarse.features(images))
@@ -202,7 +202,7 @@ def test_logits_teach_the_students_head_and_encoder_and_nothing_else(student, te
 def test_a_stage_without_head_refuses_a_method_that_reads_logits(kind, settings):
     values = {"name": "x", "steps": 1, "data": {"domains": ["game"], "images": 1}}
     (line,) = DistillConfig.model_validate(values | {"method": {"type": kind, **settings}}).faults()
-    assert line.startswith(f"{kind} compares class scores, and a distill stage has no head")
+    assert line.startswith(f"{kind} compares class scores, but a distill stage has no head")
     assert not DistillConfig.model_validate(values | {"method": {"type": "cwd"}}).faults()
 
 
@@ -261,7 +261,7 @@ def test_a_method_gets_the_taps_that_its_settings_ask_for(student, teacher):
     [
         ({"method": {"type": "mse"}, "freeze_encoder": True}, "cannot train a frozen encoder"),
         ({"method": {"type": "mse"}, "model": "teacher"}, "cannot train a frozen encoder"),
-        ({"proxy": {"data": {"domains": ["proxy"], "images": 1}}}, "add a method or drop proxy"),
+        ({"proxy": {"data": {"domains": ["proxy"], "images": 1}}}, "add a method or remove proxy"),
     ],
 )
 def test_terms_that_cannot_work_together_are_errors(changes, message):

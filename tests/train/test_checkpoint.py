@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.pt"]
     (tmp_path / "step-00000002.pt").write_bytes(b"")
     assert checkpoint.load(tmp_path, STEPS) is None
-    assert caplog.messages[-1].endswith("the stage starts again")
+    assert caplog.messages[-1].endswith("the stage restarts")
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""The command line: the only place that parses arguments or prints. torch is imported when a command needs it."""
+"""The command line: the only place that parses arguments or prints. Imports torch only when a command needs it."""
 
 from __future__ import annotations
 

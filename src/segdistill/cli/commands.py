@@ -1,4 +1,4 @@
-"""The commands that run, score and compare, and the entry point."""
+"""The commands that run, score and compare recipes, and the entry point."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def _options(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder of the runs and the page")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="seed of the runs")] = 0,
-    smoke: Annotated[bool, typer.Option(help="two steps of everything: it works, and measures nothing")] = False,
+    out: Annotated[Path, typer.Option(help="folder for the runs and the report page")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the runs")] = 0,
+    smoke: Annotated[bool, typer.Option(help="train two steps per stage, only to see that everything works")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """No distillation, vanilla KD and GKD on the built-in world: a table and a page. Continues where it stopped."""
+    """Compare no distillation, vanilla KD and GKD on the built-in world: a table and a page. Resumes if interrupted."""
     from segdistill.precheck import check_recipe
     from segdistill.shipped import recipe_path
 
@@ -87,11 +87,11 @@ def demo(
 def run(
     recipe: Annotated[Path, typer.Argument(help="a recipe file, or the name of a shipped recipe")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
-    reuse: Annotated[list[Path] | None, typer.Option(help="another run folder to take equal stages from")] = None,
-    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<recipe name>")] = None,
+    reuse: Annotated[list[Path] | None, typer.Option(help="another run folder to copy identical stages from")] = None,
+    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, do not train")] = False,
 ) -> None:
-    """Run a recipe's stages; finished ones are skipped, an interrupted one continues."""
+    """Run a recipe's stages; skips finished ones and resumes an interrupted one."""
     from segdistill.precheck import check_recipe
     from segdistill.shipped import recipe_path
 
@@ -99,7 +99,7 @@ def run(
     checked = check_recipe(path, overrides or [])  # before torch is imported
     for other in reuse or []:
         if not (other / "stages").is_dir():
-            raise UserError(f"--reuse {other}: no run folder with stages; name one that exists or leave it out")
+            raise UserError(f"--reuse {other}: not a run folder with stages; name an existing one or omit the option")
     _announce(str(checked["name"]), checked)
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
@@ -124,7 +124,7 @@ def run(
 
 @app.command()
 def evaluate(
-    what: Annotated[Path, typer.Argument(help="a run folder, a stage's folder, or a checkpoint file with --recipe")],
+    what: Annotated[Path, typer.Argument(help="a run folder, a stage folder, or a checkpoint file with --recipe")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="evaluate.* and data.* settings, such as evaluate.images=200")
     ] = None,
@@ -133,17 +133,17 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME[:SUBSET][:SPLIT]...", help="other data, such as cityscapes:val acdc:night"),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="of a checkpoint file: the recipe whose network it is")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the datasets")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="for a checkpoint file: the recipe of its network")] = None,
     role: Annotated[
-        str | None, typer.Option(help="student or teacher, that one alone; default: both, of a file the student")
+        str | None, typer.Option(help="score only student or teacher; default: both, for a file the student")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder for the scores; default: the run folder, beside a file; with --data one below it"),
+        typer.Option(help="folder for the scores; default: the run folder, beside a file; with --data a subfolder"),
     ] = None,
 ) -> None:
-    """Score what is trained already, on its own or other domains, data sets, images or windows."""
+    """Score trained models on the same or other domains, datasets, images or windows."""
     from segdistill.progress import Bars
 
     if not what.exists():
@@ -152,7 +152,7 @@ def evaluate(
         )
     from segdistill.runs.rescore import Wanted, rescore
 
-    words = overrides or []  # the names after the first one look like arguments
+    words = overrides or []  # typer parses the names after the first one as arguments
     names = data + [word for word in words if "=" not in word] if data else []
     wanted = Wanted(names, root, [word for word in words if "=" in word] if data else words)
     with Bars(what.resolve().name, 0) as bars:
@@ -162,10 +162,10 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="run folders; several seeds of one recipe become one row")],
-    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    folders: Annotated[list[Path], typer.Argument(help="run folders; seeds of the same recipe share a row")],
+    out: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("report.html"),
 ) -> None:
-    """Compare run folders: a table here and one self-contained HTML page."""
+    """Compare run folders: print a table and write one self-contained HTML page."""
     _show(folders, out)
 
 
@@ -173,14 +173,14 @@ def report(
 def bench(
     table: Annotated[Path, typer.Argument(help="a table file, or the name of a shipped table such as table1_world")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="folder of the runs and the tables")] = Path("runs/bench"),
-    jobs: Annotated[int, typer.Option(min=0, help="runs at a time; 0: one per core or GPU")] = 0,
-    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, train nothing")] = False,
-    collect: Annotated[bool, typer.Option(help="the table of what has finished so far; run nothing")] = False,
+    out: Annotated[Path, typer.Option(help="folder for the runs and the tables")] = Path("runs/bench"),
+    jobs: Annotated[int, typer.Option(min=0, help="runs in parallel; 0: one per core or GPU")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="check data and weights, estimate the cost, do not train")] = False,
+    collect: Annotated[bool, typer.Option(help="print the table of the finished runs; run nothing")] = False,
 ) -> None:
-    """Run a table's grid of recipes, each computation once, and print it in the paper's layout. Continues.
+    """Run a table of recipes, each computation once, and print it in the paper's layout. Resumes if interrupted.
 
-    Settings are meant for every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
+    Settings apply to every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
     from segdistill.precheck import check_table
     from segdistill.progress import Bars
@@ -204,9 +204,7 @@ def bench(
     if collect:
         outcomes = grid.finished_cells(cells, out / "cells")
         if all(outcome.error for outcome in outcomes):
-            raise UserError(
-                f"none of the table's {len(cells)} runs has finished in {out}; leave --collect out to run them"
-            )
+            raise UserError(f"none of the table's {len(cells)} runs in {out} has finished; omit --collect to run them")
     else:
         gpus = grid.visible_gpus()
         show_doubts(dict.fromkeys(line for cell in cells for line in cell.doubts))
@@ -223,15 +221,15 @@ def bench(
 
 
 def _show_plan(plan: Plan) -> None:
-    """Print what a recipe or a table will do and cost."""
+    """Print the stages and the estimated cost of a recipe or a table."""
     print_table(plan.rows())
-    for line in (*plan.weights, plan.summary()):
+    for line in (*plan.weights, *plan.notes(), plan.summary()):
         typer.echo(line)
     show_doubts(plan.doubts)
 
 
 def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
-    """The first words: what is going to run, before torch is imported."""
+    """Print what is going to run, before torch is imported."""
     stages = values["stages"]
     steps = sum(stage.get("steps", 0) for stage in stages)
     several = f"{runs} runs, the last of " if runs > 1 else ""
@@ -240,7 +238,7 @@ def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
 
 
 def _tell(line: str) -> None:
-    """A line beside the results; of several processes only the first one speaks."""
+    """Print a line to stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=True)
 
@@ -255,7 +253,7 @@ def list_(
         str | None, typer.Argument(help="encoders, heads, methods, domains, recipes, tables or weights")
     ] = None,
 ) -> None:
-    """Show what there is to choose from; alone, the lists."""
+    """List the available choices; without an argument, the lists themselves."""
     from segdistill import listing
     from segdistill.config import choose
 
@@ -263,19 +261,19 @@ def list_(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit status 2; Ctrl-C and SIGTERM say how to go on."""
+    """Entry point: a user's mistake is one line on stderr and exit status 2; Ctrl-C and SIGTERM say how to resume."""
     with handled():
         try:
             app()
         except UserError as error:
-            _end_if_asked()  # a process that makes batches may have been ended by the same signal
+            _end_if_asked()  # the same signal may have killed a data-loading process
             _end(2, f"segdistill: {error}")
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _end(2, f"segdistill: {where}{error.strerror or error}; put that right and give the command again")
+            _end(2, f"segdistill: {where}{error.strerror or error}; fix that and run the command again")
         except Stopped as stopped:
             end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
-        except SystemExit as end:  # the normal end, or what typer makes of a KeyboardInterrupt that a library raises
+        except SystemExit as end:  # the normal exit, or how typer handles a KeyboardInterrupt from a library
             _end_if_asked()
             if end.code == INTERRUPTED:
                 typer.echo(f"segdistill: {Stopped(signal.SIGINT).line}", err=True)
@@ -283,13 +281,13 @@ def main() -> None:
 
 
 def _end_if_asked() -> None:
-    """End as a signal asks whose exception was lost on the way."""
+    """Exit if a signal arrived whose exception got lost."""
     if (stopped := asked()) is not None:
         end_now(stopped.status, "" if _rank() else f"segdistill: {stopped.line}")
 
 
 def _end(status: int, line: str) -> None:
-    """Say it and end; one of several processes ends at once, since the others may never answer it again."""
+    """Print a line and exit; one of several processes exits at once, since the others may no longer respond."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         end_now(status, line)
     typer.echo(line, err=True)
@@ -301,12 +299,12 @@ def _rank() -> int:
 
 
 def _show(folders: Sequence[Path], page: Path) -> None:
-    """Print the table of the runs and write their page."""
+    """Print the table of the runs and write their report page."""
     from segdistill.files import write_atomic
     from segdistill.report import render
     from segdistill.results import collect
 
-    if _rank():  # of several processes only the first one speaks
+    if _rank():  # only the first process prints
         return
     found = collect(folders)
     _print_comparison(found)
@@ -316,7 +314,7 @@ def _show(folders: Sequence[Path], page: Path) -> None:
 
 
 def _print_comparison(found: Comparison) -> None:
-    """Print a table and what must be said of it."""
+    """Print a table and the notes below it."""
     from segdistill.report import to_terminal
 
     rows, below = to_terminal(found, WIDTH)

@@ -13,13 +13,13 @@ from segdistill.cli.show import print_table, show_doubts
 if TYPE_CHECKING:
     from segdistill.data.check import Check, SplitCheck
 
-data_app = typer.Typer(help="Look at the data, and check it.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Inspect, check and convert datasets.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @data_app.command()
 def preview(
     *,
-    out: Annotated[Path, typer.Option(help="the picture")] = Path("world.png"),
+    out: Annotated[Path, typer.Option(help="the picture to write")] = Path("world.png"),
     domains: Annotated[str, typer.Option(help="comma-separated domains; default: all")] = "",
     split: Annotated[str, typer.Option(help="train, val, test or pretrain")] = "train",
     count: Annotated[int, typer.Option(min=1, max=50, help="images per domain")] = 4,
@@ -40,14 +40,14 @@ def preview(
 
 @data_app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="a data set such as cityscapes or acdc:night, or your dataset.yaml")],
+    name: Annotated[str, typer.Argument(help="a dataset such as cityscapes or acdc:night, or your dataset.yaml")],
     root: Annotated[
-        Path | None, typer.Option(help="folder that holds the data sets, or an archive; default: SEGDISTILL_DATA")
+        Path | None, typer.Option(help="folder of the datasets, or an archive; default: SEGDISTILL_DATA")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="processes that read")] = os.cpu_count() or 1,
-    show: Annotated[int, typer.Option(min=0, help="faults that are shown of each kind and split")] = 5,
+    processes: Annotated[int, typer.Option(min=1, help="number of reading processes")] = os.cpu_count() or 1,
+    show: Annotated[int, typer.Option(min=0, help="faults to print per kind and split")] = 5,
 ) -> None:
-    """Read every image and label once. Exit status 1: it has faults and cannot be used as it is."""
+    """Read every image and label once. Exit status 1: the dataset has faults and cannot be used yet."""
     from segdistill.data.check import check as check_data
     from segdistill.data.index import place
     from segdistill.data.own import own_place
@@ -64,10 +64,10 @@ def check(
 
 @data_app.command(name="list")
 def list_() -> None:
-    """The data sets that can be read by name."""
+    """List the datasets that can be read by name."""
     from segdistill.data.catalog import DATASETS
 
-    rows = [["name", "data set", "classes", "subsets", "licence"]]
+    rows = [["name", "dataset", "classes", "subsets", "licence"]]
     for name, record in DATASETS.items():
         rows.append([name, record.title, str(len(record.classes) or "-"), " ".join(record.subsets), record.licence])
     print_table(rows)
@@ -75,16 +75,16 @@ def list_() -> None:
 
 @data_app.command()
 def sample(
-    name: Annotated[str, typer.Argument(help="a data set; a wrong name shows all")],
-    out: Annotated[Path, typer.Option(help="folder in which the data set's own folder is made")],
+    name: Annotated[str, typer.Argument(help="a dataset; a wrong name lists all")],
+    out: Annotated[Path, typer.Option(help="folder in which the dataset folder is created")],
     *,
-    layout: Annotated[str | None, typer.Option(help="one of its forms; a wrong name shows all")] = None,
+    layout: Annotated[str | None, typer.Option(help="one of its layouts; a wrong name lists all")] = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="images per split")] = 2,
     size: Annotated[tuple[int, int] | None, typer.Option(help="height and width in pixels")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    zipped: Annotated[bool, typer.Option("--zip", help="the official archives instead of folders")] = False,
+    zipped: Annotated[bool, typer.Option("--zip", help="write the official archives instead of folders")] = False,
 ) -> None:
-    """Write a small instance of a data set in its official form, made from the built-in world."""
+    """Write a small sample of a dataset in its official layout, made from the built-in world."""
     from segdistill.data.sample import write_sample
 
     folder, count = write_sample(name, out, layout=layout, images=images, size=size, seed=seed, zipped=zipped)
@@ -93,13 +93,13 @@ def sample(
 
 @data_app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="a data set that must be converted; a wrong name shows all")],
-    out: Annotated[Path, typer.Option(help="folder in which the data set's own folder is made; not the root")],
+    name: Annotated[str, typer.Argument(help="a dataset that needs conversion; a wrong name lists all")],
+    out: Annotated[Path, typer.Option(help="folder in which the dataset folder is created; not the root")],
     *,
-    root: Annotated[Path | None, typer.Option(help="folder of the data sets; default: SEGDISTILL_DATA")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="processes that convert")] = os.cpu_count() or 1,
+    root: Annotated[Path | None, typer.Option(help="folder of the datasets; default: SEGDISTILL_DATA")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="number of converting processes")] = os.cpu_count() or 1,
 ) -> None:
-    """Convert a data set into a layout that is read: trainId labels, clips of tiles, halved images. Continues."""
+    """Convert a dataset into a readable layout: trainId labels, cropped tiles, halved images. Resumes."""
     from segdistill.data.index import place
     from segdistill.data.prepare import prepare as convert
     from segdistill.progress import Bars
@@ -111,7 +111,7 @@ def prepare(
 
 
 def _print_check(outcome: Check, show: int) -> None:
-    """The splits, what is wrong with them, and how often each class occurs."""
+    """Print the splits, their faults, and how often each class occurs."""
     rows = [["split", "images", "official", "labelled", "sizes", "layout", "where"]]
     for split in outcome.splits:
         sizes = [f"{h} x {w}" for (h, w), _ in split.sizes.most_common(2)] + ["..."] * (len(split.sizes) > 2)
@@ -124,7 +124,7 @@ def _print_check(outcome: Check, show: int) -> None:
             ("faults", split.faults),
             ("images without a label", split.lone_images),
             ("labels without an image (harmless)", split.lone_labels),
-            ("listed but not there", split.missing),
+            ("listed but missing", split.missing),
         ):
             for line in lines[:show]:
                 typer.echo(f"{split.split}, {what}: {line}")
@@ -143,7 +143,7 @@ def _print_check(outcome: Check, show: int) -> None:
 
 
 def _print_classes(outcome: Check, splits: list[SplitCheck]) -> None:
-    """Share of the pixels of each class."""
+    """Print the share of pixels of each class."""
     rows = [["class", *(f"{split.split} %" for split in splits)]]
     totals = [max(1, int(split.pixels.sum()) + split.ignored) for split in splits]
     for number, name in enumerate(outcome.record.classes):

@@ -1,4 +1,4 @@
-"""The commands for a user's own images: a folder becomes a recipe; a model meets images without labels."""
+"""The commands for a user's own images: init, serve, settings and estimate."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="images with label maps, in any usual order, or with COCO files")],
+    folder: Annotated[Path, typer.Argument(help="images with label maps in any common layout, or with COCO files")],
     *,
-    out: Annotated[Path | None, typer.Option(help="the recipe; default: NAME.yaml here")] = None,
+    out: Annotated[Path | None, typer.Option(help="the recipe to write; default: NAME.yaml here")] = None,
     teacher: Annotated[str, typer.Option(help="encoder of the teacher, see segdistill list encoders")] = "dinov2_b",
     student: Annotated[
-        str, typer.Option(help="encoder of the student, any of timm as timm:NAME")
+        str, typer.Option(help="encoder of the student; any timm model as timm:NAME")
     ] = "timm:mobilenetv3_large_100.ra_in1k",
-    validation: Annotated[list[str] | None, typer.Option(help="a labelled domain to choose settings on")] = None,
-    unseen: Annotated[list[str] | None, typer.Option(help="a labelled domain that only reports")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
+    validation: Annotated[list[str] | None, typer.Option(help="a labelled domain for choosing settings")] = None,
+    unseen: Annotated[list[str] | None, typer.Option(help="a labelled domain that is only reported")] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
 ) -> None:
-    """Look at a folder of images and write its dataset.yaml and a complete commented recipe."""
+    """Inspect a folder of images and write its dataset.yaml and a complete, commented recipe."""
     from segdistill.starter import start
 
     started = start(
@@ -32,27 +32,27 @@ def init(
 
 
 def serve(
-    what: Annotated[str, typer.Argument(help="a run folder, a stage's folder, a packed file, or hf:owner/name")],
+    what: Annotated[str, typer.Argument(help="a run folder, a stage folder, a packed file, or hf:owner/name")],
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="of 127.0.0.1; 0: any that is free")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0: any free one")] = 8765,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """A page on this computer to drop images on: model, teacher, confidence, and where they differ."""
+    """Serve a local page to drop images on: shows model, teacher, confidence and differences."""
     from segdistill.inference.model import load
     from segdistill.inference.serve import Server
 
     with Server(load(what, device=device), port) as server:
-        typer.echo(f"{server.url} (Ctrl-C ends it)")
+        typer.echo(f"{server.url} (press Ctrl-C to stop)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("ended")
+            typer.echo("stopped")
 
 
 def settings(
     out: Annotated[Path, typer.Argument(help="the Markdown file to write")] = Path("docs/settings.md"),
 ) -> None:
-    """Write every setting of recipes and descriptions, with its default and meaning, as one page."""
+    """Write a page with every setting of recipes and dataset.yaml, its default and its meaning."""
     from segdistill.files import write_atomic
     from segdistill.reference import settings_page
 
@@ -61,19 +61,20 @@ def settings(
 
 
 def estimate(
-    what: Annotated[Path, typer.Argument(help="a run folder")],
+    what: Annotated[str, typer.Argument(help="a run folder, a packed file, or hf:owner/name")],
     folder: Annotated[Path, typer.Argument(help="images without labels: a folder, an archive or a video")],
     *,
-    out: Annotated[Path, typer.Option(help="picture of the images that look worst")] = Path("estimate.png"),
-    worst: Annotated[int, typer.Option(min=1, max=100, help="images on that picture")] = 8,
+    out: Annotated[Path, typer.Option(help="picture of the images with the worst predictions")] = Path("estimate.png"),
+    worst: Annotated[int, typer.Option(min=1, max=100, help="number of images in that picture")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
-    """Predict the mIoU on images without labels, with an interval. Exit status 1: they are too far from the known."""
+    """Estimate the mIoU on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
     from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars
 
     with Bars("estimate", 0) as bars:
-        found = estimate_folder(what, folder, out=out, worst=worst, device=device, watcher=bars)
+        found = estimate_folder(what, folder, out=out, worst=worst, device=device, root=root, watcher=bars)
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"picture: {out}")

@@ -1,4 +1,4 @@
-"""The commands that ship what was trained: pack, verify, push, export."""
+"""The commands that ship trained models: pack, verify, push, export."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from segdistill.config import UserError
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.sharing.licences import Link
 
-Force = Annotated[bool, typer.Option("--force", help="replace files that are there")]
-Role = Annotated[str | None, typer.Option(help="student or teacher; default: the student where there is one")]
+Force = Annotated[bool, typer.Option("--force", help="overwrite existing files")]
+Role = Annotated[str | None, typer.Option(help="student or teacher; default: the student if there is one")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _there(what: str | Path) -> None:
-    """A wrong path is named before torch is imported."""
+    """Report a wrong path before torch is imported."""
     if not str(what).startswith("hf:") and not Path(what).expanduser().exists():
         raise UserError(f"nothing at {what}; give a run folder, a packed file, or hf:<owner>/<name>")
 
@@ -37,11 +37,11 @@ def pack(
     role: Role = None,
     half: Annotated[bool, typer.Option("--half", help="store weights as float16")] = False,
     encoder: Annotated[
-        bool, typer.Option("--encoder", help="the student's encoder alone, as float16, with a JSON manifest")
+        bool, typer.Option("--encoder", help="only the student's encoder, as float16, with a JSON manifest")
     ] = False,
     force: Force = False,
 ) -> None:
-    """Write a run's segmenter as one safetensors file with its history, and a model card beside it."""
+    """Write a run's model as one safetensors file with its provenance, and a model card beside it."""
     _there(folder)
     from segdistill.files import sha256
     from segdistill.sharing.licences import read_chain
@@ -50,7 +50,7 @@ def pack(
 
     if encoder:
         if role is not None or half:
-            raise UserError("--encoder packs the student's encoder as float16; leave --role and --half out")
+            raise UserError("--encoder packs the student's encoder as float16; omit --role and --half")
         manifest = pack_encoder(folder, out, force=force)
         typer.echo(f"{out.with_suffix('.safetensors')}: {manifest['encoder']}, sha256 {manifest['sha256'][:16]}")
         return
@@ -62,7 +62,7 @@ def pack(
 
 
 def warn(licences: Iterable[Link]) -> None:
-    """One ``warning:`` line on stderr for each restricted link of a chain of licences."""
+    """Print one ``warning:`` line on stderr for each restricted link of a licence chain."""
     from segdistill.sharing.licences import warnings
 
     for line in warnings(licences):
@@ -73,7 +73,7 @@ def verify(
     file: Annotated[str, typer.Argument(help="a packed or exported file, or hf:<owner>/<name>")],
     run: Annotated[Path | None, typer.Option(help="the run folder that it was packed from")] = None,
 ) -> None:
-    """Recompute the digests of a shipped file and of what it rests on. Exit status 1: something differs."""
+    """Recompute the digests of a shipped file and of its sources. Exit status 1: something differs."""
     _there(file)
     from segdistill.sharing.verify import verify as verify_file
 
@@ -90,10 +90,10 @@ def push(
     file: Annotated[Path, typer.Argument(help="a packed file")],
     name: Annotated[str, typer.Argument(help="<owner>/<name> on the Hugging Face hub")],
     *,
-    public: Annotated[bool, typer.Option("--public", help="a new repository is public; default: private")] = False,
+    public: Annotated[bool, typer.Option("--public", help="make a new repository public; default: private")] = False,
     revision: Annotated[str | None, typer.Option(help="branch to write to")] = None,
 ) -> None:
-    """Upload a packed segmenter and its card; `hf:<owner>/<name>` loads it again."""
+    """Upload a packed model and its card; `hf:<owner>/<name>` loads it again."""
     _there(file)
     from segdistill.sharing.hub import push as push_file
 
@@ -107,16 +107,16 @@ def export(
     role: Role = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="height and width that the graph resizes images to; default: their own, else as evaluated"),
+        typer.Option(help="height and width that the graph resizes images to; default: their own, or as evaluated"),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="also model.fp16.onnx, in half precision")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="also model.int8.onnx, calibrated on source images")] = False,
-    images: Annotated[int, typer.Option(min=1, help="images per domain to compare on")] = 16,
-    calibration: Annotated[int, typer.Option(min=1, help="source images that set the ranges of int8")] = 32,
-    root: Annotated[Path | None, typer.Option(help="folder that holds the data sets")] = None,
+    images: Annotated[int, typer.Option(min=1, help="images per domain for the comparison")] = 16,
+    calibration: Annotated[int, typer.Option(min=1, help="source images that calibrate int8")] = 32,
+    root: Annotated[Path | None, typer.Option(help="folder of the datasets")] = None,
     force: Force = False,
 ) -> None:
-    """Write a finished model as ONNX or torch.export file, compared with the network on every domain."""
+    """Export a finished model as an ONNX or torch.export file, and compare it with the network on every domain."""
     _there(what)
     from segdistill.export import export as export_file
     from segdistill.export import report_path, summary_rows
@@ -142,5 +142,7 @@ def export(
     print_table(files)
     network = report["network_size"]
     size_line = network if isinstance(network, str) else f"{network[0]} x {network[1]}, fixed: {report['note']}"
-    typer.echo(f"images: uint8 (batch, height, width, 3), RGB; size of the network: {size_line}")
+    typer.echo(f"images: uint8 (batch, height, width, 3), RGB; network input size: {size_line}")
+    height, width = report["latency_image"]
+    typer.echo(f"ms per image: {height} x {width} pixels, {report['latency_threads']} threads, median, engines in turn")
     typer.echo(f"report: {report_path(out)}")

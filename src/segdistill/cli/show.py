@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Printing of tables and warnings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterable, Sequence
 import typer
 
 WIDTH = 100
-"""Columns of a terminal that every table fits."""
+"""Terminal columns that every table fits into."""
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text, the first as header, the first column and columns of sentences left-aligned."""
+    """Print rows of text, the first as header; the first column and columns of prose are left-aligned."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(rows[0]):
-        prose = any(len(row[number]) > 30 for row in rows[1:])
-        table.add_column(title, justify="left" if number == 0 or prose else "right", no_wrap=number == 0)
+        prose = number == 0 or any(len(row[number]) > 30 for row in rows[1:])  # wraps if space is short
+        table.add_column(title, justify="left" if prose else "right", no_wrap=not prose, overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width, markup=False, emoji=False).print(table)  # a class may be called "[red]"
+    Console(width=width, markup=False, emoji=False).print(table)  # a class may be named "[red]"
 
 
 def show_doubts(lines: Iterable[str]) -> None:
-    """Print what can be used and is probably not meant."""
+    """Print warnings about inputs that look like mistakes."""
     for line in lines:
         typer.echo(f"warning: {line}")

@@ -1,4 +1,4 @@
-"""The commands that use a finished model."""
+"""The command that applies a finished model to images."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from segdistill.config import UserError
 
 
 def predict(
-    what: Annotated[str, typer.Argument(help="a run folder, a stage's folder, a packed file, or hf:owner/name")],
+    what: Annotated[str, typer.Argument(help="a run folder, a stage folder, a packed file, or hf:owner/name")],
     inputs: Annotated[list[str], typer.Argument(help="images, folders, patterns, archives or videos")],
     *,
-    out: Annotated[Path, typer.Option(help="folder of the predictions")],
-    overlay: Annotated[bool, typer.Option(help="class colours laid over the images")] = True,
-    confidence: Annotated[bool, typer.Option("--confidence", help="grey PNG, 255 is certain")] = False,
+    out: Annotated[Path, typer.Option(help="folder for the predictions")],
+    overlay: Annotated[bool, typer.Option(help="write class colours over the images")] = True,
+    confidence: Annotated[bool, typer.Option("--confidence", help="confidence as grey PNG, 255 = certain")] = False,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="image, teacher where there is one, and model in one picture")
+        bool, typer.Option("--side-by-side", help="write image, teacher (if any) and model in one picture")
     ] = False,
     role: Annotated[str | None, typer.Option(help="student (default) or teacher of a run")] = None,
     resize: Annotated[
-        tuple[int, int] | None, typer.Option(help="height and width that images are fitted into; default: as scored")
+        tuple[int, int] | None, typer.Option(help="height and width to fit images into; default: as evaluated")
     ] = None,
     window: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="height and width of sliding windows, over images of their own size without --resize"),
+        typer.Option(help="height and width of sliding windows, at the images' own size without --resize"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="images of one size computed together")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="images of the same size per batch")] = 8,
     every: Annotated[int, typer.Option(min=1, help="take every n-th frame of a video")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="go on after an image that cannot be read")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="skip images that cannot be read")] = False,
 ) -> None:
-    """Predict on images: class maps as indexed PNG in OUT/classes, overlays and more beside them. Continues."""
+    """Predict on images: class maps as indexed PNG in OUT/classes, overlays and more beside them. Resumes."""
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
     if not what.startswith("hf:") and not Path(what).exists():
-        raise UserError(f"no model at {what}; give a run folder, a stage's folder, a packed file, or hf:owner/name")
+        raise UserError(f"no model at {what}; give a run folder, a stage folder, a packed file, or hf:owner/name")
     output_names(find_inputs(inputs, every=every))  # before torch is imported
     from segdistill.inference.folder import Wanted, predict_to_folder
     from segdistill.inference.model import load
@@ -48,8 +48,8 @@ def predict(
     with Bars("predict", 0) as bars:
         outcome = predict_to_folder(model, inputs, out, wanted, bars)
     if side_by_side and model.teacher is None:
-        typer.echo("no teacher beside the model: its folder or file has none", err=True)
+        typer.echo("side by side without a teacher: the model's folder or file has none", err=True)
     for line in outcome.bad:
         typer.echo(f"skipped: {line}", err=True)
-    counts = [f"{outcome.made} predicted", f"{outcome.kept} finished before", f"{len(outcome.bad)} skipped"]
+    counts = [f"{outcome.made} predicted", f"{outcome.kept} already finished", f"{len(outcome.bad)} skipped"]
     typer.echo(f"{out}: {', '.join(counts)}")

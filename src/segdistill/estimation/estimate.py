@@ -23,6 +23,7 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset
+from segdistill.data.rendered import cache_folder
 from segdistill.estimation.line import COVERAGE, Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import write_atomic, write_json
@@ -30,9 +31,10 @@ from segdistill.inference.model import Model, load
 from segdistill.inference.result import Result
 from segdistill.metrics.confusion import ConfusionMatrix
 from segdistill.pictures import contact_sheet
-from segdistill.recipe import Recipe
+from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.rescore import trained
+from segdistill.sharing.pack import packed_path, read_packed, recipe_in
 
 FORMAT = 1
 """Of the fitted points: raise it whenever they would come out differently."""
@@ -97,15 +99,17 @@ def estimate(
     out: Path | None = None,
     worst: int = 8,
     device: str = "auto",
+    root: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> Estimate:
-    """Predict the mIoU of the run folder ``what`` on the images of ``folder``, which need no labels.
+    """Predict the mIoU of ``what`` on the images of ``folder``, which need no labels.
 
-    The line is fitted once and kept in the run's ``estimate.json``; its labelled source and validation images must be
-    there for that. ``out`` is the picture of the ``worst`` images.
+    ``what`` is a run folder, a packed file or ``hf:<owner>/<name>``. The line is fitted once and kept; the labelled
+    source and validation images of its recipe must be there for that, below ``root`` where it is given. ``out`` is the
+    picture of the ``worst`` images.
     """
     watcher = watcher or Quiet()
-    model, teacher, points = points_of(Path(what), device=device, watcher=watcher)
+    model, teacher, points = points_of(what, device=device, root=None if root is None else Path(root), watcher=watcher)
     measure, line = choose_line(points)
     images, rows = [], []
     for number, result in enumerate(model.predict_each([folder]), 1):
@@ -155,20 +159,27 @@ def choose_line(points: Sequence[Point]) -> tuple[str, Line]:
 
 
 def points_of(
-    what: Path, *, device: str = "auto", watcher: Watcher | None = None
+    what: Path | str, *, device: str = "auto", root: Path | None = None, watcher: Watcher | None = None
 ) -> tuple[Model, Model | None, list[Point]]:
-    """The model of a run folder, its teacher, and the points that a line is fitted to; kept in ``estimate.json``."""
-    if what.is_file() or str(what).startswith("hf:"):
-        raise UserError(f"{what} is one file: an estimate is fitted on a run's labelled images, give the run folder")
-    run, _ = trained(what)
+    """The model, its teacher, and the points that a line is fitted to.
+
+    The points are kept in the run's ``estimate.json``; those of a packed file, which has no folder of its own and no
+    teacher, below the cache folder.
+    """
     model = load(what, device=device)
     teacher = model.teacher
-    recipe = run.recipe
+    path: Path | None = None
+    if str(what).startswith("hf:") or Path(what).expanduser().is_file():
+        recipe = recipe_in(read_packed(packed_path(what))[1], root)
+    else:
+        run, _ = trained(Path(what))
+        recipe, path = run.recipe, run.folder / "estimate.json"
+        recipe = recipe if root is None else change(recipe, [f"data.root={root.resolve()}"])
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    path = run.folder / "estimate.json"
+    path = path or cache_folder() / "estimate" / f"{key}.json"
     kept = _read(path, key)
     if kept is None:
         kept = list(measure_domains(model, teacher, recipe, domains, watcher or Quiet()))

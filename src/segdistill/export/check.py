@@ -23,7 +23,7 @@ from segdistill.models.segmenter import Segmenter, Window
 from segdistill.runs.evaluation import evaluating
 
 EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
-TIMED = 5  # runs of which the median is the latency
+TIMED = 11  # runs of which the median is the latency
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,16 @@ def disagreeing(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.equal < EQUAL]
 
 
-def latency(run: Runner, image: Pixels) -> float:
-    """Milliseconds for one image (1, H, W, 3): the median of some runs after one that warms up."""
-    run(image)
-    times = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        run(image)
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
+def latencies(runners: Mapping[str, Runner], image: Pixels) -> dict[str, float]:
+    """Milliseconds for one image (1, H, W, 3), the median of :data:`TIMED` runs after two that warm up.
+
+    The runners take turns: what slows the machine down for a while slows all of them down.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(-2, TIMED):
+        for name, run in runners.items():
+            began = time.perf_counter()
+            run(image)
+            if number >= 0:
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: round(statistics.median(each), 2) for name, each in times.items()}

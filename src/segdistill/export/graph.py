@@ -10,19 +10,23 @@ enlarging of the scores are inside. Two forms:
   and width of the input are free, those of the network are not.
 
 What no exporter or runtime takes is computed otherwise, to the same values: positions are resampled as in
-:mod:`segdistill.weights.resample` by a product with a matrix of cubic weights, ``grid_sample`` is four gathers.
+:mod:`segdistill.weights.resample` by a product with a matrix of cubic weights, ``grid_sample`` is four gathers, and
+DINOv3's and Mask2Former's coordinates of cells come from sizes that stay symbols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from timm.layers import pos_embed_sincos
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -32,6 +36,12 @@ from segdistill.ops import tokens_to_map
 from segdistill.weights.resample import OFFSET
 
 CUBIC = -0.75  # torch's cubic convolution coefficient
+SAM_POSITIONS = "segdistill.encoders.walks.resample_abs_pos_embed_nhwc"
+SAM_RELATIVE = "timm.models.vision_transformer_sam.get_rel_pos"
+ROTATIONS = "timm.layers.pos_embed_sincos._build_grid"
+REFERENCE = (
+    "transformers.models.mask2former.modeling_mask2former.Mask2FormerPixelDecoderEncoderOnly.get_reference_points"
+)
 RESAMPLED = ("timm.models.vision_transformer.resample_abs_pos_embed", "timm.models.eva.resample_abs_pos_embed")
 
 
@@ -106,7 +116,7 @@ def _first(scores: Tensor, dim: int, length: int) -> Tensor:
 
 @contextmanager
 def exportable(encoder: Encoder) -> Iterator[None]:
-    """Inside, positions are resampled by :func:`cubic_positions` and grids are sampled by gathers."""
+    """Inside, positions, coordinates of cells and sampled grids are computed as the module's docstring says."""
 
     def resampled(posemb: Tensor, new_size: Any, old_size: Any = None, **settings: Any) -> Tensor:
         old = (old_size[0], old_size[1]) if old_size else encoder.grid
@@ -117,22 +127,70 @@ def exportable(encoder: Encoder) -> Iterator[None]:
         if encoder.config.resample != "timm":
             for name in RESAMPLED:
                 stack.enter_context(patch(name, resampled))
-        stack.enter_context(GatheredGrids())
+            stack.enter_context(patch(SAM_POSITIONS, cubic_map))
+        rotations = partial(cell_grid, timms=pos_embed_sincos._build_grid)
+        stack.enter_context(patch(ROTATIONS, rotations))
+        stack.enter_context(patch(SAM_RELATIVE, relative_positions))
+        if "transformers.models.mask2former.modeling_mask2former" in sys.modules:  # it takes seconds to import
+            stack.enter_context(patch(REFERENCE, staticmethod(reference_points)))
+        stack.enter_context(FreeSizes())
         yield
 
 
-class GatheredGrids(TorchFunctionMode):
-    """Inside, ``grid_sample`` is :func:`gathered_grid_sample`: a graph without GridSample."""
+class FreeSizes(TorchFunctionMode):
+    """Inside, ``grid_sample`` is :func:`gathered_grid_sample`, and sizes that become numbers of tensors are symbols."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace bilinear sampling with zeros outside; every other operation stays."""
+        """Replace bilinear sampling with zeros outside, and tensors made of symbols; every other operation stays."""
         named = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and _symbolic(args[0]):
+            return _numbers(args[0]).to(named.get("dtype") or torch.int64)
+        if func is F.scaled_dot_product_attention and args[0].ndim == 3:  # the exporter knows heads only
+            masks = {name: each.unsqueeze(1) if isinstance(each, Tensor) else each for name, each in named.items()}
+            return func(*(each.unsqueeze(1) for each in args), **masks).squeeze(1)
         if func is not F.grid_sample:
             return func(*args, **named)
         assert named.get("mode", "bilinear") == "bilinear", named
         assert named.get("padding_mode", "zeros") == "zeros", named
         assert not named.get("align_corners"), named
         return gathered_grid_sample(*args[:2])
+
+
+def _symbolic(values: Any) -> bool:
+    """Whether a number, or one in nested lists, is a size that is not known yet."""
+    if isinstance(values, list | tuple):
+        return any(map(_symbolic, values))
+    return isinstance(values, torch.SymInt)
+
+
+def _numbers(values: Any) -> Tensor:
+    """Sizes, or nested lists of them, as a tensor of the graph."""
+    if isinstance(values, list | tuple):
+        return torch.stack([_numbers(each) for each in values])
+    return torch.arange(1).add(values)[0]
+
+
+def cell_grid(feat_shape: Any, *args: Any, timms: Callable[..., Tensor], **settings: Any) -> Tensor:
+    """DINOv3's coordinates of cells, -1 to 1 (H, W, 2), as timm makes them, for sizes that may be symbols."""
+    plain = settings.get("normalize_coords", "separate") == "separate" and settings.get("grid_indexing", "ij") == "ij"
+    if settings.get("grid_type") != "centered" or not plain:
+        return timms(feat_shape, *args, **settings)
+    offset = 0.5 + settings.get("grid_offset", 0.0)
+    axes = [(torch.arange(side).float() + offset) / torch.arange(1).add(side).float() for side in feat_shape]
+    return 2.0 * torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - 1.0
+
+
+def reference_points(spatial_shapes_list: Any, valid_ratios: Tensor, device: Any) -> Tensor:
+    """Mask2Former's points (B, cells of all levels, levels, 2), x and y in [0, 1], of maps without padding.
+
+    Those of transformers, whose ratios are 1 there, for sizes that may be symbols.
+    """
+    points = []
+    for sides in spatial_shapes_list:
+        y, x = ((torch.arange(side, device=device).float() + 0.5) / torch.arange(1).add(side).float() for side in sides)
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack((columns.flatten(), rows.flatten()), dim=-1))
+    return torch.cat(points).to(valid_ratios.dtype)[None, :, None] * valid_ratios[:, None]
 
 
 def gathered_grid_sample(values: Float[Tensor, "b c h w"], grid: Float[Tensor, "b p q 2"]) -> Float[Tensor, "b c p q"]:
@@ -166,6 +224,22 @@ def cubic_positions(table: Tensor, old: tuple[int, int], new: tuple[Any, Any], *
     rows, columns = (_cubic_matrix(before, after, same) for before, after in zip(old, new, strict=True))
     resized = torch.einsum("yh,xw,hwc->yxc", rows, columns, cells)
     return torch.cat([first, resized.reshape(1, new[0] * new[1], -1)], dim=1)
+
+
+def cubic_map(posemb: Tensor, new_size: Any) -> Tensor:
+    """:func:`cubic_positions` of SAM's map (1, h, w, C)."""
+    old = (posemb.shape[1], posemb.shape[2])
+    return cubic_positions(posemb.flatten(1, 2), old, new_size, prefix=0).reshape(1, new_size[0], new_size[1], -1)
+
+
+def relative_positions(q_size: Any, k_size: Any, rel_pos: Tensor) -> Tensor:
+    """SAM's relative positions (side, side, C) of ``rel_pos`` (L, C), as timm makes them where both sizes are one."""
+    assert q_size is k_size or q_size == k_size, (q_size, k_size)
+    length = 2 * q_size - 1
+    if isinstance(q_size, torch.SymInt) or rel_pos.shape[0] != length:
+        rel_pos = F.interpolate(rel_pos.T.unsqueeze(0), size=length, mode="linear")[0].T
+    places = torch.arange(q_size)
+    return rel_pos[places.unsqueeze(1) - places.unsqueeze(0) + (q_size - 1)]
 
 
 def _cubic_matrix(old: int, new: Any, same: Tensor) -> Float[Tensor, "n o"]:

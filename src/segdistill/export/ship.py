@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from segdistill import environment
-from segdistill.config import UserError, parse
+from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
-from segdistill.export.check import Domain, View, compare, disagreeing, latency, torch_runner
+from segdistill.export.check import Domain, View, compare, disagreeing, latencies, torch_runner
 from segdistill.export.graph import Graph
 from segdistill.export.onnx_file import (
     SMALLEST,
@@ -40,11 +39,12 @@ from segdistill.models import fit
 from segdistill.models.segmenter import Segmenter, Window
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
-from segdistill.sharing.pack import load_packed, open_run, packed_path, segmenter_in
+from segdistill.sharing.pack import load_packed, open_run, packed_path, recipe_in, segmenter_in
 from segdistill.sharing.packed import state_of, tensors_digest
 
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
 FORMATS = (".onnx", ".pt2")
+EXPORTED = "known to export: ViT, DINOv2, DINOv3, DeiT, SAM, Swin and ConvNeXt encoders with semfpn or mask2former"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def export(
         "note": why,
         "operators": counts,
         "domains": {name: [row.as_dict() for row in each] for name, each in rows.items()},
-        "latency_ms": {"torch": round(latency(reference, example[None]), 2)}
-        | {name: round(latency(run, example[None]), 2) for name, run in runners.items()},
+        "latency_ms": latencies({"torch": reference, **runners}, example[None]),
         "latency_image": [*example.shape[:2]],
+        "latency_threads": torch.get_num_threads(),
         "environment": environment.describe() | _versions(),
     }
     for name, content in contents.items():
@@ -155,7 +155,7 @@ def _open(what: str | Path, role: str | None, options: Options) -> tuple[Segment
             raise UserError("--role is for run folders; a packed file holds one network")
         path = packed_path(what)
         segmenter, header = load_packed(path)
-        recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]))
+        return segmenter, header, recipe_in(header, options.root)
     if options.root is not None:
         recipe = change(recipe, [f"data.root={options.root.resolve()}"])
     return segmenter, header, recipe
@@ -214,19 +214,21 @@ def _trace(segmenter: Segmenter, header: Mapping[str, Any], options: Options, ex
             return View(), trace(Graph(segmenter), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
             size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
-    with said("torch cannot export this network"):
+    with said("torch cannot export this network", EXPORTED):
         return View(size, seen), trace(Graph(segmenter, size, seen), own), why
 
 
 @contextmanager
-def said(what: str) -> Iterator[None]:
-    """Turns whatever a converter or runtime raises inside into one line."""
+def said(what: str, instead: str = "") -> Iterator[None]:
+    """Turns whatever a converter or runtime raises inside into one line; ``instead`` is what can be done."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({type(error).__name__}: {_line(error)}); nothing was written") from error
+        raise UserError(
+            f"{what} ({type(error).__name__}: {_line(error)}); nothing was written{'; ' * bool(instead)}{instead}"
+        ) from error
 
 
 def _line(error: Exception) -> str:
@@ -269,7 +271,7 @@ def _contents(
         torch.export.save(program, buffer)
         nodes = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         return {"fp32": buffer.getvalue()}, {name: nodes.count(name) for name in sorted(set(nodes))}
-    with said("this network cannot become ONNX"):
+    with said("this network cannot become ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
         model = to_onnx(program, about)
         contents = {"fp32": model.SerializeToString()}
     if options.fp16:

@@ -1,4 +1,4 @@
-"""Tables as a command: a grid of runs that share what is shared, collected as one comparison."""
+"""Tables of recipes: a grid of runs that share common stages, collected as one comparison."""
 
 from segdistill.grid.collect import check_paper, collect_table
 from segdistill.grid.costs import plan_cells

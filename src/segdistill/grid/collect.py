@@ -1,4 +1,4 @@
-"""What a table's runs say: one entry per row and sweep value, over the seeds."""
+"""Collects a table's runs: one entry per row and sweep value, over the seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segdistill.results import Arm, Comparison, Row, Run, arm_of, load_run
 
 
 def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> Comparison:
-    """Read the folders of the cells that finished, and hold the best rows against the others."""
+    """Read the folders of the finished cells and compare the best rows with the others."""
     runs: dict[tuple[int, str, int], Run] = {}
     rows = tuple(Row(row.title, row.group, row.baseline, table.place(row.group), row.paper) for row in table.rows)
     errors = []
@@ -48,11 +48,11 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> Comparison
 
 
 def check_paper(table: TableConfig) -> None:
-    """Raise a :class:`UserError` where the table names rows that the paper does not have; before anything is run."""
+    """Raise a :class:`UserError` if the table names rows that the paper does not have, before anything runs."""
     for row in table.rows:
         place = table.place(row.group)
         if row.paper and place is None:
-            raise UserError(f"row '{row.title}' names a row of a paper, and the table has no 'paper'")
+            raise UserError(f"row '{row.title}' names a row of a paper, but the table has no 'paper'")
         if place is not None:
             block = place.block_of()
             if row.paper:
@@ -60,7 +60,7 @@ def check_paper(table: TableConfig) -> None:
 
 
 def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Arm]:
-    """The teacher per sweep value: one model per seed (all rows share it)."""
+    """The teacher per sweep value: one model per seed, shared by all rows."""
     found = {}
     for value in values:
         seeds = {seed: run.teacher for (_, v, seed), run in runs.items() if v == value and run.teacher}

@@ -1,4 +1,4 @@
-"""What a table will cost: every stage once, however many of its runs have it in common."""
+"""The cost of a table: a stage that several runs share counts once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from segdistill.runs.plan import Plan, make_plan
 
 
 def plan_cells(cells: Sequence[Cell], *, speed: float | None = None) -> Plan:
-    """One plan of all ``cells``: their stages, each in the first run that has it, and all images that are scored.
+    """One plan for all ``cells``: every stage, listed with the first run that has it, and all images to score.
 
-    ``speed`` replaces the timed one (operations per second). Raises a :class:`segdistill.config.UserError` as
-    :func:`segdistill.runs.plan.make_plan` does. What an earlier call has finished is counted again.
+    ``speed`` in operations per second replaces the measured one. Raises :class:`segdistill.config.UserError` like
+    :func:`segdistill.runs.plan.make_plan`. Work that an earlier call has finished still counts.
     """
     stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
     doubts = dict.fromkeys(line for cell in cells for line in cell.doubts)

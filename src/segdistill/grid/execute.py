@@ -1,9 +1,9 @@
-"""Runs a table's cells: each computation once, several processes at a time, and on where it stopped.
+"""Runs a table's cells: each computation once, several processes in parallel, resuming where it stopped.
 
-A stage that several cells have in common (one teacher's head, one proxy stage) belongs to the first of them; the
-others wait for that cell and take the finished stage from its folder. Those waits only point backwards in the list, so
-they cannot form a circle. What other tables have left in the same folder is taken too: GKD's task-agnostic stage is one
-computation for all sources, label fractions and ablations.
+A stage that several cells share (the teacher's head, a proxy stage) belongs to the first of them; the others wait for
+that cell and copy the finished stage from its folder. Cells only wait for earlier ones in the list, so there are no
+cycles. Stages that other tables left in the same folder are reused too: GKD's task-agnostic stage is one computation
+for all sources, label fractions and ablations.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from segdistill.runlog import Watcher
 from segdistill.runs.execute import run
 
 Watch = Callable[[str, int, int], None]
-"""Called with (what happens now, steps done, steps in all)."""
+"""Called with (current activity, steps done, steps in total)."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell; ``error`` is None where its results are there."""
+    """The outcome of a cell; ``error`` is None if it has results."""
 
     cell: Cell
     folder: Path
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def dependencies(cells: Sequence[Cell]) -> list[set[int]]:
-    """For every cell the earlier cells that own a stage of it."""
+    """For every cell, the earlier cells that own one of its stages."""
     owner: dict[str, int] = {}
     waits = []
     for number, cell in enumerate(cells):
@@ -56,8 +56,8 @@ def run_cells(
 ) -> list[Outcome]:
     """Run every cell in ``out / cell.folder_name``, ``jobs`` at a time; a cell that fails does not stop the others.
 
-    Cells of one key share a folder and are run once. With ``gpus``, process i is given GPU i modulo ``gpus``. An
-    interruption stops all processes; what they had finished stays, and the same call continues.
+    Cells with the same key share a folder and run once. With ``gpus``, process i uses GPU i modulo ``gpus``. An
+    interruption stops all processes; finished work is kept, and the same call resumes.
     """
     unique = list({cell.key: cell for cell in cells}.values())
     waits = dependencies(unique)
@@ -69,7 +69,7 @@ def run_cells(
 
 
 def finished_cells(cells: Sequence[Cell], out: Path) -> list[Outcome]:
-    """What earlier calls have left of the cells, without running anything; another process may be at work on them."""
+    """The current state of the cells, without running anything; another process may be working on them."""
     outcomes = []
     for cell in cells:
         folder = out / cell.folder_name
@@ -79,16 +79,16 @@ def finished_cells(cells: Sequence[Cell], out: Path) -> list[Outcome]:
 
 
 def visible_gpus() -> int:
-    """How many GPUs torch sees."""
+    """Number of GPUs visible to torch."""
     return torch.cuda.device_count()
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watch) -> dict[str, Outcome]:
-    """In this process."""
+    """Run the cells in this process."""
     outcomes, before, total = {}, 0, sum(cell.steps for cell in cells)
     reuse = _reusable(cells, waits, out)
     for number, cell in enumerate(cells):
@@ -105,7 +105,7 @@ def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watc
 def _side_by_side(
     cells: list[Cell], waits: list[set[int]], out: Path, jobs: int, gpus: int, watch: Watch
 ) -> dict[str, Outcome]:
-    """In processes of their own, each computing with its share of the cores."""
+    """Run the cells in child processes, each with its share of the cores."""
     state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
     with _children_threads(max(1, (os.cpu_count() or 1) // jobs)):
         try:
@@ -121,14 +121,14 @@ def _side_by_side(
 
 
 def _reusable(cells: list[Cell], waits: list[set[int]], out: Path) -> list[list[Path]]:
-    """For every cell the folders to take finished stages from: the owners of its stages, then those of other tables."""
+    """For every cell, the folders to copy finished stages from: the owners of its stages, then other tables' runs."""
     own = {cell.folder_name for cell in cells}
     others = sorted(path for path in out.glob("*") if path.name not in own and (path / "stages").is_dir())
     return [[out / cells[i].folder_name for i in sorted(wait)] + others for wait in waits]
 
 
 class _State:
-    """The running processes and what they have said."""
+    """The running processes and their messages."""
 
     def __init__(self, cells: list[Cell], out: Path, gpus: int, watch: Watch) -> None:
         self.cells, self.out, self.gpus, self.watch = cells, out, gpus, watch
@@ -152,13 +152,13 @@ class _State:
         self.started.add(number)
 
     def wait(self) -> None:
-        """Take one message, or notice a process that died without one."""
+        """Handle one message, or detect a process that died without one."""
         try:
             number, kind, value = self.messages.get(timeout=1.0)
         except queue.Empty:
             for number, (_, process) in list(self.running.items()):
                 if not process.is_alive() and self.messages.empty():
-                    self._finish(number, f"its process ended with code {process.exitcode}; run the command again")
+                    self._finish(number, f"its process exited with code {process.exitcode}; run the command again")
             return
         if kind == "steps":
             self.done[number] = value
@@ -167,7 +167,7 @@ class _State:
             self._finish(number, value)
 
     def stop(self) -> None:
-        """End whatever still runs; finished stages and checkpoints stay."""
+        """Stop all running processes; finished stages and checkpoints are kept."""
         for _, process in self.running.values():
             process.terminate()
         for _, process in self.running.values():
@@ -187,32 +187,32 @@ class _State:
 
 
 class _Teller:
-    """A watcher that counts steps and tells how many are done."""
+    """A watcher that counts steps and reports how many are done."""
 
     def __init__(self, tell: Callable[[int], None]) -> None:
         self.tell = tell
         self.before = self.now = 0
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """A stage that need not run counts at once."""
+        """Count a stage that is already finished in full."""
         self.before += self.now + (0 if state == "running" else steps)
         self.now = 0
         self.tell(self.before)
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
-        """Tell every tenth step and the last one."""
+        """Report every tenth step and the last one."""
         self.now = step
         if step % 10 == 0 or step == steps:
             self.tell(self.before + self.now)
 
     def rate(self, label: str, images_per_s: float) -> None:
-        """The runs of a table have speeds of their own."""
+        """Ignored: the runs of a table differ in speed."""
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Rendering and scoring are not counted."""
+        """Ignored: rendering and scoring are not counted."""
 
     def warn(self, line: str) -> None:
-        """The table has said so before its first run."""
+        """Ignored: the table printed its warnings before its first run."""
 
 
 def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: Any, gpu: int | None) -> None:
@@ -221,7 +221,7 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with handled(belongs=True):
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the table's process ends its cells
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process stops its cells
             write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
             teller = _Teller(lambda steps: messages.put((number, "steps", steps)))
             messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
@@ -230,7 +230,7 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
 
 
 def _run(recipe: Recipe, folder: Path, reuse: list[Path], watcher: Watcher) -> str | None:
-    """Run one cell; what went wrong, if something did. An interruption is not caught."""
+    """Run one cell; returns the error message, or None. Interruptions are not caught."""
     try:
         run(recipe, folder, reuse=[other for other in reuse if other.is_dir()], watcher=watcher)
     except UserError as error:
@@ -243,7 +243,7 @@ def _run(recipe: Recipe, folder: Path, reuse: list[Path], watcher: Watcher) -> s
 
 @contextmanager
 def _children_threads(threads: int) -> Iterator[None]:
-    """Processes started here compute with ``threads`` threads each, unless the user has set a number."""
+    """Child processes started inside use ``threads`` threads each, unless the user has set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" in os.environ:
         yield
         return

@@ -1,8 +1,8 @@
-"""Is the first row ahead of the second by more than the choice of test images explains?
+"""Is one row ahead of another by more than the choice of test images explains?
 
-Paired bootstrap (Efron and Tibshirani 1993; for scores of one test set Koehn 2004): the images of every unseen domain
-are drawn with replacement, both rows are scored on the same draw, seed by seed, and the difference of the means over
-the unseen domains is averaged over the seeds. The spread over training seeds stands in the table itself.
+Paired bootstrap (Efron and Tibshirani 1993; Koehn 2004 for scores on one test set): the images of every unseen domain
+are drawn with replacement, both rows are scored on the same draw, seed by seed, and the difference of their means over
+the unseen domains is averaged over the seeds. The spread over training seeds is shown in the table itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from segdistill.results.run import Run
 from segdistill.runs.score import read_samples
 
 Samples = dict[Path, NDArray[np.float64]]
-"""Resampled means by run folder: a run is resampled once, however many rows it is held against."""
+"""Resampled means by run folder, so that each run is resampled only once."""
 
 
 def leads(found: Comparison) -> tuple[Lead, ...]:
-    """The best row of every group against each other one of it, the runner-up first, at every value of a sweep."""
+    """The best row of every group against each other row of it, runner-up first, for every value of a sweep."""
     samples: Samples = {}
     pairs = (
         (ranked[0], other, value)
@@ -35,7 +35,7 @@ def leads(found: Comparison) -> tuple[Lead, ...]:
 
 
 def lead(found: Comparison, first: int, second: int, value: str = "", *, samples: Samples) -> Lead | None:
-    """The difference of two rows over the seeds that both have; None where there is no such seed or too few images."""
+    """The difference of two rows over their common seeds; None without such seeds or with too few images."""
     seeds = [run.seed for run in found.runs_of(first, value) if (second, value, run.seed) in found.runs]
     draws, points = [], []
     for seed in seeds:

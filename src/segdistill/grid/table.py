@@ -1,10 +1,10 @@
-"""A table file: which recipes are its rows, which settings vary, which seeds; and the runs that this makes.
+"""A table file: its rows (recipes), the settings that vary, the seeds, and the runs that follow from them.
 
-Rows x sweep values x seeds = cells; a cell is one recipe with its overrides, run in a folder of its own. The folder's
-name holds a hash of everything that the result depends on: cells that two tables have in common are run once.
+Rows x sweep values x seeds = cells; a cell is one recipe with its overrides, run in its own folder. The folder name
+contains a hash of everything that the result depends on, so cells that two tables share run once.
 
-Overrides of the command come last and are meant for every cell; those that begin with ``table.`` are meant for the
-table file itself, such as ``table.seeds=[0]``.
+Overrides on the command line come last and apply to every cell; those that start with ``table.`` change the table file
+itself, such as ``table.seeds=[0]``.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from segdistill.runs.execute import fingerprints
 
 OWN = "table."
 MOST_RUNS = 2000
-LONGEST_NAME = 128  # of a run, as of a recipe
+LONGEST_NAME = 128  # of a run, the same as of a recipe
 
 
 class RowConfig(Config):
-    """One line of the table."""
+    """One row of the table."""
 
     title: str = Field(min_length=1)
     recipe: str = Field(min_length=1, description="name of a recipe, or a path")
-    settings: tuple[str, ...] = Field((), description="key=value overrides of that recipe")
+    settings: tuple[str, ...] = Field((), description="key=value overrides for this recipe")
     baseline: bool = Field(False, description="gains are counted from this row")
-    paper: str = Field("", description="the row's name in the paper's table; empty: the paper has none")
-    group: str = Field("", description="rows of one group stand under one heading")
+    paper: str = Field("", description="the row's name in the paper's table; empty: not in the paper")
+    group: str = Field("", description="heading that rows of one group share")
 
 
 class SweepConfig(Config):
-    """A setting that varies along the columns: label fractions, sources, heads."""
+    """A setting that varies across the columns, such as label fractions, sources or heads."""
 
     title: str
     values: dict[str, tuple[str, ...]] = Field(min_length=1, description="column title -> key=value overrides")
@@ -53,9 +53,9 @@ class TableConfig(Config):
     name: str = Field(pattern=SLUG, max_length=128)
     title: str
     paper: PaperPlace | None = None
-    papers: dict[str, PaperPlace] = Field({}, description="group -> its place in the paper, where that is not 'paper'")
+    papers: dict[str, PaperPlace] = Field({}, description="group -> its place in the paper, if it is not 'paper'")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
-    settings: tuple[str, ...] = Field((), description="key=value overrides of every cell")
+    settings: tuple[str, ...] = Field((), description="key=value overrides for every cell")
     rows: tuple[RowConfig, ...] = Field(min_length=1)
     sweep: SweepConfig | None = None
 
@@ -63,21 +63,21 @@ class TableConfig(Config):
     def _consistent(self) -> TableConfig:
         titles = [(row.group, row.title) for row in self.rows]
         if twice := sorted({f"{group} {title}".strip() for group, title in titles if titles.count((group, title)) > 1}):
-            raise ValueError(f"rows must differ in title or group; {', '.join(twice)} stands twice")
+            raise ValueError(f"rows must differ in title or group; {', '.join(twice)} appears twice")
         for group in dict.fromkeys(row.group for row in self.rows):
             if sum(row.baseline for row in self.rows if row.group == group) > 1:
                 raise ValueError(f"group '{group}' has more than one baseline; gains are counted from one")
         if strange := sorted(set(self.papers) - {row.group for row in self.rows}):
-            raise ValueError(f"'papers' names the groups {', '.join(strange)}, and no row is in them")
+            raise ValueError(f"'papers' names the groups {', '.join(strange)}, but no row is in them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         runs = len(self.rows) * len(self.sweep.values if self.sweep else [""]) * len(self.seeds)
         if runs > MOST_RUNS:
-            raise ValueError(f"rows x values x seeds are {runs:,} runs, allowed are {MOST_RUNS:,}; make several tables")
+            raise ValueError(f"rows x values x seeds give {runs:,} runs, more than {MOST_RUNS:,}; split the table")
         return self
 
     def place(self, group: str) -> PaperPlace | None:
-        """Where the paper prints what a group of rows compares."""
+        """Where the paper prints the comparison of a group of rows."""
         return self.papers.get(group, self.paper)
 
 
@@ -91,11 +91,11 @@ class Cell:
     recipe: Recipe
     prints: tuple[str, ...]
     key: str  # of everything that its numbers depend on
-    doubts: tuple[str, ...] = ()  # what it reads and is probably not meant
+    doubts: tuple[str, ...] = ()  # warnings about inputs that look like mistakes
 
     @property
     def folder_name(self) -> str:
-        """Readable, and different wherever the numbers may differ."""
+        """A readable name that differs whenever the numbers may differ."""
         return f"{self.recipe.name}-s{self.seed}-{self.key[:10]}"
 
     @property
@@ -105,7 +105,7 @@ class Cell:
 
 
 def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
-    """The validated table in ``path`` with ``overrides``, of which only those that begin with ``table.`` count here.
+    """The validated table in ``path``, changed by those ``overrides`` that start with ``table.``.
 
     A :class:`UserError` lists all problems.
     """
@@ -118,10 +118,10 @@ def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
 
 
 def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ()) -> list[Cell]:
-    """All runs of ``table``, seed by seed; ``recipes`` is the folder in which names of recipes are looked up.
+    """All runs of ``table``, seed by seed; recipe names are looked up in the folder ``recipes``.
 
-    Every recipe is resolved and validated, and every weight file read, before anything runs. ``overrides`` come last.
-    The runs' pages show the table's place in the paper, whatever place their recipes name.
+    Every recipe is validated and every weight file read before anything runs. ``overrides`` come last. The runs'
+    report pages show the table's place in the paper, not the one that their recipes name.
     """
     overrides = tuple(override for override in overrides if not override.startswith(OWN))
     values = table.sweep.values if table.sweep else {"": ()}
@@ -150,7 +150,7 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
     recipe = load(path, settings)
     evaluate = recipe.evaluate
     if evaluate is None:
-        raise UserError(f"{path} scores nothing: a table needs 'evaluate'")
+        raise UserError(f"{path} has no 'evaluate', which a table needs")
     recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
     doubts, prints = check(recipe), fingerprints(recipe)
     facts = [prints, evaluate.model_dump(mode="json")]
@@ -159,5 +159,5 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
 
 
 def _slug(*parts: str) -> str:
-    """A recipe's name: lower-case letters, digits and underscores."""
+    """A valid recipe name: lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", " ".join(part for part in parts if part).lower()).strip("_")[:LONGEST_NAME]

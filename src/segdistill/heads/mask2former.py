@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from segdistill.criteria import IGNORE
 from segdistill.heads.base import Head, HeadConfig, Maps, first
-from segdistill.heads.pyramid import feature_pyramid, per_level, resize
+from segdistill.heads.pyramid import STRIDES, feature_pyramid, per_level, resize
 from segdistill.ops import full_precision
 from segdistill.types import LossTerms
 
-STRIDES = (4, 8, 16, 32)
 _QUERY_CHUNK = 16  # masks upsampled at once; limits memory, changes no value
 _LEAST_SCORE = 1e-6  # lower bound of scores before the logarithm
 

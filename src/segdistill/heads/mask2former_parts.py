@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as hf
 
-from segdistill.heads.mask2former import STRIDES, Mask2Former
+from segdistill.heads.pyramid import STRIDES
 from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, shared_count
 
 Labels = Any
 """A list of one tensor per image, where transformers' signatures say Tensor."""
 
 
-def build(
-    config: Mask2Former.Config, channels: tuple[int, ...], num_classes: int
-) -> tuple[nn.Module, nn.Module, nn.Module]:
+def build(config: Any, channels: tuple[int, ...], num_classes: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Pixel decoder for levels of ``channels``, masked-attention decoder, and set loss."""
     settings = _settings(config, num_classes)
     pixel_decoder = hf.Mask2FormerPixelDecoder(settings, feature_channels=list(channels))
@@ -111,7 +109,7 @@ class SetLoss(hf.Mask2FormerLoss):
         return torch.cat([candidates.gather(1, best), rest], dim=1)
 
 
-def _settings(config: Mask2Former.Config, num_classes: int) -> Mask2FormerConfig:
+def _settings(config: Any, num_classes: int) -> Mask2FormerConfig:
     settings = Mask2FormerConfig(
         feature_size=config.width,
         mask_feature_size=config.width,

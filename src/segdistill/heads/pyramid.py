@@ -16,6 +16,9 @@ from segdistill.heads.base import Maps
 
 T = TypeVar("T")
 
+STRIDES = (4, 8, 16, 32)
+"""Pixels per cell of a feature pyramid's levels."""
+
 
 def per_level(taps: tuple[T, ...], levels: int) -> tuple[T, ...]:
     """The input of each level: one tap per level, or the only tap for all. Any other number is an error."""

@@ -26,12 +26,12 @@ from segdistill.data.catalog import DATASETS
 from segdistill.files import read_signed
 from segdistill.inference.inputs import Input, find_inputs, upright
 from segdistill.inference.result import Result, as_colors, generated_colors
-from segdistill.models import Segmenter, Window, prepare, sliding
+from segdistill.models import Segmenter, Window, as_segmenter, prepare, sliding
 from segdistill.recipe import Recipe
 from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
 from segdistill.runs.rescore import trained
-from segdistill.runs.score import Scored, load_segmenter
+from segdistill.runs.score import Scored, load_model
 from segdistill.sharing.pack import load_packed
 from segdistill.world import LABEL_SPACES
 
@@ -196,7 +196,7 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     has_teacher = scored.role == "student" and "teacher" in run.roles
     names, colors = _label_space(run, scored)
     return Model(
-        load_segmenter(scored, names),
+        as_segmenter(load_model(scored, names), scored.task),
         names,
         colors,
         title=(run.recipe.title or scored.title) if scored.role == "student" else scored.title,

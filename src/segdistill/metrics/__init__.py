@@ -1,1 +1,1 @@
-"""What is counted while a domain is evaluated, and how sure the scores are."""
+"""Metrics that accumulate over a domain, and confidence intervals of their scores."""

@@ -1,6 +1,6 @@
-"""Streaming scores: confusion matrices and calibration that grow with the data set, and how sure they are.
+"""Streaming scores: confusion matrices, calibration, and bootstrap resampling of mIoU.
 
-No image is kept, but its confusion matrix is: the bootstrap draws whole images.
+Images are not kept, but their confusion matrices are, since the bootstrap draws whole images.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from segdistill.criteria import IGNORE
 from segdistill.metrics.base import RESAMPLES, draws
 
 BINS = 15
-"""Equal-width bins of the calibration error."""
+"""Number of equal-width bins of the calibration error."""
 
 FIXED = 2**24
-"""A confidence is summed as a whole number of this many parts: exact, so that no order of summation matters."""
+"""Confidences are summed as multiples of 1 / FIXED: integer sums are exact, so their order does not matter."""
 
 
 class ConfusionMatrix:
-    """Pixel counts ``counts[truth, prediction]`` (int64) of K classes; pixels labelled 255 are left out.
+    """Pixel counts ``counts[truth, prediction]`` (int64) of K classes; pixels labelled 255 are ignored.
 
     Scores are fractions in [0, 1]; tables multiply by 100.
     """
@@ -36,7 +36,7 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, prediction: Tensor, label: Tensor) -> None:
-        """Count the pixels of integer maps of one shape. A label id that is neither a class nor 255 is an error."""
+        """Count the pixels of two integer maps of one shape. A label that is neither a class nor 255 is an error."""
         if prediction.shape != label.shape:
             raise UserError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
         k = self.num_classes
@@ -54,7 +54,7 @@ class ConfusionMatrix:
         self.counts += torch.bincount(truth * k + guess, minlength=k * k).view(k, k).to(self.counts.device)
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add another matrix of the same classes."""
+        """Add another matrix with the same classes."""
         if other.num_classes != self.num_classes:
             raise UserError(f"cannot merge scores of {other.num_classes} classes into scores of {self.num_classes}")
         self.counts += other.counts.to(self.counts.device)
@@ -65,38 +65,38 @@ class ConfusionMatrix:
             dist.all_reduce(self.counts)
 
     def iou(self) -> Tensor:
-        """Intersection over union per class (K,) float64; NaN for a class absent from truth and prediction."""
+        """Intersection over union per class (K,) float64; NaN for a class absent from ground truth and prediction."""
         counts = self.counts.double()
         hits = counts.diagonal()
         return hits / (counts.sum(0) + counts.sum(1) - hits)
 
     def miou(self) -> float:
-        """Mean of :meth:`iou` over the classes that are not NaN; NaN where none is left."""
+        """Mean of :meth:`iou` over the classes that are not NaN; NaN if all are."""
         return float(self.iou().nanmean())
 
     def accuracy(self) -> float:
-        """Share of pixels that are right; NaN without pixels."""
+        """Share of correct pixels; NaN without pixels."""
         counts = self.counts.double()
         return float(counts.trace() / counts.sum())
 
     def mean_accuracy(self) -> float:
-        """Mean over the classes in the truth of the share of their pixels that are right; NaN without pixels."""
+        """Mean share of correct pixels over the classes in the ground truth; NaN without pixels."""
         counts = self.counts.double()
         return float((counts.diagonal() / counts.sum(1)).nanmean())
 
 
 class Calibration:
-    """Expected calibration error over :data:`BINS` equal-width bins of the confidence; pixels labelled 255 left out.
+    """Expected calibration error over :data:`BINS` equal-width confidence bins; pixels labelled 255 are ignored.
 
-    Per bin (int64): ``pixels``, those that are right (``hits``), and the sum of their confidences in parts of
-    :data:`FIXED` (good for 5e11 pixels).
+    Per bin (int64): number of pixels, number of correct ones, and the sum of confidences in units of 1 /
+    :data:`FIXED` (enough for 5e11 pixels).
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.sums = torch.zeros(3, BINS, dtype=torch.int64, device=device)
 
     def add(self, confidence: Tensor, prediction: Tensor, label: Tensor) -> None:
-        """Count the pixels of maps of one shape: confidences in [0, 1], and classes."""
+        """Count the pixels of maps of the same shape: confidences in [0, 1], predicted classes, labels."""
         valid = label != IGNORE
         confidence, right = confidence[valid], prediction[valid] == label[valid]
         place = (confidence * BINS).long().clamp(0, BINS - 1)
@@ -117,9 +117,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Confusion matrices of ``size`` images, one after the other, without their zeros.
+    """Sparse confusion matrices of ``size`` images.
 
-    Entry j: ``counts[j]`` pixels in the cell ``cells[j]`` = truth * K + prediction of image ``images[j]``.
+    Entry j: image ``images[j]`` has ``counts[j]`` pixels in cell ``cells[j]`` = truth * K + prediction.
     """
 
     num_classes: int
@@ -130,7 +130,7 @@ class ImageCounts:
 
     @classmethod
     def of(cls, num_classes: int, matrices: Sequence[NDArray[np.int64]]) -> ImageCounts:
-        """Of dense matrices (K, K)."""
+        """From dense matrices (K, K)."""
         cells = [np.flatnonzero(matrix) for matrix in matrices]
         counts = [matrix.reshape(-1)[cell] for matrix, cell in zip(matrices, cells, strict=True)]
         return cls(
@@ -142,7 +142,7 @@ class ImageCounts:
         )
 
     def hits_and_unions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Per image and class (N, K): pixels that are right, and pixels of the class in truth or prediction."""
+        """Per image and class (N, K): correct pixels, and pixels of the class in ground truth or prediction."""
         k = self.num_classes
         truth, guess = np.divmod(self.cells, k)
         hit = truth == guess
@@ -155,7 +155,7 @@ class ImageCounts:
         return hits, table(truth, self.counts) + table(guess, self.counts) - hits
 
     def miou(self) -> NDArray[np.float64]:
-        """mIoU of every image by itself (N,), over the classes in its truth or prediction; NaN without such a class."""
+        """mIoU of every single image (N,) over the classes in its ground truth or prediction; NaN without any."""
         hits, unions = self.hits_and_unions()
         known = unions > 0
         iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
@@ -165,7 +165,7 @@ class ImageCounts:
     def resampled(self, name: str) -> NDArray[np.float64]:
         """mIoU (RESAMPLES,) of the draws of :meth:`segdistill.metrics.base.Samples.resampled`.
 
-        A class that none of the drawn images has is left out, as in ``miou``.
+        A class that no drawn image contains is left out, as in ``miou``.
         """
         if self.size < 2:
             return np.full(RESAMPLES, np.nan)

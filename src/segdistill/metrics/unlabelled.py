@@ -1,6 +1,6 @@
-"""What can be said of predictions without labels: how sure they are, and whether two models agree.
+"""Measures that need no labels: the confidence of predictions, and the agreement of two models.
 
-Both go with the mIoU from domain to domain (Baek et al., "Agreement-on-the-Line", arXiv 2206.13089).
+Across domains, both correlate with mIoU (Baek et al., "Agreement-on-the-Line", arXiv 2206.13089).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from segdistill.models.bands import Strip
 
 SAMPLE = 128
-"""Class maps are kept of every n-th row and column, so that neither side has more cells than this."""
+"""Longest side of a stored class map, which keeps every n-th row and column."""
 
 
 @dataclass(frozen=True)
 class ImageNotes:
-    """Of N images: mean ``confidence`` over all pixels (N,), and their sampled class maps.
+    """For N images: mean ``confidence`` over all pixels (N,), and sampled class maps.
 
-    ``sampled`` (uint8) holds the maps one after the other, ``shapes`` (N, 2) their heights and widths.
+    ``sampled`` (uint8) is the concatenation of the flattened maps, ``shapes`` (N, 2) their heights and widths.
     """
 
     confidence: NDArray[np.float64]
@@ -30,13 +30,13 @@ class ImageNotes:
 
     @property
     def mean_confidence(self) -> float:
-        """Mean over the images; NaN without any."""
+        """Mean over the images; NaN without images."""
         return float(self.confidence.mean()) if len(self.confidence) else float("nan")
 
     def agreement(self, other: ImageNotes) -> float | None:
-        """Share of the sampled pixels that get one class from both models, a mean over the images.
+        """Share of the sampled pixels to which both models assign the same class, averaged over the images.
 
-        None where the two did not see the same images.
+        None if the two were not made from the same images.
         """
         if not len(self.shapes) or not np.array_equal(self.shapes, other.shapes):
             return None
@@ -46,7 +46,7 @@ class ImageNotes:
 
 
 class Note:
-    """Collects what :class:`ImageNotes` keeps of one image, strip by strip."""
+    """Accumulates the entry of one image in :class:`ImageNotes`, strip by strip."""
 
     def __init__(self, height: int, width: int) -> None:
         self.step = max(1, -(-max(height, width) // SAMPLE))
@@ -54,7 +54,7 @@ class Note:
         self.pixels, self.total = height * width, 0.0
 
     def add(self, strip: Strip) -> None:
-        """Count the rows of ``strip``."""
+        """Add the rows of ``strip``."""
         self.total += float(strip.confidence.sum(dtype=torch.float64))
         first = -strip.top % self.step
         rows = strip.classes[first :: self.step, :: self.step].to(torch.uint8).cpu().numpy()
@@ -63,7 +63,7 @@ class Note:
 
 
 def notes_of(notes: list[Note]) -> ImageNotes:
-    """The images' notes, in this order."""
+    """The notes of several images, in this order."""
     sampled = [note.sampled for note in notes]
     return ImageNotes(
         np.array([note.total / note.pixels for note in notes]),

@@ -1,4 +1,4 @@
-"""Class scores of large images, a band of rows at a time: memory does not grow with an image's height."""
+"""Class scores of large images, one band of rows at a time: memory does not grow with the image height."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BAND = 2**22
-"""Score values (classes x rows x width) that are enlarged at once: 16 MiB in float32."""
+"""Score values (classes x rows x width) enlarged at once: 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Some rows of the answer for one image of a batch, from row ``top`` on.
+    """Some rows of the prediction for one image of a batch, starting at row ``top``.
 
-    ``classes`` (rows, W) int64; ``confidence`` (rows, W) float32: the probability of the class, as in :func:`decide`.
+    ``classes`` (rows, W) int64; ``confidence`` (rows, W) float32: the probability of that class, see :func:`decide`.
     """
 
     image: int
@@ -31,8 +31,8 @@ class Strip:
 def decide(scores: Float[Tensor, "k h w"], *, logits: bool) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w"]]:
     """The best class of every pixel and its probability.
 
-    The softmax over the classes where the scores are logits. Scores that are not (Mask2Former's sums over queries of
-    class probability times mask probability: not negative, but of no fixed sum) are divided by their sum.
+    For logits, the probability is the softmax over the classes. Other scores are divided by their sum: Mask2Former's
+    sums over queries of class probability times mask probability are non-negative but do not add up to one.
     """
     best, classes = scores.max(dim=0)
     if logits:
@@ -45,15 +45,15 @@ def enlarge(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Scores of size ``source`` (h, w), given as bands from top to bottom, bilinearly resampled to ``target`` (H, W).
 
-    Yields (image, first row, float32 scores (K, rows, W)) from top to bottom. The values are those of
-    ``F.interpolate(..., mode="bilinear", align_corners=False)`` up to rounding, and do not depend on how the rows are
-    cut. Memory: the source rows that are still needed, and at any time no more than four arrays (the two rows that are
-    blended, their source, and one of the caller) of :data:`BAND` values, or of one row where that is more:
-    4 x 4 x 2**22 bytes = 64 MiB, where the full scores of 19 classes on 5000 x 4000 pixels are 1.5 GB.
+    Yields (image, first row, float32 scores (K, rows, W)) from top to bottom. The values equal
+    ``F.interpolate(..., mode="bilinear", align_corners=False)`` up to rounding and do not depend on how the bands are
+    cut. Memory: the source rows that are still needed, and at most four arrays (the two rows being blended, their
+    source, and one held by the caller) of :data:`BAND` values each, or of one row if that is larger:
+    4 x 4 x 2**22 bytes = 64 MiB. The full scores of 19 classes on 5000 x 4000 pixels would take 1.5 GB.
     """
     above, below, share = _blend(source[0], target[0])
     last_rows = below.tolist()
-    kept, first, done = None, 0, 0  # source rows from ``first`` on; target rows given out
+    kept, first, done = None, 0, 0  # source rows from ``first`` on; target rows already yielded
     for band in bands:
         kept = band if kept is None else torch.cat([kept, band], dim=2)
         ready = bisect_left(last_rows, first + kept.shape[2])
@@ -77,7 +77,7 @@ def enlarge(
 
 
 def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For every target row the two source rows that it lies between (one, if on it), and the lower one's share."""
+    """Per target row: the source rows above and below it (equal if it lies on one), and the lower one's weight."""
     centre = ((torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5).clamp(min=0)
     above = centre.long().clamp(max=source - 1)
     share = centre - above
@@ -85,7 +85,7 @@ def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widen(scores: Tensor, width: int) -> Tensor:
-    """Rows (K, rows, w) resampled to ``width``; every row on its own."""
+    """Rows (K, rows, w) resampled to ``width``, each independently."""
     if scores.shape[-1] == width:
         return scores
     size = (scores.shape[1], width)

@@ -1,4 +1,4 @@
-"""What every network of a task offers to training and evaluation."""
+"""The interface of a task's network for training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,53 +17,52 @@ from segdistill.types import Batch, Features, LossTerms
 class Model(nn.Module):
     """An encoder and the head that reads its ``taps``. Images are RGB in [0, 1], (B, 3, H, W).
 
-    A task's network adds :meth:`loss_of` and ``predict``. Training asks for :meth:`features`, :meth:`decode` and
-    :meth:`loss_of` one by one where a distillation term or another head reads the features too; :meth:`loss` is the
-    three in a row.
+    A task's network adds :meth:`loss_of` and ``predict``. :meth:`loss` chains :meth:`features`, :meth:`decode` and
+    :meth:`loss_of`; training calls the three separately when a distillation term or another head needs the features.
     """
 
     def __init__(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.encoder: Any = encoder  # any module with an encoder's methods
+        self.encoder: Any = encoder  # any module with the methods of an encoder
         self.head = head
         self.taps = tuple(taps)
         self.encoder_is_frozen = False
 
     def freeze_encoder(self) -> None:
-        """No gradient for the encoder, which stays in evaluation mode from now on (spec A.10)."""
+        """Freeze the encoder: no gradients, and evaluation mode from now on (spec A.10)."""
         self.encoder_is_frozen = True
         self.encoder.requires_grad_(False)
         self.encoder.eval()
 
     def train(self, mode: bool = True) -> Model:
-        """As ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
+        """Like ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.encoder_is_frozen:
             self.encoder.eval()
         return self
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """What the head reads; without gradient where the encoder is frozen."""
+        """The features that the head reads; without gradient if the encoder is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.encoder(images, self.taps)
 
     def decode(self, features: Features) -> Any:
-        """One pass of the head over features of its taps; the outcome is in the head's own form."""
+        """One pass of the head over the features of its taps; the result has the head's own type."""
         return self.head.decode(maps(features))
 
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
-        """The task's loss terms; ``batch`` has the targets of the first decoded images, any further ones have none."""
+        """The task's loss terms; ``batch`` has targets for the first decoded images, the rest are unlabelled."""
         raise NotImplementedError
 
     def presence_loss(self, logits: Float[Tensor, "b k"], batch: Batch) -> Tensor:
-        """How far image-level ``logits`` are from the classes that the batch's images contain."""
-        raise UserError("presence_weight: this task has no such term; set it to 0")
+        """Loss of image-level ``logits`` against the classes present in each image."""
+        raise UserError("presence_weight: this task has no class-presence term; set it to 0")
 
     def loss(self, batch: Batch) -> LossTerms:
-        """The task's loss terms on the batch's images, (B, 3, H, W) uint8, and its targets."""
+        """The task's loss terms on a batch of images (B, 3, H, W) uint8 and targets."""
         return self.loss_of(self.decode(self.features(batch["image"].float() / 255.0)), batch)
 
     def forward(self, batch: Batch) -> LossTerms:
-        """:meth:`loss`, as the call that wrappers for several processes see."""
+        """:meth:`loss`, as the entry point for distributed wrappers."""
         return self.loss(batch)

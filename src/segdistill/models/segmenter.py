@@ -33,20 +33,20 @@ class Window(Config):
 
 
 def positions(length: int, size: int, stride: int) -> list[int]:
-    """Starts of the windows along one side; the last one is shifted back to end with the image."""
+    """Start positions of the windows along one side; the last window is shifted back to end at the border."""
     count = max(length - size + stride - 1, 0) // stride + 1
     return [min(i * stride, max(length - size, 0)) for i in range(count)]
 
 
 class Segmenter(Model):
-    """A segmentation model of ``num_classes`` classes: the head reads the encoder's ``taps``.
+    """A segmentation model with ``num_classes`` classes, whose head reads the encoder's ``taps``.
 
-    Images are RGB in [0, 1], (B, 3, H, W), of any size: one that the encoder does not take (a side is no multiple of
-    its patch or final stride) is padded at the bottom or right by repeating the border, and the result is cropped.
+    Images are RGB in [0, 1], (B, 3, H, W), of any size: if a side is not a multiple of the encoder's patch or final
+    stride, the image is padded at the bottom or right by repeating the border, and the result is cropped.
     """
 
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
-        """The head's loss terms against ``batch["label"]``: class indices, 255 where there is none."""
+        """The head's loss terms against ``batch["label"]``: class indices, 255 = ignored."""
         return self.head.loss_of(decoded, batch["label"])
 
     def presence_loss(self, logits: Float[Tensor, "b k"], batch: Batch) -> Tensor:
@@ -54,7 +54,7 @@ class Segmenter(Model):
         return presence_loss(logits, batch["label"])
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
-        """Class scores per pixel of the whole image at once; differentiable."""
+        """Class scores per pixel in one pass over the whole image; differentiable."""
         height, width = images.shape[-2:]
         bottom, right = self._padding(images)
         padded = _pad(images, bottom, right) if bottom or right else images
@@ -62,17 +62,17 @@ class Segmenter(Model):
         return scores[..., :height, :width]
 
     def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
-        """Scores of overlapping windows, summed and divided by their number per pixel; float32.
+        """Scores averaged over overlapping windows; float32.
 
-        An image smaller than a window is one window of its own size.
+        An image smaller than the window is a single window of its own size.
         """
         return torch.cat(list(self.window_bands(images, window)), dim=2)
 
     def window_bands(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Iterator[Tensor]:
-        """:meth:`window_scores` in bands (B, K, rows, w) from top to bottom, each as soon as no window is missing.
+        """:meth:`window_scores` in bands (B, K, rows, w) from top to bottom, each yielded once it is complete.
 
-        Windows of all the images are batched together. Kept are the rows that unfinished windows reach: with windows
-        of V rows and the windows of up to R of their rows in a batch, B x K x (V + R x stride) x w float32 values.
+        Windows of all images are batched together. Only rows that unfinished windows reach are held: with windows V
+        rows high and R rows of windows per batch, B x K x (V + R x stride) x w float32 values.
         """
         batch, _, height, width = images.shape
         rows = positions(height, window.size[0], window.stride[0])
@@ -111,10 +111,10 @@ class Segmenter(Model):
     def predict(
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
     ) -> Int[Tensor, "b _p _q"]:
-        """Class map (int64) of the images' size, or of ``size``: then the *scores* are upsampled before the argmax.
+        """Class map (int64) at the images' size, or at ``size``: the *scores* are upsampled before the argmax.
 
-        Scores are enlarged a few rows at a time and, with a window, never held for a whole image. The model is used in
-        the mode it is in; call ``eval()`` first.
+        Scores are enlarged a few rows at a time and, with a window, never held for a whole image. The mode of the model
+        is not changed; call ``eval()`` first.
         """
         height, width = size or images.shape[-2:]
         classes = torch.empty(len(images), height, width, dtype=torch.int64, device=images.device)
@@ -123,14 +123,21 @@ class Segmenter(Model):
         return classes
 
     def _padding(self, images: Tensor) -> tuple[int, int]:
-        """Missing pixels at the bottom and at the right."""
+        """Pixels to pad at the bottom and at the right."""
         height, width = images.shape[-2:]
         high, wide = self.encoder.padded(height, width)
         return high - height, wide - width
 
 
+def as_segmenter(model: Model, task: str) -> Segmenter:
+    """``model`` if it predicts class maps, else a :class:`UserError`."""
+    if not isinstance(model, Segmenter):
+        raise UserError(f"this model is for the task '{task}'; predict, export, estimate and pack need class maps")
+    return model
+
+
 def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:
-    """How many windows of ``size`` cover each of ``length`` places."""
+    """How many windows of ``size`` cover each of ``length`` positions."""
     count = torch.zeros(length)
     for start in starts:
         count[start : start + size] += 1

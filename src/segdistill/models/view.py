@@ -1,4 +1,4 @@
-"""How a network is shown an image: fitted into a size, whole or through a sliding window."""
+"""How an image is fed to a network: resized or not, whole or in sliding windows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from segdistill.models.segmenter import Window
 
 @dataclass(frozen=True)
 class View:
-    """``resize``: the box (h, w) that images are fitted into, None: as they are; ``window``: None: all at once."""
+    """``resize``: box (h, w) to fit images into (None: keep their size); ``window`` (None: the whole image at once)."""
 
     resize: tuple[int, int] | None = None
     window: Window | None = None
 
     @classmethod
     def of(cls, protocol: Protocol, window: Window | None = None) -> View:
-        """As a data set's protocol says; ``window`` takes the place of its own."""
+        """The view of a dataset's protocol; ``window`` replaces the protocol's own."""
         return cls(protocol.resize, sliding(protocol, window))
 
     def prepare(self, image: Tensor) -> Tensor:
@@ -30,14 +30,14 @@ class View:
 
 
 def sliding(protocol: Protocol, window: Window | None) -> Window | None:
-    """``window`` where it is given, else the protocol's; None: the whole image at once."""
+    """``window`` if given, else the protocol's; None: the whole image at once."""
     if window is not None or protocol.window is None:
         return window
     return Window(size=protocol.window, stride=protocol.stride or protocol.window)
 
 
 def prepare(image: Tensor, resize: tuple[int, int] | None = None) -> Tensor:
-    """Images (B, 3, H, W), 8-bit or float, as float in [0, 1], fitted into ``resize`` (h, w) where it is given."""
+    """Images (B, 3, H, W), 8-bit or float, as float in [0, 1], fitted into ``resize`` (h, w) if given."""
     image = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
     if resize is None:
         return image
@@ -45,11 +45,13 @@ def prepare(image: Tensor, resize: tuple[int, int] | None = None) -> Tensor:
     size = fit((height, width), resize)
     if size == (height, width):
         return image
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)  # no antialias, as the authors' reader
+    return F.interpolate(
+        image, size=size, mode="bilinear", align_corners=False
+    )  # no antialias, as in the authors' code
 
 
 def fit(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
-    """The largest size (h, w) of the same aspect whose longer side fits the box's longer and shorter its shorter."""
+    """The largest size (h, w) of the same aspect ratio that fits into ``box``, turned to the same orientation."""
     factor = min(max(box) / max(size), min(box) / min(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from segdistill.pictures import Panel, Views, scene_views
+from segdistill.pictures import Panel, Views
 from segdistill.report.views import View
 from segdistill.results import Run, panels, picture_indices, worst_images
+from segdistill.tasks.views import VIEWS
 
 LARGEST = 640  # pixels of width that are put into the page; larger pictures are reduced
 FAILURES = 3
@@ -68,20 +69,22 @@ def gallery(view: View) -> list[Domain]:
     return found
 
 
-def failures(view: View) -> list[Domain]:
-    """Every domain's images with the lowest scores of any model, with the models that kept them."""
+def failures(view: View) -> tuple[str, list[Domain]]:
+    """Every domain's images with the lowest scores of the best student, and its title; without a best one of any."""
     shown = _first_seeds(view)
+    best = next((entry.title for entry in view.students if entry.row == view.best), "")
+    judged = [shown[best]] if best in shown else list(shown.values())
     metric, found = view.first.metric, []
     for domain, role in view.domains.items():
         scenes = []
-        for index, _ in worst_images(list(shown.values()), domain, FAILURES):
+        for index, _ in worst_images(judged, domain, FAILURES):
             scores = {title: dict(run.pictures.worst.get(domain, ())).get(index) for title, run in shown.items()}
             texts = [f"{title} {metric.text(score)}" for title, score in scores.items() if score is not None]
             note = f"image {index}, {metric.label} of this image: {', '.join(texts)}"
             scenes.append(Scene(_figures(view, domain, index), note))
         if scenes:
             found.append(Domain(domain, role, tuple(scenes)))
-    return found
+    return best, found
 
 
 def _first_seeds(view: View) -> dict[str, Run]:
@@ -96,7 +99,7 @@ def _figures(view: View, domain: str, index: int) -> tuple[Figure, ...]:
     """Image, ground truth, teacher and every model that kept its prediction."""
     titled = [(title, run) for title, _, run in view.runs]
     teacher = view.teacher.title if view.teacher else ""
-    shown = scene_views(panels(titled, teacher, domain, index), view.first.colors)
+    shown = VIEWS[view.first.task](panels(titled, teacher, domain, index), view.first.colors)
     parts = ["image", "truth", *["answer"] * len(shown)]
     return tuple(
         _figure(panel, views, part, f"{domain}, scene {index}")

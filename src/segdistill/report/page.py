@@ -72,7 +72,7 @@ def render(found: Comparison) -> str:
             details=details,
             front={row for row, line in enumerate(found.rows) if line.baseline},
             galleries=[(view, kept) for view in details if (kept := gallery(view))],
-            failures=[(view, kept) for view in details if (kept := failures(view))],
+            failures=[(view, *kept) for view in details if (kept := failures(view))[1]],
             swatches=[(name, hex_color(color)) for name, color in zip(first.classes, first.colors, strict=True)]
             if first
             else [],

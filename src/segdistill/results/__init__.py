@@ -1,4 +1,4 @@
-"""Finished run folders read back and put side by side: what pages and tables of recipes are made from. No torch."""
+"""Reads finished run folders and compares them; the input of reports and tables. Does not import torch."""
 
 from segdistill.results.compare import (
     TEACHER,

@@ -1,4 +1,4 @@
-"""Runs side by side: rows of a table over seeds and sweep values, held against one teacher."""
+"""Compares runs: the rows of a table over seeds and sweep values, relative to one teacher."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from segdistill.pictures import Panel
 from segdistill.results.run import Metric, ModelResult, Run, load_run
 
 _SHARED = ("metric", "classes", "source", "unseen", "validation")
-FEWEST_STEPS, FEWEST_IMAGES = 50, 10  # of a stage and of an unseen domain: with less a run shows that it runs, no more
+FEWEST_STEPS, FEWEST_IMAGES = 50, 10  # per stage and per unseen domain; below that, scores mean nothing
 TEACHER = -1
-"""The row number of the teacher's line."""
+"""The row number of the teacher."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A number measured with one or several seeds; ``sd`` is the sample standard deviation (n - 1)."""
+    """A value measured with one or more seeds; ``sd`` is the sample standard deviation (n - 1)."""
 
     values: tuple[float, ...]
 
@@ -36,7 +36,7 @@ class Stat:
 
 @dataclass(frozen=True)
 class Arm:
-    """Models that differ in their seed only."""
+    """Models that differ only in their seed."""
 
     title: str
     seeds: tuple[int, ...]
@@ -54,7 +54,7 @@ class Arm:
 
     @property
     def mean_unseen_interval(self) -> tuple[float, float] | None:
-        """95 % interval over the images, for a single seed: several have their own spread."""
+        """95 % interval over the images, for a single seed; several seeds have a standard deviation instead."""
         return self.models[0].mean_unseen_interval if len(self.models) == 1 else None
 
     @property
@@ -76,7 +76,7 @@ class Arm:
         return self.models[0].size
 
     def by_class(self, domains: Sequence[str]) -> list[float | None]:
-        """Per class the mean over ``domains`` and seeds, None where the class never occurred."""
+        """Per class the mean over ``domains`` and seeds; None if the class never occurs."""
         columns = zip(*(model.domains[domain].by_class for model in self.models for domain in domains), strict=True)
         known = ([v for v in column if v is not None] for column in columns)
         return [fmean(values) if values else None for values in known]
@@ -84,40 +84,40 @@ class Arm:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of students. ``baseline``: trained without distillation, or what gains of its group count from."""
+    """One row of students. ``baseline``: trained without distillation, or the reference for gains in its group."""
 
     title: str
     group: str = ""
     baseline: bool = False
-    place: PaperPlace | None = None  # where the paper makes this comparison
-    paper: str = ""  # the row's name there; empty: it has none
+    place: PaperPlace | None = None  # where the paper prints this comparison
+    paper: str = ""  # the row's name there; empty: not in the paper
 
     @property
     def full_title(self) -> str:
-        """The title with its group's."""
+        """The title, preceded by its group."""
         return f"{self.group}: {self.title}" if self.group else self.title
 
 
 @dataclass(frozen=True)
 class Lead:
-    """How far row ``first`` is ahead of ``second``, in shown units of the mean over unseen domains."""
+    """How far row ``first`` is ahead of ``second`` in the mean over unseen domains, in displayed units."""
 
     first: int
     second: int
     points: float
     interval: tuple[float, float]  # 95 %
-    beaten: float  # share of the draws in which the first is not ahead
+    beaten: float  # share of draws in which the first is not ahead
     seeds: tuple[int, ...]
     value: str = ""  # of the sweep
 
     @property
     def settled(self) -> bool:
-        """Whether the interval is on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
     @property
     def bounds(self) -> tuple[str, str]:
-        """The interval's ends with one decimal; what rounds to zero has no sign."""
+        """The interval's ends with one decimal; never "-0.0"."""
         low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
         return low, high
 
@@ -126,8 +126,8 @@ class Lead:
 class Comparison:
     """Rows (x sweep values) x seeds. A row's numbers are ``arms[row, value]``, their runs ``runs[row, value, seed]``.
 
-    Without a sweep the one value is empty. ``leads`` hold the best row of each group and value against the others,
-    the runner-up first; ``errors`` name the runs that have not finished.
+    Without a sweep the only value is an empty string. ``leads`` compare the best row of each group and value with the
+    others, runner-up first; ``errors`` list the runs that have not finished.
     """
 
     rows: tuple[Row, ...]
@@ -140,7 +140,7 @@ class Comparison:
     seeds: tuple[int, ...] = (0,)
     leads: tuple[Lead, ...] = ()
     errors: tuple[str, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)  # the table file, where there is one
+    config: dict[str, Any] = field(default_factory=dict)  # the table file, if any
 
     def __post_init__(self) -> None:
         for group in self.groups:
@@ -151,7 +151,7 @@ class Comparison:
 
     @property
     def first(self) -> Run | None:
-        """The first run: it says what all have in common."""
+        """The first run, which has everything that all runs share."""
         return next(iter(self.runs.values()), None)
 
     @property
@@ -165,29 +165,29 @@ class Comparison:
 
     @property
     def lines(self) -> tuple[int, ...]:
-        """The numbers of all rows, the teacher's first where there is one."""
+        """The row numbers, the teacher's first if there is one."""
         return (*((TEACHER,) if self.teachers else ()), *range(len(self.rows)))
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Headings of the rows, in their order; one empty heading without groups."""
+        """The group headings in row order; one empty heading without groups."""
         return tuple(dict.fromkeys(row.group for row in self.rows))
 
     @property
     def last_value(self) -> str:
-        """The last value of the sweep at which a run finished."""
+        """The last sweep value with a finished run."""
         return next((value for value in reversed(self.values) if any(v == value for _, v, _ in self.runs)), "")
 
     @property
     def shortcomings(self) -> tuple[str, ...]:
-        """Why no conclusion can be drawn: what the runs have too little of; empty where they have enough."""
+        """Reasons why the runs are too small for conclusions; empty if they are large enough."""
         steps = min((n for run in self.runs.values() if (n := run.fewest_steps) is not None), default=FEWEST_STEPS)
         images = min((n for run in self.runs.values() if (n := run.fewest_images) is not None), default=FEWEST_IMAGES)
         lines = []
         if steps < FEWEST_STEPS:
-            lines.append(f"a stage has {steps} training steps ({FEWEST_STEPS} are the least)")
+            lines.append(f"a stage has {steps} training steps (at least {FEWEST_STEPS} are needed)")
         if images < FEWEST_IMAGES:
-            lines.append(f"an unseen domain has {images} test images ({FEWEST_IMAGES} are the least)")
+            lines.append(f"an unseen domain has {images} test images (at least {FEWEST_IMAGES} are needed)")
         return tuple(lines)
 
     def arm(self, row: int, value: str) -> Arm | None:
@@ -204,22 +204,22 @@ class Comparison:
         return arm.mean_unseen.mean if arm and arm.mean_unseen else None
 
     def shown(self, row: int, value: str = "") -> float | None:
-        """:meth:`mean` as a reader sees it: rows that show the same number are level."""
+        """:meth:`mean` as displayed; rows that show the same number are tied."""
         mean = self.mean(row, value)
         return None if mean is None else round(self.metric.number(mean), self.metric.decimals)
 
     def ranked(self, group: str, value: str = "") -> list[int]:
-        """The rows of a group that have a mean over the unseen domains, best first; none of too short runs."""
+        """The rows of a group with a mean over the unseen domains, best first; empty if there are shortcomings."""
         known = [row for row, line in enumerate(self.rows) if line.group == group and self.mean(row, value) is not None]
         return [] if self.shortcomings else sorted(known, key=lambda row: -(self.mean(row, value) or 0.0))
 
     def tops(self, value: str = "") -> list[list[int]]:
-        """:meth:`ranked` of every group that has scores, the group of the best row first."""
+        """:meth:`ranked` for every group with scores; the group with the best row comes first."""
         found = [ranked for group in self.groups if (ranked := self.ranked(group, value))]
         return sorted(found, key=lambda ranked: -(self.mean(ranked[0], value) or 0.0))
 
     def baseline(self, row: int, value: str = "") -> int | None:
-        """The row that gains of ``row`` are counted from: of its group's baselines the best; None for itself."""
+        """The reference row for gains of ``row``: the best baseline of its group; None for that baseline itself."""
         if row == TEACHER:
             return None
         group = self.rows[row].group
@@ -228,13 +228,13 @@ class Comparison:
         return None if best == row else best
 
     def gain(self, row: int, value: str = "") -> float | None:
-        """Mean over unseen domains minus the baseline's, in shown units."""
+        """Mean over unseen domains minus the baseline's, in displayed units."""
         base = self.baseline(row, value)
         own, other = self.mean(row, value), None if base is None else self.mean(base, value)
         return None if own is None or other is None else self.metric.number(own - other)
 
     def lead(self, first: int, second: int, value: str = "") -> Lead | None:
-        """How sure it is that one row is ahead of another, where that was measured."""
+        """The :class:`Lead` of one row over another, if it was computed."""
         return next((one for one in self.leads if (one.first, one.second, one.value) == (first, second, value)), None)
 
     def runner_ups(self) -> list[Lead]:
@@ -242,11 +242,11 @@ class Comparison:
         return list({(self.rows[one.first].group, one.value): one for one in reversed(self.leads)}.values())[::-1]
 
     def where(self, lead: Lead) -> str:
-        """The group and the sweep's value, where the table has them: ``F2L, 1/16``."""
+        """The group and the sweep value, if the table has them: ``F2L, 1/16``."""
         return ", ".join(part for part in (self.rows[lead.first].group, lead.value) if part)
 
     def sentence(self, lead: Lead) -> str:
-        """One line for below the table."""
+        """One line to print below the table."""
         low, high = lead.bounds
         seeds = f"{len(lead.seeds)} seeds" if len(lead.seeds) > 1 else "one seed"
         where = f"{where}: " if (where := self.where(lead)) else ""
@@ -262,14 +262,14 @@ class Comparison:
 
     @property
     def places(self) -> tuple[PaperPlace, ...]:
-        """Where the paper makes these comparisons."""
+        """Where the paper prints these comparisons."""
         return tuple(dict.fromkeys(row.place for row in self.rows if row.place is not None))
 
 
 def collect(folders: Sequence[Path]) -> Comparison:
-    """Read and group runs by name; a :class:`UserError` where they cannot stand in one table."""
+    """Read runs and group them by name; a :class:`UserError` if they cannot share a table."""
     if not folders:
-        raise UserError("no run folder was given; give one or more, for example runs/demo/gkd")
+        raise UserError("no run folder given; give one or more, for example runs/demo/gkd")
     runs = tuple(load_run(Path(folder)) for folder in folders)
     check_shared(runs)
     groups: dict[str, dict[int, Run]] = {}
@@ -277,7 +277,7 @@ def collect(folders: Sequence[Path]) -> Comparison:
         group = groups.setdefault(run.name, {})
         if run.seed in group:
             raise UserError(
-                f"{run.folder}: another run '{run.name}' with seed {run.seed} was given: {group[run.seed].folder}"
+                f"{run.folder}: duplicate of run '{run.name}' with seed {run.seed} in {group[run.seed].folder}"
             )
         group[run.seed] = run
     teachers = _teachers(runs)
@@ -309,12 +309,12 @@ def arm_of(title: str, runs: Sequence[Run]) -> Arm:
 
 
 def picture_indices(runs: Sequence[Run], domain: str) -> tuple[int, ...]:
-    """The scenes that any run kept for ``domain``."""
+    """The indices of the images of ``domain`` that any run saved pictures of."""
     return tuple(dict.fromkeys(index for run in runs for index in run.pictures.domains.get(domain, ())))
 
 
 def worst_images(runs: Sequence[Run], domain: str, count: int) -> list[tuple[int, float]]:
-    """The ``count`` images of ``domain`` on which any run scored lowest, the worst first: (image, lowest score)."""
+    """The ``count`` images of ``domain`` with the lowest score in any run, worst first: (image, lowest score)."""
     lowest: dict[int, float] = {}
     for index, score in (pair for run in runs for pair in run.pictures.worst.get(domain, ())):
         lowest[index] = min(score, lowest.get(index, score))
@@ -322,7 +322,7 @@ def worst_images(runs: Sequence[Run], domain: str, count: int) -> list[tuple[int
 
 
 def panels(titled: Sequence[tuple[str, Run]], teacher: str, domain: str, index: int) -> tuple[Panel, ...]:
-    """Image, ground truth, teacher (where it was kept) and every title's first run for one scene."""
+    """Panels of one scene: image, ground truth, teacher (if saved), and the first run of every title."""
     name = f"{domain}-{index}.png"
     kept: dict[str, Run] = {}
     for title, run in titled:
@@ -341,12 +341,14 @@ def panels(titled: Sequence[tuple[str, Run]], teacher: str, domain: str, index: 
 
 
 def check_shared(runs: Sequence[Run]) -> None:
-    """Raise a :class:`UserError` where runs differ in their score, classes or domains: they cannot share a table."""
+    """Raise a :class:`UserError` if runs differ in primary score, classes or domains and so cannot share a table."""
     for run in runs:
         for what in _SHARED:
             if getattr(run, what) != getattr(runs[0], what):
                 theirs, ours = (_listed(getattr(r, what)) for r in (run, runs[0]))
-                raise UserError(f"{run.folder}: {what} differ from {runs[0].folder}: {theirs}; there: {ours}")
+                raise UserError(
+                    f"{run.folder} and {runs[0].folder} differ in {what}: {theirs} and {ours}; report them separately"
+                )
 
 
 def _listed(value: tuple[str, ...] | Metric) -> str:
@@ -354,7 +356,7 @@ def _listed(value: tuple[str, ...] | Metric) -> str:
 
 
 def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
-    """(seed, teacher) of every teacher whose scores differ; one row cannot hold two kinds of teacher."""
+    """(seed, teacher) of all teachers with distinct scores; they must all be the same network."""
     distinct: list[tuple[int, ModelResult]] = []
     first: Run | None = None
     for run in sorted(runs, key=lambda run: run.seed):
@@ -364,8 +366,8 @@ def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
         assert first.teacher is not None
         if (run.teacher.title, run.teacher.parameters) != (first.teacher.title, first.teacher.parameters):
             raise UserError(
-                f"{run.folder}: its teacher ({run.teacher.title}) is not the one of {first.folder} "
-                f"({first.teacher.title}, other title or size); report runs with different teachers separately"
+                f"{run.folder}: its teacher ({run.teacher.title}) differs from that of {first.folder} "
+                f"({first.teacher.title}) in title or size; report runs with different teachers separately"
             )
         if all(run.teacher.domains != teacher.domains for _, teacher in distinct):
             distinct.append((run.seed, run.teacher))
@@ -373,7 +375,7 @@ def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
 
 
 def _retention(run: Run, teachers: Sequence[tuple[int, ModelResult]]) -> float | None:
-    """Student / teacher on unseen domains; a run without its own teacher is held against its seed's, else the first."""
+    """Student / teacher on unseen domains; without its own teacher a run uses that of its seed, or else the first."""
     others = [teacher for seed, teacher in teachers if seed == run.seed] + [teacher for _, teacher in teachers]
     teacher = run.teacher or (others[0] if others else None)
     if teacher is None or not teacher.mean_unseen or run.student.mean_unseen is None:
@@ -382,7 +384,7 @@ def _retention(run: Run, teachers: Sequence[tuple[int, ModelResult]]) -> float |
 
 
 def _stat(values: Iterable[float | None]) -> Stat | None:
-    """The measured values; None where one of them is missing."""
+    """The measured values; None if one of them is missing."""
     listed = list(values)
     known = tuple(value for value in listed if value is not None)
     return Stat(known) if known and len(known) == len(listed) else None

@@ -1,4 +1,4 @@
-"""A run folder read back and checked."""
+"""Reads and checks a run folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from segdistill.config import UserError, parse
 from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
 
-TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more is damage, not rounding
+TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more than rounding means damage
 
 R = TypeVar("R", bound=BaseModel)
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity, which the JSON writer lets through, mean 'not measured'."""
+    """Map NaN and infinity, which the JSON writer allows, to None (not measured)."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -31,21 +31,21 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Record(BaseModel):
-    """A JSON object of a run folder. Keys that a later version added are passed over."""
+    """A JSON object of a run folder. Unknown keys, such as those of later versions, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Metric(_Record):
-    """A score: its key in the files, the reader's name, and what its numbers are; more is better.
+    """A score: its key in the files, its display name and its unit; higher is better.
 
-    With the unit ``%`` values are shares in [0, 1] and are shown in percent; else they are shown as they are.
+    With the unit ``%``, values are shares in [0, 1] and displayed in percent; otherwise they are displayed unchanged.
     """
 
     key: str = ""
     label: str
     unit: Literal["%", ""] = ""
-    by_class: str | None = None  # key of its list of values per class
+    by_class: str | None = None  # key of the list of its values per class
     by_class_label: str = "score"
 
     @property
@@ -58,16 +58,16 @@ class Metric(_Record):
         return "points" if self.unit == "%" else self.label
 
     def number(self, value: float | int) -> float:
-        """``value`` as shown."""
+        """``value`` in displayed units."""
         return 100.0 * value if self.unit == "%" else float(value)
 
     def text(self, value: float | int) -> str:
-        """``value`` as shown, with one decimal of a percent, else with three."""
+        """``value`` as displayed: one decimal for percent, else three."""
         return f"{self.number(value):.{self.decimals}f}"
 
 
 class DomainScore(_Record):
-    """One model on one domain: the primary score and its values per class; None where nothing could be measured."""
+    """One model on one domain: the primary score and its values per class; None where undefined."""
 
     score: Number
     by_class: tuple[Number, ...] = ()
@@ -76,7 +76,7 @@ class DomainScore(_Record):
     @model_validator(mode="before")
     @classmethod
     def _primary(cls, values: Any, info: Any) -> Any:
-        """Files name the scores by their own keys; the context is the primary :class:`Metric`."""
+        """Pick the primary score by its key; the validation context is the primary :class:`Metric`."""
         metric = info.context
         if not isinstance(metric, Metric) or not isinstance(values, dict) or metric.key not in values:
             return values
@@ -84,7 +84,7 @@ class DomainScore(_Record):
 
 
 class ModelResult(_Record):
-    """A measured network: parameters by part, training seconds, scores by domain."""
+    """A scored network: parameters by part, training seconds, scores by domain."""
 
     title: str
     parameters: dict[str, int] = Field(default_factory=dict)
@@ -95,7 +95,7 @@ class ModelResult(_Record):
 
     @property
     def size(self) -> int | None:
-        """All parameters, None where they were not counted."""
+        """Number of all parameters; None if they were not counted."""
         return sum(self.parameters.values()) if self.parameters else None
 
 
@@ -106,16 +106,16 @@ class _Models(_Record):
 
 class _Pictures(_Record):
     domains: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    worst: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict)  # (image, score), the worst first
+    worst: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict)  # (image, score), worst first
 
     def kept(self, domain: str) -> tuple[int, ...]:
-        """The images of ``domain`` that there are pictures of."""
+        """The images of ``domain`` that have pictures."""
         worst = (index for index, _ in self.worst.get(domain, ()))
         return tuple(dict.fromkeys((*self.domains.get(domain, ()), *worst)))
 
 
 class Stage(_Record):
-    """A finished stage, as its manifest or the results have it."""
+    """A finished stage, as described by its manifest or the results."""
 
     name: str
     type: str | None = None
@@ -139,7 +139,7 @@ class Step(_Record):
 
 
 class _Head(_Record):
-    """Which score ``results.json`` compares, read before the rest."""
+    """The part of ``results.json`` that names the primary score, read before the rest."""
 
     format: Literal[1]
     primary: str
@@ -147,7 +147,7 @@ class _Head(_Record):
 
 
 class Run(_Record):
-    """What one run folder says: its ``results.json``, log and stages. ``metric`` is the primary score."""
+    """The content of a run folder: ``results.json``, log and stages. ``metric`` is the primary score."""
 
     folder: Path
     metric: Metric
@@ -162,7 +162,7 @@ class Run(_Record):
     validation: tuple[str, ...] = ()
     models: _Models
     retention: Number = None
-    distilled: bool = True  # by any of its stages
+    distilled: bool = True  # in any of its stages
     pictures: _Pictures = _Pictures()
     paper: PaperPlace | None = None
     stages: tuple[Stage, ...] = ()
@@ -201,11 +201,11 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{folder}: no such run folder")
     path = folder / "results.json"
     if not path.is_file():
-        raise UserError(f"{folder}: results.json is missing; the run is unfinished: give its command again to continue")
+        raise UserError(f"{folder}: results.json is missing: the run is unfinished; run its command again to continue")
     values = _json(path)
     if isinstance(values, dict) and "name" in values and "models" not in values:
         raise UserError(
-            f"{folder}: the run has no scores: its recipe scores nothing; give it 'evaluate', or score it with "
+            f"{folder}: the run has no scores, since its recipe has no 'evaluate'; score it with "
             f"segdistill evaluate {folder} evaluate.domains=[...]"
         )
     metric = _primary(values, path)
@@ -214,7 +214,7 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
     recipe = _text(folder / "recipe.yaml")
     if recipe is not None and not text_is_whole(recipe.encode()):
-        raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; give the run's command again")
+        raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; run the command again")
     values |= {
         "folder": folder,
         "metric": metric,
@@ -233,18 +233,18 @@ def load_run(folder: Path) -> Run:
 
 
 def _primary(values: Any, path: Path) -> Metric:
-    """The score that ``results.json`` names as the one to compare."""
+    """The primary score that ``results.json`` names."""
     if isinstance(values, dict) and values.get("format") == 1 and "primary" not in values and "models" in values:
-        raise UserError(f"{path}: names no primary score (an earlier version wrote it); score it again: "
+        raise UserError(f"{path}: names no primary score, since an earlier version wrote it; score it again with "
                         f"segdistill evaluate {path.parent}")  # fmt: skip
     found = _record(_Head, values, path)
     if found.primary not in found.metrics:
-        raise UserError(f"{path}: primary: '{found.primary}' is none of its metrics: {', '.join(found.metrics)}")
+        raise UserError(f"{path}: primary: '{found.primary}' is not one of its metrics: {', '.join(found.metrics)}")
     return found.metrics[found.primary].model_copy(update={"key": found.primary})
 
 
 def _check(run: Run, path: Path) -> None:
-    """What one field cannot tell: sizes that agree, domains and pictures that exist, retention that follows."""
+    """Check across fields: equal lengths, existing domains and pictures, consistent retention."""
     if len(run.colors) != len(run.classes):
         raise UserError(f"{path}: {len(run.classes)} classes but {len(run.colors)} colours")
     for role, model in run.models:
@@ -255,7 +255,7 @@ def _check(run: Run, path: Path) -> None:
         ratio = student.mean_unseen / teacher.mean_unseen
         if abs(run.retention - ratio) > 10 * TOLERANCE:
             raise UserError(
-                f"{path}: retention {run.retention} is not student / teacher on unseen domains, {ratio:.4f}"
+                f"{path}: retention {run.retention} is not student / teacher on unseen domains, which is {ratio:.4f}"
             )
     for domain in {**run.pictures.domains, **run.pictures.worst}:
         plain_name(domain)
@@ -263,11 +263,11 @@ def _check(run: Run, path: Path) -> None:
             for kind in ("image", "truth", "student"):
                 picture = Path("pictures", kind, f"{domain}-{index}.png")
                 if not (run.folder / picture).is_file():
-                    raise UserError(f"{run.folder}: the picture {picture} is missing; give the run's command again")
+                    raise UserError(f"{run.folder}: the picture {picture} is missing; run the command again")
 
 
 def _check_model(run: Run, model: ModelResult, who: str) -> None:
-    """A score per domain and class, in its range, and a mean that follows from them."""
+    """Check that there is a score per domain and class, within its range, and that the mean matches them."""
     metric = run.metric
     for domain in (*run.source, *run.unseen, *run.validation):
         if domain not in model.domains:
@@ -276,31 +276,31 @@ def _check_model(run: Run, model: ModelResult, who: str) -> None:
         if metric.by_class and len(found.by_class) != len(run.classes):
             raise UserError(f"{who} needs one {metric.by_class_label} per class on '{domain}'")
         if metric.unit == "%" and not all(v is None or 0 <= v <= 1 for v in (found.score, *found.by_class)):
-            raise UserError(f"{who} has scores on '{domain}' that are no shares between 0 and 1")
+            raise UserError(f"{who} has scores on '{domain}' outside [0, 1]")
     mean = _mean(model, run.unseen)
     if model.mean_unseen is not None and (mean is None or abs(model.mean_unseen - mean) > TOLERANCE):
-        raise UserError(f"{who}'s mean_unseen {model.mean_unseen} is not the mean of its domains {mean}")
+        raise UserError(f"{who}'s mean_unseen {model.mean_unseen} is not the mean of its domains, {mean}")
 
 
 def _mean(model: ModelResult, unseen: Sequence[str]) -> float | None:
-    """The mean score over ``unseen``; None without such domains or where one was not measured."""
+    """The mean score over ``unseen``; None without such domains or if one was not measured."""
     scores = [model.domains[domain].score for domain in unseen]
     known = [score for score in scores if score is not None]
     return fmean(known) if known and len(known) == len(scores) else None
 
 
 def _read_log(path: Path) -> tuple[Step, ...]:
-    """The log, later lines replacing earlier ones of the same step (a run that was continued repeats some)."""
+    """The log; later lines replace earlier ones of the same step, which a resumed run repeats."""
     lines, steps = (_text(path) or "").split("\n"), {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         value = read_metrics_line(line)
         if value is None:
-            if number == len(lines):  # no newline yet: the run was stopped while it wrote
+            if number == len(lines):  # no newline: the run was stopped while writing it
                 continue
             raise UserError(
-                f"{path}: line {number} is damaged: {textwrap.shorten(line, 60)}; delete it to do without its point"
+                f"{path}: line {number} is damaged: {textwrap.shorten(line, 60)}; delete it to lose only this point"
             )
         step = _record(Step, value, path)
         steps[step.stage, step.step] = step
@@ -320,14 +320,14 @@ def _json(path: Path) -> Any:
         if isinstance(value, dict) and value.get("digest") not in (None, json_digest(value)):
             raise ValueError("its digest differs")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); give the run's command again") from None
+        raise UserError(f"{path}: is damaged ({error}); run the command again") from None
     if isinstance(value, dict):
         value.pop("digest", None)
     return value
 
 
 def _text(path: Path) -> str | None:
-    """The file's text, None where there is no such file."""
+    """The file's text; None if there is no such file."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -337,7 +337,7 @@ def _text(path: Path) -> str | None:
 
 
 def _record(cls: type[R], value: Any, path: Path, context: object = None) -> R:
-    """``value`` as ``cls``, or one line with the file and its problems."""
+    """``value`` as ``cls``, or a :class:`UserError` with the file and its problems."""
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object, got {textwrap.shorten(repr(value), 60)}")
     try:

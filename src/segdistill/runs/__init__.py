@@ -1,1 +1,1 @@
-"""A recipe carried out: the plan, the stages one after another in a run folder, the scores, and scores anew."""
+"""Runs a recipe: the plan, the stages in a run folder, the scores, and scoring again later."""

@@ -1,6 +1,6 @@
-"""Looks for everything that a recipe reads, before anything is trained: images, labels, start weights.
+"""Checks everything that a recipe reads before anything is trained: images, labels, start weights.
 
-``segdistill run``, its ``--dry-run``, ``bench`` and ``evaluate`` all ask here; parsing a recipe opens no file.
+``segdistill run``, its ``--dry-run``, ``bench`` and ``evaluate`` share this check; parsing a recipe opens no file.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from segdistill.tasks.table import TASKS
 
 
 def check(recipe: Recipe, *, training: bool = True) -> list[str]:
-    """What can be used and is probably not meant, one line each; without ``training`` of the evaluation alone.
+    """Warnings about inputs that work but look like mistakes, one line each.
 
-    A :class:`UserError` lists everything that is missing or cannot be read.
+    Without ``training``, only the evaluation is checked. Raises a :class:`UserError` that lists everything that is
+    missing or unreadable.
     """
     readings = recipe.readings(training=training)
     problems = [f"{each.where}: {line}" for each in readings for line in each.problems()]
@@ -29,18 +30,18 @@ def check(recipe: Recipe, *, training: bool = True) -> list[str]:
 
 
 def _unseen_problems(recipe: Recipe) -> list[str]:
-    """Unseen domains that a stage has seen."""
+    """Domains listed as unseen that a stage trains on."""
     config, source, lines = recipe.evaluate, recipe.scored_source, []
     if config is None or type(source) is not type(recipe.data):
         return lines
     for name in config.unseen:
         if stage := recipe.trained_on(name, config.selection(source, name).split):
-            lines.append(f"stage {stage} is trained on '{name}'; take it out of 'unseen' to list it for reference")
+            lines.append(f"stage {stage} is trained on '{name}'; remove it from 'unseen' to list it for reference only")
     return [f"evaluate: {line}" for line in lines]
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:
-    """Start weights that are not there, and heads that do not fit their file."""
+    """Missing start weights, and heads that do not match their file."""
     problems = []
     for role in dict.fromkeys(role for stage in recipe.stages for role in stage.roles):
         model = getattr(recipe, role)

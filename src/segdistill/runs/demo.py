@@ -1,4 +1,4 @@
-"""The demonstration: three recipes that share a teacher, run one after the other, and one page about all of them."""
+"""The demo: three recipes that share a teacher, run one after another, and one report page for all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMOKE = ("data.size=[32,64]", "evaluate.images=2", "evaluate.pictures=1", "log_e
 
 
 def load_arms(overrides: Sequence[str] = (), *, smoke: bool = False, seed: int = 0) -> list[Recipe]:
-    """The demonstration's recipes; ``smoke`` keeps every part of them but only two steps each."""
+    """The demo's recipes; ``smoke`` keeps all their parts but trains each stage for only two steps."""
     recipes = []
     for arm in ARMS:
         path = recipes_folder() / f"{arm}.yaml"
@@ -39,10 +39,10 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
 
 
 def run_demo(out: Path, recipes: Sequence[Recipe], watcher: Watcher) -> list[dict[str, Any]]:
-    """Run ``recipes`` in sub-folders of ``out``, each taking from the others what is the same computation."""
+    """Run ``recipes`` in subfolders of ``out``; each reuses the stages that another one has already computed."""
     folders = [out / recipe.name for recipe in recipes]
     for recipe in recipes:
-        fingerprints(recipe)  # reads every weight file: one that is missing is named before anything is trained
+        fingerprints(recipe)  # reads every weight file, so a missing one is reported before training starts
     results = []
     for recipe, folder in zip(recipes, folders, strict=True):
         others = [other for other in folders if other != folder]

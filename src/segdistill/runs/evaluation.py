@@ -1,7 +1,7 @@
-"""A model over named domains: scores per domain, the mean over the unseen ones, retention against the teacher.
+"""Evaluates a model on named domains: scores per domain, mean over the unseen ones, retention against the teacher.
 
-Each domain is seen as its data set's protocol says (spec A.11). All scores are reported with the 95 % percentile
-interval of a bootstrap over images.
+Each domain is evaluated by its dataset's protocol (spec A.11). All scores come with the 95 % percentile interval of a
+bootstrap over images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from segdistill.metrics.base import Metric, Samples, interval, resampled_mean
 from segdistill.models import Model, View
 
 Progress = Callable[[str, int, int | None], None]
-"""Called after every batch: the domain, the images done in it, and its images in all (None: not known)."""
+"""Called after every batch with the domain, its images done so far, and its total (None: unknown)."""
 
 
 def evaluate(
@@ -30,12 +30,12 @@ def evaluate(
     precision: Callable[[], AbstractContextManager] = nullcontext,
     progress: Progress | None = None,
 ) -> dict[str, Metric]:
-    """A metric of every domain, fed with the domain's batches and merged over the processes.
+    """One metric per domain, updated with the domain's batches and merged over the processes.
 
-    ``metric()`` makes a fresh one. A domain's entry of ``views`` says how its images are seen: by default as they are.
-    ``precision()`` is entered around every batch, for example ``fabric.autocast``. Under torch.distributed each process
-    is given its own share of the images, and all return the scores of the whole. The model is in evaluation mode
-    meanwhile.
+    ``metric()`` creates a fresh one. ``views`` says per domain how images are fed to the model; the default is
+    unchanged. ``precision()`` is entered around every batch, for example ``fabric.autocast``. Under torch.distributed
+    each process evaluates its own share of the images, and all return the scores over all images. The model is in
+    evaluation mode during the call; its mode is restored afterwards.
     """
     results = {}
     with evaluating(model), torch.inference_mode():
@@ -52,9 +52,9 @@ def evaluate(
 
 
 def mean_score(domains: Mapping[str, Mapping[str, float | None]], primary: str, unseen: Sequence[str]) -> float | None:
-    """Mean of the domains' score ``primary`` over the ``unseen`` ones only; None where there is none or one has none.
+    """Mean of the score ``primary`` over the ``unseen`` domains; None without such domains or if one has no score.
 
-    Sources listed for reference and validation domains never enter it.
+    Source domains listed for reference and validation domains never count.
     """
     for name in unseen:
         if name not in domains:
@@ -66,30 +66,30 @@ def mean_score(domains: Mapping[str, Mapping[str, float | None]], primary: str, 
 
 
 def mean_interval(images: Mapping[str, Samples], unseen: Sequence[str]) -> list[float] | None:
-    """95 % interval of :func:`mean_score`; None where it has none."""
+    """95 % interval of :func:`mean_score`, or None."""
     return interval(resampled_mean(images, unseen))
 
 
 def retention(student: float | None, teacher: float | None) -> float | None:
-    """Student's mean over the teacher's; None where either is missing or the teacher's is zero."""
+    """The student's mean divided by the teacher's; None if either is missing or the teacher's is zero."""
     return student / teacher if student is not None and teacher else None
 
 
 def retention_interval(
     student: Mapping[str, Samples], teacher: Mapping[str, Samples], unseen: Sequence[str]
 ) -> list[float] | None:
-    """95 % interval of :func:`retention` for two models scored on the same images: each draw is put to both (paired).
+    """95 % interval of :func:`retention` for two models scored on the same images, by a paired bootstrap.
 
-    None where there is no unseen domain, a draw has no score, or the teacher's is zero in one.
+    None without unseen domains, or if in any draw a score is undefined or the teacher's score is zero.
     """
-    assert all(student[name].size == teacher[name].size for name in unseen), "both saw the same images"
+    assert all(student[name].size == teacher[name].size for name in unseen), "both models are scored on the same images"
     above, below = (resampled_mean(images, unseen) for images in (student, teacher))
     return interval(above / below) if (below > 0).all() else None
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it was in."""
+    """Evaluation mode inside the block; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -100,6 +100,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _count_images(batches: Iterable) -> int | None:
-    """Images of a loader over a sized data set; None for any other iterable."""
+    """Number of images of a loader over a sized dataset; None for any other iterable."""
     dataset = getattr(batches, "dataset", None)
     return len(dataset) if isinstance(dataset, Sized) else None

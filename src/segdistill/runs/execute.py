@@ -1,4 +1,4 @@
-"""Executes a recipe in a run folder: finished stages are skipped, the scores and pictures written at the end."""
+"""Runs a recipe in a run folder: skips finished stages, and writes scores and pictures at the end."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from segdistill.runs.folder import (
     Origin,
     damaged_file,
     fingerprints,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_of,
     stage_folder,
     stage_seed,
     start_head,
@@ -48,13 +48,13 @@ COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_ev
 
 @environment.within_memory()
 def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Watcher | None = None) -> dict[str, Any]:
-    """Run ``recipe`` in ``folder`` and return what stands in its ``results.json``.
+    """Run ``recipe`` in ``folder`` and return the content of its ``results.json``.
 
-    ``reuse`` names other run folders whose finished stages are taken where they are the same computation. Raises
-    :class:`UserError` for anything the user can mend; what is finished by then stays.
+    ``reuse`` names other run folders whose finished stages are copied if they are the same computation. Raises a
+    :class:`UserError` for anything the user can fix; finished stages are kept.
     """
     watcher = watcher or Quiet()
-    for line in check(recipe):  # before hours are spent
+    for line in check(recipe):  # before any training time is spent
         watcher.warn(line)
     fabric = make_fabric(recipe)
     with explained(), locked(folder) if fabric.is_global_zero else nullcontext():
@@ -62,7 +62,7 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
 
 
 def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, watcher: Watcher) -> dict[str, Any]:
-    """:func:`run` in a folder that is ours alone."""
+    """:func:`run`, holding the folder's lock."""
     first = fabric.is_global_zero
     origins = [origin_of(recipe, stage) for stage in recipe.stages]
     prints = fingerprints(recipe, origins)
@@ -90,7 +90,7 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
                 manifest = _execute(stage, context, origins[number])
             manifests.append(manifest)
         finished = Finished(recipe, folder, manifests, prints)
-        scored = [segmenter_of(finished, role, folder, place=place) for role, place in finished.places().items()]
+        scored = [model_of(finished, role, folder, place=place) for role, place in finished.places().items()]
         results = write_results(recipe, scored, manifests, folder, fabric=fabric, watcher=watcher, reuse=reuse)
         log.scores(results)
     except BaseException:
@@ -102,19 +102,19 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What torch raises where a process beside this one was ended, as one line."""
+    """Turn the error that torch raises after another process was killed into a one-line message."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         text, alone = str(error), int(os.environ.get("WORLD_SIZE", "1")) == 1
         if "DataLoader worker" in text or (alone and not isinstance(error, RuntimeError)):
             raise UserError(
-                f"a process that makes batches was ended ({_first_line(text)}), often for want of memory: the same "
-                "command continues, with workers=0 in this process alone"
+                f"a data-loading process was killed ({_first_line(text)}), often because memory ran out; run the "
+                "command again to continue, with workers=0 to load data in this process"
             ) from None
         if not alone and re.search(CONNECTION, text, re.IGNORECASE):
             raise UserError(
-                f"another process of this run was ended ({_first_line(text)}): the same command continues"
+                f"another process of this run was killed ({_first_line(text)}); run the command again to continue"
             ) from None
         raise
 
@@ -124,10 +124,10 @@ def _first_line(text: str) -> str:
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """One process, or those that ``torchrun`` has started."""
+    """Fabric for one process, or for all processes that ``torchrun`` started."""
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    rank_zero.log.setLevel(logging.WARNING)  # the precision is in the first line of the command
+    rank_zero.log.setLevel(logging.WARNING)  # the command's first line already names the precision
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
@@ -164,9 +164,9 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
 
 
 def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
-    """Check that the run folder belongs to this recipe and write down what is run, where that is not there or damaged.
+    """Check that the run folder belongs to this recipe; write recipe and environment if they are missing or damaged.
 
-    Of a damaged recipe nothing is believed: the finished stages say whether they are this one's.
+    A damaged recipe file is ignored; the fingerprints of the finished stages decide whether the folder matches.
     """
     path, text = folder / "recipe.yaml", dump(recipe)
     if path.exists():
@@ -174,19 +174,19 @@ def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
         if old is None:
             for number, fingerprint in enumerate(prints):
                 read_stage(stage_folder(recipe, folder, number), fingerprint)
-            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", path)
+            logging.getLogger(__name__).warning("warning: %s is damaged; writing it again", path)
         else:
             new = yaml.safe_load(text)
             changed = [key for key in new if key not in COSMETIC and old.get(key) != new[key]]
             if changed:
                 raise UserError(
-                    f"{folder} holds a run with other {', '.join(changed)}; choose another --out or delete it"
+                    f"{folder} holds a run with different {', '.join(changed)}; choose another --out or delete it"
                 )
     try:
         write_atomic(path, lambda file: file.write(sealed_text(text).encode()))
         about = folder / "environment.json"
         if about.exists() and read_signed(about) is None:
-            logging.getLogger(__name__).warning("warning: %s is damaged and written anew", about)
+            logging.getLogger(__name__).warning("warning: %s is damaged; writing it again", about)
             about.unlink()
         if not about.exists():
             write_signed(about, environment.describe())
@@ -195,7 +195,7 @@ def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
 
 
 def _old_recipe(path: Path) -> dict[str, Any] | None:
-    """The settings that a run folder says it was made with; None where that is damaged."""
+    """The settings stored in a run folder; None if the file is damaged."""
     data = path.read_bytes()
     try:
         old = yaml.safe_load(data.decode()) if text_is_whole(data) else None
@@ -205,7 +205,7 @@ def _old_recipe(path: Path) -> dict[str, Any] | None:
 
 
 def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[str, Any]:
-    """Run one stage and write its manifest, the sign that it is finished."""
+    """Run one stage and write its manifest, which marks it as finished."""
     context.folder.mkdir(parents=True, exist_ok=True)
     environment.forget_peak()
     result = stage.run(context)
@@ -237,7 +237,7 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
 
 
 def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> bool:
-    """Copy the same finished stage from another run, if there is one; what is damaged there is named and not taken."""
+    """Copy the same finished stage from another run, if there is one; skip a damaged one with a warning."""
     for other in reuse:
         for path in sorted(other.glob("stages/*/manifest.json")):
             if path.parent.name.startswith(".") or path.parent == context.folder:
@@ -247,9 +247,9 @@ def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> boo
                 if manifest is None or manifest["fingerprint"] != fingerprint:
                     continue
                 if damaged := damaged_file(path.parent, manifest):
-                    raise UserError(f"{damaged} is not the file that its manifest names")
+                    raise UserError(f"{damaged} does not match the digest in its manifest")
             except UserError as error:
-                logging.getLogger(__name__).warning("warning: --reuse: not taken: %s", error)
+                logging.getLogger(__name__).warning("warning: --reuse: skipped: %s", error)
                 continue
             temporary = context.folder.with_name(f".{context.folder.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""What a run folder holds: stage folders and their manifests, and which segmenters they make.
+"""The run folder: stage folders, their manifests, and the models they contain.
 
-A stage is known by its fingerprint, a hash of everything that its outcome depends on. Its manifest also keeps the parts
-of that which only files can tell, its ``origin``: so a run can be checked where neither the images that it was trained
-on nor the weights that it started from are at hand.
+A stage is identified by its fingerprint, a hash of everything that its result depends on. The manifest also stores the
+part of it that comes from files, its ``origin``, so that a run can be checked without its training images and start
+weights.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from segdistill.weights import digest_of, head_path, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
-"""``data``: the facts of a stage's images; ``student`` and ``teacher``: SHA-256 of their start weights, by part."""
+"""``data``: facts about a stage's images; ``student`` and ``teacher``: SHA-256 of their start weights, by part."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The stages of a run that are finished, the first one to some later one, and what their manifests say."""
+    """The finished stages of a run, from the first up to some stage, and their manifests."""
 
     recipe: Recipe
     folder: Path
@@ -48,16 +48,16 @@ class Finished:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Whose segmenters are finished: of networks with a task stage, and of a teacher whose head is a file."""
+        """The roles with a finished model: networks with a task stage, and a teacher whose head comes from a file."""
         teacher = self.recipe.teacher
         given = {"teacher"} if teacher is not None and teacher.head_weights is not None else set()
         trained = {stage.learner for stage in self.stages}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
 
     def places(self, role: str | None = None) -> dict[str, str]:
-        """Whose segmenters are scored -> where they stand in the results, whose student is the one that is judged.
+        """Each role to score -> its place in the results, where "student" is the model under test.
 
-        That is the student, else the teacher where it is alone; with ``role`` that one, without the other.
+        That is the student, or the teacher if it is the only model; with ``role``, that one alone.
         """
         if role is None and self.roles == ("teacher",):
             role = "teacher"
@@ -65,53 +65,53 @@ class Finished:
 
 
 def load_finished(folder: Path) -> Recipe:
-    """The recipe that the run in ``folder`` was made with; its images need not be there."""
+    """The recipe of the run in ``folder``; its images need not exist."""
     path = folder / "recipe.yaml"
     if path.is_file() and not text_is_whole(path.read_bytes()):
-        raise UserError(f"{path} is damaged or was edited; give the run's command again, which writes it anew")
+        raise UserError(f"{path} is damaged or was edited; run the command again to rewrite it")
     return load(path)
 
 
 def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
-    """Where stage ``number`` stands in the run folder."""
+    """The folder of stage ``number`` in the run folder."""
     return folder / "stages" / f"{number:02d}-{recipe.stages[number].name}"
 
 
 def giver(recipe: Recipe, before: int, role: str, part: str) -> int | None:
-    """The number of the last stage before number ``before`` that hands over the ``part`` of ``role``, if one does."""
+    """The last stage before number ``before`` that hands over the ``part`` of ``role``, if any."""
     numbers = [n for n, stage in enumerate(recipe.stages[:before]) if stage.roles[0] == role and part in stage.gives]
     return numbers[-1] if numbers else None
 
 
 def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
-    """The encoder file that the student has after the stages before number ``before``; None: its start weights."""
+    """The student's encoder file after the stages before number ``before``; None: its start weights."""
     number = giver(recipe, before, "student", "encoder")
     return None if number is None else stage_folder(recipe, folder, number) / "encoder.safetensors"
 
 
 def start_head(recipe: Recipe, folder: Path, number: int) -> Path | None:
-    """The head file that stage ``number`` starts with; None: a fresh head, or the one that the recipe names."""
+    """The head file that stage ``number`` starts from; None: a fresh head, or the file that the recipe names."""
     role = recipe.stages[number].learner
     place = None if role is None else giver(recipe, number, role, "head")
     return None if place is None else stage_folder(recipe, folder, place) / "head.safetensors"
 
 
 def stage_seed(recipe: Recipe, stage: StageConfig) -> int:
-    """The stage's own seed, where it has one."""
+    """The stage's own seed, or the recipe's."""
     return recipe.seed if stage.seed is None else stage.seed
 
 
 def origin_of(recipe: Recipe, stage: StageConfig) -> Origin:
-    """What of a stage only files can tell: its images are listed and its start weights are hashed."""
+    """The part of a stage's fingerprint that comes from files: facts about its images, hashes of its start weights."""
     roles = stage.roles
     digests = {role: model_digests(getattr(recipe, role)) for role in ("student", "teacher") if role in roles}
     return {"data": recipe.data.facts(*(selection for _, selection, _ in stage.reads())), **digests}
 
 
 def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> list[str]:
-    """One hash per stage of everything that its outcome depends on, the stages before it included.
+    """One hash per stage of everything that its result depends on, including the stages before it.
 
-    ``origins`` are those of the first stages, and their hashes alone are made; by default all are read from the files.
+    ``origins`` belong to the first stages, and only those are hashed; by default all are computed from the files.
     """
     prints: list[str] = []
     student_parent = ""
@@ -142,7 +142,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
 
 
 def model_digests(model: ModelConfig | None) -> dict[str, str]:
-    """SHA-256 of the files that a network starts from; a :class:`UserError` where one is not there."""
+    """SHA-256 of the files that a network starts from; a :class:`UserError` if one is missing."""
     digests: dict[str, str] = {}
     if model is not None and model.encoder.weights != "random":
         digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
@@ -152,19 +152,19 @@ def model_digests(model: ModelConfig | None) -> dict[str, str]:
 
 
 def read_stage(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage, None where it is not finished; its files must be what it says."""
+    """The manifest of a finished stage, None if it is not finished; its files must match their digests."""
     manifest = read_manifest(folder)
     if manifest is None:
         return None
     if manifest["fingerprint"] != fingerprint:
         raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
     if damaged := damaged_file(folder, manifest):
-        raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
+        raise UserError(f"{damaged} does not match the digest in its manifest; delete {folder} to run the stage again")
     return manifest
 
 
 def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
-    """The first of a stage's files that is not what its manifest says."""
+    """The first file of a stage that is missing or does not match its digest in the manifest."""
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             return folder / name
@@ -172,7 +172,7 @@ def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The content of a stage's manifest, None where there is none; one line where it is damaged."""
+    """The content of a stage's manifest, None if there is none; a :class:`UserError` if it is damaged."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None
@@ -183,16 +183,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None = None) -> Scored:
-    """The segmenter of ``role``, one of the finished: that of its last task stage, else that of the recipe's files.
+def model_of(finished: Finished, role: str, out: Path, *, place: str | None = None) -> Scored:
+    """The finished model of ``role``: from its last task stage, or else from the recipe's weight files.
 
-    ``place`` is where it stands in the results: its own role, or "student" for what is judged.
+    ``place`` is its key in the results: its own role by default, "student" for the model under test.
     """
     recipe, stages = finished.recipe, finished.stages
     last = last_learner(stages, role, len(stages))
     model: ModelConfig = getattr(recipe, role)
     if last is None:
-        return segmenter_from_files(recipe, role, out, place=place)
+        return model_from_files(recipe, role, out, place=place)
     folder = stage_folder(recipe, finished.folder, last)
     encoder = student_weights(recipe, finished.folder, last) if role == "student" else None
     encoder = folder / "encoder.safetensors" if "encoder" in stages[last].trains else encoder
@@ -215,8 +215,8 @@ def segmenter_of(finished: Finished, role: str, out: Path, *, place: str | None 
     )
 
 
-def segmenter_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
-    """The network of ``role`` with the weights that the recipe names for its encoder and its head."""
+def model_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
+    """The network of ``role`` with the encoder and head weights that the recipe names."""
     model: ModelConfig = getattr(recipe, role)
     if model.head_weights is None:
         raise UserError(f"the {role}'s head has no weights: set {role}.head.weights to a task checkpoint")
@@ -244,7 +244,7 @@ def write_results(
     watcher: Watcher,
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Score the segmenters and write ``out/results.json``; returns its content."""
+    """Score the models and write ``out/results.json``; returns its content."""
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
     results["distilled"] = any(stage.method is not None for stage in recipe.stages)

@@ -1,9 +1,10 @@
-"""What a recipe will do, before it does it: data and weights are opened, costs are estimated, nothing is trained.
+"""Dry run of a recipe: opens data and weights and estimates the cost, without training.
 
-The estimates: operations are counted by torch on tensors without data (a forward pass of the real networks at the real
-size; a trained part counts three times, forward and twice that backward), bytes from the tensors that a backward pass
-keeps. Time is operations / (speed of a matrix product that is timed on this device x UTILISED). Rough on purpose: the
-right power of two tells an evening from a month. The method's own heads are counted with their parameters only.
+Torch counts the operations of a forward pass of the real networks at the real size on meta tensors; a trained part
+counts three times, since its backward pass costs twice its forward pass. Memory is estimated from the tensors saved
+for the backward pass. Time is operations / (speed of a matrix product timed on this device x UTILISED). The estimate
+is rough: about a factor of two, enough to tell an evening from a month. Of the method's own heads only the parameters
+are counted.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, need
+from segdistill.stages.base import ModelConfig, need, needs_of
 from segdistill.stages.task import build_model, check_head
+from segdistill.stages.teacher_cache import shape_of
 from segdistill.tasks.table import TASKS
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
 FLOAT = 4  # bytes
-ADAM = 3 * FLOAT  # bytes per trained parameter beside its value: gradient and two moments
+ADAM = 3 * FLOAT  # bytes per trained parameter besides its value: gradient and two moments
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class StagePlan:
 
     label: str
     kind: str
-    images: int  # that it chooses from
+    images: int  # in its training data
     steps: int
     batch: int
     trained: int  # parameters
@@ -48,27 +50,28 @@ class StagePlan:
     flops: int  # per step
     seconds: float  # all steps
     memory: int  # bytes at the peak
-    disk: int  # bytes that it leaves
+    disk: int  # bytes of the files it writes
+    note: str = ""  # cost of work that runs share
 
     def row(self) -> list[str]:
-        """As a line of the table."""
+        """The stage as a row of the table."""
         return [
-            self.label, self.kind, f"{self.images:,}", f"{self.steps:,}", str(self.batch), f"{self.trained / 1e6:.2f}",
-            f"{self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
-            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f}",
+            self.label, self.kind, f"{self.images:,}", f"{self.steps:,} x {self.batch}",
+            f"{self.trained / 1e6:.2f} + {self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
+            f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f} MiB",
         ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, the evaluation's images, and what the weight files are."""
+    """All stages, the number of evaluation images, and a description of the weight files."""
 
     stages: tuple[StagePlan, ...]
     evaluation: dict[str, int]
     weights: tuple[str, ...]
-    speed: float  # operations per second that the times rest on
+    speed: float  # operations per second assumed for the times
     device: str
-    doubts: tuple[str, ...] = ()  # what can be read and is probably not meant
+    doubts: tuple[str, ...] = ()  # warnings about inputs that look like mistakes
 
     @property
     def seconds(self) -> float:
@@ -76,10 +79,13 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     def rows(self) -> list[list[str]]:
-        """The table, heads first."""
-        heads = ["stage", "kind", "images", "steps", "batch", "trained (M)", "frozen (M)", "GFLOP/step", "about",
-                 "memory (MiB)", "disk (MiB)"]  # fmt: skip
+        """The table, header row first; parameters are given as trained + frozen."""
+        heads = ["stage", "kind", "images", "steps x batch", "parameters (M)", "GFLOP/step", "about", "MiB", "disk"]
         return [heads, *(stage.row() for stage in self.stages)]
+
+    def notes(self) -> list[str]:
+        """Costs that several runs share, one line per stage."""
+        return [f"{stage.label}: {stage.note}" for stage in self.stages if stage.note]
 
     def summary(self) -> str:
         """One line below the table."""
@@ -92,10 +98,10 @@ class Plan:
 
 @within_memory()
 def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
-    """Open everything that ``recipe`` reads and estimate what it costs on this device.
+    """Open everything that ``recipe`` reads and estimate its cost on this device.
 
-    Weights are loaded for real, data sets are listed (the world is not rendered). ``speed`` replaces the timed one
-    (operations per second). Raises a :class:`UserError` that lists everything that is missing or does not fit.
+    Weights are really loaded, datasets are listed (the world is not rendered). ``speed`` in operations per second
+    replaces the measured one. Raises a :class:`UserError` that lists everything missing or incompatible.
     """
     doubts = check(recipe)
     device = "cuda" if recipe.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
@@ -122,9 +128,9 @@ def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
 
 
 def matmul_speed(device: str, precision: str, side: int = 1024, seconds: float = 0.3) -> float:
-    """Operations per second of a square matrix product in the precision that the recipe computes in.
+    """Operations per second of a square matrix product in the recipe's precision.
 
-    Of the fastest one within ``seconds``: what else the machine does at the moment says nothing about the run.
+    Taken from the fastest product within ``seconds``, so that other load on the machine matters little.
     """
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
     a = torch.randn(side, side, device=device, dtype=dtype)
@@ -140,7 +146,7 @@ def matmul_speed(device: str, precision: str, side: int = 1024, seconds: float =
 
 
 def _weights(recipe: Recipe, role: str, problems: list[str]) -> list[str]:
-    """Load a model's start weights and say what they are."""
+    """Load a model's start weights and describe them."""
     model: ModelConfig | None = getattr(recipe, role)
     if model is None:
         return []
@@ -155,7 +161,7 @@ def _weights(recipe: Recipe, role: str, problems: list[str]) -> list[str]:
 
 
 def _attempt(what: Callable[[], Any], problems: list[str]) -> Any:
-    """The outcome, or None and one more problem."""
+    """The result of ``what``; on a :class:`UserError` None, and the message is added to ``problems``."""
     try:
         return what()
     except UserError as error:
@@ -166,7 +172,7 @@ def _attempt(what: Callable[[], Any], problems: list[str]) -> Any:
 def _stage(
     recipe: Recipe, number: int, stage: StageConfig, images: int, classes: Sequence[str], speed: float
 ) -> StagePlan:
-    """Count one stage on tensors without data."""
+    """Count the cost of one stage on meta tensors."""
     cost, size = _Cost(), stage.crop(recipe.data.size)
     encoders = {
         role: _bare(need(getattr(recipe, role), role, stage.name), stage, teacher=role == "teacher")
@@ -192,17 +198,29 @@ def _stage(
         seconds=stage.steps * cost.flops / speed,
         memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
+        note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
+    )
+
+
+def _cache_note(stage: StageConfig, teacher: Encoder, images: int, size: tuple[int, int], speed: float) -> str:
+    """The cost of a cache of the teacher's tokens, if it does not exist yet."""
+    taps, views, cost = needs_of(stage.method).taps, images * stage.cache.views, _Cost()
+    cost.forward(lambda: teacher(_images(1, size), taps), trains=False)
+    size_on_disk, time = views * shape_of(teacher, taps, size).nbytes(stage.cache.dtype), views * cost.flops / speed
+    return (
+        f"a teacher cache of {views:,} views, {size_on_disk / 2**30:.2f} GiB, takes about {_time(time)} to build, once "
+        "for all runs with this teacher and these views"
     )
 
 
 class _Cost:
-    """Operations, kept bytes and parameters of one step."""
+    """Operations, bytes kept for the backward pass, and parameters of one step."""
 
     def __init__(self) -> None:
         self.flops = self.kept = self.parameters = self.frozen = 0
 
     def forward(self, call: Callable[[], Any], *, trains: bool, times: int = 1) -> Any:
-        """Count ``times`` such passes; one that trains counts three times and keeps what its backward pass needs."""
+        """Count ``times`` such passes; a training pass counts three times and keeps tensors for its backward pass."""
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -220,12 +238,12 @@ class _Cost:
         return result
 
     def trained(self, *modules: nn.Module) -> None:
-        """Count trained parameters."""
+        """Count the parameters of ``modules`` as trained."""
         self.parameters += sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _bare(model: ModelConfig, stage: StageConfig, *, teacher: bool) -> Encoder:
-    """The encoder as ``stage`` has it, without memory for its weights."""
+    """The encoder as configured in ``stage``, on the meta device."""
     return build_encoder(stage.fit(model.bare().encoder, teacher=teacher), seed=0).to("meta")
 
 
@@ -234,16 +252,17 @@ def _images(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]) -> None:
-    """Teacher once; the student's views; the method's parameters."""
+    """One pass of the teacher, the student's views, and the method's parameters."""
     method: Any = METHODS[stage.method.type]
     needs = method.needs_for(stage.method.settings)
     heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.taps))
     cost.trained(heads)
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     batch = stage.images_per_step
-    taps = needs.taps or (-1,)  # of class scores alone too, the networks are run
-    cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
-    views = batch if stage.learner is None and needs.plain else batch - stage.batch  # a learner's own are counted
+    taps = needs.taps or (-1,)  # a method on class scores alone still runs both encoders
+    if stage.cache is None:
+        cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
+    views = batch if stage.learner is None and needs.plain else batch - stage.batch  # labelled ones count elsewhere
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])
     if views:
@@ -253,21 +272,21 @@ def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: En
 def _learning(
     cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encoder, classes: Sequence[str]
 ) -> list[nn.Module]:
-    """Encoder and head on the labelled images; the modules that the stage leaves."""
+    """Encoder and head on the labelled images; returns the modules that the stage writes."""
     assert stage.learner is not None
     model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), "encoder" not in stage.trains
-    segmenter = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
+    network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.batch, recipe.data.size)
-    features = cost.forward(lambda: encoder(images, segmenter.taps), trains=not frozen)
-    # Mask2Former looks at its own numbers, so the head is counted on one image that has some.
+    features = cost.forward(lambda: encoder(images, network.taps), trains=not frozen)
+    # Mask2Former branches on its own values, so the head is counted on one image with real data.
     one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
-    cost.forward(lambda: segmenter.decode(one), trains=True, times=stage.batch)
-    cost.trained(segmenter.head)
+    cost.forward(lambda: network.decode(one), trains=True, times=stage.batch)
+    cost.trained(network.head)
     if frozen:
         cost.frozen += sum(p.numel() for p in encoder.parameters())
     else:
         cost.trained(encoder)
-    return [segmenter.head] if frozen else [segmenter.head, encoder]
+    return [network.head] if frozen else [network.head, encoder]
 
 
 def _time(seconds: float) -> str:

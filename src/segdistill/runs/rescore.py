@@ -1,7 +1,7 @@
-"""Scores what is trained already: a run folder, one of its stages, or a checkpoint file with the recipe that it fits.
+"""Scores trained models: a run folder, one of its stages, or a checkpoint file with a matching recipe.
 
-Only the images that are scored must be there, and the weights that are in no run folder: those of a teacher's encoder,
-and of a student's that was never trained. The network that is judged stands in the student's place of the results.
+Needs only the images to score and the weights that no run folder holds: those of the teacher's encoder and of a
+student encoder that was never trained. In the results, the model under test has the role "student".
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from segdistill.runs.folder import (
     fingerprints,
     load_finished,
     model_digests,
+    model_from_files,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_from_files,
-    segmenter_of,
     stage_folder,
     write_results,
 )
@@ -43,7 +43,7 @@ FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to score it on: names of data sets below ``root`` or, without names, what the recipe says; settings."""
+    """What to score on: names of datasets below ``root``, or the recipe's own domains; and overrides of settings."""
 
     data: Sequence[str] = ()
     root: Path | None = None
@@ -54,11 +54,11 @@ class Wanted:
         if self.data:
             return retarget(recipe, self.data, self.root, self.overrides)
         if self.root is not None:
-            raise UserError("--root is for --data NAME ...: say which data sets to score")
+            raise UserError("--root only works with --data NAME ...; name the datasets to score")
         return change(recipe, self.overrides)
 
     def folder(self, base: Path) -> Path:
-        """Where the scores go: ``base``, with names of data sets a folder below it."""
+        """The folder for the scores: ``base``, or a folder below it if datasets are named."""
         return base / "on" / "-".join(name.replace(":", "_") for name in self.data) if self.data else base
 
 
@@ -74,20 +74,22 @@ def rescore(
 ) -> Path:
     """Score the run folder, stage folder or checkpoint file ``what``; returns the folder of the scores.
 
-    ``recipe`` is the one that a checkpoint file fits. ``role`` is the one network that is judged: by default a run's
-    student, with its teacher beside it, and a file's student. Without ``out`` the scores stand in the run folder; those
-    of a stage or of one role in its folder ``on/STAGE`` or ``on/ROLE``, those of a file beside it in ``NAME-scores``.
+    ``recipe`` describes the network of a checkpoint file. ``role`` scores one network alone; the default is the student
+    together with the teacher for a run, and the student for a file. The default of ``out`` is the run folder, its
+    ``on/STAGE`` or ``on/ROLE`` for a stage or a single role, and ``NAME-scores`` beside a checkpoint file.
     """
     if role is not None:
         choose("role", role, ROLES)
     if what.is_file():
         if recipe is None:
-            raise UserError(f"which network is {what}? Give --recipe RECIPE, or the folder of its run or stage")
+            raise UserError(
+                f"{what} is a checkpoint file: describe its network with --recipe RECIPE, or give its run or stage"
+            )
         out = out or wanted.folder(what.with_name(f"{what.stem}-scores"))
         evaluate_file(what, recipe, wanted, out, role=role or "student", watcher=watcher)
         return out
     if recipe is not None:
-        raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and there is none at {what}")
+        raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and {what} is none")
     run, label = _place(what)
     finished = load_finished(run)
     upto, part = len(finished.stages), label or role
@@ -101,9 +103,9 @@ def rescore(
 
 
 def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
-    """The run of the folder ``what``, and the segmenter of ``role`` in it: by default the student, else the teacher.
+    """The run in the folder ``what``, and its model of ``role``: by default the student, or else the teacher.
 
-    ``what`` is a run folder or the folder of one of its task stages, whose network is taken. No image is looked for.
+    ``what`` is a run folder, or the folder of one of its task stages for that stage's network. No image is read.
     """
     if role is not None:
         choose("role", role, ROLES)
@@ -117,8 +119,8 @@ def trained(what: Path, role: str | None = None) -> tuple[Finished, Scored]:
     wanted = role or next((each for each in ("student", "teacher") if each in run.roles), None)
     if wanted is None or wanted not in run.roles:
         has = ", ".join(run.roles) or "nobody"
-        raise UserError(f"{what} has no head of the {wanted or 'student'}: there is one of: {has}")
-    scored = segmenter_of(run, wanted, folder)
+        raise UserError(f"{what} has no trained head for the {wanted or 'student'}; available: {has}")
+    scored = model_of(run, wanted, folder)
     _check_start(run, origins, wanted, scored)
     return run, scored
 
@@ -133,36 +135,36 @@ def evaluate_run(
     role: str | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Score the segmenters of the run in ``folder`` with the data and evaluation settings of ``changed``.
+    """Score the models of the run in ``folder`` with the data and evaluation settings of ``changed``.
 
-    ``finished`` is the recipe that the run was made with; its stages, or the first ``upto`` of them, must be finished.
-    ``role`` is the only network to score. The scores go to ``out``.
+    ``finished`` is the run's own recipe; its stages, or the first ``upto`` of them, must be finished. ``role`` scores
+    one network alone. The scores are written to ``out``.
     """
     trained = [
         key for key in ("teacher", "student", "stages", "seed") if getattr(finished, key) != getattr(changed, key)
     ]
     if trained:
-        raise UserError(f"evaluate changes no {', '.join(trained)}: only evaluate.* and data.* may be given")
+        raise UserError(f"evaluate cannot change {', '.join(trained)}; only evaluate.* and data.* settings are allowed")
     _need_evaluation(changed)
     run, origins = _read_run(finished, changed, folder, len(finished.stages) if upto is None else upto)
     if not run.roles or (role or run.roles[0]) not in run.roles:
         has = ", ".join(run.roles) or "nobody"
-        raise UserError(f"{folder} has no head of the {role or 'student'}: there is one of: {has}")
+        raise UserError(f"{folder} has no trained head for the {role or 'student'}; available: {has}")
     places = run.places(role)
-    scored = [segmenter_of(run, each, out, place=place) for each, place in places.items()]
-    for each, segmenter in zip(places, scored, strict=True):
-        _check_start(run, origins, each, segmenter)
+    scored = [model_of(run, each, out, place=place) for each, place in places.items()]
+    for each, model in zip(places, scored, strict=True):
+        _check_start(run, origins, each, model)
     return _scores(changed, scored, run.manifests, out, watcher or Quiet())
 
 
 def evaluate_file(
     file: Path, recipe: Path, wanted: Wanted, out: Path, *, role: str = "student", watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """Score a task checkpoint, ``backbone.*`` and ``decode_head.*``, as the network of ``role`` in ``recipe``.
+    """Score a task checkpoint (``backbone.*`` and ``decode_head.*``) as the network of ``role`` in ``recipe``.
 
-    Settings may name other files: ``student.encoder.weights=...`` where the file has no backbone, and with weights for
-    ``teacher.encoder`` and ``teacher.head`` the teacher is scored beside the student. Which domains are unseen
-    follows from what the recipe's stages are trained on.
+    Overrides may name further files: ``student.encoder.weights=...`` if the file has no backbone; with weights for
+    ``teacher.encoder`` and ``teacher.head``, the teacher is scored as well. Which domains are unseen follows from the
+    training data of the recipe's stages.
     """
     scoring = [setting for setting in wanted.overrides if setting.startswith("evaluate.")]
     networks = [setting for setting in wanted.overrides if setting not in scoring]
@@ -173,16 +175,16 @@ def evaluate_file(
     plain = change(plain, [f"{key}={json.dumps(str(file))}" for key in keys])
     changed = Wanted(wanted.data, wanted.root, scoring).applied(plain)
     _need_evaluation(changed)
-    scored = [segmenter_from_files(changed, role, out, place="student")]
+    scored = [model_from_files(changed, role, out, place="student")]
     if role == "student" and changed.teacher is not None and changed.teacher.head_weights is not None:
-        scored.insert(0, segmenter_from_files(changed, "teacher", out))
+        scored.insert(0, model_from_files(changed, "teacher", out))
     return _scores(changed, scored, (), out, watcher or Quiet())
 
 
 def _scores(
     recipe: Recipe, scored: Sequence[Scored], manifests: Sequence[dict[str, Any]], out: Path, watcher: Watcher
 ) -> dict[str, Any]:
-    """Score in a folder that is ours alone."""
+    """Score, holding the lock of ``out``."""
     for line in check(recipe, training=False):
         watcher.warn(line)
     fabric = make_fabric(recipe)
@@ -191,14 +193,14 @@ def _scores(
 
 
 def _place(what: Path) -> tuple[Path, str | None]:
-    """The run folder, and the label of the stage where ``what`` is a stage's folder."""
+    """The run folder, and the stage's label if ``what`` is a stage folder."""
     if (what / "recipe.yaml").exists():
         return what, None
     stage = what.resolve()
     if stage.parent.name == "stages" and (stage.parents[1] / "recipe.yaml").exists():
         return stage.parents[1], stage.name
     if (what / "manifest.json").exists():
-        raise UserError(f"{what} is a stage outside of its run, whose recipe says what it is; give the run folder")
+        raise UserError(f"{what} is a stage outside its run folder, so its recipe is missing; give the run folder")
     raise UserError(
         f"no recipe at {what / 'recipe.yaml'}; give a run folder, the folder of one of its stages, or a checkpoint file"
     )
@@ -209,11 +211,9 @@ def _stage_number(recipe: Recipe, run: Path, label: str, role: str | None) -> in
     labels = [stage_folder(recipe, run, number).name for number in range(len(recipe.stages))]
     tasks = [name for number, name in enumerate(labels) if recipe.stages[number].learner]
     if role is not None:
-        raise UserError(f"--role {role} is for runs and files: the stage {label} has one network")
+        raise UserError(f"--role {role} works for runs and files only; stage {label} has one network")
     if label not in tasks:
-        raise UserError(
-            f"the stage {label} trains no head: {nearest(label, tasks)}allowed: {', '.join(tasks) or 'none'}"
-        )
+        raise UserError(f"stage {label} trains no head: {nearest(label, tasks)}allowed: {', '.join(tasks) or 'none'}")
     return labels.index(label)
 
 
@@ -223,9 +223,9 @@ def _need_evaluation(recipe: Recipe) -> None:
 
 
 def _read_run(finished: Recipe, changed: Recipe, folder: Path, count: int) -> tuple[Finished, list[Origin]]:
-    """The first ``count`` stages, which must be finished and be what the recipe says; and where they come from.
+    """The first ``count`` stages, which must be finished and match the recipe, and their origins.
 
-    A manifest that does not tell its stage's origin was written before manifests did so: then the files tell it.
+    If a manifest of an earlier version stores no origin, it is computed from the files.
     """
     places = [stage_folder(finished, folder, number) for number in range(count)]
     origins = []
@@ -240,7 +240,7 @@ def _read_run(finished: Recipe, changed: Recipe, folder: Path, count: int) -> tu
 
 
 def _check_start(run: Finished, origins: Sequence[Mapping[str, Any]], role: str, scored: Scored) -> None:
-    """Weights that are in no run folder must be here, and be those that the run started from."""
+    """Weights that no run folder holds must exist and be the ones that the run started from."""
     model: ModelConfig = getattr(run.recipe, role)
     outside = {
         key: path
@@ -253,9 +253,9 @@ def _check_start(run: Finished, origins: Sequence[Mapping[str, Any]], role: str,
     try:
         digests = model_digests(scored.model) if outside else {}
     except UserError as error:
-        alone = "; or score the student alone with --role student" if role == "teacher" else ""
-        raise UserError(f"the {role}'s start weights are in no run folder: {error}{alone}") from None
+        alone = "; or score only the student with --role student" if role == "teacher" else ""
+        raise UserError(f"the run folder does not hold the {role}'s start weights: {error}{alone}") from None
     known = next((origin[role] for origin in origins if role in origin), {})
     for key, path in outside.items():
         if key in known and digests.get(key) != known[key]:
-            raise UserError(f"'{path}' is not the file that the {role} started from; put that one in its place")
+            raise UserError(f"'{path}' is not the file that the {role} started from; restore the original")

@@ -1,4 +1,4 @@
-"""Scores finished segmenters on the recipe's domains and keeps pictures of what they saw."""
+"""Scores finished models on the recipe's domains and saves pictures of their predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
-from segdistill.models import Model, Segmenter, View
+from segdistill.models import Model, View
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.runs.evaluation import (
@@ -38,33 +38,32 @@ from segdistill.tasks.table import TASKS
 from segdistill.types import Batch
 
 FORMAT = 4
-"""Of the score files: raise it whenever what stands in them, or how it is measured, changes."""
+"""Version of the score files; increase it whenever their content or the way it is measured changes."""
 
 PICTURE = 1024
-"""Longest side in pixels of the pictures that are kept."""
+"""Longest side of the saved pictures in pixels."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished model, and what the results say of it."""
+    """A finished model and its description in the results."""
 
-    role: str  # its place in the results: "teacher" or "student"
-    task: str  # of TASKS
+    role: str  # its key in the results: "teacher" or "student"
+    task: str  # key of TASKS
     title: str
-    model: ModelConfig  # with the files of its weights
-    seed: int  # of an encoder that has random weights
+    model: ModelConfig  # with its weight files
+    seed: int  # for an encoder with random weights
     folder: Path  # where scores and pictures go: the run folder
     fingerprint: str
-    parameters: dict[str, int] | None  # None: they are counted, and what was read is told, when it is loaded
-    seconds: float | None  # of its training, where that is known
-    classes: tuple[str, ...]  # those it was trained on; empty where its manifest does not say
+    parameters: dict[str, int] | None  # None: counted and described when the model is loaded
+    seconds: float | None  # training time, if known
+    classes: tuple[str, ...]  # training classes; empty if the manifest lacks them
 
 
 class Loader:
-    """Batches of one domain; ``dataset`` tells progress bars how many images are coming.
+    """Batches of one domain; ``dataset`` gives progress bars the total.
 
-    Images of one size that follow one another form a batch. Each of several processes is given every n-th image and
-    none twice.
+    Consecutive images of the same size form a batch. With n processes each gets every n-th image, none twice.
     """
 
     def __init__(self, task: Task, dataset: Dataset, batch: int, rank: int, world_size: int) -> None:
@@ -83,7 +82,7 @@ class Loader:
             yield self._collate(held)
 
     def _collate(self, samples: dict[int, Batch]) -> Batch:
-        """A batch of samples of one size, with their numbers in the domain."""
+        """A batch of samples of one size, with their index in the domain."""
         return self.task.collate(list(samples.values())) | {"index": torch.tensor(list(samples))}
 
 
@@ -100,14 +99,14 @@ def score(
     reuse: Sequence[Path],
     watcher: Watcher,
 ) -> dict[str, Any]:
-    """``results`` with the scores of one segmenter; scores and pictures that are there already are taken."""
+    """``results`` extended by the scores of one model; existing scores and pictures are reused."""
     config = recipe.evaluate
     assert config is not None
     seen = _look(recipe, config, scored, fabric, watcher)
     facts = [
         FORMAT,
         scored.fingerprint,
-        config.model_dump(mode="json", exclude={"data"}),  # where the images lie is not what they are
+        config.model_dump(mode="json", exclude={"data"}),  # the location of the images does not matter
         recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
         [[view.resize, view.window and view.window.model_dump(mode="json")] for view in seen.views.values()],
     ]
@@ -143,7 +142,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a model is scored on: the task, the domains' images, how each is seen, the classes and their colours."""
+    """What a model is scored on: task, datasets and views by domain, class names and colours."""
 
     task: Task
     datasets: dict[str, Dataset]
@@ -163,7 +162,7 @@ def _look(recipe: Recipe, config: EvaluateConfig, scored: Scored, fabric: Fabric
 def _measure(
     scored: Scored, config: EvaluateConfig, seen: _Seen, path: Path, key: str, *, fabric: Fabric, watcher: Watcher
 ) -> dict[str, Any]:
-    """Score the model and keep the scores in ``path``, what they were made from beside it, and the pictures."""
+    """Score the model; write the scores to ``path``, the per-image samples beside it, and the pictures."""
     model = load_model(scored, seen.names).to(fabric.device)
     processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     what = f"scoring the {scored.role}"
@@ -196,13 +195,13 @@ def _measure(
 
 
 def write_samples(path: Path, images: Mapping[str, Samples]) -> None:
-    """What is kept of the images of each domain, as compressed NumPy arrays."""
+    """Write the per-image samples of each domain as compressed NumPy arrays."""
     arrays = {f"{name}/{field}": value for name, kept in images.items() for field, value in kept.arrays().items()}
     write_atomic(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def read_samples(path: Path, task: str = "semantic") -> dict[str, Samples]:
-    """What :func:`write_samples` wrote of a model of ``task``, by domain."""
+    """Read the samples that :func:`write_samples` wrote for a model of ``task``, by domain."""
     try:
         with np.load(path) as arrays:
             domains: dict[str, dict[str, Any]] = {}
@@ -211,13 +210,13 @@ def read_samples(path: Path, task: str = "semantic") -> dict[str, Samples]:
                 domains.setdefault(name, {})[field] = arrays[key]
         return {name: TASKS[task].kept.of_arrays(found) for name, found in domains.items()}
     except Exception:  # noqa: BLE001  zip, zlib and NumPy raise many kinds for a damaged file; each becomes one line
-        raise UserError(f"{path} is missing or damaged; give the run's command again, which scores it anew") from None
+        raise UserError(f"{path} is missing or damaged; run the command again to rescore it") from None
 
 
 def _together(models: dict[str, Any], scored: Scored, unseen: Sequence[str]) -> dict[str, Any]:
-    """Student beside teacher, which were scored on the same images.
+    """Student compared with teacher on the same images.
 
-    Retention on the unseen domains with its interval, and the share of the pixels on which they agree, by domain.
+    Retention on the unseen domains with its interval, and per domain the share of pixels on which the two agree.
     """
     if not {"teacher", "student"} <= models.keys():
         return {"agreement": None, "retention": None, "retention_interval": None}
@@ -237,20 +236,8 @@ def load_model(scored: Scored, classes: Sequence[str]) -> Model:
     return build_model(TASKS[scored.task], scored.model, encoder, classes, seed=0, stage=scored.role).eval()
 
 
-def load_segmenter(scored: Scored, classes: Sequence[str]) -> Segmenter:
-    """As :func:`load_model`, where the rest can do with class maps alone."""
-    return as_segmenter(load_model(scored, classes), scored.task)
-
-
-def as_segmenter(model: Model, task: str) -> Segmenter:
-    """``model``, or one line that says that it gives no class maps."""
-    if not isinstance(model, Segmenter):
-        raise UserError(f"this is a model of the task '{task}': predict, export, estimate and pack are for class maps")
-    return model
-
-
 def _described(model: Model) -> dict[str, Any]:
-    """How large a model is, and what became of every key of its files."""
+    """A model's parameter counts, and how its weight files were loaded."""
     parts = {"encoder": cast(Encoder, model.encoder), "head": model.head}
     return {"parameters": {name: count(part) for name, part in parts.items()}, "weights": weights_read(**parts)}
 
@@ -265,36 +252,36 @@ def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, w
     if not len(dataset):
         raise UserError(f"evaluate: domain '{domain}' has no images in its split '{selection.split}'")
     if not dataset[0].labelled:
-        raise UserError(f"evaluate: domain '{domain}' has no labels; take it out of 'domains'")
+        raise UserError(f"evaluate: domain '{domain}' has no labels; remove it from 'domains'")
     return dataset
 
 
 def _view(config: EvaluateConfig, dataset: Dataset, domain: str) -> View:
-    """The data set's way of evaluating ``domain``, with the recipe's size and window where it names them."""
+    """The dataset's evaluation protocol for ``domain``, overridden by the recipe's resize and window if given."""
     protocol = dataset.protocol(domain)
     protocol = protocol if config.resize is None else replace(protocol, resize=config.resize)
     return View.of(protocol, config.window)
 
 
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Class names and colours: one list for all domains, and the one that the segmenter was trained on."""
+    """Class names and colours; they must be the same for all domains and match the model's training classes."""
     first, *others = datasets
     names = tuple(datasets[first].names)
     for other in others:
         if tuple(datasets[other].names) != names:
-            raise UserError(f"evaluate: '{first}' and '{other}' differ in their classes; score them in two commands")
+            raise UserError(f"evaluate: '{first}' and '{other}' have different classes; score them in two commands")
     if scored.classes and scored.classes != names:
         raise UserError(
             f"evaluate: the {scored.role} was trained on the classes {', '.join(scored.classes)}; "
-            f"'{first}' has {', '.join(names)}; take data with the same classes"
+            f"'{first}' has {', '.join(names)}; use data with the same classes"
         )
     return names, [[int(value) for value in color] for color in datasets[first].colors]
 
 
 def _worst(images: Mapping[str, Samples], count: int) -> dict[str, list[tuple[int, float]]]:
-    """The ``count`` images of every domain with the lowest primary score, the worst first: (number, score)."""
+    """The ``count`` images of every domain with the lowest primary score, worst first: (index, score)."""
     scores = {name: kept.by_image() for name, kept in images.items()}
-    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}  # NaN, no score, comes last
+    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}  # NaN (no score) comes last
     return {
         name: [(int(i), float(scores[name][i])) for i in order[:count] if np.isfinite(scores[name][i])]
         for name, order in orders.items()
@@ -304,7 +291,7 @@ def _worst(images: Mapping[str, Samples], count: int) -> dict[str, list[tuple[in
 def _keep_pictures(
     scored: Scored, count: int, model: Model, seen: _Seen, worst: Mapping[str, Sequence[tuple[int, float]]]
 ) -> list[Path]:
-    """The first images of every domain and its worst, and what the task shows of them, as PNG of a page's size."""
+    """Save the first and the worst images of every domain and the task's pictures of them, as PNG at page size."""
     folder, kept = scored.folder / "pictures", []
     for name, dataset in seen.datasets.items():
         first = range(min(count, len(dataset)))
@@ -332,9 +319,9 @@ def _entry(scored: Scored, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
-    """Scores made by this very segmenter on these very images; None where they are not there, or not whole.
+    """The stored scores of this model on these images; None if they are missing or damaged.
 
-    What is damaged is named in a line, and measured again: the scores, the counts of every image, the pictures.
+    A damaged file (scores, per-image samples, pictures) is reported with a warning; the model is then scored again.
     """
     path = folder / "scores" / f"{role}.json"
     if not path.is_file():
@@ -351,7 +338,7 @@ def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
         return None  # of an earlier version
     if damaged is None:
         return found
-    logging.getLogger(__name__).warning("warning: %s is damaged or gone: the %s is scored again", damaged, role)
+    logging.getLogger(__name__).warning("warning: %s is damaged or missing; scoring the %s again", damaged, role)
     return None
 
 
@@ -360,11 +347,11 @@ def _digest(path: Path) -> str | None:
 
 
 def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
-    """Copy the same scores and their pictures from another run, if there are some."""
+    """Copy the same scores and their pictures from another run, if any."""
     for other in reuse:
         found = _read(other, scored.role, key) if other != scored.folder else None
         if found is not None:
-            for name in [*found["files"], f"scores/{scored.role}.json"]:  # the scores last: the rest is there
+            for name in [*found["files"], f"scores/{scored.role}.json"]:  # the scores last, as the mark of completion
                 data = (other / name).read_bytes()
                 write_atomic(scored.folder / name, lambda file, data=data: file.write(data))
             return

@@ -12,27 +12,27 @@ from typing import Any
 import yaml
 
 from segdistill import environment
-from segdistill.config import UserError, choose
+from segdistill.config import UserError, choose, parse
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import read_metrics_line, read_signed, sha256, write_json
-from segdistill.models.segmenter import Segmenter
-from segdistill.recipe import Recipe
+from segdistill.models import Segmenter, as_segmenter
+from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
 from segdistill.runs.folder import (
     Finished,
     damaged_file,
     fingerprints,
     load_finished,
+    model_of,
     origin_of,
     read_manifest,
     read_stage,
-    segmenter_of,
     stage_folder,
     student_weights,
 )
-from segdistill.runs.score import load_segmenter, read_samples
+from segdistill.runs.score import load_model, read_samples
 from segdistill.sharing.card import write_card
 from segdistill.sharing.licences import chain, student_licence
 from segdistill.sharing.packed import load_packed, packed_path, read_packed, tensors_digest, write_packed
@@ -41,7 +41,7 @@ from segdistill.weights import save_encoder
 
 __all__ = [
     "card_path", "data_digest", "describe", "load_packed", "open_run", "pack", "pack_encoder", "packed_path",
-    "read_packed", "segmenter_in", "tensors_digest",
+    "read_packed", "recipe_in", "segmenter_in", "tensors_digest",
 ]  # fmt: skip
 
 MARK = b"library_name: segdistill"  # in every card
@@ -95,12 +95,12 @@ def segmenter_in(finished: Finished, role: str | None = None) -> tuple[Segmenter
     if not roles:
         raise UserError(f"{finished.folder} has no finished segmenter: no task stage trained a head")
     role = choose("role of this run", role or next(iter(roles)), roles)
-    scored = segmenter_of(finished, role, finished.folder)
+    scored = model_of(finished, role, finished.folder)
     results = _results(finished.folder)
     classes = list(scored.classes) or list(results.get("classes", ()))
     if not classes:
         raise UserError(f"{finished.folder} does not say its classes; run its recipe again")
-    segmenter = load_segmenter(scored, classes)
+    segmenter = as_segmenter(load_model(scored, classes), scored.task)
     encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
     model: ModelConfig = getattr(finished.recipe, role).bare()
     colors = results.get("colors") or [list(color) for color in interleaved_colors(len(classes) + 1)[1:]]
@@ -114,6 +114,7 @@ def segmenter_in(finished: Finished, role: str | None = None) -> tuple[Segmenter
         "classes": classes,
         "colors": colors,
         "preprocessing": _preprocessing(finished.recipe, encoder),
+        "grid": "x".join(map(str, encoder.grid)),
         "parameters": {"encoder": count(encoder), "head": count(segmenter.head)},
         "history": _history(finished),
         "scores": {name: _scores(entry) for name, entry in results.get("models", {}).items()},
@@ -123,6 +124,12 @@ def segmenter_in(finished: Finished, role: str | None = None) -> tuple[Segmenter
         "licences": [link.as_dict() for link in links],
         "rests_on": _rests_on(finished, role),
     }
+
+
+def recipe_in(header: Mapping[str, Any], root: Path | None = None) -> Recipe:
+    """The recipe in a packed file's header, with its images below ``root``; they need not be there."""
+    recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]))
+    return recipe if root is None else change(recipe, [f"data.root={root.resolve()}"])
 
 
 def portable(recipe: Recipe) -> str:

@@ -6,6 +6,7 @@ Tensors are named ``encoder.*`` and ``head.*``. The header has one entry, ``segd
 ``format``          1
 ``name`` ``title``  of the run
 ``model``           settings of encoder and head (with random weights), and the encoder's ``taps``
+``grid``            of the positional embedding, such as 8x16
 ``classes``         names; ``colors``: RGB of each
 ``preprocessing``   ``mean`` and ``std`` (inside the encoder), ``size`` (trained on), ``resize`` and ``window`` of the
                     evaluation, and both for every domain (``domains``)
@@ -35,15 +36,14 @@ from torch import Tensor
 from segdistill.config import UserError, choose, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import write_atomic
-from segdistill.models import Segmenter
-from segdistill.runs.score import as_segmenter
+from segdistill.models import Segmenter, as_segmenter
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
 from segdistill.tasks.table import TASKS
-from segdistill.weights.reading import read_file
+from segdistill.weights.reading import PACKED, read_file
 
 FORMAT = 1
-KEY = "segdistill"
+KEY = PACKED
 NEEDED = ("model", "classes", "colors", "preprocessing", "precision", "tensors_sha256")
 MAKE = "make one with 'segdistill pack RUN FILE'"
 

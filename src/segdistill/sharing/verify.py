@@ -55,7 +55,9 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     """
     path = Path(source)
     if path.suffix in SIDE:
-        return list(_beside(path, path.with_name(f"{path.name}.json")))
+        whole = re.sub(r"\.(fp16|int8)(?=\.onnx$)", "", path.name)  # one report for all precisions
+        own = path.with_name(f"{path.name}.json")
+        return list(_beside(path, own if own.is_file() else path.with_name(f"{whole}.json")))
     if path.with_suffix(".json").is_file():
         return list(_beside(path, path.with_suffix(".json")))
     path = packed_path(source)
@@ -83,6 +85,10 @@ def _beside(path: Path, report: Path) -> Iterator[Check]:
     if not isinstance(content, dict):
         raise UserError(f"damaged {report}; make {path.name} again")
     files = content.get("files") or {path.name: {"sha256": content.get("sha256")}}
+    if not isinstance(files, dict) or not all(isinstance(f, dict) and "sha256" in f for f in files.values()):
+        raise UserError(f"damaged {report}; make {path.name} again")
+    if path.name not in files:
+        raise UserError(f"{report} does not name {path.name}, only {', '.join(files)}; export it again")
     for name, facts in files.items():
         place = path.with_name(name)
         if place.is_file():

@@ -1,4 +1,4 @@
-"""Stages: what reads networks from disk, trains, and writes what it made to its folder. One table of their kinds."""
+"""Training stages: each reads networks from disk, trains, and writes its result to its folder. A table of all kinds."""
 
 from segdistill.stages.base import StageConfig, StageContext, StageResult
 from segdistill.stages.distill import DistillConfig

@@ -1,4 +1,4 @@
-"""What every stage is given, and what it leaves."""
+"""The interface of a stage: its settings, its inputs, and its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segdistill.types import Needs
 
 
 class ModelConfig(Config):
-    """One network: an encoder, where its weights come from, and (for tasks) a head."""
+    """One network: an encoder with its weights, and (for tasks) a head."""
 
     encoder: EncoderConfig
     title: str = ""
@@ -33,17 +33,17 @@ class ModelConfig(Config):
 
     @property
     def head_weights(self) -> str | None:
-        """The file that the head starts with; None: there is no head, or it starts fresh."""
+        """The file that the head starts from; None: no head, or a fresh one."""
         settings: Any = None if self.head is None else self.head.settings  # a HeadConfig
         return settings and settings.weights
 
     def filled(self, *, encoder: Path | None = None, head: Path | None = None) -> ModelConfig:
-        """The same network with the weights in these files, where one is named."""
+        """The same network with weights from the given files."""
         changes: dict[str, Any] = {}
         if encoder is not None:
             changes["encoder"] = self.encoder.model_copy(update={"weights": str(encoder)})
         if head is not None:
-            assert self.head is not None, "it is its head's file"
+            assert self.head is not None, "a head file needs a head"
             changes["head"] = _with_weights(self.head, str(head))
         return self.model_copy(update=changes)
 
@@ -59,77 +59,78 @@ def _with_weights(head: Part, weights: str | None) -> Part:
 
 
 class StageConfig(Config):
-    """What all stages have."""
+    """Settings that all stages share."""
 
     name: str = Field(pattern=SLUG, max_length=64, description="lower-case name, unique in the recipe")
     data: DataSelection
     steps: int = Field(ge=1, le=10**8)
-    batch: int = Field(16, ge=1, le=2**16, description="images per step over all processes")
+    batch: int = Field(16, ge=1, le=2**16, description="images per step, all processes together")
     seed: int | None = Field(
         None,
         ge=0,
         lt=2**63,
-        description="None: the recipe's; a number: runs of all seeds share this stage (a long proxy stage)",
+        description="None: the recipe's seed; a number: runs with any seed share this stage (a long proxy stage)",
     )
 
     hands_over: tuple[Literal["encoder", "head"], ...] | None = Field(
-        None, description="what later stages of this network start with; None: the encoder, where it is trained here"
+        None, description="parts that later stages of this network start from; None: the encoder, if it is trained here"
     )
 
-    # What a kind of stage says of itself; everything else about it is its own.
+    # The interface of a kind of stage; everything else about it is internal.
 
-    method: Any = None  # the part of METHODS that compares student and teacher, where the stage has one
+    method: Any = None  # the part of METHODS that compares student and teacher, if any
+    cache: Any = None  # the settings of a cache of the teacher's tokens, if any
 
     @property
     def kind(self) -> str:
-        """Its type: the name in the table of stages."""
+        """Its type, the key in the table of stages."""
         return str(getattr(self, "type", ""))
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The networks that it reads, the one that it trains first."""
+        """The networks that it reads; the first is the one that it trains."""
         return ("student",) if self.method is None else ("student", "teacher")
 
     @property
     def learner(self) -> str | None:
-        """The network whose head learns the task here; None: no head does."""
+        """The network whose head this stage trains; None: no head."""
         return None
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """The parts of its first network that it trains and leaves in its folder: encoder, head."""
+        """The parts of its first network that it trains and saves in its folder: encoder, head."""
         return ("encoder",)
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """The parts that later stages of its first network start with."""
+        """The parts that later stages of its first network start from."""
         return tuple(part for part in self.trains if part == "encoder") if self.hands_over is None else self.hands_over
 
     @property
     def reads_logits(self) -> bool:
-        """Whether its method compares class scores, and so needs the teacher's head."""
+        """Whether its method compares class scores, which needs the teacher's head."""
         return self.method is not None and needs_of(self.method).logits
 
     @property
     def images_per_step(self) -> int:
-        """Over all processes."""
+        """Images per step, all processes together."""
         return self.batch
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
-        """Everything that it reads: a name for messages, the images, and whether they must have labels."""
+        """Everything that it reads: a name for messages, the images, and whether they need labels."""
         return (("", self.data, False),)
 
     def crop(self, default: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of its crops where the data's are ``default``."""
+        """(H, W) of its crops; ``default`` is the data's size."""
         return default
 
     def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
-        """The encoder's settings in this stage."""
+        """The encoder's settings, adapted to this stage."""
         del teacher
         return encoder
 
     def faults(self) -> list[str]:
-        """One line for each pair of its settings that cannot work together."""
+        """One line for each combination of its settings that cannot work."""
         return [
             f"hands_over: the {part} is not trained here; allowed: {', '.join(self.trains)}"
             for part in self.hands_over or ()
@@ -137,31 +138,31 @@ class StageConfig(Config):
         ]
 
     def run(self, context: StageContext) -> StageResult:
-        """Train, and leave what was made in the stage's folder."""
+        """Train, and save the result in the stage's folder."""
         raise NotImplementedError
 
 
 def needs_of(part: Part) -> Needs:
-    """What the method of ``part`` wants to be given with its settings."""
+    """The inputs that the method of ``part`` needs with its settings."""
     method: Any = METHODS[part.type]
     return method.needs_for(part.settings)
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given.
+    """The inputs of a stage.
 
-    ``student_weights``: the encoder file that an earlier stage handed over, if any; ``start_head``: the head file that
-    one handed over to the network that learns here. ``teacher_head``: the head file of the last earlier task stage of
-    the teacher, if any; for methods that read its logits. None: the recipe's own.
+    ``student_weights`` and ``start_head``: encoder and head files handed over by an earlier stage to the student and to
+    the network that learns here. ``teacher_head``: the head file of the teacher's last earlier task stage, for methods
+    that read its logits. None: the files that the recipe names, if any.
     """
 
     fabric: Fabric
     source: DataSource
     seed: int
     folder: Path
-    label: str  # "01-domain_agnostic": the folder's name and the name in the log
-    fingerprint: str  # of everything that the stage's outcome depends on
+    label: str  # such as "01-domain_agnostic": name of the folder and in the log
+    fingerprint: str  # of everything that the stage's result depends on
     student: ModelConfig | None
     teacher: ModelConfig | None
     student_weights: Path | None
@@ -203,9 +204,9 @@ class StageContext:
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
-        """The images that ``selection`` names; the first process prepares them, the others wait.
+        """The images that ``selection`` names; the first process prepares them while the others wait.
 
-        What is read stands in the stage's folder in the file ``listing``, one ``domain/name`` per line.
+        The file ``listing`` in the stage's folder lists the images, one ``domain/name`` per line.
         """
         if self.fabric.is_global_zero:
             dataset = self.source.open(selection, self.progress)
@@ -215,9 +216,9 @@ class StageContext:
         return self.source.open(selection)
 
     def build_student(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
-        """The student's encoder with the weights of the last stage, or with its first ones.
+        """The student's encoder with the weights that the last stage handed over, or its start weights.
 
-        ``fit`` changes its settings for this stage alone: another size or patch.
+        ``fit`` adapts its settings to this stage, for example to another size or patch.
         """
         config = need(self.student, "student", self.label).encoder
         config = fit(config) if fit else config
@@ -226,7 +227,7 @@ class StageContext:
         return build_encoder(config, seed=derive_seed(self.seed, "student"))
 
     def build_teacher(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
-        """The frozen teacher's encoder: evaluation mode, no gradients."""
+        """The teacher's encoder, frozen: evaluation mode, no gradients."""
         config = need(self.teacher, "teacher", self.label).encoder
         encoder = build_encoder(fit(config) if fit else config, seed=derive_seed(self.seed, "teacher"))
         return encoder.eval().requires_grad_(False)
@@ -234,30 +235,30 @@ class StageContext:
 
 @dataclass
 class StageResult:
-    """What goes into the stage's manifest; the files are already in its folder."""
+    """Entries for the stage's manifest; the files are already in its folder."""
 
     seconds: float
     parameters: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    weights: dict[str, str] = field(default_factory=dict)  # role -> what its start weights were and what became of them
+    weights: dict[str, str] = field(default_factory=dict)  # role -> its start weights and how they were loaded
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:
-    """``model``, or one line that says that the recipe lacks it."""
+    """``model``, or a :class:`UserError` if the recipe has none."""
     if model is None:
-        raise UserError(f"stage {stage} needs a {role}, and the recipe has none; add '{role}: {{encoder: ...}}'")
+        raise UserError(f"stage {stage} needs a {role}, but the recipe has none; add '{role}: {{encoder: ...}}'")
     return model
 
 
 def need_head(model: ModelConfig, role: str, stage: str) -> Part:
-    """The model's head, or one line that says that the recipe lacks it."""
+    """The model's head, or a :class:`UserError` if it has none."""
     if model.head is None:
         raise UserError(f"stage {stage} needs a head for the {role}; add 'head: {{type: semfpn}}' to it")
     return model.head
 
 
 def weights_read(**networks: Encoder | Head | None) -> dict[str, str]:
-    """One line for each network that was read from a file: every key accounted for."""
+    """One line for each network loaded from a file, which accounts for every key."""
     return {
         name: network.loaded.summary()
         for name, network in networks.items()

@@ -1,7 +1,7 @@
-"""Feature distillation without labels: the task-agnostic stage on proxy images and the domain-agnostic stage on
-source images are this one function with other data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
+"""Feature distillation without labels: GKD's task-agnostic stage on proxy images and its domain-agnostic stage on
+source images are this one function with different data (GKD, arXiv 2603.02554; spec A.0, A.7, A.8).
 
-Only the student's encoder is handed over; the method's heads are dropped and start anew in the next stage.
+Only the student's encoder is handed over; the method's heads are discarded, and the next stage creates new ones.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import rank_and_size
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
+from segdistill.stages.teacher_cache import CacheConfig, Numbers, TeacherCache, open_cache
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
 from segdistill.train.optim import CosineConfig
@@ -41,14 +42,19 @@ class DistillConfig(StageConfig):
     repeats: int = Field(3, ge=1, le=1000, description="repeated augmentation: an epoch sees 1 / repeats of the images")
     size: Size | None = Field(None, description="(H, W) of this stage's crops, pixels; None: data.size")
     patch: int | None = Field(
-        None, ge=1, le=1024, description="patch of plain ViTs in this stage, pixels; None: the model's"
+        None, ge=1, le=1024, description="patch size of plain ViTs in this stage, pixels; None: the model's"
     )
     teacher_resample: Resample | None = Field(
-        None, description="how the teacher's weights are fitted to size and patch: papers | hub | timm; None: its own"
+        None, description="how to resample the teacher's weights to size and patch: papers | hub | timm; None: its own"
+    )
+
+    cache: CacheConfig | None = Field(
+        None,
+        description="cache of augmented views and the teacher's tokens on disk; None: the teacher runs at every step",
     )
 
     def fit(self, encoder: EncoderConfig, *, teacher: bool = False) -> EncoderConfig:
-        """The encoder's settings in this stage: built for its size and patch where they are given (spec A.6)."""
+        """The encoder's settings with this stage's size and patch, if given (spec A.6)."""
         changes: dict[str, Any] = {}
         if self.size is not None and record_of(encoder.name).sized:
             changes["image_size"] = self.size
@@ -59,18 +65,18 @@ class DistillConfig(StageConfig):
         return parse(EncoderConfig, encoder.model_dump() | changes, encoder.name) if changes else encoder
 
     def crop(self, default: tuple[int, int]) -> tuple[int, int]:
-        """Its own size, where it has one."""
+        """Its own size, or the default."""
         return self.size or default
 
     def faults(self) -> list[str]:
-        """A method that this stage cannot feed."""
+        """Also a method whose inputs this stage cannot provide."""
         lines = super().faults()
         if not self.reads_logits:
             return lines
         return [
             *lines,
-            f"{self.method.type} compares class scores, and a distill stage has no head; "
-            "make it the method of a task stage, or choose settings that compare features",
+            f"{self.method.type} compares class scores, but a distill stage has no head; "
+            "use it in a task stage, or choose settings that compare features",
         ]
 
     def run(self, context: StageContext) -> StageResult:
@@ -81,7 +87,7 @@ class DistillConfig(StageConfig):
 class Distillation(nn.Module):
     """A frozen teacher and the method that compares a student with it; used by this stage and by single-stage KD.
 
-    ``teacher_head`` makes the teacher a segmenter: where the method reads logits, and only there.
+    ``teacher_head`` is given if and only if the method reads logits.
     """
 
     def __init__(
@@ -93,7 +99,8 @@ class Distillation(nn.Module):
         teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
-        self.teacher, self.teacher_head = teacher, teacher_head
+        self.teacher: Any = teacher
+        self.teacher_head = teacher_head
         self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_head is not None), part.type
@@ -103,7 +110,7 @@ class Distillation(nn.Module):
             self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
 
     def train(self, mode: bool = True) -> Distillation:
-        """Everything but the teacher, which stays in evaluation mode."""
+        """Set the mode of everything except the teacher, which stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         if self.teacher_head is not None:
@@ -111,9 +118,9 @@ class Distillation(nn.Module):
         return self
 
     def mask(self, images: Tensor, step: int) -> Mask | None:
-        """The tokens that the student's masked view hides at this step: a function of (seed, step, sample).
+        """The tokens hidden in the student's masked view at this step: a function of (seed, step, sample).
 
-        Drawn for the batch of all processes, of which this one takes its samples.
+        The mask is drawn for the global batch; each process keeps its own samples.
         """
         if not self.needs.masked:
             return None
@@ -122,14 +129,16 @@ class Distillation(nn.Module):
         mask = own_mask(random_mask(batch, h * w, rng=rng, **self.method.mask_settings()))
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
-    def forward(self, student: Views, images: Tensor, step: int, steps: int) -> LossTerms:
-        """The method's terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
+    def forward(self, student: Views, images: Tensor, step: int, steps: int, teacher: Views | None = None) -> LossTerms:
+        """The method's loss terms, given the student's views of ``images`` (B, 3, H, W) in [0, 1].
 
-        The student's logits are resampled to the size of the teacher's where the heads' strides differ.
+        ``teacher``: its views, if already computed. If the heads' strides differ, the student's logits are resampled to
+        the size of the teacher's.
         """
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
-        teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
+        if teacher is None:
+            teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
         if teacher.logits is not None:
             assert student.logits is not None
             height, width = teacher.logits.shape[-2:]
@@ -138,39 +147,59 @@ class Distillation(nn.Module):
 
 
 class DistillObjective(Objective):
-    """The student's encoder and what pulls it towards the teacher."""
+    """Trains the student's encoder with a distillation loss."""
 
-    def __init__(self, student: Encoder, distillation: Distillation) -> None:
+    def __init__(self, student: Encoder, distillation: Distillation, cache: TeacherCache | None = None) -> None:
         super().__init__()
-        self.student, self.distillation = student, distillation
+        self.student, self.distillation, self.cache = student, distillation, cache
 
     def optimized(self) -> dict[str, nn.Module]:
         """The student and the method's own parameters."""
         return {"student": self.student, "method": self.distillation.method}
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
-        """The method's terms on the batch's images (B, 3, H, W) uint8."""
+        """The method's loss terms on the batch's images (B, 3, H, W) uint8."""
         images = batch["image"].float() / 255.0
         mask = self.distillation.mask(images, step)
         needs = self.distillation.needs
         views = student_views(self.student, images, needs.taps, mask, plain=needs.plain)
-        return self.distillation(views, images, step, steps)
+        teacher = None if self.cache is None else self.cache.views_of(batch)
+        return self.distillation(views, images, step, steps, teacher)
 
     def diagnostics(self) -> dict[str, float]:
-        """What the method measured at the last step."""
+        """The method's diagnostics of the last step."""
         values = getattr(self.distillation.method, "diagnostics", {})
         return {name: value.item() for name, value in values.items()}
 
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
-    """Train the student's encoder to resemble the teacher's; leaves ``encoder.safetensors`` in the stage's folder."""
+    """Distil the teacher's encoder into the student's; writes ``encoder.safetensors`` to the stage's folder."""
     student, seed = context.build_student(config.fit), (context.seed, config.name)
     teacher = context.build_teacher(partial(config.fit, teacher=True))
     distillation = Distillation(student, teacher, config.method, seed)
     method = distillation.method
+    dataset, size = context.open(config.data), config.size or context.source.size
+    transform: Any = DistillTransform(config.augment, size)
+    cache = None
+    if config.cache is not None:
+        facts = {"data": context.source.facts(config.data), "augment": config.augment.model_dump(mode="json")}
+        cache = open_cache(
+            config.cache,
+            teacher,
+            distillation.needs.taps,
+            dataset,
+            transform,
+            facts,
+            size=size,
+            batch=config.batch,
+            workers=context.workers,
+            fabric=context.fabric,
+            progress=context.progress,
+        )
+        distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     data = StepBatches(
-        context.open(config.data),
-        DistillTransform(config.augment, config.size or context.source.size),
+        dataset,
+        transform,
         batch=config.batch,
         seed=seed,
         repeats=config.repeats,
@@ -180,7 +209,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     seconds = context.train(
         config,
         config.optimizer,
-        DistillObjective(student, distillation),
+        DistillObjective(student, distillation, cache),
         [(student, 1.0), (method, 1.0)],
         lambda order: batches(data, order, context.workers),
     )

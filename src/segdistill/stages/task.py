@@ -1,8 +1,8 @@
-"""Task learning: a head (and, unless frozen, the encoder) learns the classes from source labels.
+"""Task learning: a head (and, unless frozen, the encoder) learns the task from source labels.
 
-Three of the papers' arms are this one stage (GKD, arXiv 2603.02554; spec A.10, B):
-frozen encoder (GKD's second stage, the teacher's head), trained encoder (no distillation), and trained encoder
-with a distillation term (the single-stage protocol of vanilla KD and its kin).
+Three protocols of the papers are this one stage (GKD, arXiv 2603.02554; spec A.10, B): frozen encoder (GKD's second
+stage, and the teacher's head), trained encoder (no distillation), and trained encoder with a distillation term (the
+single-stage protocol of vanilla KD and similar methods).
 """
 
 from __future__ import annotations
@@ -45,17 +45,20 @@ from segdistill.weights import LoadReport, load_head_weights, safetensors_bytes,
 
 
 class ProxyConfig(Config):
-    """Unlabelled images that only the distillation term of a task stage sees (control: vanilla KD with the proxy)."""
+    """Unlabelled images for the distillation term of a task stage alone (control: vanilla KD with proxy images)."""
 
     data: DataSelection
     augment: DistillAugment = DistillAugment()
-    batch: int = Field(16, ge=1, le=2**16, description="proxy images per step over all processes")
+    batch: int = Field(16, ge=1, le=2**16, description="proxy images per step, all processes together")
 
 
 def _read_augment(value: object, info: Any) -> object:
-    """The settings of the task's own augmentation."""
+    """Parse the settings of the task's augmentation."""
     wanted = TASKS[info.data["task"]].Augment
-    return value if isinstance(value, wanted) else parse(wanted, value, "augment")
+    return value if isinstance(value, wanted) else parse(wanted, value)
+
+
+AnyAugment = Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)]
 
 
 class TaskConfig(StageConfig):
@@ -64,20 +67,20 @@ class TaskConfig(StageConfig):
     type: Literal["task"] = "task"
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
-    task: str = Field("semantic", exclude=True, description="the recipe's; it need not be repeated here")
-    augment: Annotated[SerializeAsAny[Config], BeforeValidator(_read_augment)] = Field(
-        {}, validate_default=True, description="of the labelled images, as the task has it"
+    task: str = Field("semantic", exclude=True, description="taken from the recipe; need not be repeated here")
+    augment: AnyAugment = Field(
+        {}, validate_default=True, description="augmentation of the labelled images; its settings depend on the task"
     )
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
-    proxy: ProxyConfig | None = Field(None, description="images for the distillation term alone")
+    proxy: ProxyConfig | None = Field(None, description="unlabelled images for the distillation term alone")
     presence_weight: float = Field(
         0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
     )
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The network that learns, and the teacher where a method compares them."""
+        """The network that learns, and the teacher if there is a method."""
         return (self.model,) if self.model == "teacher" else super().roles
 
     @property
@@ -92,21 +95,21 @@ class TaskConfig(StageConfig):
 
     @property
     def images_per_step(self) -> int:
-        """The labelled images and the proxy's."""
+        """Labelled and proxy images together."""
         return self.batch + (0 if self.proxy is None else self.proxy.batch)
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
-        """The labelled images and the proxy's."""
+        """The labelled images and the proxy images."""
         labelled = ("", self.data, True)
         return (labelled,) if self.proxy is None else (labelled, (", proxy", self.proxy.data, False))
 
     def faults(self) -> list[str]:
-        """Extra terms that cannot work."""
+        """Also a distillation term that cannot work."""
         lines = super().faults()
         if self.method is not None and (self.freeze_encoder or self.model == "teacher"):
-            lines.append("a distillation term cannot train a frozen encoder; drop one of them")
+            lines.append("a distillation term cannot train a frozen encoder; remove the method or unfreeze it")
         if self.proxy is not None and self.method is None:
-            lines.append("proxy images are for the distillation term; add a method or drop proxy")
+            lines.append("proxy images are for the distillation term; add a method or remove proxy")
         return lines
 
     def run(self, context: StageContext) -> StageResult:
@@ -115,7 +118,7 @@ class TaskConfig(StageConfig):
 
 
 class TaskObjective(Objective):
-    """A segmenter that learns from labels, with an optional distillation term."""
+    """Trains a model from labels, with an optional distillation term."""
 
     def __init__(
         self, model: Model, *, frozen: bool, distillation: Distillation | None, presence_weight: float, seed: int
@@ -148,9 +151,9 @@ class TaskObjective(Objective):
         return modules
 
     def forward(self, batch: Batch, step: int, steps: int) -> LossTerms:
-        """Task terms on the labelled images, distillation terms on them and on the batch's proxy images.
+        """Task terms on the labelled images; distillation terms on the labelled and the proxy images.
 
-        The head runs once: on all images where the method reads logits, else on the labelled ones.
+        The head runs once: on all images if the method reads logits, else on the labelled ones.
         """
         if self.distillation is None and self.presence is None:
             return self.model.loss(batch)
@@ -184,7 +187,7 @@ class TaskObjective(Objective):
         return terms
 
     def diagnostics(self) -> dict[str, float]:
-        """What the method measured at the last step."""
+        """The method's diagnostics of the last step."""
         values = {} if self.distillation is None else getattr(self.distillation.method, "diagnostics", {})
         return {name: value.item() for name, value in values.items()}
 
@@ -192,12 +195,12 @@ class TaskObjective(Objective):
 def build_model(
     task: Task, model: ModelConfig, encoder: Encoder, classes: Sequence[str], *, seed: int, stage: str
 ) -> Model:
-    """The encoder with a head on the taps of its record: fresh, or with the weights that its settings name."""
+    """The encoder with a head on the taps of its record; the head is fresh or loaded from the file in its settings."""
     part = need_head(model, "model", stage)
     taps = encoder.record.taps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        build: Any = HEADS[part.type]  # its Config is part.settings' class
+        build: Any = HEADS[part.type]  # its Config is the class of part.settings
         head = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
     if model.head_weights is not None:
         head.loaded = load_head_weights(head, model.head_weights, part.type, classes)
@@ -205,18 +208,18 @@ def build_model(
 
 
 def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
-    """What became of every key of the file that the head starts with; a :class:`UserError` where it does not fit.
+    """How the head's weight file was loaded, key by key; a :class:`UserError` if it does not match the head.
 
-    None where there is no such file.
+    None without such a file.
     """
     if model.head_weights is None:
         return None
-    encoder = build_encoder(model.bare().encoder, seed=0)  # its widths are what matters here
+    encoder = build_encoder(model.bare().encoder, seed=0)  # only its widths matter here
     return build_model(task, model, encoder, classes, seed=0, stage="none").head.loaded
 
 
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
-    """Train on source labels; leaves ``head.safetensors`` and, where it was trained, ``encoder.safetensors``."""
+    """Train on source labels; writes ``head.safetensors`` and, if it was trained, ``encoder.safetensors``."""
     is_teacher = config.model == "teacher"
     model = need(context.teacher if is_teacher else context.student, config.model, context.label)
     encoder = context.build_teacher() if is_teacher else context.build_student()
@@ -253,20 +256,20 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
 def _distillation(
     config: TaskConfig, context: StageContext, student: Encoder, classes: Sequence[str]
 ) -> Distillation | None:
-    """The distillation term, if the stage has one; with the teacher's head where its method reads logits."""
+    """The distillation term, if the stage has one; with the teacher's head if its method reads logits."""
     if config.method is None:
         return None
     teacher, head = context.build_teacher(), None
     if config.reads_logits:
         model = need(context.teacher, "teacher", context.label).filled(head=context.teacher_head)
-        assert model.head_weights is not None, "the recipe's validation asks for it"
+        assert model.head_weights is not None, "validation of the recipe guarantees it"
         head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)
 
 
 def _task_batches(config: TaskConfig, context: StageContext, dataset: Dataset, seed: tuple[int | str, ...]):  # noqa: ANN202
-    """Order of steps -> labelled batches, each with the step's proxy images where the stage has some."""
+    """A function: order of steps -> labelled batches, each with the step's proxy images if the stage has any."""
     fabric, size = context.fabric, context.source.size
     processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     task = TASKS[config.task]

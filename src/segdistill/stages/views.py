@@ -1,6 +1,6 @@
-"""Runs the networks as a method needs them: one pass of the teacher, one of the student for all its views.
+"""Runs the networks for a method: one pass of the teacher, and one of the student for all its views.
 
-Where a method reads logits, one pass of an encoder serves the head's taps and the method's: the head's first.
+If the method reads logits, one encoder pass returns the taps of both the head and the method, the head's first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from segdistill.types import Features, Mask, Views
 def teacher_views(
     encoder: Encoder, images: Float[Tensor, "b 3 H W"], taps: tuple[int, ...], head: Head | None = None
 ) -> Views:
-    """The frozen teacher's features of the unmasked images and, where its ``head`` is given, its logits."""
+    """The frozen teacher's features of the unmasked images and, if its ``head`` is given, its logits."""
     if head is None:
         return Views(plain=encoder(images, taps))
     own = encoder.record.taps
@@ -35,11 +35,11 @@ def student_views(
     *,
     plain: bool = True,
 ) -> Views:
-    """The student's plain features of all B images and its masked ones of the M masked samples, in one pass of B + M.
+    """The student's plain features of all B images and masked features of the M masked samples, in one pass of B + M.
 
-    The authors run 2 B; the unmasked half of their second view equals the first (spec A.9, 11). Without ``plain``, a
-    pass of M alone: ``Needs.plain``. A student with batch norms takes the statistics of all images of the pass, hidden
-    parts included.
+    The authors run 2 B images; the samples of their second view that are not masked equal the first (spec A.9, 11).
+    Without ``plain`` (see ``Needs.plain``), the pass has M images. Batch norms of the student take their statistics
+    from all images of the pass, including hidden regions.
     """
     if mask is None or len(mask.samples) == 0:
         assert plain, "no view to run"
@@ -55,5 +55,5 @@ def student_views(
 
 
 def split_taps(features: Features, count: int) -> tuple[Features, Features]:
-    """The first ``count`` taps and the others."""
+    """The first ``count`` taps, and the rest."""
     return features.part(taps=slice(count)), features.part(taps=slice(count, None))

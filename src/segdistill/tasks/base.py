@@ -1,4 +1,4 @@
-"""What a task says of itself. Data sources, stages, runs, reports and grids ask for it and know no task by name."""
+"""The interface of a task. Data sources, stages, runs, reports and grids use it and name no task."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from segdistill.types import Batch
 
 
 class Task(ABC):
-    """One row of :data:`segdistill.tasks.table.TASKS`; it holds no state.
+    """An entry of :data:`segdistill.tasks.table.TASKS`; stateless.
 
-    ``primary`` is the score by which models are compared. ``metrics`` says of each score in a domain's results its
-    ``label`` and ``unit`` (``%``: a share in [0, 1]), and where there is one, ``by_class``: the key of its values per
-    class, and their ``by_class_label``. ``Augment`` are the settings of :meth:`transform`, ``network`` is made
-    of an encoder and a head of :data:`segdistill.heads.HEADS`, and ``kept`` is what the metric keeps of images.
+    ``primary`` is the score by which models are compared. ``metrics`` describes each score in a domain's results: its
+    ``label``, its ``unit`` (``%``: a share in [0, 1]) and, if it has values per class, their key ``by_class`` and their
+    ``by_class_label``. ``Augment`` holds the settings of :meth:`transform`, ``network`` combines an encoder with a head
+    of :data:`segdistill.heads.HEADS`, and ``kept`` is what the metric stores per image.
     """
 
     primary: ClassVar[str]
@@ -34,29 +34,29 @@ class Task(ABC):
 
     @abstractmethod
     def transform(self, augment: Any, size: tuple[int, int]) -> Callable[[Sample], Batch]:
-        """Labelled sample -> ``image`` (3, H, W) uint8 of ``size`` and its targets, as settings ``augment`` say.
+        """A function: labelled sample -> ``image`` (3, H, W) uint8 of ``size`` and its targets, augmented as set.
 
         It draws from torch's global generator, which the loader seeds for every sample.
         """
 
     @abstractmethod
     def targets(self, sample: Sample) -> Batch:
-        """The whole sample, as evaluation sees it: ``image`` (3, H, W) uint8 and its targets."""
+        """The whole sample for evaluation: ``image`` (3, H, W) uint8 and its targets."""
 
     def collate(self, samples: Sequence[Batch]) -> Batch:
-        """One batch; by default every entry is stacked, and so must have one size."""
+        """One batch; by default all entries are stacked, so they must have the same size."""
         return stacked(samples)
 
     @abstractmethod
     def metric(self, num_classes: int, device: torch.device | str = "cpu") -> Metric:
-        """A fresh metric of one domain."""
+        """A fresh metric for one domain."""
 
     def pictures(
         self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], device: torch.device
     ) -> dict[str, Image.Image]:
-        """What a page shows of a sample, by what it shows: ``truth`` and ``prediction``; empty: nothing can be shown.
+        """The pictures of a sample for the report, ``truth`` and ``prediction``; empty if the task has none.
 
-        ``model`` is on ``device`` and in evaluation mode; ``colors`` are the classes'.
+        ``model`` is on ``device`` and in evaluation mode; ``colors`` are the class colours.
         """
         del model, sample, view, colors, device
         return {}

@@ -25,7 +25,7 @@ from segdistill.types import Batch
 
 @dataclass(frozen=True)
 class SemanticSamples(Samples):
-    """Of every image its confusion matrix, its mean confidence and a coarse class map."""
+    """Per image: the confusion matrix, the mean confidence and a coarse class map."""
 
     counts: ImageCounts
     notes: ImageNotes
@@ -43,28 +43,27 @@ class SemanticSamples(Samples):
         """mIoU of every image over the classes in its ground truth or prediction."""
         return self.counts.miou()
 
-    def agreement(self, other: Samples) -> float | None:
-        """Share of the sampled pixels that get one class from both models."""
-        assert isinstance(other, SemanticSamples)
+    def agreement(self, other: Any) -> float | None:
+        """Share of the sampled pixels to which both models assign the same class."""
         return self.notes.agreement(other.notes)
 
     def arrays(self) -> dict[str, Array]:
-        """The fields of both, by name."""
+        """The fields of ``counts`` and ``notes``, by name."""
         return {field: np.asarray(value) for part in (self.counts, self.notes) for field, value in vars(part).items()}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Array]) -> SemanticSamples:
-        """What :meth:`arrays` gave."""
+        """The inverse of :meth:`arrays`."""
         found: dict[str, Any] = dict(arrays) | {name: int(arrays[name]) for name in ("num_classes", "size")}
         counts, notes = ({f.name: found[f.name] for f in fields(kind)} for kind in (ImageCounts, ImageNotes))
         return cls(ImageCounts(**counts), ImageNotes(**notes))
 
 
 class SemanticMetric(Metric):
-    """A confusion matrix and the calibration of all pixels, at the labels' resolution.
+    """Confusion matrix and calibration over all pixels, at the resolution of the labels.
 
-    The scores are upsampled to the label before the argmax (spec A.11), a few rows at a time: no array of K x H x W is
-    ever made. Pixels labelled 255 are left out.
+    Class scores are upsampled to the label size before the argmax (spec A.11), a few rows at a time, so no K x H x W
+    array is ever allocated. Pixels labelled 255 are ignored.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -73,7 +72,7 @@ class SemanticMetric(Metric):
         self.device = device
 
     def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
-        """See :meth:`segdistill.metrics.base.Metric.update`; ``label`` (B, H, W) class indices, 255 where none is."""
+        """See :meth:`segdistill.metrics.base.Metric.update`; ``label`` (B, H, W) class indices, 255 = ignored."""
         assert isinstance(model, Segmenter)
         image, label = (batch[key].to(self.device) for key in ("image", "label"))
         height, width = label.shape[-2:]
@@ -95,7 +94,7 @@ class SemanticMetric(Metric):
         self.calibration.all_reduce()
 
     def samples(self) -> SemanticSamples:
-        """Of every image its confusion matrix and its notes."""
+        """The confusion matrix and notes of every image."""
         counts = ImageCounts.of(self.confusion.num_classes, [counts for counts, _ in self.seen.values()])
         return SemanticSamples(counts, notes_of([note for _, note in self.seen.values()]))
 
@@ -116,7 +115,7 @@ class SemanticMetric(Metric):
 
 
 class Semantic(Task):
-    """A class for every pixel."""
+    """Semantic segmentation: a class for every pixel."""
 
     primary = "miou"
     metrics: ClassVar = {
@@ -125,14 +124,15 @@ class Semantic(Task):
         "mean_accuracy": {"label": "mean class accuracy", "unit": "%"},
         "calibration_error": {"label": "calibration error", "unit": "%"},
     }
-    Augment, network, kept = TaskAugment, Segmenter, SemanticSamples
+    Augment = TaskAugment
+    network, kept = Segmenter, SemanticSamples
 
     def transform(self, augment: TaskAugment, size: tuple[int, int]) -> Callable[[Sample], Batch]:
-        """A random crop of image and ``label`` (H, W) int64, 255 where there is none (spec A.10)."""
+        """A random crop of the image and its ``label`` (H, W) int64, 255 = ignored (spec A.10)."""
         return TaskTransform(augment, size)
 
     def targets(self, sample: Sample) -> Batch:
-        """``label`` (H, W) uint8 as it is."""
+        """The image and its ``label`` (H, W) uint8, unchanged."""
         return {"image": torch.tensor(sample.image).permute(2, 0, 1), "label": torch.tensor(sample.label)}
 
     def metric(self, num_classes: int, device: torch.device | str = "cpu") -> SemanticMetric:
@@ -142,7 +142,7 @@ class Semantic(Task):
     def pictures(
         self, model: Model, sample: Sample, view: View, colors: Sequence[Sequence[int]], device: torch.device
     ) -> dict[str, Image.Image]:
-        """Class maps as indexed pictures."""
+        """Ground truth and prediction as indexed pictures."""
         assert isinstance(model, Segmenter)
         assert sample.label is not None
         image, (height, width) = self.targets(sample)["image"][None].to(device), sample.label.shape

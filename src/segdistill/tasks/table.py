@@ -1,4 +1,4 @@
-"""The tasks that a recipe can name."""
+"""The table of tasks."""
 
 from __future__ import annotations
 

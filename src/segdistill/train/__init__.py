@@ -1,1 +1,1 @@
-"""The one loop, the optimiser's groups and schedules, checkpoints."""
+"""The training loop, optimisers with parameter groups and schedules, and checkpoints."""

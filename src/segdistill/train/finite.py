@@ -1,4 +1,4 @@
-"""Watches that the loss stays finite without waiting for the device at every step."""
+"""Checks that the loss stays finite, without synchronising with the device at every step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from segdistill.types import LossTerms
 
 
 class Finite:
-    """Remembers, on the device, the first step whose loss is not finite, and its terms.
+    """Records, on the device, the first step whose loss is not finite, and its terms.
 
-    :meth:`see` never waits. :meth:`broken` does, and is asked before anything is logged or saved.
+    :meth:`see` never synchronises; :meth:`broken` does, and is called before anything is logged or saved.
     """
 
     def __init__(self) -> None:
         self.never = torch.iinfo(torch.int64).max
         self.names: list[str] = []
-        self.step: Tensor | None = None  # of the first such loss, else `never`
+        self.step: Tensor | None = None  # the first step with a non-finite loss, else `never`
         self.values: Tensor | None = None  # its terms
 
     def see(self, step: int, loss: Tensor, terms: LossTerms) -> None:
-        """Take note of one step."""
+        """Record one step."""
         values = torch.stack([value.detach() for value in terms.values()])
         if self.step is None or self.values is None:
             self.names = list(terms)
@@ -36,9 +36,9 @@ class Finite:
         self.values = torch.where(first, values, self.values)
 
     def broken(self) -> tuple[int, dict[str, float]] | None:
-        """The first step at which a process's loss was not finite, and that process's terms; None: there is none.
+        """The first step at which any process had a non-finite loss, and that process's terms; None if there is none.
 
-        Every process has to ask, and all get the same answer.
+        A collective call: every process must make it, and all get the same result.
         """
         assert self.step is not None and self.values is not None, "no step yet"
         step = int(least(self.step).item())

@@ -1,4 +1,4 @@
-"""The one training loop, read from top to bottom. It knows nothing of distillation: objective in, named terms out."""
+"""The training loop. It knows nothing about distillation: an objective goes in, named loss terms come out."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Objective(nn.Module):
     """What a stage optimises: ``forward(batch, step, steps)`` returns the weighted terms of the loss.
 
-    ``optimized`` names the modules that are trained, ``state`` those that a checkpoint holds; everything else (a frozen
-    teacher) is neither.
+    ``optimized`` names the modules that are trained, ``state`` those saved in checkpoints; other modules, such as a
+    frozen teacher, are neither trained nor saved.
     """
 
     def optimized(self) -> dict[str, nn.Module]:
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def state(self) -> dict[str, nn.Module]:
-        """Name -> module that a checkpoint holds: what is optimised and, say, a moving average of it."""
+        """Name -> module saved in checkpoints: the optimised modules and, for example, their moving averages."""
         return self.optimized()
 
     def forward(self, batch: dict[str, Tensor], step: int, steps: int) -> LossTerms:
@@ -44,18 +44,18 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of the last forward worth logging that are no loss; the log has their mean over the processes."""
+        """Values of the last forward pass to log besides the loss; the log holds their mean over the processes."""
         return {}
 
 
 class Log(Protocol):
-    """Where a stage's metrics go."""
+    """Receives a stage's metrics."""
 
     def metrics(self, entry: dict[str, Any]) -> None:
-        """One record of a logged step."""
+        """Add the record of a logged step."""
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forget the stage's records after ``step``: the loop will write them again."""
+        """Drop the stage's records after ``step``; the loop will write them again."""
 
     def progress(self, stage: str, step: int, steps: int, loss: float | None) -> None:
         """Called at every step."""
@@ -68,7 +68,7 @@ class LoopSettings:
     stage: str
     steps: int
     seed: tuple[int | str, ...]
-    fingerprint: str  # of everything the stage's outcome depends on: a checkpoint of another one is refused
+    fingerprint: str  # of everything the stage's result depends on; other checkpoints are refused
     clip: float | None = None
     log_every: int = 20
     checkpoint_every: int = 200
@@ -76,7 +76,7 @@ class LoopSettings:
 
 @dataclass
 class Totals:
-    """Sums since the last logged step, so that the log holds means and the loop does not wait for each value."""
+    """Sums since the last logged step: the log holds means, and the loop does not synchronise at every step."""
 
     count: int = 0
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Totals:
             self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value.detach()
 
     def means(self, fabric: Fabric) -> dict[str, float]:
-        """Mean of each term over steps and processes; the sums start again."""
+        """Mean of each term over steps and processes; resets the sums."""
         averaged: dict[str, Any] = {
             name: fabric.all_reduce(term, reduce_op="mean") for name, term in self.terms.items()
         }
@@ -109,12 +109,12 @@ def train(
     folder: Path,
     log: Log,
 ) -> float:
-    """Train to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds, resumes included.
+    """Train up to ``settings.steps`` from the newest checkpoint in ``folder``; returns the seconds over all attempts.
 
-    A step's samples come from ``batches``, its random numbers from (seed, step), its learning rate from ``schedule``:
-    so a killed run that is started again gives the same weights as an uninterrupted one, also with another number of
-    processes (see :mod:`segdistill.processes`; then up to rounding). Ctrl-C and SIGTERM end it after the step in
-    progress, with a checkpoint where there is one process.
+    A step's samples come from ``batches``, its random numbers from (seed, step), its learning rate from ``schedule``.
+    A run that is killed and restarted therefore gives the same weights as an uninterrupted one, and up to rounding also
+    with another number of processes (see :mod:`segdistill.processes`). Ctrl-C and SIGTERM stop it after the current
+    step; a single process then saves a checkpoint.
     """
     share_statistics(objective)
     wrapped, updates = fabric.setup(objective, optimizer(groups))
@@ -130,13 +130,13 @@ def train(
         _save(fabric, objective, updates, folder, done, extra)
 
     pairs = zip(range(start, settings.steps), batches(range(start, settings.steps)), strict=True)
-    for step, batch in _uncut(pairs, save if fabric.world_size == 1 else None):  # several may stand at other steps
+    for step, batch in _uncut(pairs, save if fabric.world_size == 1 else None):  # several may be at different steps
         batch = fabric.to_device(batch)
         images += next(iter(batch.values())).shape[0] * fabric.world_size
         lr = schedule(step, settings.steps)
         for group in updates.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # one stream, whatever the process
+        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # the same in every process
         terms = wrapped(batch, step, settings.steps)
         loss = torch.stack(list(terms.values())).sum()
         finite.see(step, loss, terms)
@@ -164,7 +164,7 @@ def train(
 
 
 def _uncut(pairs: Iterable[tuple[int, T]], save: Callable[[int], None] | None) -> Iterator[tuple[int, T]]:
-    """The pairs of a step and its batch. A signal waits for the end of the step and is raised after ``save``."""
+    """Yield the pairs of step and batch. A signal is held back until the step ends and is raised after ``save``."""
     done = 0
     try:
         for step, batch in pairs:
@@ -178,14 +178,14 @@ def _uncut(pairs: Iterable[tuple[int, T]], save: Callable[[int], None] | None) -
 
 
 def _stop_if_not_finite(finite: Finite, settings: LoopSettings, folder: Path) -> None:
-    """One line with what can be done: other settings are another stage, which starts in a folder of its own."""
+    """Raise a :class:`UserError` with advice; changed settings make a new stage, which needs another folder."""
     if (broken := finite.broken()) is None:
         return
     step, terms = broken
     shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     raise UserError(
-        f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); lower the learning rate, set a clip, "
-        f"or use precision=32-true, with another --out; --reuse {folder.parents[2]} takes its finished stages"
+        f"stage {settings.stage}, step {step}: the loss is not finite ({shown}); lower the learning rate, set clip, "
+        f"or use precision=32-true, with another --out; --reuse {folder.parents[2]} keeps its finished stages"
     )
 
 
@@ -214,14 +214,14 @@ def _save(fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, st
 def _restore(
     fabric: Fabric, objective: Objective, optimizer: Any, folder: Path, settings: LoopSettings
 ) -> tuple[int, float, Totals]:
-    """The step to continue from, the seconds that were spent before, and what was summed since the last logged step."""
+    """The step to continue from, the seconds already spent, and the sums since the last logged step."""
     fabric.barrier()
     state = checkpoint.load(folder, settings.steps, clean=fabric.is_global_zero)
     if state is None:
         return 0, 0.0, Totals()
     if state.get("fingerprint") != settings.fingerprint:
         raise UserError(
-            f"the checkpoint in {folder} was made with other settings or weights; delete it to start the stage again, "
+            f"the checkpoint in {folder} was made with other settings or weights; delete it to restart the stage, "
             "or choose another --out"
         )
     for name, module in objective.state().items():

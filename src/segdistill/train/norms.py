@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of the images of all processes, as one process would take them."""
+"""Batch norms with statistics over the images of all processes, as a single process would compute them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from segdistill.processes import rank_and_size
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Let every batch norm of ``network`` take its statistics over all processes while it is trained.
+    """Make every batch norm of ``network`` compute its training statistics over all processes.
 
-    Parameters, buffers and their names stay; nothing happens in a single process. torch's own ``SyncBatchNorm`` needs
-    a GPU and leaves out the subclasses that timm uses.
+    Parameters, buffers and their names do not change; in a single process nothing happens. torch's own
+    ``SyncBatchNorm`` needs a GPU and skips the subclasses that timm uses.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     if rank_and_size()[1] == 1 or not norms:
         return
-    group = dist.new_group()  # of its own: DDP reduces gradients at the same time, in an order of its own
+    group = dist.new_group()  # a separate group: DDP reduces gradients at the same time, in another order
     for norm in norms:
         kind = type(norm)
         norm.__class__ = type(kind.__name__, (SharedStatistics, kind), {"group": group})
 
 
 class SharedStatistics(_BatchNorm):
-    """What :func:`share_statistics` puts before a batch norm's class."""
+    """The base class that :func:`share_statistics` inserts before a batch norm's class."""
 
     group: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalised over the images of all processes; in evaluation mode as ever."""
+        """Normalise over the images of all processes; in evaluation mode as usual."""
         if not self.training:
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
@@ -54,7 +54,7 @@ class SharedStatistics(_BatchNorm):
         return output
 
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """The running statistics go after these, with the unbiased variance."""
+        """Update the running statistics, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -64,7 +64,7 @@ class SharedStatistics(_BatchNorm):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of theirs."""
+    """The sum over processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
@@ -76,7 +76,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        """Every process's sum depends on this one's value."""
+        """Sum of the gradients, since every process's sum depends on this one's value."""
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None

@@ -1,4 +1,4 @@
-"""Optimisers, their parameter groups, and learning rates as a pure function of the step, which need not be saved."""
+"""Optimisers, parameter groups, and learning rates as pure functions of the step, so schedules have no state."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class AdamW:
 
     @staticmethod
     def build(groups: Groups, config: Any) -> torch.optim.Optimizer:
-        """One kernel for all parameters where every parameter's device has it (CPU, CUDA)."""
+        """Uses the fused kernel if every parameter's device supports it (CPU, CUDA)."""
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
         return torch.optim.AdamW(groups, lr=1.0, betas=config.betas, fused=fused)
 
 
 class SGD:
-    """Stochastic gradient descent with momentum, as the CNN baselines of domain generalisation use it."""
+    """Stochastic gradient descent with momentum, as used by the CNN baselines of domain generalisation."""
 
     class Config(Config):
-        """``momentum``: the share of the last update that is kept; ``nesterov``: look ahead along it."""
+        """``momentum``: share of the last update that is kept; ``nesterov``: Nesterov momentum."""
 
         momentum: float = Field(0.9, ge=0, lt=1)
         nesterov: bool = False
@@ -53,7 +53,7 @@ class SGD:
 
     @staticmethod
     def build(groups: Groups, config: Any) -> torch.optim.Optimizer:
-        """torch's."""
+        """torch's SGD."""
         return torch.optim.SGD(groups, lr=1.0, momentum=config.momentum, nesterov=config.nesterov)
 
 
@@ -71,14 +71,14 @@ class CosineConfig(Config):
 
     lr: float = Field(5e-4, gt=0, le=1, description="learning rate at the reference batch")
     lr_reference_batch: int | None = Field(
-        512, ge=1, le=2**24, description="lr is scaled by batch / this; None: lr as it is"
+        512, ge=1, le=2**24, description="lr is scaled by batch / this; None: no scaling"
     )
     min_lr: float = Field(1e-5, ge=0, le=1)
     weight_decay: float = Field(0.05, ge=0, le=1)
     algorithm: part_of("optimizer", OPTIMIZERS, "adamw") = Field({}, validate_default=True)  # type: ignore[valid-type]
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
     epochs: int = Field(100, ge=1, le=10**6, description="the learning rate changes this many times in the stage")
-    lag: int = Field(1, ge=0, le=10**6, description="epochs that the schedule lags behind (1: as the authors' code)")
+    lag: int = Field(1, ge=0, le=10**6, description="epochs by which the schedule lags (1: as in the authors' code)")
     clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
 
     def spared(self, module: nn.Module) -> set[str]:
@@ -104,7 +104,7 @@ class PolyConfig(Config):
 
     lr: float = Field(1e-4, gt=0, le=1)
     encoder_lr_scale: float = Field(
-        0.1, gt=0, le=1000, description="of the encoder's learning rate where it is trained"
+        0.1, gt=0, le=1000, description="factor on the encoder's learning rate, if it is trained"
     )
     power: float = Field(0.9, ge=0, le=100)
     weight_decay: float = Field(0.05, ge=0, le=1)
@@ -139,8 +139,8 @@ def vectors_and_biases(module: nn.Module) -> set[str]:
 def norms_and_embeddings(module: nn.Module) -> set[str]:
     """Names of the parameters that do not decay in a task stage (spec A.10).
 
-    Those of norm layers or with "norm" in their name, and what starts with a prefix in the module's ``undecayed``.
-    Biases of other layers do decay, as with mmengine's default constructor.
+    Those of norm layers, with "norm" in their name, or with a prefix listed in the module's ``undecayed``. Biases of
+    other layers do decay, as with mmengine's default constructor.
     """
     prefixes: tuple[str, ...] = getattr(module, "undecayed", ())
     norms = {f"{name}." for name, child in module.named_modules() if isinstance(child, _NORMS)}
@@ -151,7 +151,7 @@ def norms_and_embeddings(module: nn.Module) -> set[str]:
 def parameter_groups(
     modules: Iterable[tuple[nn.Module, float]], weight_decay: float, spared: Callable[[nn.Module], set[str]]
 ) -> Groups:
-    """Groups of the trainable parameters of (module, learning-rate scale) pairs; no decay on what ``spared`` names."""
+    """Groups of the trainable parameters of (module, learning-rate scale) pairs; no decay for names in ``spared``."""
     groups = []
     for module, scale in modules:
         decayed, plain, names = [], [], spared(module)

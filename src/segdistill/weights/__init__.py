@@ -2,7 +2,8 @@
 
 Our own files are safetensors with ``Encoder.state_dict()`` and, in the header, the encoder's name and the grid of its
 positional embedding. A manifest beside the file, ``<stem>.json`` or the folder's ``manifest.json``, is checked: its
-``sha256`` (one digest, or one per file name) or ``files``. Shipped files are in ``segdistill/assets``.
+``sha256`` (one digest, or one per file name) or ``files``. Shipped files are in ``segdistill/assets``. Packed
+segmenters are read too, as an encoder or as a head.
 
 ``layouts``: naming schemes of files. ``reading``: opening files. ``resample``: other patches and grids.
 ``hub``: timm and Hugging Face names. ``heads``: task heads, the authors' and ours.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +27,7 @@ from segdistill.files import write_atomic
 from segdistill.shipped import ASSETS, shipped_assets
 from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
-from segdistill.weights.reading import check_digest, digest_of, read_file, strange_tensors
+from segdistill.weights.reading import check_digest, digest_of, part_of_packed, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.resample import (
     Resample,
@@ -145,8 +147,9 @@ def load_encoder_weights(
     return report
 
 
-def _fill(encoder: HasWeights, content: Any, header: dict[str, str], report: LoadReport, resample: Resample) -> None:
+def _fill(encoder: HasWeights, content: Any, header: Mapping[str, str], report: LoadReport, resample: Resample) -> None:
     """:func:`load_encoder_weights` after the file was read."""
+    content, header, _ = part_of_packed(content, header, "encoder", report)
     state = encoder_state(content, header, encoder, report)
     wanted = encoder.state_dict()
     _account(state, wanted, header, report)
@@ -168,7 +171,7 @@ def _fill(encoder: HasWeights, content: Any, header: dict[str, str], report: Loa
     encoder.load_state_dict(filled)
 
 
-def _account(state: State, wanted: State, header: dict[str, str], report: LoadReport) -> None:
+def _account(state: State, wanted: State, header: Mapping[str, str], report: LoadReport) -> None:
     """Fill the report's lists; a :class:`UserError` for keys that must not be missing or must not be there."""
     missing = sorted(wanted.keys() - state.keys())
     report.unexpected += sorted(state.keys() - wanted.keys())
@@ -218,7 +221,7 @@ def _sizes(state: State, wanted: State) -> str:
 class _Grids:
     """The grids of a file's positions and of the encoder's."""
 
-    def __init__(self, new: tuple[int, int], header: dict[str, str], report: LoadReport) -> None:
+    def __init__(self, new: tuple[int, int], header: Mapping[str, str], report: LoadReport) -> None:
         self.new, self.header, self.report = new, header, report
 
     def old(self, patches: int) -> tuple[int, int]:

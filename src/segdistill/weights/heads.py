@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from segdistill.config import UserError
 from segdistill.files import read_signed
 from segdistill.weights.layouts import HEAD, State, tensors_of
-from segdistill.weights.reading import check_digest, read_file, strange_tensors
+from segdistill.weights.reading import check_digest, part_of_packed, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 
 OURS_ALONE = "criterion."  # the loss's class weights come from our settings
@@ -84,10 +84,12 @@ def load_head_weights(head: HasHeadWeights, source: str, name: str, classes: Seq
     """
     path = head_path(source)
     check_digest(path)
-    content, _ = read_file(path)
+    content, header = read_file(path)
     report = LoadReport(source=str(path), network=name)
+    content, _, said = part_of_packed(content, header, "head", report)
     with strange_tensors(content, report):
         _fill(head, content, path, classes, report)
+    _check_classes(said.get("classes", ()), classes, report)
     return report
 
 

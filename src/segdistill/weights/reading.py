@@ -26,6 +26,8 @@ from segdistill.files import plain_name, sha256
 from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
+PACKED = "segdistill"
+"""The key of a packed segmenter's description in its header."""
 LOG = (  # names in mmengine's pickled log buffers: their class, NumPy arrays, and attribute look-ups
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -62,6 +64,28 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
     if start[8:9] == b"{":  # a length in eight bytes, then JSON
         return _read_safetensors(path)
     return _read_torch(path), {}
+
+
+def part_of_packed(
+    content: Any, header: Mapping[str, str], part: str, report: LoadReport
+) -> tuple[Any, Mapping[str, str], Mapping[str, Any]]:
+    """The tensors of ``part`` (encoder or head) of a packed segmenter, its encoder's header, and its description.
+
+    Any other file is returned unchanged.
+    """
+    if PACKED not in header:
+        return content, header, {}
+    try:
+        said = json.loads(header[PACKED])
+        name = str(said["model"]["encoder"]["name"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"'{report.source}' is damaged: its header has no description of a packed segmenter") from None
+    other = "head" if part == "encoder" else "encoder"
+    left = [key for key in content if not key.startswith(f"{part}.")]
+    report.dropped |= dict.fromkeys(left, f"the {other} of the packed segmenter")
+    own = {key.partition(".")[2]: value for key, value in content.items() if key.startswith(f"{part}.")}
+    grid = {"grid": str(said["grid"])} if "grid" in said else {}
+    return own, {"encoder": name} | grid, said
 
 
 def check_digest(path: Path) -> None:

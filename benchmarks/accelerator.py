@@ -1,0 +1,384 @@
+"""Speed on one device: distillation steps, task steps, sliding windows, the input pipeline. See accelerator.sh.
+
+Every step is forward, backward and optimiser, on random images and random weights. Forms of a distillation step:
+
+- ``naive``: as the authors' code does it: two passes of the student over the whole batch, AdamW of many kernels, and
+  every loss term read back to the host at every step;
+- ``ours``: one pass of plain and masked images, fused AdamW, nothing read back;
+- ``compiled``: ours, with ``torch.compile`` around both encoders;
+- ``cached``: ours, with the teacher's tokens at hand.
+
+``share of peak`` is the step's matrix operations (counted by torch) per second over those of a large matrix product in
+the same precision on the same device. Measurements that no time is left for are named in the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from segdistill.data.dataset import Dataset, Sample
+from segdistill.data.loader import StepBatches, batches
+from segdistill.data.transforms import DistillAugment, DistillTransform
+from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.environment import commit, hardware
+from segdistill.files import write_atomic
+from segdistill.heads import HEADS
+from segdistill.methods import METHODS
+from segdistill.models import Segmenter, View, Window
+from segdistill.ops import generator, own_mask, random_mask
+from segdistill.runs.evaluation import evaluate
+from segdistill.stages.views import student_views, teacher_views
+from segdistill.tasks.semantic import SemanticMetric
+from segdistill.types import Mask, Views
+
+CLASSES = 19
+FORMS = ("naive", "ours", "compiled", "cached")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs between a device and the tiny form for a CPU test."""
+
+    pairs: tuple[tuple[str, str], ...]
+    sizes: tuple[tuple[int, int, int], ...]  # pixels, patch, images per step
+    task_encoder: str
+    task_size: int
+    task_batches: tuple[int, ...]
+    image: tuple[int, int]  # of the evaluation
+    window: Window
+    seconds: float  # of one measurement
+
+
+FULL = Setting(
+    pairs=(("dinov2_b", "deit_s"), ("dinov2_s", "deit_ti")),
+    sizes=((224, 14, 256), (512, 16, 64)),
+    task_encoder="deit_s",
+    task_size=512,
+    task_batches=(4, 16),
+    image=(1024, 2048),
+    window=Window(size=(512, 512), stride=(341, 341), batch=8),
+    seconds=5.0,
+)
+TINY = Setting(
+    pairs=(("world_teacher", "world_student"),),
+    sizes=((32, 8, 2),),
+    task_encoder="world_student",
+    task_size=32,
+    task_batches=(2,),
+    image=(48, 64),
+    window=Window(size=(32, 32), stride=(16, 16)),
+    seconds=0.05,
+)
+
+
+class Bench:
+    """One run of all measurements: the device, the clock, what was found so far."""
+
+    def __init__(self, setting: Setting, minutes: float, out: Path) -> None:
+        self.setting, self.out, self.ends = setting, out, time.monotonic() + 60 * minutes
+        self.cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.cuda else "cpu")
+        self.rows: list[dict[str, Any]] = []
+        self.left: list[str] = []
+        self.peak = 0.0
+
+    def autocast(self) -> Any:
+        """bf16 on a GPU."""
+        return torch.autocast("cuda", torch.bfloat16) if self.cuda else nullcontext()
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def timed(self, step: Callable[[], object], warmup: int = 3) -> float:
+        """Median seconds of a step, over as many as fit the time."""
+        for _ in range(warmup if self.cuda else 1):
+            step()
+        self.wait()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        times, ends = [], time.monotonic() + self.setting.seconds
+        while len(times) < 3 or (time.monotonic() < ends and len(times) < 200):
+            began = time.perf_counter()
+            step()
+            self.wait()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    def measure(self, part: str, name: str, build: Callable[[int], Callable[[], object]], images: int) -> None:
+        """Time the step that ``build(images)`` makes, with half as many images where they do not fit into memory."""
+        title = f"{part}: {name}"
+        if time.monotonic() > self.ends:
+            self.left.append(title)
+            return
+        print(title, flush=True)
+        while images:
+            try:
+                gc.collect()
+                step = build(images)
+                seconds = self.timed(step)
+                with FlopCounterMode(display=False) as counter:
+                    step()
+                row = {"part": part, "name": name, "images": images, "seconds": seconds}
+                row |= {"images_per_s": images / seconds, "flops": counter.get_total_flops()}
+                row["share"] = row["flops"] / seconds / self.peak
+                row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 if self.cuda else None
+                self.rows.append(row)
+                self.write()
+                return
+            except torch.cuda.OutOfMemoryError:
+                images //= 2
+                torch.cuda.empty_cache()
+            except Exception as error:  # noqa: BLE001  the other measurements are still wanted
+                self.left.append(f"{title}: {type(error).__name__}: {str(error)[:200]}")
+                return
+
+    def write(self) -> None:
+        """The page and the numbers so far."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        facts = {"hardware": hardware(), "torch": torch.__version__, "commit": commit(), "peak": self.peak}
+        text = json.dumps(facts | {"rows": self.rows, "left": self.left}, indent=1)
+        write_atomic(self.out / "accelerator.json", lambda file: file.write(text.encode()))
+        write_atomic(self.out / "accelerator.md", lambda file: file.write(self.page().encode()))
+
+    def page(self) -> str:
+        """As Markdown."""
+        lines = ["# Speed on one device", "", f"{hardware()}, torch {torch.__version__}, commit {commit()}, "
+                 f"{'bf16 autocast' if self.cuda else 'float32'}; matrix product: {self.peak / 1e12:.1f} TFLOP/s. "
+                 "`benchmarks/accelerator.sh`"]  # fmt: skip
+        for part in dict.fromkeys(row["part"] for row in self.rows):
+            lines += ["", f"## {part}", ""]
+            lines += [
+                "| what | images | ms | images/s | peak MiB | share of peak | times the first |",
+                "|---" * 7 + "|",
+            ]
+            own = [row for row in self.rows if row["part"] == part]
+            for row in own:
+                group = row["name"].rpartition(", ")[0]
+                first = next(each for each in own if each["name"].rpartition(", ")[0] == group)
+                memory = "-" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}"
+                ratio = row["images_per_s"] / first["images_per_s"]
+                cells = [row["name"], row["images"], f"{1000 * row['seconds']:.1f}", f"{row['images_per_s']:,.1f}"]
+                cells += [memory, f"{100 * row['share']:.0f} %", f"{ratio:.2f}"]
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+        if self.left:
+            lines += ["", "Not measured:", "", *(f"- {line}" for line in self.left)]
+        return "\n".join([*lines, ""])
+
+
+def matmul_peak(bench: Bench) -> float:
+    """Operations per second of a large matrix product in the precision of the steps."""
+    side = 8192 if bench.cuda else 256
+    dtype = torch.bfloat16 if bench.cuda else torch.float32
+    a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / bench.timed(lambda: a @ b)
+
+
+def distillation(bench: Bench, pair: tuple[str, str], size: tuple[int, int, int], form: str) -> Callable[[int], Any]:
+    """A GKD step of one form, for a number of images."""
+    pixels, patch, _ = size
+
+    def build(images: int) -> Callable[[], object]:
+        # The world's encoders have one patch; a plain ViT is built for the pixels and the patch.
+        plain = {} if pair[0].startswith("world") else {"patch": patch}
+        teacher, student = (
+            build_encoder(EncoderConfig(name=name, image_size=(pixels, pixels), **plain), seed=0).to(bench.device)
+            for name in pair
+        )
+        teacher.eval().requires_grad_(False)
+        gkd = METHODS["gkd"]
+        method = gkd(gkd.Config(), student.spec(), teacher.spec()).to(bench.device)
+        weights = [*student.parameters(), *method.parameters()]
+        optimizer = torch.optim.AdamW(
+            weights, lr=1e-4, fused=form != "naive", foreach=False if form == "naive" else None
+        )
+        pictures = torch.rand(images, 3, pixels, pixels, device=bench.device)
+        h, w = student.mask_grid(pixels, pixels)
+        drawn = own_mask(random_mask(images, h * w, rng=generator("mask"), **method.mask_settings()))
+        mask = Mask(samples=drawn.samples.to(bench.device), tokens=drawn.tokens.to(bench.device))
+        hidden = torch.zeros(images, h * w, dtype=torch.bool, device=bench.device)
+        hidden[mask.samples] = mask.tokens
+        everything = Mask(samples=torch.arange(images, device=bench.device), tokens=hidden)
+        if form == "compiled":
+            teacher.compile()
+            student.compile()
+        known = None
+        if form == "cached":
+            with bench.autocast():
+                known = teacher_views(teacher, pictures, (-1,))
+
+        def step() -> None:
+            with bench.autocast():
+                target = known or teacher_views(teacher, pictures, (-1,))
+                if form == "naive":
+                    views = Views(student(pictures, (-1,)), student(pictures, (-1,), hidden), everything)
+                else:
+                    views = student_views(student, pictures, (-1,), mask)
+                terms = method(views, target)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if form == "naive":
+                [value.item() for value in terms.values()]
+
+        return step
+
+    return build
+
+
+def task(bench: Bench, kind: str, *, frozen: bool) -> Callable[[int], Any]:
+    """A task step of a head on an encoder, frozen or trained."""
+    side = bench.setting.task_size
+
+    def build(images: int) -> Callable[[], object]:
+        config = EncoderConfig(name=bench.setting.task_encoder, image_size=(side, side))
+        encoder = build_encoder(config, seed=0)
+        taps, head = encoder.record.taps, HEADS[kind]
+        small = {"width": 64, "queries": 8, "encoder_layers": 1, "decoder_layers": 1} if not bench.cuda else {}
+        settings = ({"width": 416} if bench.cuda else {"width": 16}) if kind == "semfpn" else small
+        model = Segmenter(
+            encoder,
+            head(head.Config(**settings), encoder.spec(taps).channels, encoder.strides(taps), CLASSES),
+            taps,
+            CLASSES,
+        ).to(bench.device)
+        if frozen:
+            model.freeze_encoder()
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+        batch = {"image": torch.randint(256, (images, 3, side, side), dtype=torch.uint8, device=bench.device),
+                 "label": torch.randint(CLASSES, (images, side, side), device=bench.device)}  # fmt: skip
+        model.train()
+
+        def step() -> None:
+            with bench.autocast():
+                terms = model.loss(batch)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    return build
+
+
+def windows(bench: Bench) -> Callable[[int], Any]:
+    """The evaluation of images through windows, up to their confusion matrices."""
+
+    def build(images: int) -> Callable[[], object]:
+        side = bench.setting.window.size[0]
+        encoder = build_encoder(EncoderConfig(name=bench.setting.task_encoder, image_size=(side, side)), seed=0)
+        taps, head = encoder.record.taps, HEADS["semfpn"]
+        model = Segmenter(
+            encoder,
+            head(head.Config(width=48), encoder.spec(taps).channels, encoder.strides(taps), CLASSES),
+            taps,
+            CLASSES,
+        ).to(bench.device)
+        size = bench.setting.image
+        batch = {"image": torch.randint(256, (images, 3, *size), dtype=torch.uint8),
+                 "label": torch.randint(CLASSES, (images, *size), dtype=torch.uint8)}  # fmt: skip
+        view = {"noise": View(window=bench.setting.window)}
+
+        def step() -> None:
+            metric = lambda: SemanticMetric(CLASSES, bench.device)  # noqa: E731
+            evaluate(model, {"noise": [batch]}, metric, views=view, precision=bench.autocast)
+
+        return step
+
+    return build
+
+
+class Photographs(Dataset):
+    """JPEG files of noise that has a photograph's size on disk; every image is read and decoded."""
+
+    names, colors = ("none",), np.zeros((1, 3), np.uint8)
+
+    def __init__(self, folder: Path, count: int, size: tuple[int, int]) -> None:
+        self.paths = [folder / f"{number}.jpg" for number in range(count)]
+        rng = np.random.default_rng(0)
+        for path in self.paths:
+            coarse = Image.fromarray(rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8))
+            out = io.BytesIO()
+            coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
+            path.write_bytes(out.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        with Image.open(self.paths[index]) as image:
+            return Sample(np.asarray(image.convert("RGB")), None, "photographs", str(index))
+
+
+def pipeline(folder: Path, side: int, workers: int) -> Callable[[int], Any]:
+    """One batch out of the loader: read, decode, RandAugment, crop, erase."""
+    photographs = Photographs(folder, 64, (375, 500) if side > 64 else (40, 56))
+
+    def build(images: int) -> Callable[[], object]:
+        transform = DistillTransform(DistillAugment(), (side, side))
+        steps = StepBatches(photographs, transform, batch=images, seed=(0,), repeats=3)
+        endless: Iterator[dict[str, Tensor]] = batches(steps, range(10**6), workers)
+        return lambda: next(endless)
+
+    return build
+
+
+def run(bench: Bench, workers: int) -> None:
+    """Every measurement, the most wanted first."""
+    setting = bench.setting
+    bench.peak = matmul_peak(bench)
+    for size in setting.sizes:
+        for pair in setting.pairs:
+            for form in FORMS if bench.cuda else tuple(form for form in FORMS if form != "compiled"):
+                name = f"{pair[0]} -> {pair[1]}, {size[0]}/{size[1]}, {form}"
+                bench.measure("Distillation step", name, distillation(bench, pair, size, form), size[2])
+    for kind in ("semfpn", "mask2former"):
+        for images in setting.task_batches:
+            for frozen in (False, True):
+                name = f"{kind}, {images} images, {'frozen' if frozen else 'trained'} encoder"
+                bench.measure("Task step", name, task(bench, kind, frozen=frozen), images)
+    bench.measure("Evaluation by windows", f"{setting.image[0]} x {setting.image[1]}", windows(bench), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for count in dict.fromkeys((0, workers)):
+            name = f"{setting.sizes[0][0]} pixels, {count} workers"
+            bench.measure(
+                "Input pipeline", name, pipeline(Path(folder), setting.sizes[0][0], count), 64 if bench.cuda else 4
+            )
+    bench.write()
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/accelerator"))
+    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    bench = Bench(TINY if options.tiny else FULL, options.minutes, options.out)
+    run(bench, 1 if options.tiny else options.workers)
+    print(bench.page())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""How reports show a scene, by task. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from segdistill.pictures import Colors, Panel, Views, scene_views
+
+VIEWS: dict[str, Callable[[Sequence[Panel], Colors], list[tuple[Panel, Views]]]] = {"semantic": scene_views}
+"""By task: a scene's panels (image, ground truth, predictions) and the class colours -> pictures per panel."""
