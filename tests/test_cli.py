@@ -81,10 +81,14 @@ def test_a_data_set_is_sampled_prepared_and_checked(call, complaint, tmp_path):
         assert made in out
     status, out, _ = call("data", "check", "mapillary_half", "--root", tmp_path / "out", "--processes", 1)
     assert status == 0
-    assert "mapillary_half: can be evaluated on" in out
+    assert "mapillary_half: can be used for evaluation" in out
     assert "unknown sample 'gta': did you mean 'gtav'" in complaint("data", "sample", "gta", "--out", tmp_path)
-    assert "holds a sample with other settings" in complaint("data", "sample", "mapillary", "--out", tmp_path / "raw")
-    assert "acdc is read as it is" in complaint("data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x")
+    assert "contains a sample with other settings" in complaint(
+        "data", "sample", "mapillary", "--out", tmp_path / "raw"
+    )
+    assert "acdc needs no preparation" in complaint(
+        "data", "prepare", "acdc", "--root", tmp_path, "--out", tmp_path / "x"
+    )
 
 
 def test_a_run_on_the_command_line_ends_with_a_table_and_a_page_and_two_can_be_compared(call, tmp_path, finished):
@@ -172,7 +176,7 @@ def test_a_mistake_in_a_recipe_is_one_line(complaint, tmp_path, override, messag
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "no valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping"),
+    [("a: [", "not valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping"),
      ("name: x", "stages: is missing"), ("name: x\nstages: [3]", "a stage is {type: ..., settings}")],
 )  # fmt: skip
 def test_a_file_that_is_no_recipe_is_one_line(complaint, tmp_path, text, message):

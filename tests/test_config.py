@@ -107,8 +107,8 @@ def test_nearest_is_silent_where_nothing_resembles():
     [
         (None, "no menu at {path}; write one"),
         (b"\xff\xfe\x00", "cannot read the menu {path}: "),
-        (b"a: [", "{path} is no valid YAML: while parsing"),
-        (b"a: 1\nb: 2\na: 3", "{path} is no valid YAML: line 3: the key 'a' stands twice; keep one of them"),
+        (b"a: [", "{path} is not valid YAML: while parsing"),
+        (b"a: 1\nb: 2\na: 3", "{path} is not valid YAML: line 3: the key 'a' appears twice; keep one of them"),
         (b"- 1", "{path}: a menu is a mapping of settings (key: value), got list"),
         (b"", "{path}: a menu is a mapping of settings (key: value), got NoneType"),
     ],

@@ -103,7 +103,7 @@ def test_a_domains_name_writes_nowhere_else(complaint, tmp_path):
     line = complaint(
         "run", tiny_file(tmp_path), f"evaluate.domains=[game, {name}]", "evaluate.unseen=[]", "--out", tmp_path / "run"
     )
-    assert f"'{name}' cannot be the name of a file" in line
+    assert f"'{name}' cannot be a file name" in line
 
 
 def test_a_dry_run_wants_the_folders_that_the_run_will_read(complaint, tmp_path):

@@ -68,10 +68,10 @@ def test_a_fingerprint_knows_the_images_and_not_their_place(root):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.root=nowhere", "stage agnostic: no ImageNet-1k.*at nowhere/imagenet; expected there: train/.*obtain it"),
+        ("data.root=nowhere", "stage agnostic: no ImageNet-1k.*at nowhere/imagenet; expected there: train/.*get it"),
         ("stages.task.data.domains=[imagenet,cityscapes]", "stage task: domain 'imagenet' has no labels"),
         ("evaluate.split=test", "evaluate: the labels of cityscapes's split 'test' are not public; use split: val"),
-        ("evaluate.images=50", "evaluate: cityscapes: images 0 to 50 of split 'val' are asked for, and it has 4"),
+        ("evaluate.images=50", "evaluate: cityscapes: images 0 to 50 of split 'val' are requested, and it has 4"),
         ("stages.task.data.fraction=7", "fraction: Input should be less than or equal to 1"),
         ("stages.task.data.weights=[1]", "weights has 1 numbers for 2 domains"),
         ("data.on_bad_sample=ignore", "on_bad_sample: Input should be 'error' or 'skip'"),
@@ -102,14 +102,14 @@ def test_check_prints_what_it_found_and_its_status_says_whether_to_train(call, r
     sets = root / "sets"
     status, out, _ = call("data", "check", "cityscapes", "--root", sets, "--processes", 1)
     assert status == 0
-    assert "cityscapes: can be trained on" in out
+    assert "cityscapes: can be used for training" in out
     assert "train: 4 images, officially 2975" in out
     assert re.search(r"road +\d", out)
     truncate(next((sets / "cityscapes/leftImg8bit/val").rglob("*.png")))
     status, out, _ = call("data", "check", "cityscapes", "--root", sets, "--processes", 1)
     assert status == 1
     assert re.search(r"val, faults: .*_leftImg8bit.png: is damaged", out)
-    assert "cityscapes: not usable as it is: split val has faults" in out
+    assert "cityscapes: not usable: split val has faults" in out
     status, _, err = call("data", "check", "voc2012", "--root", sets)
     assert status == 2
     assert "segdistill: split 'train': no Pascal VOC" in err or "segdistill: no Pascal VOC" in err
@@ -120,7 +120,7 @@ def test_check_takes_a_description_of_your_own(call, root):
     for name in (root, root / "dataset.yaml"):
         status, out, _ = call("data", "check", name, "--processes", 1)
         assert status == 0
-        assert "can be distilled on" in out
+        assert "can be used for distillation" in out
 
 
 def test_the_data_sets_are_listed(call):

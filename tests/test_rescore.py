@@ -145,11 +145,11 @@ SEMFPN = "student.head={type: semfpn, width: 8}"
         (resized("decode_head.cls_embed.weight", 12), "seed=0", "knows 11 classes, the data has 13: take data"),
         (None, "data.classes=cityscapes19", "knows 13 classes, the data has 19"),
         (None, "student.head.width=128", "has the width 64, this mask2former 128: set head.width=64"),
-        (without("decode_head"), "seed=0", r"has no decode_head\.\* and nothing of a mask2former of ours: give"),
+        (without("decode_head"), "seed=0", r"has neither decode_head\.\* nor the keys of our mask2former: give"),
         (without("backbone"), "seed=0", r"has a task head \(decode_head\.\*\) and no backbone\.\*: give"),
         (without("decode_head.query_feat"), "seed=0", r"missing transformer.queries_features.weight; .*9\d\.\d % of"),
         (lambda state: state | {"decode_head.conv_seg.bias": torch.ones(13)}, "seed=0", "unexpected conv_seg.bias;"),
-        (None, SEMFPN, "semfpn is another network than any of mmseg's: choose the head mask2former"),
+        (None, SEMFPN, "mmseg has no semfpn: choose the head mask2former"),
         (lambda state: state | {"decode_head.cls_embed.bias": torch.full((14,), torch.nan)}, "seed=0", "not finite"),
         (None, "student.head=null", "needs a head for the student"),
         (None, "student.head.weights=null", "the student's head has no weights: set student.head.weights"),
@@ -296,7 +296,7 @@ def test_a_run_is_scored_where_only_the_scored_images_are(told, moved, monkeypat
     results = json.loads((moved / "run/on/acdc_night/results.json").read_text())
     assert (results["unseen"], results["models"]["student"]["domains"]["acdc:night"]["images"]) == (["acdc:night"], 2)
     for arguments, message in [
-        (("run", moved / "real.yaml", "--out", moved / "x"), "stage task: no .*expected there: .*obtain it from"),
+        (("run", moved / "real.yaml", "--out", moved / "x"), "stage task: no .*expected there: .*get it from"),
         (("run", moved / "real.yaml", "--dry-run"), "stage task: no .*expected there: "),
         (("evaluate", moved / "run"), "evaluate: no .*Cityscapes|evaluate: no Cityscapes"),
         ((*ask[:3], "potsdam_rgb", *ask[4:]), "was trained on the classes road, .*'potsdam_rgb' has impervious"),

@@ -158,16 +158,16 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*give the folder"):
         start(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         start(tmp_path / "empty")
     save(tmp_path / "lone/a.png", picture(0))
-    with pytest.raises(UserError, match="no labels that are known as such: put label maps"):
+    with pytest.raises(UserError, match="no recognised labels: put label maps"):
         start(tmp_path / "lone")
     write(tmp_path / "photo", "images/{}.png", "labels/{}.png", range(2), lambda label: picture(1))
     with pytest.raises(UserError, match="more than 64 colours"):
         start(tmp_path / "photo")
     spoiled_jpeg(tmp_path / "jpeg")
-    with pytest.raises(UserError, match="label as JPEG"):
+    with pytest.raises(UserError, match="label stored as JPEG"):
         start(tmp_path / "jpeg")
     write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
     with pytest.raises(UserError, match=r"no labelled domain 'b': .*found: a"):

@@ -1,4 +1,4 @@
-"""The base of every settings class, how settings are read, and the one exception that a user's mistake raises."""
+"""The base of all settings classes, reading of settings, and the exception for user mistakes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ C = TypeVar("C", bound=BaseModel)
 LONGEST_LINE = 1800
 """Characters of a message, about twenty lines of a terminal."""
 MOST_PROBLEMS = 12
-"""Problems of one group of settings that are listed."""
+"""Problems listed per group of settings."""
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""How a file begins that an editor wrote as "Unicode"."""
+"""Byte order marks of UTF-16, which some editors write as "Unicode"."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what came, what is allowed and what to do."""
+    """A mistake that the user can fix: one line with what was given, what is allowed and what to do."""
 
     def __init__(self, message: str) -> None:
         line = re.sub(r"\s*[\r\n]\s*", " ", message)
@@ -46,7 +46,7 @@ class UserError(ValueError):
 class Config(BaseModel):
     """Frozen settings of one part, declared beside the class that reads them.
 
-    Unknown keys are errors, numbers are finite, and true and false are no numbers.
+    Unknown keys are errors, numbers are finite, and booleans do not count as numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -61,7 +61,7 @@ class Config(BaseModel):
 
 @cache
 def _numeric(cls: type[BaseModel]) -> frozenset[str]:
-    """The fields of ``cls`` that hold numbers, and no true or false."""
+    """The fields of ``cls`` that hold numbers but no booleans."""
     kinds = {name: _leaves(field.annotation) for name, field in cls.model_fields.items()}
     return frozenset(name for name, leaves in kinds.items() if bool not in leaves and leaves & {int, float})
 
@@ -83,56 +83,56 @@ def _holds_truth_values(value: object) -> bool:
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names, unless one stands twice."""
+    """The names, if none appears twice."""
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{', '.join(twice)} stands twice; name it once")
+        raise ValueError(f"{', '.join(twice)} appears twice; name it once")
     return names
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
-    """The bounds, unless the first is above the second."""
+    """The bounds, if they are in order."""
     if bounds[0] > bounds[1]:
-        raise ValueError("the first bound is above the second; exchange them")
+        raise ValueError("the first bound is above the second; swap them")
     return bounds
 
 
 def _file_name(name: str) -> str:
-    """The name, unless it could lead out of the folder that files of this name are written to."""
+    """The name, if it is safe as part of a file name."""
     if ":" in name:
         raise ValueError(f"'{name}' has a colon, which marks subsets; rename it")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"'{name}' is no name; write it with letters, digits, underscores, dots and dashes")
+        raise ValueError(f"'{name}' is not a valid name; use letters, digits, underscores, dots and dashes")
     return name
 
 
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
-"""Names of which none stands twice."""
+"""Names without duplicates."""
 SetName = Annotated[str, Field(max_length=64), AfterValidator(_file_name)]
-"""What a user calls a data set: part of file names."""
+"""A user's name for a data set; becomes part of file names."""
 Positive = Annotated[float, Field(ge=0.01, le=100)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
-"""From one positive factor to another that is not below it."""
+"""Lower and upper bound of a positive factor."""
 Share = Annotated[float, Field(gt=0, le=1)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-"""From one share to another that is not below it."""
+"""Lower and upper bound of a share."""
 Side = Annotated[int, Field(ge=1, le=8192)]
-"""Pixels along one side of an image that a network is given at once."""
+"""Side of an image or crop given to a network, in pixels."""
 Size = tuple[Side, Side]
 """Height and width in pixels."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Beta, Beta]
 """Adam's decay rates of the two moments."""
 SLUG = r"^[a-z0-9_]+$"
-"""Pattern of the names of recipes, stages and tables, which folders are called by."""
+"""Pattern of the names of recipes, stages and tables; they become folder names."""
 
 
 def short(text: str, limit: int = 100) -> str:
-    """``text``, cut where it is longer than ``limit`` characters."""
+    """``text``, cut to ``limit`` characters."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``did you mean 'x'? `` for the allowed name that resembles ``name`` most, else an empty string."""
+    """``did you mean 'x'? `` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'? " if match else ""
 
@@ -145,7 +145,7 @@ def choose(kind: str, name: object, table: Mapping[str, T]) -> T:
 
 
 def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[str]:
-    """One line per problem of a pydantic error: the path, what came and what is allowed."""
+    """One line per problem of a pydantic error: the path, what was given and what is allowed."""
     lines = []
     problems = error.errors(include_url=False)
     more = len(problems) - MOST_PROBLEMS
@@ -153,7 +153,7 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
     for problem in problems:
         inner = any(other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other is not problem)
         if problem["type"] == "too_short" and inner:
-            continue  # a list counts its wrong items as missing
+            continue  # pydantic counts a list's invalid items as missing
         path = short(".".join([*([root] if root else []), *map(str, problem["loc"])]))
         if problem["type"] == "extra_forbidden":
             fields = _fields_at(cls, problem["loc"][:-1])
@@ -163,23 +163,23 @@ def describe(error: ValidationError, root: str, cls: type[BaseModel]) -> list[st
         elif problem["type"] == "missing":
             lines.append(f"{path}: is missing")
         elif problem["type"] == "invalid_key":
-            lines.append(f"{path}: a key is a text; quote it or correct it")
+            lines.append(f"{path}: a key must be text; quote it or correct it")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # the message says it
+            whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # the message has it
             got = "" if whole else f", got {short(repr(problem['input']))}"
             lines.append(": ".join([*([path] if path else []), message + got]))
     return [*lines, f"and {more} more problems"] if more > 0 else lines
 
 
 def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
-    """The settings in the file ``path``, not validated yet; a :class:`UserError` where there are none.
+    """The settings in the file ``path``, not validated yet; a :class:`UserError` if it cannot be read.
 
-    ``what`` the file is, such as "recipe", and what to say where it is ``missing``.
+    ``what`` is the kind of file for messages, such as "recipe"; ``missing`` is the advice if there is no file.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(f"cannot read the {what} {path}: it is no regular file; copy its content to one")
+            raise UserError(f"cannot read the {what} {path}: it is not a regular file; copy its content to one")
         with path.open("rb") as file:
             data = file.read(4 * plainyaml.LONGEST + 1)  # a character has at most four bytes
         values = plainyaml.load(data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig"))
@@ -190,7 +190,7 @@ def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a {what} is a mapping of settings (key: value), got {type(values).__name__}")
     return values
@@ -199,7 +199,7 @@ def read_yaml(path: Path, what: str, missing: str) -> dict[str, Any]:
 def parse(cls: type[C], values: object, root: str = "", *, context: object = None) -> C:
     """Validate ``values`` as ``cls``; a :class:`UserError` lists all problems at once.
 
-    ``context`` is what the validators of ``cls`` are told beside the values.
+    ``context`` is passed to the validators of ``cls``.
     """
     if not isinstance(values, dict):
         raise UserError(f"{root or cls.__name__}: expected settings (key: value), got {short(repr(values))}")
@@ -210,7 +210,7 @@ def parse(cls: type[C], values: object, root: str = "", *, context: object = Non
 
 
 def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names of the settings class at ``location`` below ``cls``."""
+    """The field names of the settings class at ``location`` inside ``cls``."""
     current: type[BaseModel] = cls
     for step in location:
         field = current.model_fields.get(str(step))
@@ -238,7 +238,7 @@ class Part(BaseModel):
 def part_of(kind: str, table: Mapping[str, type], default: str | None = None) -> object:
     """The annotation of a :class:`Part` field whose ``type`` is a key of ``table`` (classes with a ``Config``).
 
-    ``default`` is the type of settings that name none.
+    ``default`` is the type of settings without one.
     """
 
     def read(value: object) -> object:

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: written to a temporary name, flushed and renamed. Imports no torch.
+"""Atomic files: written to a temporary name, flushed and renamed. Imports no torch.
 
-What is read back carries a digest: binary files end in the SHA-256 of what stands before (:func:`write_sealed`), JSON
-objects and texts hold that of their content (:func:`write_signed`, :func:`sealed_text`), lines a checksum.
+Files that are read back carry a digest: binary files end with the SHA-256 of their content (:func:`write_sealed`), JSON
+objects and texts contain it (:func:`write_signed`, :func:`sealed_text`), and lines have a checksum.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk and rename it into place.
 
-    A crash or a full disk leaves the old file as it was and no rubbish behind; what a killed process leaves is removed
-    by :func:`sweep`.
+    A crash or a full disk leaves the old file unchanged and no temporary file; those of killed processes are removed by
+    :func:`sweep`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = _temporary(path)
@@ -48,18 +48,18 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside ``path``, locked for as long as its writer lives."""
+    """A new file beside ``path``, locked while its writer lives."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with suppress(OSError):  # a file system without locks: nobody can sweep there either
+        with suppress(OSError):  # a file system without locks, where nothing is swept either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if Path(name).exists():
             return handle, Path(name)
-        os.close(handle)  # swept between its creation and its lock
+        os.close(handle)  # swept before it was locked
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed writers left in ``folder`` itself: our temporary files that no living process holds."""
+    """Remove temporary files of killed writers from ``folder``: those that no living process has locked."""
     removed = []
     for path in sorted(folder.glob(".*.tmp")) if folder.is_dir() else []:
         if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
@@ -72,7 +72,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 class _Hashing:
-    """A file that is only written to, and the digest of what was written."""
+    """A write-only file with the digest of its content."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -97,7 +97,7 @@ def write_sealed(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a sealed file is what was written."""
+    """Whether a sealed file is unchanged since it was written."""
     digest, left = hashlib.sha256(), path.stat().st_size - SEAL
     with path.open("rb") as file:
         while left > 0 and (chunk := file.read(min(left, 1 << 20))):
@@ -118,25 +118,25 @@ def write_signed(path: Path, value: dict[str, Any]) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of ``json.loads``, as its ``object_pairs_hook``: a key that stands twice is a :class:`ValueError`, as in YAML."""
+    """An ``object_pairs_hook`` of ``json.loads``: a duplicate key is a :class:`ValueError`, as in YAML."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
     return found
 
 
 def json_digest(value: dict[str, Any]) -> str:
-    """SHA-256 of the object as JSON, its own digest aside: the same for what is written and for what is read back."""
+    """SHA-256 of the object as JSON without its own digest; the same before writing and after reading."""
     plain = json.loads(json.dumps({key: item for key, item in value.items() if key != DIGEST}))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_signed(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``, None where it is damaged. One without a digest, of an earlier version, is taken."""
+    """The JSON object in ``path``, None if it is damaged. Objects without a digest (older versions) are accepted."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # no JSON, or no text at all
+    except (ValueError, RecursionError):  # not JSON, or not text
         return None
     return value if isinstance(value, dict) and value.get(DIGEST) in (None, _digest_or_none(value)) else None
 
@@ -154,7 +154,7 @@ def sealed_text(text: str) -> str:
 
 
 def text_is_whole(data: bytes) -> bool:
-    """Whether a text is as it was sealed, or was never sealed."""
+    """Whether a text is unchanged since it was sealed, or was never sealed."""
     before, mark, after = data.rpartition(TEXT_MARK.encode())
     return not mark or after.strip() == hashlib.sha256(before).hexdigest().encode()
 
@@ -165,7 +165,7 @@ def metrics_line(entry: dict[str, Any]) -> str:
 
 
 def read_metrics_line(line: str) -> dict[str, Any] | None:
-    """The record in a line, None where it is damaged. One without a checksum, of an earlier version, is taken."""
+    """The record in a line, None if it is damaged. Lines without a checksum (older versions) are accepted."""
     try:
         entry = json.loads(line)
         crc = entry.pop("crc", None)
@@ -185,7 +185,7 @@ def sha256(path: Path) -> str:
 
 
 def plain_name(name: str) -> str:
-    """``name`` where it can be a part of a file's name; a :class:`UserError` where it would lead elsewhere."""
+    """``name``, if it is safe as part of a file name; else a :class:`UserError`."""
     if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
-        raise UserError(f"{name[:80]!r} cannot be the name of a file: use letters, digits, '-', '_', ':' and '.'")
+        raise UserError(f"{name[:80]!r} cannot be a file name: use letters, digits, '-', '_', ':' and '.'")
     return name

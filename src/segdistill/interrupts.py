@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: a step in progress is ended, the process ends soon, and no process that it started survives it.
+"""Ctrl-C and SIGTERM: the current step is finished, then the process and all that it started end.
 
-Python's own handler raises wherever the main thread happens to be; here a step of training is over first
-(:func:`postponed`). A thread watches for the case that the main thread does not come back, say from a collective
-operation whose other side is gone: after ``GRACE`` seconds it ends the process. A process that belongs to another one
-(a rank to torchrun, a table's cell to its command) ends when that one is gone.
+Python's own handler raises wherever the main thread happens to be; here a training step is finished first
+(:func:`postponed`). If the main thread hangs, for example in a collective operation whose other side is gone, a watcher
+thread ends the process after ``GRACE`` seconds. A process that belongs to another one (a rank to torchrun, a table's
+cell to its command) ends when that one is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRACE = 20.0  # seconds
 
 
 class Stopped(BaseException):
-    """A signal asks this process to end."""
+    """A signal told this process to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,26 +35,26 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status that a shell would give."""
+        """The exit status by shell convention."""
         return 128 + self.number
 
     @property
     def line(self) -> str:
-        """What to tell the user."""
+        """The message for the user."""
         return f"interrupted ({signal.Signals(self.number).name}); the same command continues where it stopped"
 
 
 class _State:
-    """Of this process: how deep it is in what must not be cut short, and the signal that waits for its end."""
+    """State of this process: nesting of :func:`postponed`, and the signal to raise at its end."""
 
     depth = 0
     waiting: int | None = None
-    asked: int | None = None  # the last signal, also where an exception raised by it was lost in a destructor
+    asked: int | None = None  # the last signal, even if its exception was lost in a destructor
     process = 0
 
 
 def _handler(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _State.process:  # a worker that was forked and has not got handlers of its own yet
+    if os.getpid() != _State.process:  # a forked worker that has not set its own handlers yet
         os._exit(128 + number)
     _State.asked = number
     if _State.depth:
@@ -64,19 +64,19 @@ def _handler(number: int, frame: FrameType | None) -> None:
 
 
 def asked() -> Stopped | None:
-    """The signal that this process was sent while signals are handled, whatever became of its exception."""
+    """The signal that this process received while signals are handled, even if its exception was lost."""
     return None if _State.asked is None else Stopped(_State.asked)
 
 
 def _quiet(unraisable: Any) -> None:
-    """Say nothing of a :class:`Stopped` that was raised in a destructor: the next step raises it again."""
+    """Print nothing for a :class:`Stopped` raised in a destructor: the next step raises it again."""
     if not isinstance(unraisable.exc_value, Stopped):
         sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """What must not be cut short: a signal that comes inside, or whose exception was lost before, is raised outside."""
+    """Postpone signals to the end of the block; one whose exception was lost before is raised at the start."""
     if not _State.depth and (stopped := asked()) is not None:
         raise stopped
     _State.depth += 1
@@ -91,9 +91,9 @@ def postponed() -> Iterator[None]:
 
 @contextmanager
 def handled(*, belongs: bool | None = None) -> Iterator[None]:
-    """Signals raise :class:`Stopped` here; only the main thread of a process can ask for that.
+    """Signals raise :class:`Stopped` inside; only in the main thread of a process.
 
-    ``belongs``: the end of the parent counts as a SIGTERM; by default for what torchrun has started.
+    ``belongs``: the end of the parent counts as SIGTERM; the default is True under torchrun.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -121,7 +121,7 @@ def handled(*, belongs: bool | None = None) -> Iterator[None]:
 
 
 def _watch(wakes: socket.socket) -> None:
-    """End the process if the main thread has not done so within ``GRACE`` seconds of a signal."""
+    """End the process if the main thread does not within ``GRACE`` seconds of a signal."""
     with wakes, suppress(OSError):
         while data := wakes.recv(64):
             asked = [number for number in data if number in SIGNALS]
@@ -136,7 +136,7 @@ def _watch(wakes: socket.socket) -> None:
 
 
 def _follow(parent: int, wakes: socket.socket) -> None:
-    """Send this process a SIGTERM when its parent is gone, as long as its signals are handled."""
+    """Send this process a SIGTERM when its parent is gone, while its signals are handled."""
     while wakes.fileno() >= 0:
         if (os.getppid() != parent or _is_orphan()) and wakes.fileno() >= 0:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -156,9 +156,9 @@ def _is_orphan() -> bool:
 
 
 def ignored_in_worker(_: int = 0) -> None:
-    """For a process that makes batches: its parent ends it, not the terminal's Ctrl-C.
+    """Signal handling of a data loader worker: it is ended by its parent, not by Ctrl-C.
 
-    A parent that goes away while it fetches a batch is no fault of this process, so that nothing is printed then.
+    Nothing is printed if the parent goes away while it fetches a batch.
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -168,13 +168,13 @@ def ignored_in_worker(_: int = 0) -> None:
 
 
 def _parent_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what a thread of a worker raised, unless the other end of its connection was closed."""
+    """Print an error of a worker's thread, unless the other end of its connection was closed."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def end_now(status: int, line: str = "") -> None:
-    """End this process and those that it started, whatever they are doing."""
+    """End this process and its children at once."""
     with suppress(OSError, ValueError):
         if line:
             os.write(2, f"{line}\n".encode())

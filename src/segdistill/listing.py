@@ -1,4 +1,4 @@
-"""The tables of the package as rows of text, for ``segdistill list``. Imports no torch."""
+"""Contents of the package as rows of text, for ``segdistill list``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def encoders() -> Rows:
     rows = [["encoder", "family", "parameters", "patch", "blocks", "width", "taps", "licence of the weights"]]
     for name, record in ENCODERS.items():
         shape = [f"{record.parameters / 1e6:.1f} M", str(record.patch), str(record.depth), str(record.width)]
-        licence = f"{record.licence}, to be accepted at their host" if record.gated else record.licence
+        licence = f"{record.licence}, to be accepted before the download" if record.gated else record.licence
         rows.append([name, record.family, *shape, " ".join(map(str, record.taps)), licence])
     return [*rows, [f"{PREFIX}NAME", "any of timm", *[""] * 5, LICENCE]]
 
@@ -31,7 +31,7 @@ def methods() -> Rows:
 
 
 def domains() -> Rows:
-    """The world's domains and the part they play."""
+    """The built-in world's domains and their roles."""
     from segdistill.world import DOMAINS
 
     rows = [["domain", "role", "labels"]]
@@ -66,13 +66,13 @@ def weights() -> Rows:
 def _documented(kind: str, module: str, table: str) -> Rows:
     from segdistill.precheck import summaries
 
-    return [[kind, "what it is"], *([name, line] for name, line in summaries(module, table).items())]
+    return [[kind, "description"], *([name, line] for name, line in summaries(module, table).items())]
 
 
 def _files(kind: str, pattern: str) -> Rows:
     from segdistill.shipped import recipes_folder
 
-    rows = [[kind, "what it is"]]
+    rows = [[kind, "description"]]
     for path in sorted(recipes_folder().glob(pattern)):
         rows.append([path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")])
     return rows
@@ -91,5 +91,5 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 def overview() -> Rows:
     """The lists themselves."""
-    rows = [["segdistill list", "what it shows"]]
+    rows = [["segdistill list", "content"]]
     return rows + [[name, (make.__doc__ or "").partition("\n")[0]] for name, make in LISTS.items()]

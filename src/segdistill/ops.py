@@ -1,4 +1,4 @@
-"""Small functions that every layer may use: seeds, token maps, projections, masks."""
+"""Small shared functions: seeds, token maps, projections, masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdistill.types import Features, Mask
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and their order, the same on every machine."""
+    """A 63-bit seed from all parts in their order; the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -26,7 +26,7 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the device of ``like``; nothing to switch off where tensors have no data (``meta``)."""
+    """Switches autocast off on the device of ``like``; does nothing for tensors without data (``meta``)."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
@@ -38,7 +38,7 @@ def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Floa
 
 
 def maps(features: Features) -> tuple[Float[Tensor, "b _c _h _w"], ...]:
-    """The taps as maps, as a head reads them."""
+    """The taps as maps, the input of a head."""
     return tuple(map(tokens_to_map, features.tokens, features.grids))
 
 
@@ -48,7 +48,7 @@ def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
 
 
 def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Tokens on ``grid`` bilinearly resampled to the grid ``to`` (no change where they agree)."""
+    """Tokens on ``grid`` bilinearly resampled to the grid ``to``; unchanged if these are equal."""
     if grid == to:
         return tokens
     resized = F.interpolate(tokens_to_map(tokens, grid), size=to, mode="bilinear", align_corners=False)
@@ -56,7 +56,7 @@ def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tup
 
 
 def norm_linear(inputs: int, outputs: int) -> nn.Sequential:
-    """LayerNorm (eps 1e-5), Linear: how the methods bring one network's tokens to the other's width."""
+    """LayerNorm (eps 1e-5) and Linear: the projection from one network's token width to the other's."""
     return nn.Sequential(nn.LayerNorm(inputs, eps=1e-5), nn.Linear(inputs, outputs))
 
 
@@ -65,8 +65,8 @@ def random_mask(
 ) -> Mask:
     """Hide ``int(tokens * ratio)`` uniformly chosen tokens in each of ``int(batch * probability)`` samples.
 
-    Spec A.5: with ``first`` the masked samples are the first ones of the (already shuffled) batch, as the authors'
-    ``--mask_first_n``; else they are drawn at random.
+    Spec A.5: with ``first`` the first samples of the (shuffled) batch are masked, as with the authors'
+    ``--mask_first_n``; else random ones.
     """
     count = int(batch * probability)
     samples = torch.arange(count) if first else torch.randperm(batch, generator=rng)[:count].sort().values
@@ -78,9 +78,9 @@ def random_mask(
 
 
 def own_mask(whole: Mask) -> Mask:
-    """What a mask of the whole batch hides in the samples of this process (see :mod:`segdistill.processes`).
+    """The part of a whole batch's mask for the samples of this process (see :mod:`segdistill.processes`).
 
-    Where the masked samples are the first ones, two processes differ by one masked sample at most.
+    If the first samples are masked, the counts of two processes differ by at most one.
     """
     rank, size = rank_and_size()
     own = whole.samples % size == rank
@@ -90,10 +90,10 @@ def own_mask(whole: Mask) -> Mask:
 def mean_over_hidden(
     error: Float[Tensor, "m n"], hidden: Bool[Tensor, "m k"], grid: tuple[int, int], to: tuple[int, int]
 ) -> Float[Tensor, ""]:
-    """The mean of ``error``, which stands on the grid ``to``, over the tokens that ``hidden`` hides on ``grid``.
+    """The mean of ``error``, on the grid ``to``, over the tokens that are ``hidden`` on ``grid``; 0 without any.
 
-    On another grid a token counts as hidden where the nearest one of ``grid`` is; 0 where none is. The mean is that
-    over the hidden tokens of all processes: each of them calls this, also one without a masked sample.
+    On a different grid a token counts as hidden if the nearest one of ``grid`` is. The mean is over the hidden tokens
+    of all processes: every process must call this, even without masked samples.
     """
     weight = hidden.to(error.device, error.dtype).unsqueeze(-1)
     if grid != to:

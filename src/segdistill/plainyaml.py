@@ -1,8 +1,8 @@
-"""YAML as settings need it: plain values, every key once, and nothing that takes long to read.
+"""Reads YAML settings: plain values, unique keys, bounded size.
 
-Read are mappings, lists, text, numbers, ``true``, ``false`` and ``null``; dates are text. What aliases and merge keys
-name several times stands several times in the outcome, so that a change of one place is a change of one place. Every
-problem is a ``ValueError`` of one line that names the line of the text.
+Supports mappings, lists, text, numbers, ``true``, ``false`` and ``null``; dates are text. Aliases and merge keys are
+expanded to copies, so that changing one does not change the others. Every problem is a one-line ``ValueError`` with
+the line number.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 LONGEST = 2**18
-"""Characters of a text."""
+"""Most characters of a text."""
 DEEPEST = 40
-"""Groups within groups."""
+"""Most levels of nesting."""
 MOST = 20_000
-"""Values, those of aliases counted wherever they are used."""
+"""Most values; those of aliases count at every use."""
 DIGITS = 100
-"""Characters of a number."""
+"""Most characters of a number."""
 
 _TAG = "tag:yaml.org,2002:"
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, without dates, and with a limit to the nesting: it would exhaust the stack."""
+    """PyYAML's loader without dates, and with limited nesting to protect the stack."""
 
     depth = 0
     yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own attribute
@@ -46,9 +46,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(text: str) -> Any:
-    """What ``text`` says; None where it says nothing."""
+    """The value of ``text``; None if it is empty."""
     if len(text) > LONGEST:
-        raise ValueError(f"{len(text):,} characters; allowed are {LONGEST:,}")
+        raise ValueError(f"{len(text):,} characters; allowed: {LONGEST:,}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -58,13 +58,13 @@ def load(text: str) -> Any:
 
 
 class _Values:
-    """Makes values of nodes, and counts them."""
+    """Converts nodes to values, and counts them."""
 
     def __init__(self, loader: _Loader) -> None:
         self.loader, self.left = loader, MOST
 
     def of(self, node: Node, depth: int = 1) -> Any:
-        """The value of ``node``, a copy of its own."""
+        """The value of ``node``, as a separate copy."""
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"{_line(node)}: more than {MOST:,} values, those of aliases counted at every use")
@@ -77,26 +77,26 @@ class _Values:
         if isinstance(node, MappingNode) and node.tag == f"{_TAG}map":
             return self._mapping(node, depth)
         raise ValueError(
-            f"{_line(node)}: the tag {_name(node)} is not read; allowed are plain values, lists and groups"
+            f"{_line(node)}: the tag {_name(node)} is not supported; allowed: plain values, lists and groups"
         )
 
     def _scalar(self, node: ScalarNode) -> Any:
         kind, text = node.tag.removeprefix(_TAG), node.value
         if kind in ("str", "value", "merge"):
             if strange := _UNSEEN.search(text):
-                raise ValueError(f"{_line(node)}: a text holds the character {strange.group()!r}; leave it out")
+                raise ValueError(f"{_line(node)}: text with the character {strange.group()!r}; leave it out")
             return text
         if kind not in ("null", "bool", "int", "float"):
-            raise ValueError(f"{_line(node)}: the tag {_name(node)} is not read; write the value as plain text")
+            raise ValueError(f"{_line(node)}: the tag {_name(node)} is not supported; write the value as plain text")
         if len(text) > DIGITS:
-            raise ValueError(f"{_line(node)}: a number of {len(text):,} characters; allowed are {DIGITS}")
+            raise ValueError(f"{_line(node)}: a number of {len(text):,} characters; allowed: {DIGITS}")
         try:
             return getattr(self.loader, f"construct_yaml_{kind}")(node)
         except (ValueError, KeyError, IndexError, OverflowError):
-            raise ValueError(f"{_line(node)}: {text!r} is no {kind}") from None
+            raise ValueError(f"{_line(node)}: {text!r} is not a valid {kind}") from None
 
     def _mapping(self, node: MappingNode, depth: int) -> dict[Any, Any]:
-        """Keys of the mapping itself win over those that ``<<`` merges in, earlier merged ones over later ones."""
+        """The mapping's own keys win over merged ones (``<<``), and earlier merged ones over later ones."""
         own: dict[Any, Any] = {}
         merged: dict[Any, Any] = {}
         for key_node, child in node.value:
@@ -106,7 +106,7 @@ class _Values:
                 continue
             key = self._key(key_node)
             if key in own:
-                raise ValueError(f"{_line(key_node)}: the key '{key}' stands twice; keep one of them")
+                raise ValueError(f"{_line(key_node)}: the key '{key}' appears twice; keep one of them")
             own[key] = self.of(child, depth + 1)
         return merged | own if merged else own
 
@@ -122,7 +122,7 @@ class _Values:
         key = self.of(node, DEEPEST) if isinstance(node, ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
             shown = f"'{node.value}'" if isinstance(node, ScalarNode) else "a list or a group"
-            raise ValueError(f"{_line(node)}: a key is a text or a whole number, got {shown}; quote it")
+            raise ValueError(f"{_line(node)}: a key must be text or a whole number, got {shown}; quote it")
         return key
 
 
@@ -131,5 +131,5 @@ def _line(node: Node) -> str:
 
 
 def _name(node: Node) -> str:
-    """A tag as it is written."""
+    """A tag in its written form."""
     return f"!!{node.tag.removeprefix(_TAG)}" if node.tag.startswith(_TAG) else str(node.tag)

@@ -1,11 +1,11 @@
-"""What several processes agree on, so that the result of a run does not depend on their number.
+"""Helpers that make results independent of the number of processes.
 
-Row ``i`` of process ``rank`` among ``size`` is row ``i * size + rank`` of the whole batch; that also holds for a batch
-that is put together from several. DDP averages the gradients of the processes. So a sum over a process's own rows has
-to be divided by the mean count per process (:func:`shared_count`), and random numbers of samples are drawn for the
-whole batch by every process, from one seed (:func:`rand`).
+Row ``i`` of process ``rank`` of ``size`` is row ``i * size + rank`` of the whole batch, also for a batch concatenated
+from several. DDP averages gradients over processes. A sum over a process's own rows is therefore divided by the mean
+count per process (:func:`shared_count`), and every process draws the random numbers of the whole batch from one seed
+(:func:`rand`).
 
-Without torch.distributed there is one process, and nothing here changes a value or a random stream.
+Without torch.distributed there is one process, and these functions change no value and no random stream.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from torch import Tensor
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
+    """The rank of this process and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def own_rows(whole: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "_n ..."]:
-    """This process's rows of a tensor with one row for each sample of the whole batch."""
+    """This process's rows of a tensor with one row per sample of the whole batch."""
     rank, size = rank_and_size()
     return whole[rank::size]
 
 
 def rand(rows: int, *sizes: int, device: torch.device | None = None) -> Float[Tensor, "b ..."]:
-    """Uniform numbers in [0, 1) for this process's ``rows`` samples; a sample's do not depend on its process.
+    """Uniform numbers in [0, 1) for this process's ``rows`` samples, independent of the number of processes.
 
-    They come from torch's global generator, which must be in the same state in every process.
+    Drawn from torch's global generator, which must be in the same state in every process.
     """
     return own_rows(torch.rand(rows * rank_and_size()[1], *sizes, device=device))
 
 
 def total(value: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
-    """The sum over the processes; a constant."""
+    """The sum over the processes, detached."""
     if rank_and_size()[1] == 1:
         return value.detach()
     summed = value.detach().clone()
@@ -49,21 +49,21 @@ def total(value: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
 
 
 def mean_over_processes(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The mean over the processes; a constant."""
+    """The mean over the processes, detached."""
     return total(value) / rank_and_size()[1]
 
 
 def shared_count(count: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
-    """The mean of ``count`` over the processes, as if it were at least 1 in all of them together.
+    """The mean of ``count`` over the processes; the total counts as at least 1.
 
-    The count by which a process divides its own sum. Every process has to call this, also one that counts nothing.
+    A process divides its own sum by this. Every process must call it, even with a count of 0.
     """
     whole, size = total(count).clamp(min=1), rank_and_size()[1]
     return whole if size == 1 else whole / size
 
 
 def gather_rows(values: Sequence[int], device: torch.device) -> list[int]:
-    """``values``, one for each of this process's samples, of the whole batch in its order."""
+    """``values``, one per sample of this process, gathered for the whole batch in its order."""
     size = rank_and_size()[1]
     if size == 1:
         return list(values)
@@ -74,7 +74,7 @@ def gather_rows(values: Sequence[int], device: torch.device) -> list[int]:
 
 
 def least(value: Tensor) -> Tensor:
-    """The smallest ``value`` of all processes, element by element."""
+    """The elementwise minimum of ``value`` over all processes."""
     if rank_and_size()[1] == 1:
         return value
     smallest = value.detach().clone()

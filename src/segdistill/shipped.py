@@ -1,4 +1,4 @@
-"""What comes with the package: recipes, tables, weights, and how a command names them. Imports no torch."""
+"""Files that come with the package (recipes, tables, weights) and how commands refer to them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def recipes_folder() -> Path:
     for folder in (package / "recipes", package.parents[1] / "recipes"):
         if folder.is_dir():
             return folder
-    raise UserError("the recipes did not come with this installation; clone the repository or reinstall")
+    raise UserError("this installation has no recipes; clone the repository or reinstall")
 
 
 def shipped_assets() -> list[str]:
@@ -24,12 +24,12 @@ def shipped_assets() -> list[str]:
 
 
 def recipe_path(word: Path) -> Path:
-    """The file that ``word`` means: a path, or the name of a shipped recipe."""
+    """The file that ``word`` refers to: a path, or the name of a shipped recipe."""
     return _named(word, "")
 
 
 def table_path(word: Path) -> Path:
-    """The file that ``word`` means: a path, or the name of a shipped table."""
+    """The file that ``word`` refers to: a path, or the name of a shipped table."""
     return _named(word, "tables")
 
 

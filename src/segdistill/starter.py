@@ -1,4 +1,4 @@
-"""From a folder of somebody's images to a recipe: writes ``dataset.yaml`` and a complete commented recipe."""
+"""Writes a ``dataset.yaml`` and a complete, commented recipe for a folder of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segdistill.files import write_atomic
 from segdistill.weights import shipped_assets
 
 TEACHER, STUDENT = "dinov2_b", "timm:mobilenetv3_large_100.ra_in1k"
-LARGEST, CELL = 512, 32  # pixels: of a side of the crops, and what divides it
+LARGEST, CELL = 512, 32  # pixels: longest side of the crops, and its divisor
 
 TEMPLATE = """\
 # {title}: {teacher} distilled into {student} on your own images, written by segdistill init.
@@ -28,7 +28,7 @@ TEMPLATE = """\
 name: {name}
 data:
   source: files
-  size: [{height}, {width}]      # crops that are trained on, pixels; smaller is faster
+  size: [{height}, {width}]      # of the training crops, pixels; smaller is faster
   sets:                  # name of a domain: its description
 {sets}
 teacher:                 # the large network; only its head is trained
@@ -41,7 +41,7 @@ stages:
   # 1. The teacher learns your classes: the number to compare the student with.
   - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
   # 2. The student learns the teacher's features. No labels are read: add all images you have, above all of the places
-  #    and weathers that the model is for.
+  #    and weather that the model is meant for.
   - type: distill
     name: task_agnostic
     data: {{domains: [{proxy}]}}
@@ -59,18 +59,18 @@ stages:
     repeats: 1
     batch: 16
     steps: 1000
-  # 4. The student learns your classes; its encoder stays as it is, which keeps what it has from the teacher.
+  # 4. The student learns your classes; its encoder stays frozen, which keeps what it learned from the teacher.
   - {{type: task, name: task, freeze_encoder: true, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
 evaluate:
   domains: [{domains}]   # every domain that is scored
   validation: [{validation}]   # domains that you choose settings on
-  unseen: [{unseen}]   # domains that nothing is chosen on: their mean is the honest number
+  unseen: [{unseen}]   # no setting is chosen on these: their mean is the honest number
 {splits}{missing}"""
 
 
 @dataclass(frozen=True)
 class Started:
-    """What was found and written."""
+    """The domains found and the files written."""
 
     sets: tuple[OwnSet, ...]
     files: tuple[Path, ...]
@@ -98,14 +98,14 @@ def start(
 ) -> Started:
     """Write the descriptions into ``folder`` and the recipe to ``out`` (default: ``NAME.yaml`` here).
 
-    Labelled domains beside the largest one, the source, are unseen, or what ``validation`` and ``unseen`` say. Files
-    that exist are replaced with ``force`` alone.
+    The largest labelled domain is the source; the others are unseen unless ``validation`` and ``unseen`` say otherwise.
+    Existing files are replaced only with ``force``.
     """
     sets = detect(folder)
     labelled = [each for each in sets if each.labelled]
     if not labelled:
         raise UserError(
-            f"{folder} has images and no labels that are known as such: put label maps (PNG of class numbers) into "
+            f"{folder} has images but no recognised labels: put label maps (PNG of class numbers) into "
             "labels/ or masks/ beside images/, or name them like their image with _mask at the end"
         )
     roles = _roles(sets, validation, unseen)
@@ -122,7 +122,7 @@ def start(
     for path, text in texts.items():
         write_atomic(path, lambda file, text=text: file.write(text.encode()))
     for name, path in names.items():
-        own_place(name, folder / path)  # what is written can be read
+        own_place(name, folder / path)  # raises if the written file cannot be read
     text = TEMPLATE.format(
         title=source, name=source, recipe=recipe, first=folder / names[source], source=source, **facts, **networks
     )
@@ -131,7 +131,7 @@ def start(
 
 
 def _roles(sets: Sequence[OwnSet], validation: Sequence[str], unseen: Sequence[str]) -> dict[str, str]:
-    """Every domain's part."""
+    """The role of every domain."""
     labelled = [each for each in sets if each.labelled]
     known = [each.name for each in labelled]
     for name in (*validation, *unseen):
@@ -148,7 +148,7 @@ def _roles(sets: Sequence[OwnSet], validation: Sequence[str], unseen: Sequence[s
 
 
 def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path], beside: Path) -> dict[str, Any]:
-    """What the recipe says of the data."""
+    """The recipe's values about the data."""
     by_role = {role: [name for name, each in roles.items() if each == role]
                for role in ("source", "validation", "unseen", "unlabelled")}  # fmt: skip
     counts = {each.name: each.counts for each in sets}
@@ -163,7 +163,7 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
     missing = [
         f"# Without {role} domains {why}\n# describe one in a dataset.yaml, name it under data.sets, and list it above."
         for role, why in (
-            ("unseen", "nothing is known of places that the model has not seen:"),
+            ("unseen", "there is no score for places that the model has not seen:"),
             ("validation", "settings are chosen on the source:"),
         )
         if not by_role[role]
@@ -180,7 +180,7 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
 
 
 def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, Any]:
-    """What the recipe says of the networks."""
+    """The recipe's values about the networks."""
     has_cls = all(record_of(name).has_cls for name in (teacher, student))
     facts: dict[str, Any] = {"teacher": teacher, "student": student, "student_name": student}
     facts |= {"height": size[0], "width": size[1], "token": "" if has_cls else ", token: pooled"}
@@ -196,7 +196,7 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
 
 
 def _size(folder: Path) -> tuple[int, int]:
-    """A crop for the images: their usual size, at most LARGEST, a multiple of CELL."""
+    """A crop size for the images: their median size, at most LARGEST, a multiple of CELL."""
     sizes = []
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
     for path in paths[:: max(1, len(paths) // 50)]:

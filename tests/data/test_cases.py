@@ -54,26 +54,26 @@ def partly_there(root):
 
 REFUSED = {
     "ids_neg": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], ids={0: "a", 1: "b", -1: 255}),
-                "ids: no label file holds -1; allowed: 0 to 65535"),
+                "ids: no label file can contain -1; allowed: 0 to 65535"),
     "ignore_large": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], ignore=[70000]),
-                     "ignore: no label file holds 70000"),
+                     "ignore: no label file can contain 70000"),
     "ignore0": (lambda root: folders(root, encoded(HALVES), classes=["void", "b"], ignore=[0]),
-                "ignore names 0, which is a class, too"),
+                "ignore names 0, which is also a class"),
     "ignore0_255": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], ignore=[0, 255]),
-                    "ignore names 0, which is a class, too"),
+                    "ignore names 0, which is also a class"),
     "ignored_class": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], ids={5: "a"}, ignore=[5]),
-                      "ignore names 5, which is a class, too"),
+                      "ignore names 5, which is also a class"),
     "number_for_a_colour": (
         lambda root: folders(root, encoded(HALVES), classes=["a"], colors=[[9, 0, 0]], coloured=True, ignore=[0]),
-        r"ignore: 0 is no color; of coloured labels give some, such as \[\[0, 0, 0\]\]"),
+        r"ignore: 0 is not a color; give colors for coloured labels, such as \[\[0, 0, 0\]\]"),
     "colour_for_a_number": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], ignore=[[0, 0, 0]]),
-                            r"ignore: \[0, 0, 0\] is a color, which is for coloured labels"),
+                            r"ignore: \[0, 0, 0\] is a color, which only coloured labels have"),
     "braces": (lambda root: folders(root, encoded(HALVES), classes=["a", "b"], images="{path}"),
-               "images: '{path}' cannot be a path here"),
-    "dupcat": (edit("categories", 1, "id", value=1), "categories: the id 1 stands twice"),
-    "dupid": (edit("images", 1, "id", value=1), "images: the id 1 stands twice"),
-    "dupname": (duplicate_image, "images: the name 'a.jpg' stands twice"),
-    "dupstem": (same_stem, "images: the name without its ending 'a' stands twice"),
+               "images: '{path}' is not a valid path"),
+    "dupcat": (edit("categories", 1, "id", value=1), "categories: the id 1 appears twice"),
+    "dupid": (edit("images", 1, "id", value=1), "images: the id 1 appears twice"),
+    "dupname": (duplicate_image, "images: the name 'a.jpg' appears twice"),
+    "dupstem": (same_stem, "images: the name without its suffix 'a' appears twice"),
     "flatpoly": (edit("annotations", 0, "segmentation", value=[1, 1, 5, 1, 5, 5]), "Input should be a valid list"),
     "nan_seg": (edit("annotations", 0, "segmentation", 0, 2, value=float("nan")), "should be a finite number, got nan"),
     "far_corner": (edit("annotations", 0, "segmentation", 0, 2, value=1e300), "should be less than or equal to"),
@@ -108,11 +108,11 @@ def test_what_is_refused_is_one_line_in_the_check_and_before_a_run(tmp_path, nam
 
 
 FAULTY = {
-    "jpeglabel": (jpeg_labels, "faults", r"labels/train/0.jpg: is compressed with loss \(JPEG\)"),
+    "jpeglabel": (jpeg_labels, "faults", r"labels/train/0.jpg: has lossy compression \(JPEG\)"),
     "partial": (partly_there, "missing", "b.jpg"),
     "mixedpaths": (edit("images", 1, "file_name", value="..\\label\\b.jpg"), "missing", r"\.\.\\label\\b.jpg"),
     "exif3": (lambda root: folders(root, encoded(HALVES), image=encoded(picture(1, (H, W)), orientation=3),
-                                   classes=["a", "b"]), "faults", "disagree in their EXIF orientation: 1 and 3"),
+                                   classes=["a", "b"]), "faults", "have different EXIF orientations: 1 and 3"),
 }  # fmt: skip
 
 

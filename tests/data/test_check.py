@@ -23,7 +23,7 @@ def test_a_sound_data_set_can_be_trained_on(tmp_path):
     told = []
     found = outcome(tmp_path, progress=lambda *step: told.append(step))
     assert found.ok
-    assert found.verdict() == "bdd100k: can be trained on"
+    assert found.verdict() == "bdd100k: can be used for training"
     train, val, test = found.splits
     assert (train.images, train.labelled, train.official, test.labelled) == (2, 2, 7000, 0)
     assert train.sizes == {(32, 64): 2}
@@ -50,7 +50,7 @@ def test_every_fault_is_named(tmp_path):
     assert val.lone_images == [IMAGE.format("val", 10)]
     assert val.lone_labels == [LABEL.format("val", 11)]
     assert [split.ok for split in found.splits] == [False, False, True]
-    assert found.verdict() == "bdd100k: not usable as it is: split train, val has faults"
+    assert found.verdict() == "bdd100k: not usable: split train, val has faults"
 
 
 def test_a_label_too_many_does_no_harm(tmp_path):
@@ -72,9 +72,9 @@ def test_a_list_that_names_absent_images_is_a_fault(tmp_path):
 
 def test_what_is_there_decides_what_it_can_be_used_for(tmp_path):
     write("imagenet", tmp_path)
-    assert "imagenet: can be distilled on; there are no labels" in outcome(tmp_path, "imagenet").verdict()
+    assert "imagenet: can be used for distillation; there are no labels" in outcome(tmp_path, "imagenet").verdict()
     write("mapillary_half", tmp_path)
-    assert "can be evaluated on" in outcome(tmp_path, "mapillary_half").verdict()
+    assert "can be used for evaluation" in outcome(tmp_path, "mapillary_half").verdict()
     write("acdc", tmp_path, subsets=("fog",))
     fog = outcome(tmp_path, "acdc:fog")
     assert [(split.split, split.images, split.official) for split in fog.splits] == [

@@ -88,7 +88,7 @@ def test_a_list_chooses_by_stem_and_by_path(written, tmp_path):
         path.write_text(lines)
         data = FilesSource(root=written[0]).open(select("cityscapes", list=path))
         assert [name.rpartition("/")[2].partition("_")[0] for name in data.listing()] == wanted
-    for lines, message in (("a0\na7", "1 of 2 lines name no image, such as 'a7'"), ("\n", "is empty")):
+    for lines, message in (("a0\na7", "1 of 2 lines match no image, such as 'a7'"), ("\n", "is empty")):
         path.write_text(lines)
         with pytest.raises(UserError, match=message):
             FilesSource(root=written[0]).open(select("cityscapes", list=path))
@@ -103,7 +103,7 @@ def test_images_and_first_take_a_part_and_no_more_than_there_is(written):
     whole = list(source.open(select("cityscapes")).listing())
     assert list(source.open(select("cityscapes", first=1, images=2)).listing()) == whole[1:]
     for settings in ({"images": 4}, {"first": 3}, {"first": 2, "images": 2}):
-        with pytest.raises(UserError, match="of split 'train' are asked for, and it has 3"):
+        with pytest.raises(UserError, match="of split 'train' are requested, and it has 3"):
             source.open(select("cityscapes", **settings))
 
 
@@ -243,7 +243,7 @@ def test_images_whose_labels_were_not_obtained_can_be_distilled_on(root):
 FAULTS = [
     (lambda folder: truncate(folder / IMAGE), f"{IMAGE}: is damaged"),
     (lambda folder: truncate(folder / LABEL), f"{LABEL}: is damaged"),
-    (lambda folder: (folder / LABEL).write_bytes(b""), "is no image"),
+    (lambda folder: (folder / LABEL).write_bytes(b""), "is not a readable image"),
     (lambda folder: Image.fromarray(np.full((32, 64), 99, np.uint8)).save(folder / LABEL), "unknown id 99 at 2048"),
     (lambda folder: Image.fromarray(picture(0)).save(folder / LABEL), "is a picture with 3 channels"),
     (lambda folder: Image.new("L", (32, 32)).save(folder / LABEL), "sizes: 32 x 32 and 32 x 64"),
@@ -329,6 +329,10 @@ def test_places_of_unknown_data_sets_are_faults(tmp_path):
     assert "roots: unknown data set 'citiscapes': did you mean 'cityscapes'" in line
     with pytest.raises(UserError, match="'a:b' has a colon"):
         parse(FilesSource, {"sets": {"a:b": str(tmp_path)}})
+
+
+def test_a_selections_fingerprint_holds_what_differs_from_the_defaults():
+    assert select("a", images=3).model_dump(mode="json", exclude_defaults=True) == {"domains": ["a"], "images": 3}
 
 
 def test_a_selection_is_read_back_as_it_was_written():

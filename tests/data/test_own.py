@@ -238,15 +238,15 @@ def test_run_lengths_as_text_that_do_not_add_up_name_their_image(tmp_path, count
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "is no valid JSON"),
+        ("[", "is not valid JSON"),
         ("[]", "no list 'images'; a COCO file has images, annotations, categories"),
         ('{"images": [{}]}', "no list 'annotations'"),
         ('{"images": [{}], "annotations": [], "categories": [{}]}', "6 problems, such as images.0.id: Field required"),
-        ("[" * 100_000, "is no valid JSON"),
-        ('{"images": [], "images": [], "annotations": []}', "the key 'images' stands twice in one object"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"images": [], "images": [], "annotations": []}', "the key 'images' appears twice in one object"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}',
-            "tree are none of the classes",
+            "tree are not in 'classes'",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_coco_file_that_is_none_is_one_line(tmp_path, content, message):
 
 
 MISTAKES = [
-    ({"classes": ["a", "a"]}, "a class stands twice"),
+    ({"classes": ["a", "a"]}, "a class appears twice"),
     ({"classes": ["a"], "colors": [[1, 2, 3], [4, 5, 6]]}, "2 colors for 1 classes"),
     ({"classes": ["a"], "colors": [[1, 2, 300]]}, "three numbers from 0 to 255"),
     ({"classes": ["a"], "coloured": True}, "coloured labels need the 'colors'"),
@@ -287,7 +287,7 @@ def test_a_mistake_in_the_description_is_one_line(tmp_path, settings, message):
 
 
 def test_a_description_that_is_not_there_or_no_yaml_is_one_line(tmp_path):
-    wrong = {"": "it says what your data set is", "a: [": "no valid YAML", "- 1": "a description is a mapping"}
+    wrong = {"": "it describes your data set", "a: [": "not valid YAML", "- 1": "a description is a mapping"}
     for content, message in wrong.items():
         if content:
             (tmp_path / "dataset.yaml").write_text(content)

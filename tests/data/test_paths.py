@@ -145,7 +145,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, kind, monkeypat
     with pytest.raises(UserError, match=f"cannot read the list .*it is {kind}"):
         opened(describe(tmp_path, classes=["a", "b"]), list=tmp_path / "train.txt")
     make(tmp_path / "dataset.yaml")
-    refused_alike(tmp_path / "dataset.yaml", f"dataset.yaml is {kind}, where a description")
+    refused_alike(tmp_path / "dataset.yaml", f"dataset.yaml is {kind}; expected a description")
     make(tmp_path / "x.zip")
     with pytest.raises(UserError, match=f"x.zip is {kind}, where an archive is expected"):
         open_store(tmp_path / "x.zip")

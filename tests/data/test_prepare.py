@@ -228,7 +228,7 @@ def test_tiles_without_a_public_label_are_counted_and_left_out(tmp_path):
 
 def test_mistakes_are_one_line(official, tmp_path):
     source = official("cityscapes")
-    with pytest.raises(UserError, match=r"acdc is read as it is; what can be prepared: .*vaihingen_irrg"):
+    with pytest.raises(UserError, match=r"acdc needs no preparation; data sets that do: .*vaihingen_irrg"):
         prepare("acdc", source, tmp_path)
     with pytest.raises(UserError, match="unknown preparation 'cityscape': did you mean 'cityscapes'"):
         prepare("cityscape", source, tmp_path)
@@ -237,6 +237,6 @@ def test_mistakes_are_one_line(official, tmp_path):
     with pytest.raises(UserError, match=r"no Cityscapes .* expected there: leftImg8bit/"):
         prepare("cityscapes", tmp_path / "none", tmp_path / "out")
     folder, _ = prepare("cityscapes", source, tmp_path)
-    with pytest.raises(UserError, match="as it is prepared; there is nothing to do"):
+    with pytest.raises(UserError, match="in prepared form; there is nothing to do"):
         prepare("cityscapes", folder, tmp_path / "again")
     assert not (tmp_path / "again").exists()

@@ -109,7 +109,7 @@ def test_a_damaged_cache_is_named_and_rendered_anew(cache, caplog, kind, damage)
     path.write_bytes(damage(content))
     assert all(np.array_equal(sample.image, image) for sample, image in zip(opened(("game",)), whole, strict=True))
     (line,) = caplog.messages
-    assert line == f"warning: damaged image cache {path}: its images are rendered anew"
+    assert line == f"warning: damaged image cache {path}: its images are rendered again"
     assert path.read_bytes() == content
 
 

@@ -47,7 +47,7 @@ SHOWN = {
     "custom": {"custom": "clear"},
     "coco": {"coco": "clear"},
 }
-VERDICTS = {"imagenet": "can be distilled on; there are no labels to train a task on"}
+VERDICTS = {"imagenet": "can be used for distillation; there are no labels to train a task on"}
 
 
 def source(root: Path, name: str) -> FilesSource:
@@ -104,7 +104,7 @@ def test_the_reader_gives_back_what_was_rendered_and_the_check_finds_no_fault(na
         assert outcome.ok
         assert not outcome.absent
         assert not any(split.lone_labels for split in outcome.splits)
-        assert outcome.verdict().endswith(VERDICTS.get(name, "can be trained on"))
+        assert outcome.verdict().endswith(VERDICTS.get(name, "can be used for training"))
     for domain in SHOWN[name]:
         for split in splits(name, domain):
             dataset = source(tmp_path, name).open(DataSelection(domains=(domain,), split=split))
@@ -263,7 +263,7 @@ def test_a_folder_with_something_else_is_refused_in_one_line(tmp_path):
     assert json.loads((folder / ".segdistill-sample.json").read_text())["sample"] == "gtav"
     next(folder.glob("labels/*.png")).unlink()
     assert write_sample("gtav", tmp_path, **settings) == (folder, 2)  # what is missing is written again
-    with pytest.raises(UserError, match="holds a sample with other settings"):
+    with pytest.raises(UserError, match="contains a sample with other settings"):
         write_sample("gtav", tmp_path, images=2, size=(16, 32))
     (folder / ".segdistill-sample.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
@@ -271,7 +271,7 @@ def test_a_folder_with_something_else_is_refused_in_one_line(tmp_path):
     foreign = tmp_path / "cityscapes"
     foreign.mkdir()
     (foreign / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and no sample of ours"):
+    with pytest.raises(UserError, match="is not empty and not a sample"):
         write_sample("cityscapes", tmp_path)
     (tmp_path / "acdc").write_text("")
     with pytest.raises(UserError, match="is a file"):

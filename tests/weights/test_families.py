@@ -121,7 +121,7 @@ def test_dinov3_with_and_without_biases(tmp_path, capsys):
         if bias:
             assert torch.equal(backbone.blocks[1].attn.q_bias, state["blocks.1.attn.qkv.bias"][:WIDTH])
             assert torch.equal(backbone.blocks[1].attn.v_bias, state["blocks.1.attn.qkv.bias"][2 * WIDTH :])
-        zeros = [key for key, why in report.dropped.items() if why == "zeros without a place"]
+        zeros = [key for key, why in report.dropped.items() if why == "unused zeros"]
         assert zeros == ([] if bias else [f"blocks.{index}.attn.qkv.bias" for index in range(DEPTH)])
         assert report.dropped["rope_embed.periods"] == "RoPE buffers (rebuilt)"
         assert report.share == 1.0

@@ -132,7 +132,7 @@ def test_attention_computes_what_torchs_does(head):
             lambda s: s.update({"decode_head.cls_embed.bias": torch.ones(12)}),
             r"classifier.bias \(12,\) instead of \(6,\)",
         ),
-        (lambda s: [s.pop(key) for key in list(s) if re.match("decode_head", key)], r"has no decode_head\.\*"),
+        (lambda s: [s.pop(key) for key in list(s) if re.match("decode_head", key)], r"has neither decode_head\.\* nor"),
     ],
 )
 def test_another_head_is_a_user_error(tmp_path, head, change, message):

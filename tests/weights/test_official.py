@@ -293,8 +293,8 @@ def spoil(change) -> dict[str, torch.Tensor]:
          "file has width 24 and depth 1, the encoder width 24 and depth 2: choose the encoder"),
         ({key: torch.cat([value, value], -1) for key, value in dinov2_state().items()},
          "file has width 48 and depth 2, the encoder width 24 and depth 2"),
-        ({"epoch": 3, "metrics": {"miou": 1.0}}, "no weights that we know: its entries are epoch, metrics"),
-        ([torch.ones(2)], "no weights that we know: it holds a list"),
+        ({"epoch": 3, "metrics": {"miou": 1.0}}, "no known weights: its entries are epoch, metrics"),
+        ([torch.ones(2)], "no known weights: it holds a list"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_user_errors(tmp_path, state, message):

@@ -1,6 +1,6 @@
-"""Where files lie: a folder, a zip, a tar, or several of them together. Nothing is unpacked.
+"""Stores of files: a folder, a zip, a tar, or several archives together. Nothing is unpacked.
 
-A handle belongs to the process that opened it: after a fork or in a fresh process it is opened anew.
+Each process has its own handle: after a fork or in a new process the archive is opened again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segdistill.config import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST = 1 << 30
-"""Bytes of a member that is read from an archive: what unpacks to more is no image, or belongs on the disk."""
+"""Largest member that is read from an archive, in bytes; larger ones must be unpacked first."""
 
 DAMAGED = (
     zipfile.BadZipFile,
@@ -32,13 +32,13 @@ DAMAGED = (
     zlib.error,
     EOFError,
     struct.error,
-    ValueError,  # also: a name that is no text, a place before the start
+    ValueError,  # also: a name that is not text, a negative offset
     OverflowError,
     NotImplementedError,
 )
 
 
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # Python reads bytes that are no UTF-8 as surrogates
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # Python decodes bytes that are not UTF-8 as surrogates
 
 
 class BadSample(UserError):
@@ -46,7 +46,7 @@ class BadSample(UserError):
 
 
 class Store:
-    """Named files that are read whole. ``packed``: the names may begin with folders that the packer added."""
+    """Named files that are read whole. ``packed``: names may begin with extra folders of the archive."""
 
     packed = False
 
@@ -54,19 +54,19 @@ class Store:
         self.where = where
 
     def names(self, under: str = "") -> list[str]:
-        """The files below the folder ``under``, sorted, with slashes; no hidden ones and no ``__MACOSX``."""
+        """The files in the folder ``under``, sorted, with slashes; without hidden files and ``__MACOSX``."""
         raise NotImplementedError
 
     def listed(self, split: str) -> tuple[list[str], list[str]] | None:
-        """The images of ``split`` where a file lists them: names that are there and names that are not. Else None."""
+        """The images of ``split`` if a file lists them: existing names and missing names; else None."""
         return None
 
     def doubts(self, split: str) -> list[str]:
-        """What can be used and is probably not meant, as far as it shows without reading labels."""
+        """Usable but suspicious content, as far as it can be found without reading labels."""
         return []
 
     def read(self, name: str) -> bytes:
-        """The content of one file; :class:`BadSample` where it cannot be read."""
+        """The content of one file; :class:`BadSample` if it cannot be read."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -77,8 +77,9 @@ class Folder(Store):
     """A folder on disk; links are followed."""
 
     def names(self, under: str = "") -> list[str]:
-        """Only ``under`` is walked, so that a folder of other things beside it costs nothing. It may lie elsewhere:
-        names begin with ``under`` as it is written, an absolute path or one with ``..`` included.
+        """Walks only ``under``, so that other folders beside it cost nothing.
+
+        ``under`` may be an absolute path or contain ``..``; names begin with it as written.
         """
         top = PurePosixPath(under)
         try:
@@ -96,7 +97,7 @@ class Folder(Store):
 
 
 class Packed(Store):
-    """What zip and tar share: an index made once, and a handle per process."""
+    """Base of zip and tar: an index, made once, and a handle per process."""
 
     packed = True
 
@@ -113,7 +114,7 @@ class Packed(Store):
         self._names = sorted(self._index)
 
     def names(self, under: str = "") -> list[str]:
-        """All files: the packer may have put folders above ``under``."""
+        """All files, since the archive may have extra folders above ``under``."""
         return self._names
 
     def read(self, name: str) -> bytes:
@@ -135,7 +136,7 @@ class Packed(Store):
         return self._handle[1]
 
     def _close(self) -> None:
-        """Let go of the handle; where it came through a fork, of this process's copy."""
+        """Close the handle; after a fork, this process's copy of it."""
         if self._handle is not None:
             self._handle[1].close()
 
@@ -152,7 +153,7 @@ class Packed(Store):
         raise NotImplementedError
 
     def _size(self, entry: Any) -> int:
-        """Unpacked bytes, as the archive states them; more are never unpacked."""
+        """Unpacked size in bytes according to the archive; no more is ever unpacked."""
         raise NotImplementedError
 
     def _content(self, entry: Any) -> bytes:
@@ -176,7 +177,7 @@ class Zip(Packed):
 
 
 class Tar(Packed):
-    """A tar file. A compressed one is read through again for each step back: unpack it for training."""
+    """A tar file. A compressed one is read again from its start for each step back: unpack it for training."""
 
     def _open(self) -> tarfile.TarFile:
         return tarfile.open(self.where, "r:gz" if self.where.name.lower().endswith("gz") else "r:")
@@ -184,13 +185,13 @@ class Tar(Packed):
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         packed = self.where.name.lower().endswith("gz")
         for entry in self.handle():
-            if packed and entry.size > LARGEST:  # to step over it is to unpack it
+            if packed and entry.size > LARGEST:  # skipping it would unpack it
                 raise UserError(f"{entry.name} in {self.where}: {_too_large(entry.size)}")
             if entry.isfile() and not entry.issparse():
                 yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
         self.handle().fileobj.seek(self.handle().offset)
         if self.handle().fileobj.read(1) not in (b"", b"\0"):  # a damaged header looks like the end
-            raise tarfile.ReadError("rubbish between its members")
+            raise tarfile.ReadError("invalid data between its members")
 
     def _size(self, entry: tuple[int, int]) -> int:
         return entry[1]
@@ -206,7 +207,7 @@ class Tar(Packed):
 
 
 class Several(Store):
-    """Archives that together hold one data set; a name that two of them have is taken from the first."""
+    """Several archives as one data set; duplicate names are read from the first archive."""
 
     packed = True
 
@@ -224,7 +225,7 @@ class Several(Store):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive that can be read."""
+    """Whether the name is that of a supported archive."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -233,32 +234,32 @@ def open_store(path: Path) -> Store:
     if path.is_dir():
         return Folder(path)
     if not is_archive(path):
-        raise UserError(f"{path} is neither a folder nor an archive that can be read ({', '.join(SUFFIXES)})")
+        raise UserError(f"{path} is neither a folder nor a supported archive ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise UserError(f"{path} is {kind_of(path)}, where an archive is expected")
     return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
 
 
 def open_archives(folder: Path, names: Sequence[str]) -> Store | None:
-    """The archives ``names`` that lie in ``folder`` as one store; None where none of them does."""
+    """The archives ``names`` in ``folder`` as one store; None if there are none."""
     paths = [folder / name for name in names if (folder / name).is_file()]
     return Several(folder, [open_store(path) for path in paths]) if paths else None
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written down: it is Unicode, and stays on its line."""
+    """Whether a name is valid Unicode on one line."""
     return _UNWRITABLE.search(name) is None
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a regular file; an :class:`OSError` that says what else ``path`` is, since a pipe would wait."""
+    """The content of a regular file; an :class:`OSError` for anything else, since a pipe would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, f"it is {kind_of(path)}, where a file is expected", str(path))
     return path.read_bytes()
 
 
 def kind_of(path: Path) -> str:
-    """What ``path`` is, in words."""
+    """The kind of ``path``, in words."""
     mode = path.stat().st_mode
     kinds = {
         stat.S_IFREG: "a file",
@@ -268,15 +269,15 @@ def kind_of(path: Path) -> str:
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    return kinds.get(stat.S_IFMT(mode), "no regular file")
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def _too_large(size: int) -> str:
-    return f"unpacks to {size / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read from an archive; unpack it"
+    return f"unpacks to {size / 2**30:.1f} GiB, and archive members may have at most {LARGEST >> 30} GiB; unpack it"
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files below ``folder``, relative to it; a link that leads back up is not entered twice."""
+    """Paths of all files in ``folder``, relative to it; links that lead back up are followed once."""
 
     def fail(error: OSError) -> None:
         raise error

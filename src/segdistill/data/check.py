@@ -1,4 +1,4 @@
-"""Reads every image and label of a data set once and says whether it can be trained on. Imports no torch."""
+"""Reads every image and label of a data set once and reports whether it can be used. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 8
 
 @dataclass
 class SplitCheck:
-    """What one split has. ``faults`` are lines that name a file; ``pixels`` counts those of each class."""
+    """Content of one split. ``faults``: lines that name a file; ``pixels``: count of each class."""
 
     split: Split
     layout: str
@@ -37,46 +37,46 @@ class SplitCheck:
     missing: list[str]
     pixels: NDArray[np.int64]
     ignored: int = 0
-    doubts: list[str] = field(default_factory=list)  # what can be used and is probably not meant
+    doubts: list[str] = field(default_factory=list)  # usable but suspicious
     faults: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def ok(self) -> bool:
-        """Every image can be read, and has a label if any has one. A label too many does no harm."""
+        """Whether every image can be read, and has a label if any has one. Extra labels are allowed."""
         partly = 0 < len(self.lone_images) < self.images
         return not (self.faults or self.missing or partly)
 
 
 @dataclass
 class Check:
-    """The outcome for one data set."""
+    """Result for one data set."""
 
     name: str
     record: DatasetRecord
     splits: list[SplitCheck]
-    absent: list[str]  # splits of the record without an image here
+    absent: list[str]  # splits of the record without images on this disk
 
     @property
     def ok(self) -> bool:
-        """Whether all splits that are here can be read whole."""
+        """Whether all splits on this disk can be read completely."""
         return all(split.ok for split in self.splits)
 
     def verdict(self) -> str:
-        """One line: what it can be used for."""
+        """One line on what the data set can be used for."""
         bad = [split.split for split in self.splits if not split.ok]
         if bad:
-            return f"{self.name}: not usable as it is: split {', '.join(bad)} has faults"
+            return f"{self.name}: not usable: split {', '.join(bad)} has faults"
         train = next((split for split in self.splits if split.split == "train"), None)
         if train is None:
-            return f"{self.name}: can be evaluated on; there is no split 'train' to train on"
+            return f"{self.name}: can be used for evaluation; there is no split 'train' to train on"
         if not train.labelled:
-            return f"{self.name}: can be distilled on; there are no labels to train a task on"
-        return f"{self.name}: can be trained on"
+            return f"{self.name}: can be used for distillation; there are no labels to train a task on"
+        return f"{self.name}: can be used for training"
 
 
 class Inspector:
-    """Reads items of one store; made once per process."""
+    """Reads items of one store; one instance per process."""
 
     def __init__(self, store: Store, layout: Layout) -> None:
         self.store, self.upright = store, layout.upright
@@ -86,7 +86,7 @@ class Inspector:
         return [self.inspect(item) for item in items]
 
     def inspect(self, item: Item) -> Inspection:
-        """Size and class counts of one image, or what is wrong with it."""
+        """Size and class counts of one image, or its fault."""
         try:
             pair = read_pair(self.store, item, self.reader, upright=self.upright)
         except BadSample as error:
@@ -96,7 +96,7 @@ class Inspector:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in one image."""
+    """Result for one image."""
 
     size: tuple[int, int] | None = None
     evidence: Evidence | None = None
@@ -104,7 +104,7 @@ class Inspection:
 
 
 def check(where: Place, *, processes: int = 1, progress: Progress | None = None) -> Check:
-    """Read all splits of the data set at ``where``; a :class:`UserError` where there is no image at all."""
+    """Read all splits of the data set at ``where``; a :class:`UserError` if there are no images."""
     splits: dict[Split, None] = dict.fromkeys(split for layout in where.record.layouts for split in layout.splits)
     done, absent, reasons = [], [], []
     for split in splits:

@@ -32,10 +32,10 @@ LONGEST = 2**20
 
 @dataclass(frozen=True)
 class Content:
-    """One split's annotation file, ready to be painted."""
+    """One split's annotation file, indexed by image."""
 
     file: CocoFile
-    images: dict[str, CocoImage]  # by the name that :func:`stem` makes
+    images: dict[str, CocoImage]  # by :func:`stem`
     objects: dict[int, list[CocoObject]]  # by the image's id
     numbers: dict[int, int]  # category's id -> class
 
@@ -53,7 +53,7 @@ class CocoStore(Folder):
         classes: Sequence[str],
         background: str | None,
         *,
-        read: Mapping[Split, CocoFile] | None = None,  # of the annotation files, those that were read already
+        read: Mapping[Split, CocoFile] | None = None,  # annotation files that were already read
     ) -> None:
         super().__init__(where)
         self._images, self._annotations, self._classes = images, annotations, tuple(classes)
@@ -62,7 +62,7 @@ class CocoStore(Folder):
         self._read = dict(read or {})
 
     def names(self, under: str = "") -> list[str]:
-        """The files, or a label for each image that the annotation file names and that exists."""
+        """The files, or a label for each existing image that the annotation file names."""
         top, _, split = under.partition("/")
         if top != self.LABELS:
             return super().names(under)
@@ -73,9 +73,9 @@ class CocoStore(Folder):
         )
 
     def listed(self, split: str) -> tuple[list[str], list[str]]:
-        """The images that the split's annotation file names: those that are there, and the names of those that are not.
+        """The images that the split's annotation file names: existing ones and missing ones.
 
-        Names are compared after Unicode's composition and with either slash.
+        Names are compared after Unicode composition (NFC), with either slash.
         """
         folder = self._images[split]  # type: ignore[index]
         wanted = {plain(image.file_name): image.file_name for image in self._content(split).images.values()}
@@ -83,13 +83,13 @@ class CocoStore(Folder):
         for name in super().names(folder):
             key = plain(str(PurePosixPath(name).relative_to(folder)))
             if key in wanted and key in found:
-                raise UserError(f"{self}: {found[key]!r} and {name!r} are one name to COCO; rename one of them")
+                raise UserError(f"{self}: {found[key]!r} and {name!r} are the same name in COCO; rename one of them")
             if key in wanted:
                 found[key] = name
         return list(found.values()), sorted(name for key, name in wanted.items() if key not in found)
 
     def doubts(self, split: str) -> list[str]:
-        """A class whose objects are all crowds, which are ignored."""
+        """Reports classes whose objects are all crowds, which are ignored."""
         content = self._content(split)
         crowds: dict[int, list[bool]] = {}
         for entry in content.file.annotations:
@@ -97,7 +97,7 @@ class CocoStore(Folder):
         ignored = [f"'{self._classes[number]}'" for number, crowd in sorted(crowds.items()) if all(crowd)]
         return [
             f"every object of {', '.join(ignored)} is a crowd (iscrowd: 1) and ignored; "
-            "tools that write masks as run lengths set it on objects, too"
+            "tools that write masks as run lengths also set it on single objects"
         ] if ignored else []  # fmt: skip
 
     def read(self, name: str) -> bytes:
@@ -118,7 +118,7 @@ class CocoStore(Folder):
             numbers = {name: number for number, name in enumerate(self._classes)}
             unknown = sorted({category.name for category in file.categories} - set(numbers))
             if unknown:
-                raise UserError(f"{path}: categories {', '.join(unknown)} are none of the classes; add or rename them")
+                raise UserError(f"{path}: categories {', '.join(unknown)} are not in 'classes'; add or rename them")
             objects: dict[int, list[CocoObject]] = {}
             for entry in file.annotations:
                 objects.setdefault(entry.image_id, []).append(entry)
@@ -143,7 +143,7 @@ class CocoStore(Folder):
 
 
 def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:
-    """The class names: the background first, if it is one, then the categories by their ids."""
+    """The class names: the background first, if there is one, then the categories by id."""
     categories = sorted(file.categories, key=lambda category: category.id)
     return tuple(dict.fromkeys(([background] if background else []) + [category.name for category in categories]))
 

@@ -1,6 +1,6 @@
-"""COCO's annotation file, checked as a whole before anything of it is used: types first, then what refers to what.
+"""Reads COCO's annotation file and checks all of it first: types, then references.
 
-Problems are collected into one line. What the pixels of an object are is for `data/coco.py`.
+All problems are reported in one line. `data/coco.py` paints the objects.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from segdistill.data.decode import PIXELS
 from segdistill.files import unique_keys
 
 SHOWN = 3
-"""Problems that the message shows of one file."""
+"""Problems of one file that the message shows."""
 
 
 def _whole(value: object) -> int:
-    """40 and 40.0, which some tools write."""
+    """An integer, or a float such as 40.0, which some tools write."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -81,7 +81,7 @@ Polygon = list[Annotated[float, Strict(), Field(ge=-PIXELS, le=PIXELS, allow_inf
 
 
 class _Entry(BaseModel):
-    """Other keys, of which tools write many, mean nothing here."""
+    """Unknown keys, of which tools write many, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,7 +94,7 @@ class Runs(_Entry):
 
 
 class CocoImage(_Entry):
-    """One image. ``file_name`` is as the file has it; :func:`plain` makes it comparable."""
+    """One image. ``file_name`` is as written; :func:`plain` makes it comparable."""
 
     id: Whole
     file_name: Name
@@ -133,12 +133,12 @@ class CocoFile(_Entry):
 def read_coco(path: Path) -> CocoFile:
     """The annotation file at ``path``; a :class:`UserError` says what is wrong with it."""
     try:
-        content = read_file(path)  # bytes: with a byte order mark and in UTF-16, too
+        content = read_file(path)  # bytes, so that a byte order mark and UTF-16 work too
         values = json.loads(content, object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"cannot read the annotations {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     parts = tuple(CocoFile.model_fields)
     if not isinstance(values, dict) or (missing := [part for part in parts if not isinstance(values.get(part), list)]):
         raise UserError(f"{path}: no list '{missing[0] if isinstance(values, dict) else parts[0]}'; "
@@ -155,22 +155,22 @@ def read_coco(path: Path) -> CocoFile:
 
 
 def plain(name: str) -> str:
-    """A file's name as it is compared: composed characters (NFC), slashes, no ``.`` and no ``..`` that can be done."""
+    """A file name in comparable form: composed characters (NFC), forward slashes, ``.`` and ``..`` resolved."""
     return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
 
 
 def stem(name: str) -> str:
-    """The comparable name without its ending: that of the image's label."""
+    """The comparable name without its suffix, as the image's label has it."""
     path = PurePosixPath(plain(name))
     return str(path.with_suffix("")) if path.name else str(path)
 
 
 def _contradictions(file: CocoFile) -> Iterator[str]:
-    """What entries say about each other and cannot be."""
+    """Contradictions between entries."""
     yield from _twice("images: the id", (image.id for image in file.images))
     yield from _twice("images: the name", (plain(image.file_name) for image in file.images))
     if len({plain(image.file_name) for image in file.images}) == len(file.images):
-        yield from _twice("images: the name without its ending", (stem(image.file_name) for image in file.images))
+        yield from _twice("images: the name without its suffix", (stem(image.file_name) for image in file.images))
     yield from _twice("categories: the id", (category.id for category in file.categories))
     for image in file.images:
         if image.height * image.width > PIXELS:
@@ -188,7 +188,7 @@ def _contradictions(file: CocoFile) -> Iterator[str]:
 
 
 def _impossible(segmentation: list[Polygon] | Runs, image: CocoImage) -> Iterator[str]:
-    """What keeps one object from being painted."""
+    """Reasons why one object cannot be painted."""
     if isinstance(segmentation, list):
         if not segmentation:
             yield "an object without polygons or run lengths"
@@ -207,12 +207,12 @@ def _twice(what: str, values: Iterable[Hashable]) -> Iterator[str]:
     seen: set[Hashable] = set()
     for value in values:
         if value in seen:
-            yield f"{what} {value!r} stands twice"
+            yield f"{what} {value!r} appears twice"
         seen.add(value)
 
 
 def _line(problem: Any) -> str:
-    """One problem of pydantic's: where, what is expected, what came."""
+    """One problem of pydantic: where, what is expected, what was given."""
     where = ".".join(str(step) for step in problem["loc"] if step not in ("polygons", "runs"))
     got = repr(problem["input"])
     came = "" if problem["type"] == "missing" else f", got {got[:60]}{'...' * (len(got) > 60)}"

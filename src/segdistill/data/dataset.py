@@ -15,13 +15,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from segdistill.config import Config, Names, Size
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being made, done, total)."""
+"""Called with (description, done, total)."""
 
 Split = Literal["train", "val", "test", "pretrain"]
 
 
 def _share(value: object) -> object:
-    """``1/16`` as a number."""
+    """Reads ``1/16`` as a number."""
     if isinstance(value, str) and "/" in value:
         try:
             return float(Fraction(value))
@@ -34,7 +34,7 @@ Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 
 
 class DataSelection(Config):
-    """Which images of the source a stage reads: ``list``, of those ``first`` and ``images``, of those ``fraction``."""
+    """The images that a stage reads: chosen by ``list``, then by ``first`` and ``images``, then by ``fraction``."""
 
     domains: Names = Field(min_length=1)
     split: Split = "train"
@@ -43,12 +43,12 @@ class DataSelection(Config):
     )
     first: int = Field(0, ge=0, le=10**9, description="index of the first image of the split")
     fraction: Share | None = Field(
-        None, description="share of each domain's images, such as 1/16; a smaller one is part of a larger one"
+        None, description="share of each domain's images, such as 1/16; smaller shares are subsets of larger ones"
     )
     fraction_seed: int = Field(0, ge=0, lt=2**63, description="draws other images for the same fraction")
     list: Path | None = Field(None, description="file that names the images, one stem or path per line")
     weights: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(
-        (), description="share of each domain in every epoch; none: every image once, whatever its domain"
+        (), description="share of each domain in every epoch; none: every image once"
     )
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class DataSelection(Config):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``image`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 with 255 = ignored, None where unlabelled."""
+    """One image: ``image`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 with 255 = ignored, None if unlabelled."""
 
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
@@ -75,10 +75,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the papers evaluate on a data set (spec A.11); all sizes (h, w) in pixels, None where nothing is prescribed.
+    """How the papers evaluate on a data set (spec A.11); all sizes (h, w) in pixels, None if not specified.
 
-    Images are fitted into ``resize``, keeping their aspect, and seen through windows of ``window`` every ``stride``;
-    the scores are brought back to the label's size. The defaults: the image as it is, at once.
+    Images are fitted into ``resize``, keeping their aspect ratio, and predicted in windows of ``window`` every
+    ``stride``; scores are resized to the label's size. By default the whole image is predicted at its own size.
     """
 
     resize: tuple[int, int] | None = None
@@ -87,9 +87,9 @@ class Protocol:
 
 
 class Dataset(Sequence[Sample]):
-    """Samples of several domains, one after the other, plus the label space they are written in.
+    """Samples of several domains in sequence, and their label space.
 
-    ``sizes`` says how many there are of each domain, ``weights`` how the domains share an epoch (none: by images).
+    ``sizes``: samples of each domain; ``weights``: shares of the domains in an epoch (empty: by samples).
     """
 
     names: tuple[str, ...]
@@ -110,54 +110,54 @@ class DataSource(Config):
     """Where a run's images come from; shared by its stages and its evaluation. Each kind is a subclass."""
 
     scores: ClassVar[int | None] = None
-    """Images per domain that are scored where a recipe gives no number; None: all."""
+    """Default number of images that are scored per domain; None: all."""
 
     size: Size = Field((64, 128), description="height and width in pixels that networks are trained on")
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> Dataset:
-        """The images that ``selection`` names, prepared where they must be."""
+        """The images of ``selection``, rendered or prepared first if needed."""
         raise NotImplementedError
 
     def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
-        """How many images ``selection`` means and the names of their classes; nothing is prepared or decoded."""
+        """Number of images in ``selection`` and their class names; nothing is prepared or decoded."""
         raise NotImplementedError
 
     def faults(self) -> list[str]:
-        """One line for each setting of the source itself that cannot work, whatever is read from it."""
+        """One line for each invalid setting of the source itself."""
         return []
 
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """One line for each thing that keeps ``selection`` from being read here, with labels where asked for."""
+        """One line for each reason why ``selection`` cannot be read, with labels if ``labelled``."""
         raise NotImplementedError
 
     def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """One line for each thing in ``selection`` that can be used and is probably not meant; cheap to find."""
+        """One line for each usable but suspicious thing in ``selection``; a quick look only."""
         return []
 
     def benchmark(self) -> tuple[str, ...]:
-        """The domains that are scored where a recipe names none; empty: it must name some."""
+        """Default domains of an evaluation; empty: the recipe must name them."""
         return ()
 
     def validates(self, domain: str) -> bool:
-        """Whether ``domain`` is one that settings are chosen on, and so never counts as unseen."""
+        """Whether ``domain`` is for choosing settings, and so never counts as unseen."""
         return False
 
     def evaluation_split(self, domain: str) -> Split:
-        """The split that ``domain`` is scored on where nobody names one."""
+        """Default split of an evaluation on ``domain``."""
         return "test"
 
     def splits_apart(self, domain: str) -> bool:
-        """Whether the splits of ``domain`` are domains of their own: trained on one, another is unseen."""
+        """Whether the splits of ``domain`` count as separate domains: after training on one, the others are unseen."""
         return False
 
     def licence(self, domain: str) -> str:
-        """Under which licence the images of ``domain`` may be used."""
+        """The licence of the images of ``domain``."""
         return "unknown: that of the images"
 
     def protocol(self, domain: str) -> Protocol:
-        """How images of ``domain`` are evaluated; they need not be there."""
+        """How images of ``domain`` are evaluated; the files need not exist."""
         return Protocol()
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
-        """What the images of ``selections`` depend on: part of a stage's fingerprint."""
+        """Everything that determines the images of ``selections``: part of a stage's fingerprint."""
         return self.model_dump(mode="json", exclude_defaults=True) | {"source": type(self).__name__}

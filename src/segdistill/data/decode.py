@@ -1,4 +1,4 @@
-"""Image files as they are stored: pixels, label numbers, EXIF orientation. What is damaged is an error."""
+"""Decodes image files: pixels, label numbers, EXIF orientation. Damaged files are errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises for a file that is damaged or no image."""
+"""Exceptions of Pillow for damaged files and files that are not images."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
-"""What is read, whatever the name's ending: others run programs (EPS) or have no pixels of their own."""
+"""Supported formats, whatever the suffix; others run programs (EPS) or contain no pixels."""
 
 PIXELS = 1 << 31
-"""An image with more is refused: no memory holds it."""
+"""Most pixels of an image; larger ones would not fit into memory."""
 
 UPRIGHT = 1
-"""The EXIF orientation of an image that is stored as it is seen."""
+"""The EXIF orientation of an image that is stored upright."""
 
 _UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,31 +54,31 @@ class Picture:
 
     image: Image.Image
     orientation: int  # EXIF's, 1 to 8
-    depth: int  # bits of a sample in the file
-    inverted: bool  # 0 is white, and Pillow has turned it round
+    depth: int  # bits per channel in the file
+    inverted: bool  # 0 is white in the file, and Pillow has inverted it
     signed: bool
-    lossy: str  # the compression that does not keep every value; empty: there is none
+    lossy: str  # name of a lossy compression; empty: lossless
     low: Array | None  # the lower bytes of 16-bit channels, of which Pillow keeps the upper ones
 
     @property
     def wide(self) -> bool:
-        """Whether its samples have more than 8 bits."""
+        """Whether its channels have more than 8 bits."""
         return self.depth == 16 or self.image.mode.startswith("I")
 
     def rgb(self, name: str = "") -> NDArray[np.uint8]:
-        """(H, W, 3). Grey becomes three equal channels, 16 bits become their upper 8, alpha is dropped, CMYK and
-        palettes are converted; a fraction image is an error that names the file ``name``.
+        """(H, W, 3). Grey is repeated in three channels, 16 bits are cut to the upper 8, alpha is dropped, CMYK and
+        palettes are converted; a floating-point image is an error that names the file ``name``.
         """
         if self.image.mode.startswith("I"):  # 16-bit grey, which Pillow gives as 16 or 32 bits
             grey = (np.clip(np.asarray(self.image), 0, 0xFFFF) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         if self.image.mode == "F":
-            raise BadSample(f"{name}: holds fractions (F), where an image of 8 or 16 bits is expected")
+            raise BadSample(f"{name}: has floating-point values (F); expected an image of 8 or 16 bits")
         with _decoding(name):
             return np.array(_rgb(self.image))
 
     def numbers(self) -> Array:
-        """The samples as the file has them: (H, W) or (H, W, channels)."""
+        """The stored values: (H, W) or (H, W, channels)."""
         pixels = np.asarray(self.image)
         if self.low is not None:
             return pixels.astype(np.uint16) << 8 | self.low
@@ -92,7 +92,7 @@ class Picture:
 
 
 def open_picture(content: bytes, name: str) -> Picture:
-    """The image file ``content``, decoded; :class:`BadSample` names the file ``name`` where it is damaged or none."""
+    """The decoded image file ``content``; a :class:`BadSample` that names ``name`` if it is damaged or not an image."""
     with _decoding(name, len(content)):
         image: Any = Image.open(BytesIO(content), formats=FORMATS)
         if image.width * image.height > PIXELS:
@@ -112,7 +112,7 @@ def open_picture(content: bytes, name: str) -> Picture:
         image.load()
         if not tiff:
             orientation = _orientation(image)
-        elif orientation != UPRIGHT:  # Pillow has turned it, and its turned copy is no file any more
+        elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has no file facts
             image = image.transpose(_UNDO[orientation])
         return Picture(image, orientation, depth, inverted, signed, lossy, _low_bytes(image, content))
 
@@ -123,12 +123,12 @@ def open_image(content: bytes, name: str) -> Image.Image:
 
 
 def read_rgb(content: bytes, name: str) -> NDArray[np.uint8]:
-    """The image file as (H, W, 3) RGB, as it is stored."""
+    """The image file as (H, W, 3) RGB, in stored orientation."""
     return open_picture(content, name).rgb(name)
 
 
 def turn(pixels: Array, orientation: int) -> Array:
-    """``pixels`` (H, W, ...) as they are seen, where the file's EXIF ``orientation`` says how they are stored."""
+    """``pixels`` (H, W, ...) turned upright according to the file's EXIF ``orientation``."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -140,17 +140,17 @@ def turn(pixels: Array, orientation: int) -> Array:
 
 @contextmanager
 def _decoding(name: str, size: int = 0) -> Iterator[None]:
-    """Images of any size, no warnings, and one line for whatever Pillow raises."""
+    """Lifts Pillow's size limit, silences its warnings, and turns its exceptions into one line."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # Pillow's guard against images larger than 179 megapixels; ours is PIXELS
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged EXIF data and the like, which does no harm to the pixels
+            warnings.simplefilter("ignore")  # about damaged EXIF data and the like, which does not affect the pixels
             yield
     except BadSample:
         raise
     except (UnidentifiedImageError, KeyError):
-        raise BadSample(f"{name}: is no image that can be read ({size} bytes)") from None
+        raise BadSample(f"{name}: is not a readable image ({size} bytes)") from None
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadSample(f"{name}: is damaged: {reason}") from None
@@ -159,14 +159,14 @@ def _decoding(name: str, size: int = 0) -> Iterator[None]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB; a palette with transparency goes by RGBA, which Pillow asks for."""
+    """As RGB; a palette with transparency is converted to RGBA first, as Pillow requires."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _need_one_image(image: Any, name: str) -> None:
-    """Refuse several pages or frames; a preview and the smaller copies of a pyramid are no images of their own."""
+    """Refuse files with several pages or frames; previews and pyramid levels do not count."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if image.format == "TIFF":
         copies = 0
@@ -176,18 +176,18 @@ def _need_one_image(image: Any, name: str) -> None:
         frames -= copies
         image.seek(0)
     if frames > 1:
-        raise BadSample(f"{name}: holds {frames} images; a file of one image is expected, so save them one by one")
+        raise BadSample(f"{name}: contains {frames} images; expected one image per file, so save them separately")
 
 
 def _tag(image: Any, number: int, default: int) -> int:
-    """A number of a TIFF file's directory; of several, one per channel, the first."""
+    """A number in a TIFF file's directory; the first, if there is one per channel."""
     value = image.tag_v2.get(number, default)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int) else default
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; where its data is damaged there is none."""
+    """The EXIF orientation; damaged EXIF data counts as none."""
     try:
         value = image.getexif().get(_ORIENTATION, UPRIGHT)
     except UNREADABLE:
@@ -196,7 +196,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _lossy_webp(content: bytes) -> bool:
-    """Whether a WebP file has a lossy image: chunk ``VP8 ``, alone, in an extended file, or in a frame of one."""
+    """Whether a WebP file is lossy: it has a chunk ``VP8 ``, alone, in an extended file or in a frame."""
     place = 12
     while place + 8 <= len(content):
         kind, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
@@ -207,10 +207,10 @@ def _lossy_webp(content: bytes) -> bool:
 
 
 def _low_bytes(image: Image.Image, content: bytes) -> Array | None:
-    """Pillow keeps the upper byte of a PNG with several 16-bit channels; this is the lower one, else None."""
+    """The lower bytes of a PNG with several 16-bit channels, of which Pillow keeps the upper ones; else None."""
     if image.format != "PNG" or len(image.getbands()) == 1:
         return None
-    probe: Any = Image.open(BytesIO(content), formats=("PNG",))  # not loaded: it still says how bytes are unpacked
+    probe: Any = Image.open(BytesIO(content), formats=("PNG",))  # not loaded yet, so that the unpacking can be changed
     raw = probe.tile[0][3]
     if not (isinstance(raw, str) and raw.endswith(";16B")):
         return None

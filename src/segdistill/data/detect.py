@@ -1,8 +1,8 @@
-"""Looks at a folder of somebody's images and says what a ``dataset.yaml`` has to say. Imports no torch.
+"""Derives a ``dataset.yaml`` from a folder of images. Imports no torch.
 
-A file is a label where a folder on its way is called like one (``labels``, ``masks``, ...) or where its name ends like
-one (``_mask``, ``_label``, ...); it belongs to the image whose path is the same without that. COCO files are known by
-their content. Label files are sampled for the numbers or colours that stand in them.
+A file is a label if a folder in its path is named like one (``labels``, ``masks``, ...) or its name ends like one
+(``_mask``, ``_label``, ...); it belongs to the image with the same path apart from that. COCO files are recognised by
+content. A sample of the label files is read to find their numbers or colours.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
           "testing": "test"}  # fmt: skip
 SAMPLED = 60  # label files that are read
 MOST_COLORS = 64
-HELD_OUT = 5  # every fifth image of a source without splits of its own is for validation
+HELD_OUT = 5  # without splits every fifth image is for validation
 
 
 @dataclass(frozen=True)
 class OwnSet:
-    """One domain of the folder: ``settings`` of its ``dataset.yaml``, and how many images each split has.
+    """One domain of the folder: ``settings`` of its ``dataset.yaml``, and the number of images per split.
 
-    ``lists`` are the files that the description names and that must be written.
+    ``lists`` are list files that the description refers to and that must be written.
     """
 
     name: str
     settings: dict[str, Any]
     counts: dict[str, int]
     labelled: bool
-    unpaired: int = 0  # images without a label beside labelled ones, which are left out
+    unpaired: int = 0  # unlabelled images beside labelled ones, which are left out
     lists: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label, taken apart: ``root`` / folder / ``below`` / ``stem``."""
+    """An image and its label; paths are ``root`` / folder / ``below`` / ``stem``."""
 
     root: tuple[str, ...]
-    images: str | None  # the folder's name; None: the images lie in root itself
+    images: str | None  # the folder's name; None: the images are in root itself
     labels: str | None
     end: str
     below: tuple[str, ...]
@@ -62,7 +62,7 @@ class Pair:
 
 
 def detect(folder: Path) -> list[OwnSet]:
-    """The domains in ``folder``, labelled ones first, the largest first; a :class:`UserError` where there is none."""
+    """The domains in ``folder``, labelled ones first, the largest first; a :class:`UserError` if there are none."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the folder that holds your images")
     files = sorted(
@@ -72,7 +72,7 @@ def detect(folder: Path) -> list[OwnSet]:
     )
     images = [path for path in files if path.suffix.lower() in IMAGES]
     if not images:
-        raise UserError(f"{folder} holds no images; they are known by their suffix: {' '.join(IMAGES)}")
+        raise UserError(f"{folder} contains no images; recognised suffixes: {' '.join(IMAGES)}")
     if coco := _coco(folder, [path for path in files if path.suffix.lower() == ".json"], images):
         return coco
     pairs, lone = _pairs(images)
@@ -92,7 +92,7 @@ def detect(folder: Path) -> list[OwnSet]:
 
 
 def _take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
-    """Whether it is a label, the place of the folder that says so or that says image, and its name's end."""
+    """Whether it is a label, the index of the folder named like labels or images, and the suffix of its name."""
     parts = [part.lower() for part in path.parts[:-1]]
     place = next((i for i, part in enumerate(parts) if part in LABEL_FOLDERS), None)
     end = next((end for end in LABEL_ENDS if path.stem.lower().endswith(end) and path.stem.lower() != end), "")
@@ -110,7 +110,7 @@ def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixP
     for path in images:
         is_label, place, end = _take_apart(path)
         if is_label:
-            for each in dict.fromkeys((end, "")):  # labels/a_mask.png may be of a.jpg or of a_mask.jpg
+            for each in dict.fromkeys((end, "")):  # labels/a_mask.png may belong to a.jpg or to a_mask.jpg
                 labels.setdefault(_key(path, place, each), (path, place, each))
         else:
             others.append((path, place))
@@ -135,7 +135,7 @@ def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixP
 
 
 def _key(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
-    """What an image and its label share: the folders but the one that tells them apart, and the name."""
+    """The key that an image and its label share: the other folders and the name."""
     folders = [part for i, part in enumerate(path.parts[:-1]) if i != place]
     return (*folders, path.stem[: len(path.stem) - len(end)])
 
@@ -168,7 +168,7 @@ def _set_of(
     if first.end:
         settings["label_suffix"] = first.end
     name = _slug("_".join(first.root) or title)
-    mixed = settings["images"] == settings["labels"]  # only a list tells images from labels
+    mixed = settings["images"] == settings["labels"]  # images and labels are in one folder, so a list is needed
     known = {pair.below[0] for pair in group if pair.below}
     if not mixed and known and all(pair.below and pair.below[0].lower() in SPLITS for pair in group):
         settings["splits"] = {SPLITS[each.lower()]: each for each in sorted(known)}
@@ -198,7 +198,7 @@ def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> l
     for path in paths:
         groups[path.parts[0] if len(path.parts) > 1 else "."] += 1
     if "." in groups and (len(groups) > 1 or labelled):
-        del groups["."]  # beside folders: pictures of a readme and the like
+        del groups["."]  # beside folders: such as the pictures of a readme
     return [
         OwnSet(
             _slug(folder if folder != "." else "images"),
@@ -211,7 +211,7 @@ def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> l
 
 
 def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The sets that COCO files describe, one for each file, that of train first; empty where there are none."""
+    """The sets described by COCO files, the training set first; empty without COCO files."""
     found: dict[str, tuple[PurePosixPath, list[str]]] = {}
     for path in candidates:
         names = _coco_images(folder / path)
@@ -220,16 +220,18 @@ def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[Pu
         words = sorted(SPLITS, key=len, reverse=True)
         split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
         if split in found:
-            raise UserError(f"{folder}: {found[split][0]} and {path} are both for {split}; move one out of the folder")
+            raise UserError(
+                f"{folder}: {found[split][0]} and {path} are both for split {split}; move one out of the folder"
+            )
         found[split] = path, names
     if found and "train" not in found:
-        raise UserError(f"{folder}: COCO files of {', '.join(found)} and none of train; call one ...train.json")
+        raise UserError(f"{folder}: COCO files for {', '.join(found)} but none for train; name one ...train.json")
     title, sets = _slug(folder.resolve().name), []
     for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
         first = names[0] if names else ""
         match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
         if match is None or not names:
-            raise UserError(f"{path}: its image '{first}' is nowhere below {folder}; put the images there")
+            raise UserError(f"{path}: its image '{first}' is not in {folder} or its subfolders; put the images there")
         where = match[: len(match) - len(first)].rstrip("/") or "."
         settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
         name = title if split == "train" else f"{title}_{split}"
@@ -238,7 +240,7 @@ def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[Pu
 
 
 def _coco_images(path: Path) -> list[str] | None:
-    """The images that a COCO file names; None where it is none."""
+    """The images that a COCO file names; None for any other file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -250,13 +252,13 @@ def _coco_images(path: Path) -> list[str] | None:
 
 
 def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
-    """``classes`` and how the label files are to be read, from a sample of them."""
+    """``classes`` and the label settings, from a sample of the label files."""
     chosen = [labels[i] for i in sorted({round(i) for i in np.linspace(0, len(labels) - 1, min(SAMPLED, len(labels)))})]
     numbers: set[int] = set()
     colors: set[tuple[int, int, int]] = set()
     for path in chosen:
         if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-            raise UserError(f"{path} is a label as JPEG or WebP, which changes its values; save labels as PNG")
+            raise UserError(f"{path} is a label stored as JPEG or WebP, which changes values; save labels as PNG")
         try:
             with Image.open(folder / path) as image:
                 if image.mode in ("RGB", "RGBA"):
@@ -269,10 +271,10 @@ def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
         except UNREADABLE as error:
             raise UserError(f"{path} cannot be read as a label: {' '.join(str(error).split())}") from None
         if len(colors) > MOST_COLORS:
-            raise UserError(f"{path}: more than {MOST_COLORS} colours, which is a picture and no label; labels are PNG "
+            raise UserError(f"{path}: more than {MOST_COLORS} colours, so it is a picture, not a label; labels are PNG "
                             "of class numbers or of a few plain colours")  # fmt: skip
     if colors and numbers:
-        raise UserError(f"labels of numbers and labels of colours are mixed, such as {chosen[0]}; use one kind")
+        raise UserError(f"numbered and coloured labels are mixed, such as {chosen[0]}; use one kind")
     if colors:
         ordered = sorted(colors)
         return {"classes": _names(folder, len(ordered)), "colors": [list(each) for each in ordered], "coloured": True}
@@ -285,7 +287,7 @@ def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
 
 
 def _names(folder: Path, count: int) -> list[str]:
-    """Names of ``count`` classes: the lines of a ``classes.txt`` that has as many, else numbered ones."""
+    """Names of ``count`` classes: the lines of a ``classes.txt`` of that length, else numbered names."""
     for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
         path = folder / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -296,6 +298,6 @@ def _names(folder: Path, count: int) -> list[str]:
 
 
 def _slug(text: str) -> str:
-    """A name that a recipe and an override can hold."""
+    """A name that is valid in a recipe and in an override."""
     plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text.lower()).strip("_")
     return plain or "images"

@@ -1,7 +1,7 @@
-"""What can be used and is probably not meant: one line each, for `data check`, `run --dry-run` and `run`.
+"""Warnings about usable but suspicious data, one line each, for `data check`, `run --dry-run` and `run`.
 
-`data check` decides by every label. Before a run at most LOOKED images of a split are read, evenly spaced, and fewer
-where they are large; the lines say of how many they speak. Imports no torch.
+`data check` reads every label. Before a run at most LOOKED images per split are read, evenly spaced, and fewer if they
+are large; the lines say how many. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from segdistill.data.index import Found, Item, Place
 from segdistill.data.labels import LabelReader, Pair, read_pair
 
 LOOKED = 16
-"""Images of a split that are read before a run."""
+"""Images per split that are read before a run."""
 
 PIXELS = 1 << 26
-"""Pixels after which no further image is read for this."""
+"""Pixels after which no more images are read."""
 
 DARK = 16
-"""Of 256 levels: what an image of 16 bits stays below where its values are those of 12 bits or fewer."""
+"""Of 256 levels: the level below which 16-bit images stay if they hold values of 12 bits or fewer."""
 
 NAMED = 5
-"""Classes that a line names."""
+"""Most classes that a line names."""
 
 
 @dataclass
 class Evidence:
-    """What was seen in ``looked`` of ``total`` images."""
+    """Statistics of ``looked`` of ``total`` images."""
 
     total: int
     looked: int = 0
@@ -57,7 +57,7 @@ class Evidence:
 
 
 def look(found: Found, items: Sequence[Item], read_label: LabelReader | None) -> Evidence:
-    """The evidence of a few of ``items``, evenly spaced. What cannot be read is for others to report."""
+    """Statistics of a few ``items``, evenly spaced. Unreadable files are skipped; they are reported elsewhere."""
     evidence = Evidence(len(items))
     pixels = 0
     for number in np.linspace(0, len(items) - 1, min(LOOKED, len(items))).astype(int):
@@ -73,15 +73,15 @@ def look(found: Found, items: Sequence[Item], read_label: LabelReader | None) ->
 
 
 def doubts(where: Place, split: Split, found: Found, evidence: Evidence, *, labelled: bool) -> list[str]:
-    """One line for each thing that looks wrong in the images and, where they are used, in the labels."""
+    """One line for each suspicious thing in the images and, if they are used, in the labels."""
     of = "all" if evidence.looked == evidence.total else f"{evidence.looked:,} of"
     seen = f"(seen: {of} {evidence.total:,} images)"
     lines = []
     if found.skipped:
         endings = sorted({name.rpartition(".")[2].lower() for name in found.skipped})
         lines.append(
-            f"{len(found.skipped)} files are no images here because of their ending ({', '.join(endings)}), such as "
-            f"{found.skipped[0]}; convert them to PNG or JPEG, or take them away"
+            f"{len(found.skipped)} files are not read because of their suffix ({', '.join(endings)}), such as "
+            f"{found.skipped[0]}; convert them to PNG or JPEG, or remove them"
         )
     if evidence.dark and evidence.dark == evidence.wide:
         lines.append(
@@ -89,7 +89,7 @@ def doubts(where: Place, split: Split, found: Found, evidence: Evidence, *, labe
         )
     if labelled:
         lines += found.store.doubts(split)
-        # Rare classes of a known data set may well be missing in a few images.
+        # A few images of a known data set may well lack rare classes.
         complete = evidence.looked == evidence.total or where.own
         lines += [f"{line} {seen}" for line in _of_labels(where, found.layout.encoding, evidence)
                   if complete or "no pixel" not in line]  # fmt: skip
@@ -97,18 +97,18 @@ def doubts(where: Place, split: Split, found: Found, evidence: Evidence, *, labe
 
 
 def _of_labels(where: Place, encoding: Encoding | None, evidence: Evidence) -> list[str]:
-    """What the values of the labels look like."""
+    """Suspicious values of the labels."""
     classes = where.record.classes
     counts, ignored = evidence.pixels[: len(classes)], int(evidence.pixels[IGNORE])
     if not counts.any():
         return ["every pixel of the labels is ignored"] if ignored else []
     lines = []
     without = [name for name, count in zip(classes, counts, strict=True) if not count]
-    read = encoding.ids if encoding and where.store is None else {}  # painted labels have no numbers of their own
+    read = encoding.ids if encoding and where.store is None else {}  # COCO labels have no numbers of their own
     numbers = {number for number, to in read.items() if to == IGNORE}
     if ignored and numbers == {IGNORE} and len(classes) > 1 and not counts[1:].any():
         lines.append(
-            f"255 is the only number beside 0, and it is ignored; if it means '{classes[1]}', "
+            f"255 is the only number besides 0, and it is ignored; if it means '{classes[1]}', "
             f"write ids: {{0: {classes[0]}, 255: {classes[1]}}}"
         )
     if without:

@@ -1,4 +1,4 @@
-"""Real data sets as a source: images and labels from folders and archives, by the catalog's records."""
+"""Data sets on disk as a source: images and labels from folders and archives, as the catalog describes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("segdistill.data")
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one domain that are read. ``read_label`` None: they have no labels."""
+    """The selected images of one domain. ``read_label`` None: they have no labels."""
 
     place: Place
     found: Found
@@ -46,24 +46,24 @@ class FilesSource(DataSource):
     roots: dict[str, Path] = Field({}, description="data set -> its own folder or archive, where it lies elsewhere")
     sets: dict[SetName, Path] = Field({}, description="name -> dataset.yaml of your own images")
     on_bad_sample: Literal["error", "skip"] = Field(
-        "error", description="skip: in the split train another image takes the place of one that cannot be read"
+        "error", description="skip: in the split train an unreadable image is replaced by another one"
     )
     _places: dict[str, Place] = PrivateAttr(default_factory=dict)
     _founds: dict[tuple[str, Split], Found] = PrivateAttr(default_factory=dict)
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> FilesDataset:
-        """The images that ``selection`` names; only their names are read here."""
+        """The images of ``selection``; reads only their names."""
         if problems := self._several(selection):
             raise UserError("; ".join(problems))
         return FilesDataset(selection, [self._part(name, selection) for name in selection.domains], self.on_bad_sample)
 
     def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
-        """The files that are there."""
+        """Counts the files on disk."""
         parts = [self._part(name, selection) for name in selection.domains]
         return sum(len(part.items) for part in parts), parts[0].place.record.classes
 
     def faults(self) -> list[str]:
-        """Places of data sets that nobody knows, and names of one's own that a recipe could not write."""
+        """Locations of unknown data sets, and own names that recipes cannot use."""
         strange = [name for name in self.roots if name not in DATASETS]
         allowed = ", ".join(sorted(DATASETS))
         lines = [f"roots: unknown data set '{name}': {nearest(name, DATASETS)}allowed: {allowed}" for name in strange]
@@ -72,7 +72,7 @@ class FilesSource(DataSource):
         ]
 
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """Unknown and missing data sets, splits and labels, images that a list or a number asks for in vain."""
+        """Unknown and missing data sets, splits and labels, images that are requested but missing."""
         lines = []
         for name in selection.domains:
             try:
@@ -89,7 +89,7 @@ class FilesSource(DataSource):
         return lines or self._several(selection)
 
     def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """What a look at a few images of each domain finds; `data check` looks at all."""
+        """Findings in a few images of each domain; `data check` reads all."""
         lines = []
         for name in selection.domains:
             part = self._part(name, selection)
@@ -99,32 +99,32 @@ class FilesSource(DataSource):
         return lines
 
     def evaluation_split(self, domain: str) -> Split:
-        """The split that the data set's record says scores are reported on; ``val`` where it says none."""
+        """The split on which scores are reported according to the record; by default ``val``."""
         record = self._record(domain)
         return "val" if record is None else record.evaluation or "val"
 
     def splits_apart(self, domain: str) -> bool:
-        """As the catalog's record says; never of the user's own data sets."""
+        """From the catalog's record; False for the user's own data sets."""
         record = None if domain in self.sets else self._record(domain)
         return record is not None and record.splits_apart
 
     def licence(self, domain: str) -> str:
-        """As the data set's record says."""
+        """From the data set's record."""
         record = self._record(domain)
         return super().licence(domain) if record is None else record.licence
 
     def protocol(self, domain: str) -> Protocol:
-        """As the data set's record says, whose files need not be here."""
+        """From the data set's record; the files need not exist."""
         record = self._record(domain)
         return self._place(domain).record.protocol if record is None else record.protocol
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
-        """The settings without the places on this disk, and which images and classes each selection means."""
+        """The settings without paths, and the images and classes of each selection."""
         facts = self.model_dump(mode="json", exclude={"root", "roots", "sets"}, exclude_defaults=True)
         return facts | {"selections": [[self._described(name, each) for name in each.domains] for each in selections]}
 
     def _several(self, selection: DataSelection) -> list[str]:
-        """What the domains of one selection must agree on."""
+        """Conflicts between the domains of one selection."""
         lines = []
         if selection.list is not None and len(selection.domains) > 1:
             lines.append("a list names the images of one domain; give each domain a selection of its own")
@@ -136,7 +136,7 @@ class FilesSource(DataSource):
         return lines
 
     def _record(self, name: str) -> DatasetRecord | None:
-        """What is known of a data set, whose files need not be here; None: nothing, and problems() says so."""
+        """The record of a data set, whose files need not exist; None: unknown, which problems() reports."""
         if name not in self.sets:
             return DATASETS.get(name.partition(":")[0])
         try:
@@ -179,10 +179,10 @@ class FilesSource(DataSource):
 
 
 class FilesDataset(Dataset):
-    """Images of several data sets, each in the order of its names, decoded when they are asked for.
+    """Images of several data sets, each sorted by name and decoded on access.
 
-    With ``on_bad_sample`` "skip" and in the split train, the next readable image of a seeded order takes the place of
-    one that is not; the log says which and how many. Other splits are what scores are made on: there it is an error.
+    With ``on_bad_sample: skip``, unreadable images of the split train are replaced by the next readable one in a seeded
+    order; the log reports them. In other splits, which are scored, they are errors.
     """
 
     def __init__(self, selection: DataSelection, parts: list[Part], on_bad_sample: Literal["error", "skip"]) -> None:
@@ -217,7 +217,7 @@ class FilesDataset(Dataset):
         return (f"{part.place.name}/{item.image}" for part in self._parts for item in part.items)
 
     def protocol(self, domain: str) -> Protocol:
-        """That of the data set's record."""
+        """From the data set's record."""
         return next(part.place.record.protocol for part in self._parts if part.place.name == domain)
 
     def _instead(self, part: Part, index: int, error: BadSample) -> Sample:
@@ -233,9 +233,9 @@ class FilesDataset(Dataset):
                 continue
             if str(error) not in self.skipped:
                 self.skipped.add(str(error))
-                log.warning("skipped (%d so far): %s; %s takes its place", len(self.skipped), error, item.image)
+                log.warning("skipped (%d so far): %s; replaced by %s", len(self.skipped), error, item.image)
             return sample
-        raise UserError(f"no image of {part.place.name} can be read; the first fault: {error}")
+        raise UserError(f"no image of {part.place.name} can be read; the first error: {error}")
 
 
 def _read(part: Part, item: Item) -> Sample:
@@ -244,7 +244,7 @@ def _read(part: Part, item: Item) -> Sample:
 
 
 def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:
-    """The images that have what the others have: labels, if any image has one."""
+    """All images, or those with a label if any image has one."""
     lone = found.lone_images
     incomplete = len(found.missing) + (len(lone) if len(lone) < len(found.items) else 0)
     if incomplete and not skip:
@@ -266,7 +266,7 @@ def _selected(name: str, items: list[Item], selection: DataSelection) -> list[It
     last = len(items) if selection.images is None else selection.first + selection.images
     if last > len(items) or selection.first >= len(items):
         raise UserError(
-            f"{name}: images {selection.first} to {last} of split '{selection.split}' are asked for, and it has "
+            f"{name}: images {selection.first} to {last} of split '{selection.split}' are requested, and it has "
             f"{len(items)}; choose fewer, or images: null for all"
         )
     items = items[selection.first : last]

@@ -1,4 +1,4 @@
-"""Label fractions: a share of the images, each smaller share part of the larger ones."""
+"""Label fractions: a share of the images; smaller shares are subsets of larger ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from segdistill.ops import generator
 
 
 def chosen_rows(selection: DataSelection, domain: str, count: int) -> Sequence[int]:
-    """Which of the domain's ``count`` images ``selection.fraction`` leaves, ascending.
+    """The indices of the domain's ``count`` images that ``selection.fraction`` keeps, ascending.
 
-    They are the first of an order that depends on the domain, the split and ``fraction_seed`` alone. 1/16, 1/8 and
-    1/4 of the 2,975 images of Cityscapes are the customary 186, 372 and 744; which lists the papers drew is not
-    established (spec G.5), so the order is ours, and an official list goes into ``list``.
+    They are the first of a random order that depends only on the domain, the split and ``fraction_seed``. 1/16, 1/8 and
+    1/4 of the 2,975 images of Cityscapes are the customary 186, 372 and 744. The papers' lists are unknown (spec G.5):
+    the order is ours; use ``list`` for an official list.
     """
     if selection.fraction is None:
         return range(count)

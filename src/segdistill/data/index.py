@@ -1,7 +1,4 @@
-"""Which images a data set has on this disk, and which label belongs to which image. Reads names only, no pixels.
-
-Imports no torch: `segdistill data check` starts with it.
-"""
+"""Finds the images of a data set on disk and pairs them with labels. Reads only names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ UNREAD = (
     "jfif", "jpe", "gif", "apng", "jp2", "j2k", "jxl", "avif", "heic", "heif", "ppm", "pgm", "pnm", "tga", "dng", "exr",
     "hdr", "npy", "svg", "psd", "raw", "cr2", "nef", "arw",
 )  # fmt: skip
-"""Endings of pictures that are not read, so that somebody may miss them."""
+"""Suffixes of pictures that are not read; files with these are reported."""
 
 Key = tuple[tuple[str, str], ...]
 
 
 class Absent(UserError):
-    """There is no image of a split; anything else that is wrong with it is another :class:`UserError`."""
+    """A split has no images; other faults are plain :class:`UserError`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Item:
     key: Key
 
     def called(self) -> set[str]:
-        """The names by which a list file may mean this image: each end of its path, and what its template calls it."""
+        """Names that refer to this image in a list file: the ends of its path, and its stem in the template."""
         parts = PurePosixPath(self.image).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         fields = [value for name, value in self.key if name in ("stem", "path", "number")]
@@ -59,14 +56,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of one split. ``items`` are the images in order, with their labels where there are some."""
+    """The files of one split. ``items`` are the images in order, with labels if there are any."""
 
     store: Store
     layout: Layout
     items: list[Item]
     lone_labels: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # what the split's list names and the folder lacks
-    skipped: list[str] = field(default_factory=list)  # pictures whose ending is none that is read
+    missing: list[str] = field(default_factory=list)  # names in the split's list that are not in the folder
+    skipped: list[str] = field(default_factory=list)  # pictures with a suffix that is not read
 
     @property
     def lone_images(self) -> list[str]:
@@ -76,17 +73,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Place:
-    """A data set, or one of its subsets, and where it lies. ``name`` is what a recipe calls it."""
+    """A data set, or one of its subsets, and its location. ``name`` is its name in recipes."""
 
     name: str
     record: DatasetRecord
     where: Path  # a folder or an archive; it need not exist
     subset: str | None = None
-    store: Store | None = None  # what reads it, where that is not the folder or archive itself
+    store: Store | None = None  # its store, if that is not the folder or archive itself
     own: bool = False  # the user's, not the catalog's
 
     def problems(self, split: Split, *, labelled: bool) -> list[str]:
-        """What keeps ``split`` from being read, as far as it shows without listing files."""
+        """Reasons why ``split`` cannot be read, as far as known without listing files."""
         splits = {name: files for layout in self.record.layouts for name, files in layout.splits.items()}
         if not self.where.exists():
             return [self.missing()]
@@ -100,20 +97,20 @@ class Place:
         return []
 
     def missing(self) -> str:
-        """One line: what is expected, where it was looked for, where to obtain it and under which licence."""
+        """One line with the expected files, the searched location, the download page and the licence."""
         record = self.record
         expected = "; or ".join(dict.fromkeys(_expected(layout) for layout in (*record.layouts, *record.raw)))
         note = f" ({record.note})" if record.note else ""
         return (
-            f"no {record.title} at {self.where}; expected there: {expected}; obtain it from {record.source}, "
+            f"no {record.title} at {self.where}; expected there: {expected}; get it from {record.source}, "
             f"licence: {record.licence}{note}"
         )
 
 
 def place(name: str, root: Path | None, roots: Mapping[str, Path], own: Iterable[str] = ()) -> Place:
-    """The data set that a recipe calls ``name``: ``cityscapes`` or ``acdc:night``. ``own`` are the user's names.
+    """The data set called ``name`` in recipes: ``cityscapes`` or ``acdc:night``. ``own`` are the user's names.
 
-    It lies where ``roots`` says, else in its folder below ``root``, else below the folder ``SEGDISTILL_DATA``.
+    Its location is that in ``roots``, else its folder in ``root``, else its folder in ``SEGDISTILL_DATA``.
     """
     base, colon, subset = name.partition(":")
     if base not in DATASETS:
@@ -136,10 +133,10 @@ def place(name: str, root: Path | None, roots: Mapping[str, Path], own: Iterable
 
 
 def find(where: Place, split: Split) -> Found:
-    """The images of ``split``; of several layouts the one with the fewest images that lack their label.
+    """The images of ``split``, from the layout with the fewest unlabelled images.
 
-    What lies unpacked goes before archives in the same folder. A :class:`UserError` says what was expected where
-    there is no image.
+    Unpacked files take precedence over archives in the same folder. Without any image a :class:`UserError` says what
+    was expected.
     """
     if not where.where.exists():
         raise Absent(where.missing())
@@ -167,7 +164,7 @@ def listed_items(items: Sequence[Item], path: Path) -> list[Item]:
         raise UserError(f"cannot read the list {path}: {error}") from None
     chosen, unknown = _choose(items, wanted)
     if unknown:
-        raise UserError(f"{path}: {len(unknown)} of {len(wanted)} lines name no image, such as '{unknown[0]}'")
+        raise UserError(f"{path}: {len(unknown)} of {len(wanted)} lines match no image, such as '{unknown[0]}'")
     if not chosen:
         raise UserError(f"the list {path} is empty; write one image per line")
     return chosen
@@ -188,7 +185,7 @@ def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, p
 
 
 def _candidates(where: Place) -> list[tuple[Store, Layout]]:
-    """Stores to look in and layouts to look for, the likeliest first."""
+    """Stores to search and layouts to search for, the most likely first."""
     store = where.store or open_store(where.where)
     pairs = [(store, layout) for layout in where.record.layouts]
     if isinstance(store, Folder):
@@ -209,14 +206,14 @@ def _match(store: Store, layout: Layout, files: Files, where: Place, split: Spli
         mine = set(own[0])
         images = {key: name for key, name in images.items() if name in mine}
         unread = sorted(mine - set(images.values()))
-        missing = [*own[1], *(f"{name} (images with this ending are not read)" for name in unread)]
+        missing = [*own[1], *(f"{name} (images with this suffix are not read)" for name in unread)]
     labels = _matched(store, files.labels, where) if files.labels else {}
     drawn = {_composed(key): name for key, name in labels.items()}
     items = [Item(name, drawn.get(_composed(key)), key) for key, name in images.items()]
     skipped = _skipped(store, files.images, where) if where.own else []
     if files.listed is not None:
         items, missing = _official_list(store, files.listed, items)
-        labels = {}  # those of the other splits lie in the same folder
+        labels = {}  # the images of other splits are in the same folder
     if files.members:
         items = [item for item in items if dict(item.key).get("tile") in files.members]
         labels = {key: name for key, name in labels.items() if dict(key).get("tile") in files.members}
@@ -226,7 +223,7 @@ def _match(store: Store, layout: Layout, files: Files, where: Place, split: Spli
 
 
 def _matched(store: Store, template: str, where: Place) -> dict[Key, str]:
-    """Fields -> name for every file that fits the template."""
+    """Fields -> name for every file that matches the template."""
     expression = pattern(template, where.subset, where.record.subsets, packed=store.packed)
     top = template.partition("{")[0].rpartition("/")[0]
     found: dict[Key, str] = {}
@@ -238,18 +235,18 @@ def _matched(store: Store, template: str, where: Place) -> dict[Key, str]:
             raise UserError(f"{store}: the name {name!r} is not UTF-8 or has control characters; rename the file")
         key = tuple(sorted((name, text) for name, text in match.groupdict().items() if name not in UNPAIRED))
         if key in found:
-            raise UserError(f"{store}: {found[key]} and {name} are the same image to {where.name}; keep one of them")
+            raise UserError(f"{store}: {found[key]} and {name} are the same image of {where.name}; keep one of them")
         found[key] = name
     return found
 
 
 def _composed(key: Key) -> Key:
-    """The fields with composed characters: one system writes an umlaut as one character, another one as two."""
+    """The fields in Unicode's composed form (NFC): some systems store an umlaut as two characters."""
     return tuple((name, unicodedata.normalize("NFC", text)) for name, text in key)
 
 
 def _skipped(store: Store, template: str, where: Place) -> list[str]:
-    """Pictures that would be images of ``template`` if their ending were one that is read."""
+    """Pictures that would match ``template`` if their suffix were supported."""
     expression = pattern(template.replace("{ext}", "{other}"), where.subset, where.record.subsets, packed=store.packed)
     top = template.partition("{")[0].rpartition("/")[0]
     matches = (expression.fullmatch(name) for name in store.names(top))
@@ -264,7 +261,7 @@ def _official_list(store: Store, listed: str, items: list[Item]) -> tuple[list[I
     try:
         text = store.read(names[0]).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadSample(f"{names[0]} in {store}: is no text") from None
+        raise BadSample(f"{names[0]} in {store}: is not text") from None
     return _choose(items, _names(text))
 
 
@@ -273,7 +270,7 @@ def _names(text: str) -> list[str]:
 
 
 def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """The items that are meant, in their order, and the lines that mean none. A line may have other columns."""
+    """The items named by ``lines``, in their order, and the lines that match none. Lines may have more columns."""
     by_name: dict[str, set[int]] = {}
     for number, item in enumerate(items):
         for name in item.called():
@@ -285,7 +282,7 @@ def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], l
         if found is None:
             unknown.append(line)
         elif len(found) > 1:
-            raise UserError(f"'{line}' may mean {len(found)} images, such as {items[min(found)].image}; give its path")
+            raise UserError(f"'{line}' matches {len(found)} images, such as {items[min(found)].image}; give its path")
         else:
             chosen |= found
     return [items[number] for number in sorted(chosen)], unknown

@@ -1,5 +1,6 @@
-"""Label files -> maps of trainIds, by the record's encoding, and images with their labels. A value that the encoding
-lacks is an error.
+"""Reads label files as maps of trainIds, using the record's encoding, and images with their labels.
+
+Values that the encoding lacks are errors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
 from segdistill.data.index import Item
 
 UNKNOWN = 254
-"""Marks what a table lacks; so a label space has at most 254 classes."""
+"""Marks values that the table lacks; so a label space has at most 254 classes."""
 
 Array = NDArray[Any]
 
@@ -33,14 +34,14 @@ class LabelReader:
         self._lookup[list(self._table)] = list(self._table.values())
 
     def __call__(self, content: bytes, name: str) -> NDArray[np.uint8]:
-        """The map (H, W) of trainIds in the file ``content``, as it is stored; :class:`BadSample` names ``name``."""
+        """The map (H, W) of trainIds in the file ``content``, as stored; :class:`BadSample` names ``name``."""
         return self.decode(open_picture(content, name), name)
 
     def decode(self, picture: Picture, name: str) -> NDArray[np.uint8]:
         """The map (H, W) of trainIds in an open file."""
         if picture.lossy:
             raise BadSample(
-                f"{name}: is compressed with loss ({picture.lossy}), which changes labels; write labels as PNG"
+                f"{name}: has lossy compression ({picture.lossy}), which changes labels; write labels as PNG"
             )
         numbers = self._colors(picture) if self.encoding.colors else self._numbers(picture, name)
         decoded = self._lookup[numbers]
@@ -57,17 +58,17 @@ class LabelReader:
         if self.encoding.channel is not None and bands > self.encoding.channel and bands > 1:
             pixels = pixels[..., self.encoding.channel]
         elif bands > 1:
-            raise BadSample(f"{name}: is a picture with {bands} channels ({mode}), where class numbers are expected")
+            raise BadSample(f"{name}: is a picture with {bands} channels ({mode}); expected class numbers")
         elif self.encoding.channel is not None:
-            raise BadSample(f"{name}: has one channel ({mode}), the number is expected in a file with three")
+            raise BadSample(f"{name}: has one channel ({mode}); expected a file with three")
         if pixels.dtype.kind == "f":
-            raise BadSample(f"{name}: holds fractions ({mode}), where class numbers are expected")
+            raise BadSample(f"{name}: has floating-point values ({mode}); expected class numbers")
         if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF:
-            raise BadSample(f"{name}: has values beyond 0-65535, where class numbers are expected")
+            raise BadSample(f"{name}: has values beyond 0-65535; expected class numbers")
         return pixels.astype(np.uint16)
 
     def _strange(self, values: Array) -> str:
-        """What stands in a label and not in the table."""
+        """A line about values of a label that the table lacks."""
         found = [int(value) for value in np.unique(values)]
         what = "colour" if self.encoding.colors else "id"
         shown = ", ".join(_value(value, colors=bool(self.encoding.colors)) for value in found[:3])
@@ -86,8 +87,9 @@ class Pair:
 
 
 def read_pair(store: Store, item: Item, read_label: LabelReader | None, *, upright: bool = False) -> Pair:
-    """One image and, where there is a reader, its label; :class:`BadSample` where they are damaged or
-    do not fit each other. ``upright``: they are turned as their EXIF orientation says.
+    """One image and, with a reader, its label; :class:`BadSample` if they are damaged or do not fit each other.
+
+    ``upright``: both are turned according to their EXIF orientation.
     """
     name = f"{store}: {item.image}"
     picture = open_picture(store.read(item.image), name)
@@ -108,18 +110,18 @@ def read_pair(store: Store, item: Item, read_label: LabelReader | None, *, uprig
 
 
 def _upright(label: Array, own: int, stored: tuple[int, ...], orientation: int, name: str) -> Array:
-    """The label turned as its image is, whose size as ``stored`` and EXIF ``orientation`` are given.
+    """The label turned like its image, whose ``stored`` size and EXIF ``orientation`` are given.
 
-    A label that has no orientation of its own may have been drawn on the stored pixels or on the turned ones. Its size
-    says which, where the two sizes differ; where they do not, nothing does.
+    A label without orientation may have been drawn on the stored or on the turned pixels. If the two sizes differ, its
+    size tells which; otherwise it is an error.
     """
     if own == orientation:
         return turn(label, own)
-    if own == UPRIGHT and orientation > 4 and stored[0] != stored[1]:  # from 5 on height and width are exchanged
+    if own == UPRIGHT and orientation > 4 and stored[0] != stored[1]:  # from 5 on height and width are swapped
         return turn(label, orientation) if label.shape == stored else label
     raise BadSample(
-        f"{name} and its image disagree in their EXIF orientation: {own} and {orientation} ({UPRIGHT}: upright); "
-        "write both without it, turned alike"
+        f"{name} and its image have different EXIF orientations: {own} and {orientation} ({UPRIGHT}: upright); "
+        "save both without it, turned the same way"
     )
 
 

@@ -20,12 +20,12 @@ from segdistill.types import Batch
 
 
 def stacked(samples: Sequence[Batch]) -> Batch:
-    """One batch of samples whose entries have one size each."""
+    """Stacks samples whose entries have equal sizes into a batch."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 class StepBatches(TorchDataset[Batch]):
-    """Item ``step`` is that step's batch of this process.
+    """This process's batches; item ``step`` is the batch of that step.
 
     Slot ``s = step * batch + position`` reads image ``permutation(epoch)[(s mod N) // repeats]`` of epoch ``s // N``;
     ``repeats`` = 3 is the authors' repeated augmentation (spec A.7): an epoch has N samples of N / 3 images.
@@ -49,11 +49,11 @@ class StepBatches(TorchDataset[Batch]):
             raise UserError(f"batch {batch} cannot be divided among {world_size} processes; choose a multiple")
         self.dataset, self.transform, self.collate = dataset, transform, collate
         self.batch, self.seed, self.repeats = batch, seed, repeats
-        self.positions = range(rank, batch, world_size)  # every process has its share of the batch's first half
-        self._orders: dict[int, list[int]] = {}  # of the last two epochs; plain, so that it can be sent to a worker
+        self.positions = range(rank, batch, world_size)  # every process gets its share of the first half of the batch
+        self._orders: dict[int, list[int]] = {}  # of the last two epochs; a plain dict, which can be sent to workers
 
     def indices(self, step: int) -> list[int]:
-        """The data-set indices of this process's samples of ``step``."""
+        """Indices of this process's samples of ``step``."""
         n = len(self.dataset)
         slots = [step * self.batch + position for position in self.positions]
         return [self._order(slot // n)[(slot % n) // self.repeats] for slot in slots]
@@ -81,10 +81,10 @@ class StepBatches(TorchDataset[Batch]):
 
 
 def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Generator) -> list[int]:
-    """As many indices as there are images, of which domain ``d`` has the share ``weights[d]``, shuffled.
+    """Shuffled indices, as many as there are images, with a share of ``weights[d]`` for domain ``d``.
 
-    ``sizes`` counts the images of each domain, which stand one after the other. Within a domain no image comes again
-    before all others have come. Shares are rounded so that the largest remainders gain (ours: the papers concatenate).
+    ``sizes`` are the numbers of images of the domains, in sequence. An image repeats only after all others of its
+    domain were used. Shares are rounded by largest remainder (ours: the papers concatenate).
     """
     total, whole = sum(sizes), math.fsum(weights)
     exact = [total * weight / whole for weight in weights]
@@ -100,7 +100,7 @@ def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Ge
 
 
 class _Told(TorchDataset[Batch | UserError]):
-    """The batches, and a user's mistake as a value: raised in a worker, it would come with that worker's traceback."""
+    """The batches, and user errors as values: raised in a worker, they would carry its traceback."""
 
     def __init__(self, steps: StepBatches) -> None:
         self.steps = steps
@@ -115,7 +115,7 @@ class _Told(TorchDataset[Batch | UserError]):
 def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
     """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one).
 
-    They may be started in any way that ``multiprocessing`` knows: what they need is sent to them, images are not.
+    Works with every start method of ``multiprocessing``; no images are sent to the workers.
     """
     loader = DataLoader(
         _Told(steps),

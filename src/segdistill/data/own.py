@@ -1,4 +1,4 @@
-"""The user's own images: a `dataset.yaml` becomes a record like those of the catalog.
+"""The user's own images: turns a `dataset.yaml` into a record like those of the catalog.
 
 classes: [soil, crop, weed]
 images: images              # images/train/**, images/val/**
@@ -29,7 +29,7 @@ CITYSCAPES_LABEL = "{labels}/{split}/{{city}}/{{stem}}_gtFine_{kind}.png"
 
 
 class OwnConfig(Config):
-    """What stands in a ``dataset.yaml``. Paths are relative to it, or absolute."""
+    """Content of a ``dataset.yaml``. Paths are relative to it, or absolute."""
 
     title: str = ""
     classes: tuple[str, ...] = Field(
@@ -39,14 +39,14 @@ class OwnConfig(Config):
     layout: Literal["folders", "cityscapes", "coco"] = "folders"
     images: str = Field("images", description="folder of the images")
     labels: str | None = Field("labels", description="folder of the label maps; null: there are none")
-    label_suffix: str = Field("", description="what a label's name has after its image's, such as _mask")
+    label_suffix: str = Field("", description="suffix of a label's name after its image's, such as _mask")
     splits: dict[Split, str] = Field(
         {"train": "train", "val": "val"}, min_length=1, description="folder below images and labels, or list file .txt"
     )
-    coloured: bool = Field(False, description="labels are pictures in the classes' colors, not numbers")
+    coloured: bool = Field(False, description="labels are pictures in the classes' colors instead of numbers")
     ids: dict[int, int | str] = Field({}, description="number in the label -> class; none: the numbers are the classes")
     ignore: tuple[int | RGB, ...] = Field(
-        (IGNORE,), description="numbers in the label that mean no class; of coloured labels, colors"
+        (IGNORE,), description="numbers in the label that are ignored; colors for coloured labels"
     )
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
@@ -55,12 +55,12 @@ class OwnConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> OwnConfig:
-        """All that can be wrong without a look at the files."""
+        """All problems that can be found without the files."""
         problems = []
         if self.colors and len(self.colors) != len(self.classes):
             problems.append(f"{len(self.colors)} colors for {len(self.classes)} classes; give one each or none")
         if len(set(self.classes)) < len(self.classes):
-            problems.append("a class stands twice")
+            problems.append("a class appears twice")
         if self.coloured and not self.colors:
             problems.append("coloured labels need the 'colors' of the classes")
         if self.coloured and len(set(self.colors)) < len(self.colors):
@@ -105,10 +105,10 @@ class OwnConfig(Config):
         return [value for value in self.ignore if not isinstance(value, int)]
 
     def _number_problems(self) -> list[str]:
-        """Numbers and colours that no label has, or that mean two things."""
+        """Numbers and colours that are impossible or ambiguous."""
         numbers, colors = self._ignored_numbers(), self._ignored_colors()
         problems = [
-            f"{name}: no label file holds {number}; allowed: 0 to {MOST_NUMBER} (a -1 is stored as 255 or 65535)"
+            f"{name}: no label file can contain {number}; allowed: 0 to {MOST_NUMBER} (a -1 is stored as 255 or 65535)"
             for name, values in (("ids", self.ids), ("ignore", numbers))
             for number in values
             if not 0 <= number <= MOST_NUMBER
@@ -118,22 +118,24 @@ class OwnConfig(Config):
         if "ignore" not in self.model_fields_set:
             return problems
         if self.coloured and numbers:
-            problems.append(f"ignore: {numbers[0]} is no color; of coloured labels give some, such as [[0, 0, 0]]")
+            problems.append(
+                f"ignore: {numbers[0]} is not a color; give colors for coloured labels, such as [[0, 0, 0]]"
+            )
         if colors and not self.coloured:
-            problems.append(f"ignore: {list(colors[0])} is a color, which is for coloured labels; give numbers")
+            problems.append(f"ignore: {list(colors[0])} is a color, which only coloured labels have; give numbers")
         meant = self.ids or {number: number for number in range(len(self.classes))}
         both: list[Any] = [list(color) for color in colors if color in self.colors]
         if not self.coloured:
             both = [number for number in numbers if meant.get(number, IGNORE) != IGNORE]
         if both:
             problems.append(
-                f"ignore names {', '.join(map(str, both))}, which is a class, too; take it out, or let ids say which "
-                "number is which class, such as ids: {1: road, 2: sky}"
+                f"ignore names {', '.join(map(str, both))}, which is also a class; remove it, or define the classes "
+                "with ids, such as ids: {1: road, 2: sky}"
             )
         return problems
 
     def _text_problems(self) -> list[str]:
-        """Names and paths that cannot be written down or looked up."""
+        """Names and paths that are not valid."""
         names = {"classes": [*self.classes, *([] if self.background is None else [self.background])]}
         paths = {
             "images": [self.images],
@@ -143,15 +145,15 @@ class OwnConfig(Config):
             "annotations": list(self.annotations.values()),
         }
         problems = [
-            f"{field}: {name!r} is no name; give text on one line"
+            f"{field}: {name!r} is not a valid name; give text on one line"
             for field, values in names.items()
             for name in values
             if not name.strip() or not is_text(name)
         ]
         if not is_text(self.title + self.licence):
-            problems.append("title and licence are text on one line")
+            problems.append("title and licence must be text on one line")
         return problems + [
-            f"{field}: {path!r} cannot be a path here; it has braces or control characters, or is too long"
+            f"{field}: {path!r} is not a valid path: it has braces or control characters, or is too long"
             for field, values in paths.items()
             for path in values
             if not is_text(path)
@@ -164,13 +166,13 @@ class OwnConfig(Config):
 def load_own(path: Path) -> OwnConfig:
     """The settings in ``path``; a :class:`UserError` lists all problems."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is {kind_of(path)}, where a description such as dataset.yaml is expected")
-    values = read_yaml(path, "description", "it says what your data set is, for example 'classes: [soil, crop]'")
+        raise UserError(f"{path} is {kind_of(path)}; expected a description such as dataset.yaml")
+    values = read_yaml(path, "description", "it describes your data set, for example 'classes: [soil, crop]'")
     return parse(OwnConfig, values, str(path))
 
 
 def own_place(name: str, path: Path) -> Place:
-    """The data set that the ``dataset.yaml`` at ``path`` (or in the folder ``path``) describes."""
+    """The data set described by the ``dataset.yaml`` at ``path`` (or in the folder ``path``)."""
     if not is_text(str(path)):
         raise UserError(f"the path {str(path)!r} is not UTF-8 or has control characters; rename the folder")
     path = path / "dataset.yaml" if path.is_dir() else path
@@ -184,9 +186,7 @@ def own_place(name: str, path: Path) -> Place:
         read = {} if classes else {first: read_coco(annotations[first])}
         classes = classes or category_names(read[first], config.background)
         if len(classes) > MOST_CLASSES:
-            raise UserError(
-                f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} can be told apart"
-            )
+            raise UserError(f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} are supported")
         store = CocoStore(folder, _coco_images(config), annotations, classes, config.background, read=read)
     layout = Layout(config.layout, _splits(config), _encoding(config, classes), upright=True)
     record = DatasetRecord(
@@ -235,7 +235,7 @@ def _splits(config: OwnConfig) -> dict[Split, Files]:
 
 
 def _folders(config: OwnConfig, labels: str | None, place: str) -> Files:
-    """One split of the layout ``folders``: its own folders, or a list of files in the common ones."""
+    """One split of the layout ``folders``: its own folders, or a list of files in shared ones."""
     listed = place if place.endswith(".txt") else None
     below = "" if listed else place
     return Files(
@@ -246,11 +246,11 @@ def _folders(config: OwnConfig, labels: str | None, place: str) -> Files:
 
 
 def _below(*parts: str) -> str:
-    """The parts as one path; ``.`` is the folder itself."""
+    """The parts joined; ``.`` is the folder itself."""
     return str(PurePosixPath(*parts))
 
 
 def _coco_images(config: OwnConfig) -> dict[Split, str]:
-    """The folder of each annotated split's images: the split's own where there is a setting, else the common one."""
+    """The image folder of each annotated split: its own if one is set, else the shared one."""
     given = config.splits if "splits" in config.model_fields_set else {}
     return {split: _below(config.images, given.get(split, "")) for split in config.annotations}

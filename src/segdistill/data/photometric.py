@@ -14,16 +14,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 BRIGHTNESS = 32.0
-"""Largest sum added to all channels."""
+"""Largest value added to all channels."""
 FACTORS = (0.5, 1.5)
 """Range of the factors of contrast and saturation."""
 HUE = 18
-"""Largest turn of the hue, in units of 2 degrees; turns are integers in [-HUE, HUE)."""
+"""Largest shift of the hue, in units of 2 degrees; shifts are integers in [-HUE, HUE)."""
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """One draw. None: this step is left out."""
+    """One random draw. None: this step is skipped."""
 
     brightness: float | None = None
     contrast: float | None = None
@@ -65,12 +65,12 @@ def distort(image: UInt8[Tensor, "3 h w"], drawn: Distortion) -> UInt8[Tensor, "
 
 
 def _whole(pixels: Tensor) -> Tensor:
-    """Clipped and cut to whole numbers, as a cast to 8 bits does."""
+    """Clipped and truncated to integers, like a cast to 8 bits."""
     return pixels.clamp_(0, 255).floor_()
 
 
 def _recolor(pixels: Float[Tensor, "3 h w"], saturation: float, hue: int) -> Float[Tensor, "3 h w"]:
-    """Through HSV and back: saturation times a factor, hue turned by ``hue`` units of 2 degrees."""
+    """Through HSV and back: saturation times a factor, hue shifted by ``hue`` units of 2 degrees."""
     red, green, blue = pixels
     value, lowest = pixels.amax(0), pixels.amin(0)
     chroma = value - lowest

@@ -1,7 +1,7 @@
-"""Conversions that some data sets need once: trainId labels, halves and clips, in a layout that the catalog reads.
+"""One-time conversions of data sets: trainId labels, half-size images and clips, in a layout of the catalog.
 
-The official files are only read. Every file that is written is whole or absent, and a rerun makes what is missing or
-damaged and nothing else, so an interruption costs nothing.
+The official files are only read. Files are written atomically, and a rerun only writes missing or damaged ones, so an
+interruption loses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Counts:
-    """Files that were made, files that were there already and whole, images without a label (left out)."""
+    """Numbers of files written, of intact files kept, and of images left out for lack of a label."""
 
     made: int = 0
     kept: int = 0
@@ -46,7 +46,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Job:
-    """An image or label of ``plan.store`` and the file below ``plan.out`` that is made of it."""
+    """An image or label of ``plan.store`` and the file to write in ``plan.out``."""
 
     source: str
     target: str
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the jobs of one split have in common. Goes to other processes."""
+    """Shared data of the jobs of one split; sent to other processes."""
 
     store: Store
     encoding: Encoding
@@ -100,7 +100,7 @@ def half(plan: Plan, job: Job, reader: LabelReader) -> Counts:
 
 def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
     """A tile in clips of 512 x 512 pixels; labels as the converter writes them, 0 ignored and 1 to 6 the classes
-    (spec D.4). The name says where the clip lies: ``2_10_0_512_512_1024.png``.
+    (spec D.4). The name contains the clip's position: ``2_10_0_512_512_1024.png``.
     """
     content = plan.store.read(job.source)
     with Image.open(io.BytesIO(content)) as header:
@@ -119,18 +119,18 @@ def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The record's layout that is written, how, and what its ``{stem}`` is made of (None: as it was)."""
+    """The layout to write, how, and the template of its ``{stem}`` (None: unchanged)."""
 
     title: str
     convert: Callable[[Plan, Job, LabelReader], Counts] = same
     stem: str | None = None
-    batch: int = 8  # files that a process takes at once, and finishes when it is interrupted
+    batch: int = 8  # files that a process takes at once, and finishes if it is interrupted
 
 
 PREPARATIONS: dict[str, Preparation] = {
     "gtav": Preparation("trainIds beside"),
     "synthia": Preparation("trainIds beside"),
-    "urbansyn": Preparation("renamed", stem="{number}"),  # the two names of a pair differ officially; 19 becomes 255
+    "urbansyn": Preparation("renamed", stem="{number}"),  # officially the two names of a pair differ; 19 becomes 255
     "cityscapes": Preparation("trainIds beside"),
     "mapillary": Preparation("trainIds"),
     "mapillary_half": Preparation("prepared", half),
@@ -144,9 +144,9 @@ PREPARATIONS: dict[str, Preparation] = {
 def prepare(
     name: str, source: Path, out: Path, *, processes: int = 1, progress: Progress | None = None
 ) -> tuple[Path, Counts]:
-    """Convert data set ``name``, which lies in the folder or archive ``source``, into its folder below ``out``."""
+    """Convert data set ``name`` in the folder or archive ``source`` into its folder in ``out``."""
     if name in DATASETS and name not in PREPARATIONS:
-        raise UserError(f"{name} is read as it is; what can be prepared: {', '.join(sorted(PREPARATIONS))}")
+        raise UserError(f"{name} needs no preparation; data sets that do: {', '.join(sorted(PREPARATIONS))}")
     preparation = choose("preparation", name, PREPARATIONS)
     record = DATASETS[name]
     target = next(layout for layout in record.layouts if layout.title == preparation.title)
@@ -182,13 +182,13 @@ def whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for absent and damaged files
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing and damaged files
         return False
     return True
 
 
 def _sources(name: str, record: DatasetRecord, target: Layout, source: Path) -> dict[Split, Found]:
-    """The official files of every split that is there and has public labels."""
+    """The official files of every available split with public labels."""
     official = record.raw or tuple(layout for layout in record.layouts if layout.title != target.title)
     where = Place(name, replace(record, layouts=official), source)
     found: dict[Split, Found] = {}
@@ -206,12 +206,12 @@ def _sources(name: str, record: DatasetRecord, target: Layout, source: Path) -> 
     if found:
         return found
     if source.exists() and _there(replace(where, record=replace(record, layouts=(target,)))):
-        raise UserError(f"{source} holds {name} as it is prepared; there is nothing to do")
+        raise UserError(f"{source} holds {name} in prepared form; there is nothing to do")
     raise problems[0] if problems else UserError(f"images without labels only: {where.missing()}")
 
 
 def _there(where: Place) -> bool:
-    """Whether some split of the record's only layout lies there with labels."""
+    """Whether a split of the record's only layout is there with labels."""
     for split in where.record.layouts[0].splits:
         try:
             found = find(where, split)
@@ -223,8 +223,8 @@ def _there(where: Place) -> bool:
 
 
 def _jobs(item: Item, files: Files, preparation: Preparation) -> tuple[Job, Job]:
-    """The image and the label of ``item``, with the paths that the templates ``files`` give them."""
-    assert item.label is not None and files.labels is not None, "the caller takes only what has labels"
+    """The image and the label of ``item``, with their paths by the templates ``files``."""
+    assert item.label is not None and files.labels is not None, "the caller only passes labelled items"
     fields = dict(item.key) | {"ext": PurePosixPath(item.image).suffix[1:]}
     if preparation.stem is not None:
         fields["stem"] = preparation.stem.format(**fields)
@@ -242,7 +242,7 @@ def _convert(plan: Plan, jobs: Sequence[Job]) -> Counts:
 def _in_processes(
     errands: Sequence[Callable[[], Counts]], processes: int, progress: Progress | None, what: str
 ) -> Iterator[Counts]:
-    """The results of all errands as they come; the first failure, or an interruption, drops those not begun."""
+    """The results of all errands in order of completion; a failure or an interruption cancels those not started."""
     tell = progress or (lambda *_: None)
     if processes <= 1:
         for done, errand in enumerate(errands, start=1):
@@ -260,7 +260,7 @@ def _in_processes(
 
 
 def _let_the_parent_decide() -> None:
-    """An interruption reaches every process of a terminal; this one finishes the files that it has begun."""
+    """Ctrl-C reaches every process of a terminal; this one finishes the files it has started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -287,6 +287,6 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def _nested(a: Path, b: Path) -> bool:
-    """Whether one of two folders lies in the other."""
+    """Whether one of two folders contains the other."""
     a, b = a.resolve(), b.resolve()
     return a == b or a in b.parents or b in a.parents

@@ -1,4 +1,4 @@
-"""What timm's RandAugment string may say, such as ``rand-m9-mstd0.5-inc1``; timm skips or trips over the rest."""
+"""Validation of timm's RandAugment strings such as ``rand-m9-mstd0.5-inc1``, of which timm ignores invalid parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETS = ("tweights", "t3a", "t3aw")
 
 
 def _check(text: str) -> str:
-    """The text, unless a word of it means nothing."""
+    """The text, if all its parts are valid."""
     head, *words = text.split("-")
     numbers: dict[str, float] = {}
     chosen = [word for word in words if word in SETS]
@@ -27,12 +27,12 @@ def _check(text: str) -> str:
         low, high = WORDS.get(name, (1, 0))
         if not low <= float(number) <= high or (name in WHOLE and "." in number) or name in numbers:
             allowed = ", ".join(f"{name}{low}-{name}{high}" for name, (low, high) in WORDS.items())
-            raise ValueError(f"'{word}' says nothing, or a second time; allowed are {allowed}, {', '.join(SETS)}")
+            raise ValueError(f"'{word}' is unknown or a repetition; allowed: {allowed}, {', '.join(SETS)}")
         numbers[name] = float(number)
     if head != "rand" or len(chosen) > 1:
-        raise ValueError("begins with 'rand' and names at most one set, such as rand-m9-mstd0.5-inc1")
+        raise ValueError("must begin with 'rand' and name at most one set, such as rand-m9-mstd0.5-inc1")
     return text
 
 
 RandAugment = Annotated[str, Field(max_length=100), AfterValidator(_check)]
-"""timm's string, checked."""
+"""A valid RandAugment string of timm."""

@@ -1,4 +1,4 @@
-"""The procedural world as a data set: rendered images from a cache on disk."""
+"""The procedural world as a data set: rendered images, cached on disk."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from segdistill.data.fraction import chosen_rows
 from segdistill.files import is_whole, sweep, write_sealed
 
 RENDERER = 1
-"""Part of the image cache's key: raise it whenever the world's pinned hashes change."""
+"""Part of the image cache's key: increase it whenever the world's pinned hashes change."""
 
 
 _whole: set[tuple[str, int, int, int]] = set()
-"""Cache files whose digest this process has found right: path, inode, size and time of change."""
+"""Cache files that this process has verified: path, inode, size and modification time."""
 
 
 class WorldSource(DataSource):
@@ -48,11 +48,11 @@ class WorldSource(DataSource):
         return [f"unknown label space '{self.classes}': {hint}allowed: {allowed}"]
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> World:
-        """Rendered images, from the cache where they were rendered before."""
+        """Rendered images, from the cache if they are there."""
         return World(self, selection, progress)
 
     def look(self, selection: DataSelection) -> tuple[int, tuple[str, ...]]:
-        """The numbers asked for; nothing is rendered."""
+        """The requested numbers; nothing is rendered."""
         if problems := [*self.faults(), *self.problems(selection, labelled=False)]:
             raise UserError("; ".join(problems))
         assert selection.images is not None, "problems() asks for it"
@@ -60,7 +60,7 @@ class WorldSource(DataSource):
         return images, tuple(world.LABEL_SPACES[self.classes].names)
 
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """Unknown domains, labels of the proxy, and a selection that does not say how many images to render."""
+        """Unknown domains, labels of the proxy, and selections without a number of images."""
         lines = []
         for name in selection.domains:
             if name not in world.DOMAINS:
@@ -69,9 +69,9 @@ class WorldSource(DataSource):
             elif labelled and not world.DOMAINS[name].labelled:
                 lines.append(f"domain '{name}' has no labels; take it out of 'domains'")
         if selection.images is None:
-            lines.append("the world has no end: say how many 'images' per domain")
+            lines.append("the world has unlimited images: set 'images', the number per domain")
         if selection.list is not None:
-            lines.append("the world's images have no list; choose them by 'first' and 'images'")
+            lines.append("the world has no image lists; select images by 'first' and 'images'")
         return lines
 
     def benchmark(self) -> tuple[str, ...]:
@@ -79,26 +79,26 @@ class WorldSource(DataSource):
         return tuple(name for name, each in world.DOMAINS.items() if each.role in ("source", "unseen", "validation"))
 
     def validates(self, domain: str) -> bool:
-        """As the domain's role says."""
+        """From the domain's role."""
         return domain in world.DOMAINS and world.DOMAINS[domain].role == "validation"
 
     def protocol(self, domain: str) -> Protocol:
-        """The world is drawn at ``size``: images from elsewhere are fitted into it."""
+        """The world is rendered at ``size``; other images are fitted into it."""
         return Protocol(resize=self.size)
 
     def licence(self, domain: str) -> str:
-        """The renderer's, which comes with the package."""
+        """The licence of the renderer, which is part of the package."""
         return "Apache-2.0"
 
     def facts(self, *selections: DataSelection) -> dict[str, Any]:
-        """The settings and the renderer."""
+        """The settings and the renderer's version."""
         return super().facts(*selections) | {"renderer": RENDERER}
 
 
 class World(Dataset):
-    """Rendered images of the procedural world, from a cache on disk when they were rendered before.
+    """Rendered images of the procedural world, cached on disk.
 
-    The cache holds a pair of arrays per (domain, selection) and renderer: deleting it costs only time.
+    The cache has a pair of arrays per (domain, selection) and renderer; it can be deleted at any time.
     """
 
     def __init__(self, source: WorldSource, selection: DataSelection, progress: Progress | None = None) -> None:
@@ -131,7 +131,7 @@ class World(Dataset):
         return (f"{self._selection.domains[which]}/{self._name(row)}" for which, row in self._rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: where the images lie, not what is in them."""
+        """For other processes: the paths of the images, not their content."""
         return self.__dict__ | {"_arrays": [[array.filename for array in pair] for pair in self._arrays]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def cache_folder() -> Path:
 def _load_or_render(
     source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
 ) -> tuple[np.memmap, np.memmap]:
-    """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain; rendered first where they are missing."""
+    """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain, rendered first if missing."""
     key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
     stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
     paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in ("images", "labels")]
@@ -167,7 +167,7 @@ def _load_or_render(
 
 
 def _usable(path: Path) -> bool:
-    """Whether a cache file is there and is what was written; a damaged one is named. A process hashes a file once."""
+    """Whether a cache file exists and is intact; logs damaged ones. A process verifies a file once."""
     try:
         status = path.stat()
         facts = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
@@ -177,19 +177,19 @@ def _usable(path: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"cannot read the image cache {path}: {error.strerror}; set SEGDISTILL_CACHE to a folder that can be used"
+            f"cannot read the image cache {path}: {error.strerror}; set SEGDISTILL_CACHE to a usable folder"
         ) from None
     if facts not in _whole:
-        logging.getLogger(__name__).warning("warning: damaged image cache %s: its images are rendered anew", path)
+        logging.getLogger(__name__).warning("warning: damaged image cache %s: its images are rendered again", path)
     return facts in _whole
 
 
 def _mapped(*paths: Path) -> tuple[np.memmap, np.memmap]:
-    """The two arrays of a domain, mapped and not read."""
+    """The two arrays of a domain, memory-mapped."""
     try:
         images, labels = (np.load(path, mmap_mode="r") for path in paths)
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot read the image cache {paths[0]}: {error}; give the command again") from None
+        raise UserError(f"cannot read the image cache {paths[0]}: {error}; run the command again") from None
     return images, labels
 
 

@@ -1,4 +1,4 @@
-"""The kinds of sources, and how a recipe names one: ``data: {source: world, ...}``."""
+"""The table of sources, and their form in recipes: ``data: {source: world, ...}``."""
 
 from __future__ import annotations
 

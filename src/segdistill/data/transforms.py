@@ -20,13 +20,13 @@ from segdistill.data.randaugment import RandAugment
 
 IGNORE = 255
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-"""ImageNet's statistics of [0, 1] pixels, with which the authors normalise every network's images."""
+"""ImageNet's statistics for pixels in [0, 1], with which the authors normalise the images of every network."""
 MEAN_COLOR = (124, 116, 104)
-"""The same mean as a colour: what the authors' zeros after normalisation look like."""
+"""The same mean as a colour: a zero after the authors' normalisation."""
 
 
 class DistillAugment(Config):
-    """What both networks see in a distillation stage (spec A.7: timm's ``create_transform``, the same crop for both).
+    """Augmentation of distillation stages (spec A.7: timm's ``create_transform``, the same crop for both networks).
 
     Random erasing draws Gaussian noise on pixels normalised with ImageNet's statistics, as the authors' code does. The
     result is stored in 8 bits: noise beyond black or white (5 % of it) is clipped.
@@ -41,21 +41,19 @@ class DistillAugment(Config):
 
 
 class TaskAugment(Config):
-    """What the head learns from (spec A.10). Padding is the mean colour, at the right and at the bottom, after
-    :mod:`segdistill.data.photometric`, whose values are the authors'.
+    """Augmentation of task stages (spec A.10). After the distortion of :mod:`segdistill.data.photometric`, images are
+    padded with the mean colour at the right and at the bottom.
     """
 
     scale: Range = Field((0.5, 2.0), description="range of the short side relative to the crop's")
-    max_share: float = Field(
-        0.75, gt=0, le=1, description="a crop in which one class has more than this is drawn again"
-    )
+    max_share: float = Field(0.75, gt=0, le=1, description="a crop in which one class has a larger share is redrawn")
     tries: int = Field(10, ge=1, le=1000)
     flip: float = Field(0.5, ge=0, le=1)
     photometric: bool = True
 
 
 class DistillTransform:
-    """Image -> (3, H, W) uint8 crop of the wanted size; the label is dropped."""
+    """Image -> (3, H, W) uint8 crop of the given size; drops the label."""
 
     def __init__(self, config: DistillAugment, size: tuple[int, int]) -> None:
         aspect = size[1] / size[0] if config.keep_aspect else 1.0
@@ -88,7 +86,7 @@ class DistillTransform:
         return {"image": image}
 
     def _augment(self, image: Tensor) -> Tensor:
-        """timm's RandAugment draws from Python's and NumPy's generators: seed them from torch's, then restore."""
+        """Seeds Python's and NumPy's generators, used by timm's RandAugment, from torch's, and restores them."""
         state, numpy_state = random.getstate(), np.random.get_state()
         seed = int(torch.randint(2**31, ()).item())
         random.seed(seed)
@@ -102,7 +100,7 @@ class DistillTransform:
 
 
 class TaskTransform:
-    """Image and label -> a random crop of both: (3, H, W) uint8 and (H, W) int64 with 255 where there is no label."""
+    """Image and label -> a random crop of both: (3, H, W) uint8 and (H, W) int64, 255 where unlabelled."""
 
     def __init__(self, config: TaskAugment, size: tuple[int, int]) -> None:
         self.config, self.size = config, size
@@ -158,7 +156,7 @@ def _balanced(label: Tensor, max_share: float) -> bool:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's posterize, 0 bits included: black, as Pillow drew it before version 13, which refuses them."""
+    """timm's posterize, extended to 0 bits: black, as in Pillow before version 13, which refuses 0."""
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 

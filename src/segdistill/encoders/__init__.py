@@ -1,15 +1,15 @@
-"""Encoders: one record each, built through timm, with what distillation needs on top.
+"""Encoders: networks of timm that return the features which heads and distillation read.
 
 ======================= =========================================================================
-:mod:`.table`           ``ENCODERS``: the encoders that have a name here
+:mod:`.table`           ``ENCODERS``: the encoders with a name of their own
 :mod:`.anytimm`         every other backbone of timm, as ``timm:<name>``: its record is derived
-:mod:`.record`          what a record says
+:mod:`.record`          ``EncoderRecord``: the facts about one encoder
 :mod:`.world`           the convolutional stem of the world's own encoders
 :mod:`.walks`           images -> tokens of the taps, for plain ViTs, SAM's, and everything else
 :mod:`.encoder`         ``Encoder`` and its settings
 ======================= =========================================================================
 
-The table and the records need no torch; what builds networks is imported when it is asked for.
+The table and the records need no torch; the modules that build networks are imported on first use.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, from the module that has it."""
+    """Import the names that need torch on first use."""
     if name not in HOMES:
         raise AttributeError(f"module 'segdistill.encoders' has no attribute '{name}'")
     from importlib import import_module

@@ -1,8 +1,8 @@
 """Any backbone of timm as an encoder: ``timm:convnext_tiny``, ``timm:vit_base_patch16_siglip_224.webli``.
 
-The record is derived from the network itself, which runs once on torch's meta device: nothing is downloaded and nothing
-is computed. A network is refused whose stages are not maps of whole strides; one that takes images of its own size
-alone must be built for the size of the data (``image_size``).
+The record is derived from the network itself, which runs once on torch's meta device: nothing is downloaded or
+computed. Networks whose stages are not maps with integer strides are refused; networks with a fixed input size must be
+built for the size of the data (``image_size``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def record_of(name: str) -> EncoderRecord:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves out what fills tensors in place, which takes most of the time that a network takes on the meta device."""
+    """Skips in-place initialisation, which takes most of the time on the meta device."""
 
     FILLING = frozenset({"uniform_", "normal_", "erfinv_", "clamp_", "fill_", "zero_", "copy_", "mul_", "add_", "div_"})
 
@@ -55,7 +55,7 @@ class _Uninitialised(TorchFunctionMode):
 
 @contextmanager
 def blueprint() -> Iterator[None]:
-    """Networks built in here have shapes and no numbers, and cost neither memory nor random numbers."""
+    """Networks built inside have shapes only; they use no memory and draw no random numbers."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _Uninitialised():
         yield
 
@@ -79,7 +79,7 @@ def timm_record(name: str) -> EncoderRecord:
 
 
 def _derive(name: str, arch: str) -> EncoderRecord:
-    """The record of a network that is what its record says."""
+    """The record of a network, checked by running the network built from it."""
     with blueprint():
         bare = timm.create_model(arch, pretrained=False, num_classes=0)
         known = get_pretrained_cfg(name) or PretrainedCfg()
@@ -125,7 +125,7 @@ def takes(name: str, size: tuple[int, int]) -> bool:
 
 
 def _parameters(network: nn.Module) -> frozenset[str]:
-    """What the network's class and its bases can be told."""
+    """Constructor arguments of the network's class and its bases."""
     return frozenset(name for cls in type(network).__mro__ for name in inspect.signature(cls.__init__).parameters)
 
 
@@ -138,12 +138,12 @@ def _switches(bare: Any) -> dict[str, Any]:
     elif "strict_img_size" in known:
         switches["strict_img_size"] = False
     if "global_pool" in known and getattr(bare, "blocks", None) is not None and hasattr(bare, "cls_token"):
-        switches["global_pool"] = "" if bare.cls_token is None else "token"  # a pooling would take the norm with it
+        switches["global_pool"] = "" if bare.cls_token is None else "token"  # pooling would remove the norm as well
     return switches
 
 
 def _create(arch: str, **switches: Any) -> nn.Module:
-    """The network without its classifier and what else feeds nothing but it."""
+    """The network without its classifier and the layers that only feed it."""
     network: Any = timm.create_model(arch, pretrained=False, **switches)
     if walk_of(network) is walk_maps and final_norm(network) is None:
         network.prune_intermediate_layers(prune_norm=False, prune_head=True)
@@ -151,7 +151,7 @@ def _create(arch: str, **switches: Any) -> nn.Module:
 
 
 def _takes(network: Any, size: tuple[int, int]) -> bool:
-    """Whether images of ``size`` pass."""
+    """Whether the network takes images of ``size``."""
     try:
         _probe(network, size)
     except FAILURES:

@@ -2,11 +2,12 @@
 
 An :class:`Encoder` normalises images itself, with the statistics of its weights, and returns
 :class:`~segdistill.types.Features`: raw outputs of the blocks or stages at the requested taps, tokens after the final
-norm at the tap ``-1``, and the final-norm CLS token where there is one. Selected cells of the grid of the tap ``-1``
-can be hidden behind a learnt mask token (see :mod:`segdistill.encoders.walks`).
+norm at the tap ``-1``, and the final-norm CLS token where there is one. Cells of the grid of the tap ``-1`` can be
+replaced by a learnt mask token (see :mod:`segdistill.encoders.walks`).
 
-Sizes: any height and width that are multiples of ``patch``, the pixels per cell of the tap ``-1``; for another grid
-than the built one, the positional embedding is resampled at every pass as ``resample`` says, and timm pads windows.
+Height and width may be any multiples of ``patch``, the pixels per cell of the tap ``-1``. On a grid other than the
+one the network is built for, positional embeddings are resampled in every forward pass (``resample``) and timm pads
+windows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MOST_CELLS = 2**20
 class EncoderConfig(Config):
     """Which encoder, with which weights, at which native size."""
 
-    name: str = Field(description="a name of the table (segdistill list encoders), or timm:<name>")
+    name: str = Field(description="a name from `segdistill list encoders`, or timm:<name>")
     weights: str = Field(
         "random",
         description="random | shipped | shipped:<asset> | timm:<name> | hf:<owner>/<name> | an official checkpoint "
@@ -42,7 +43,7 @@ class EncoderConfig(Config):
     )
     resample: Resample = Field(
         "papers",
-        description="patch kernel and positions of another size, in the file or of the images: papers | hub | timm "
+        description="how patch kernels and positions are resampled to another size: papers | hub | timm "
         "(segdistill.weights.resample)",
     )
     layer_scale: bool = Field(
@@ -61,19 +62,19 @@ class EncoderConfig(Config):
     def _sizes(self) -> EncoderConfig:
         record, patch = record_of(self.name), self.cell
         if not record.plain and self.patch is not None:
-            raise UserError(f"{self.name} is no plain ViT, its patch of {record.patch} is fixed: leave `patch` out")
+            raise UserError(f"{self.name} is not a plain ViT, its patch of {record.patch} is fixed: leave `patch` out")
         if not record.plain and self.layer_scale:
-            raise UserError(f"{self.name} is no plain ViT: leave `layer_scale` out")
+            raise UserError(f"{self.name} is not a plain ViT: leave `layer_scale` out")
         if not record.sized and self.image_size is not None:
-            raise UserError(f"{self.name} is built for no size and takes any: leave `image_size` out")
+            raise UserError(f"{self.name} takes images of any size: leave `image_size` out")
         if record.timm_name is None and patch != record.patch:
             raise UserError(f"{self.name} has a convolutional stem of patch {record.patch}: leave `patch` out")
         if self.image_size is not None:
             check_size(*self.image_size, patch)
             if not record.flexible and not takes(self.name, self.image_size):
                 raise UserError(
-                    f"{self.name} cannot be built for {self.image_size}: leave image_size out, its own is "
-                    f"{record.image_size}, or choose another backbone"
+                    f"{self.name} cannot be built for {self.image_size}: leave image_size out (its own is "
+                    f"{record.image_size}) or choose another backbone"
                 )
         elif any(side % patch for side in record.image_size):
             raise UserError(
@@ -83,7 +84,7 @@ class EncoderConfig(Config):
 
     @property
     def cell(self) -> int:
-        """Pixels per cell of the tap -1, which the sides of all images are multiples of."""
+        """Pixels per cell of the tap -1; image sides are multiples of it."""
         return self.patch or record_of(self.name).patch
 
     @property
@@ -96,8 +97,8 @@ class EncoderConfig(Config):
         check_size(height, width, self.cell)
         if not record_of(self.name).flexible and (height, width) != self.built_for:
             raise UserError(
-                f"{self.name} takes images of the size alone that it is built for, {self.built_for[0]} x "
-                f"{self.built_for[1]}, not {height} x {width}: set its image_size to the images' or the window's size"
+                f"{self.name} only takes images of the size it is built for, {self.built_for[0]} x "
+                f"{self.built_for[1]}, not {height} x {width}: set its image_size to that of the images or the window"
             )
 
 
@@ -111,13 +112,13 @@ def check_size(height: int, width: int, patch: int) -> None:
         )
     if (cells := (height // patch) * (width // patch)) > MOST_CELLS:
         raise UserError(
-            f"image size {height} x {width} has {cells:,} cells of patch {patch}, allowed are {MOST_CELLS:,}: choose a "
+            f"image size {height} x {width} has {cells:,} cells of patch {patch}, allowed: {MOST_CELLS:,}; choose a "
             "smaller size or a larger patch"
         )
 
 
 class FullPrecisionAttention(TorchFunctionMode):
-    """Attention in fp32 inside bf16 autocast: torch's bf16 CPU kernel takes 3.5 times as long backwards.
+    """Attention in fp32 inside bf16 autocast: the backward pass of torch's bf16 CPU kernel takes 3.5 times as long.
 
     Measured at 129 tokens (LOG.md, 2026-11-20): 41 ms instead of 11 ms a layer; every other operation stays in bf16.
     """
@@ -142,7 +143,7 @@ def _attention(images: Tensor) -> AbstractContextManager[Any]:
 
 
 class Encoder(nn.Module):
-    """A timm network as the rest of the package sees it. Built with random weights; see :func:`build_encoder`."""
+    """A timm network that returns :class:`Features`. Its weights are random; see :func:`build_encoder`."""
 
     mean: Tensor
     std: Tensor
@@ -162,22 +163,22 @@ class Encoder(nn.Module):
             settings["init_values"] = 1.0
         self.backbone: Any = self.record.build(**settings)
         self.walk = walk_of(self.backbone)
-        self.loaded: LoadReport | None = None  # what became of the keys of the file that filled it
+        self.loaded: LoadReport | None = None  # how the keys of the weight file were used
         self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
         for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the tap -1 at the size that the encoder is built for: that of a stored positional embedding."""
+        """(h, w) of the tap -1 at the built size, which is the grid of the stored positional embedding."""
         return self.mask_grid(*self.config.built_for)
 
     def mask_grid(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the cells that can be hidden in an image of ``height`` x ``width`` pixels: those of the tap -1."""
+        """(h, w) of the cells of the tap -1 in an image of ``height`` x ``width`` pixels; these can be masked."""
         return height // self.patch, width // self.patch
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest (H, W) from ``height`` x ``width`` upwards that the encoder takes; else a :class:`UserError`."""
+        """The smallest accepted (H, W) not below ``height`` x ``width``; a :class:`UserError` if there is none."""
         size = (height + -height % self.patch, width + -width % self.patch)
         if not self.record.flexible and height <= self.config.built_for[0] and width <= self.config.built_for[1]:
             size = self.config.built_for
@@ -207,7 +208,7 @@ class Encoder(nn.Module):
         taps: tuple[int, ...] = (-1,),
         hidden: Bool[Tensor, "b n"] | None = None,
     ) -> Features:
-        """RGB in [0, 1] -> tokens of ``taps`` and the CLS token; ``hidden`` cells of the mask grid are not shown."""
+        """RGB in [0, 1] -> tokens of ``taps`` and the CLS token; ``hidden`` cells of the mask grid are masked."""
         self.spec(taps)
         height, width = images.shape[-2:]
         self.config.check(height, width)
@@ -220,7 +221,7 @@ class Encoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:
-    """The encoder of ``config`` with its weights; random ones depend on ``seed`` and on nothing else."""
+    """The encoder of ``config`` with its weights; random weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         encoder = Encoder(config)

@@ -1,4 +1,4 @@
-"""What is known about an encoder before it is built. Imports neither torch nor timm."""
+"""Facts about an encoder, available before it is built. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of the channels that a network was trained with, pixels in [0, 1]."""
+"""Channel mean and standard deviation used in training, for pixels in [0, 1]."""
 
 PREFIX = "timm:"
-"""Before the name of any backbone of timm."""
+"""Prefix of the names of timm's backbones."""
 LICENCE = "see the model's page"
-"""Of their weights."""
+"""Licence text for the weights of timm's other backbones."""
 
 # global_pool="token" puts the final norm on all tokens; EVA02's default would move it behind the pooling.
 PLAIN: Mapping[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
@@ -31,14 +31,16 @@ class EncoderRecord:
     image_size: tuple[int, int]  # native (H, W), pixels
     parameters: int  # with the mask token, without heads
     licence: str  # of the weights
-    gated: bool = False  # the weights need an agreement at their host
+    gated: bool = False  # downloading the weights requires accepting a licence
     has_cls: bool = True
-    family: str = ""  # who trained it
-    timm_weights: str | None = None  # timm's name of those weights: its statistics are the encoder's
+    family: str = ""  # e.g. DINOv2
+    timm_weights: str | None = None  # timm's name for the weights; gives the normalisation statistics
     stages: tuple[tuple[int, int], ...] = ()  # (channels, pixels per cell) of every tap; none: all `width`, `patch`
-    sized: bool = True  # it is built for a size (positions, windows), which `image_size` may change
-    flexible: bool = True  # takes images of any multiple of `patch`, else only of the size that it is built for
-    switches: Mapping[str, Any] = field(default_factory=lambda: PLAIN)  # what timm is told besides; by default a ViT
+    sized: bool = True  # built for one size (positions, windows), set by `image_size`
+    flexible: bool = True  # takes any multiple of `patch`; False: only the built size
+    switches: Mapping[str, Any] = field(
+        default_factory=lambda: PLAIN
+    )  # more arguments of `build`; the default is a ViT's
 
     def shape(self, tap: int) -> tuple[int, int]:
         """Channels and pixels per cell of ``tap`` (-1 to depth - 1) at the native patch."""
@@ -46,12 +48,12 @@ class EncoderRecord:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a ViT with one grid for all taps, whose patch may be changed."""
+        """Whether it is a ViT with one grid for all taps and a configurable patch."""
         return not self.stages
 
     @property
     def statistics(self) -> Statistics:
-        """What the images are normalised with: the weights' own, ImageNet's where timm knows none."""
+        """Normalisation of the images: that of the weights, or ImageNet's where timm has none."""
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         from timm.models import get_pretrained_cfg
 
@@ -62,8 +64,8 @@ class EncoderRecord:
 def block_taps(depth: int) -> tuple[int, ...]:
     """The four blocks of a ViT that feed a head.
 
-    Up to 24 blocks after a third, half, two thirds and all of them (3, 5, 7, 11 of 12: spec A.10); deeper ones after
-    each quarter, as DINOv2 and DINOv3 do for their largest.
+    Up to 24 blocks: after a third, half, two thirds and all of them (3, 5, 7, 11 of 12: spec A.10). Deeper: after each
+    quarter, as DINOv2 and DINOv3 do for their largest models.
     """
     shares = (1 / 3, 1 / 2, 2 / 3, 1.0) if depth <= 24 else (1 / 4, 1 / 2, 3 / 4, 1.0)
     return tuple(max(0, round(depth * share) - 1) for share in shares)
@@ -72,7 +74,7 @@ def block_taps(depth: int) -> tuple[int, ...]:
 def stage_taps(strides: tuple[int, ...]) -> tuple[int, ...]:
     """The four stages that feed a head: the last one of each of the four coarsest strides.
 
-    Where there are fewer strides, the finest stage stands in for the missing ones; one stride alone is a plain ViT's.
+    With fewer strides the finest stage is repeated; networks with a single stride are treated as plain ViTs.
     """
     last = {stride: index for index, stride in enumerate(strides)}
     if len(last) == 1:

@@ -1,4 +1,4 @@
-"""The encoders that have a name here: of the papers, of their successors, and the world's own. Imports no torch."""
+"""Named encoders: those of the papers, their successors, and the built-in world's. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segdistill.encoders.record import EncoderRecord, block_taps
 
 
 def _timm(name: str, **options: Any) -> Any:
-    """timm's network, without weights."""
+    """A network of timm with random weights."""
     import timm
 
     return timm.create_model(name, pretrained=False, **options)
@@ -93,7 +93,7 @@ ENCODERS: dict[str, EncoderRecord] = {
     "dinov2_b": _dinov2("vit_base_patch14_dinov2.lvd142m", depth=12, width=768, parameters=86_580_480),
     "dinov2_l": _dinov2("vit_large_patch14_dinov2.lvd142m", depth=24, width=1024, parameters=304_368_640),
     "dinov2_g": _dinov2("vit_giant_patch14_dinov2.lvd142m", depth=40, width=1536, parameters=1_136_480_768),
-    # With four registers, which like the CLS token are no patch tokens.
+    # With four register tokens, which are not patch tokens.
     "dinov2_s_reg": _dinov2(f"vit_small_patch14{_REG}", depth=12, width=384, parameters=22_057_728),
     "dinov2_b_reg": _dinov2(f"vit_base_patch14{_REG}", depth=12, width=768, parameters=86_582_784),
     "dinov2_l_reg": _dinov2(f"vit_large_patch14{_REG}", depth=24, width=1024, parameters=304_371_712),

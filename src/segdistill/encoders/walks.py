@@ -1,18 +1,18 @@
-"""How images pass through a network of timm: the tokens of every tap on their way.
+"""Forward passes through networks of timm that collect the tokens of the requested taps.
 
-Three kinds, told apart by the network's class:
+Three kinds, chosen by the network's class:
 
 * a plain ViT (timm's ``VisionTransformer`` and ``Eva``): hidden patch embeddings become the mask token, after the patch
-  embedding and before the positional one, as in BEiT, iBOT, Proteus and GKD, so that a hidden token keeps its place and
-  the sequence its length. Class, distillation and register tokens go through the blocks and are no patch tokens.
-  DINOv3's rotations are rescaled at random while it trains, by torch's global generator, as timm does.
+  embedding and before the positional one, as in BEiT, iBOT, Proteus and GKD, so that hidden tokens keep their
+  positions and the sequence keeps its length. CLS, distillation and register tokens are processed but not returned as
+  patch tokens. In training, DINOv3's rotary embeddings are rescaled at random by torch's global generator, as in timm.
 * SAM's ViT: the same with maps instead of sequences, windows in most blocks and no CLS token. It has no final norm;
-  its neck (1x1 and 3x3 convolutions to 256 channels, each with a LayerNorm) stands there: the tap -1 is SAM's image
+  the tap -1 is the output of its neck (1x1 and 3x3 convolutions to 256 channels, each with a LayerNorm), SAM's image
   embedding. The other taps are block outputs before the neck.
-* everything else, through ``forward_intermediates``: the cells of the tap -1 that are hidden become a learnt colour in
-  the normalised image, which starts as the mean colour. The tap -1 is what timm's ``forward_features`` gives, after the
-  norm that ConvNeXt and its kin have behind the pooling, which acts on every cell here. It has a CLS token where the
-  network has one; a pooled map is none.
+* everything else, through ``forward_intermediates``: hidden cells of the tap -1 are painted with a learnt colour in the
+  normalised image, initially the mean colour. The tap -1 is the output of timm's ``forward_features``, with the norm
+  that ConvNeXt and similar networks apply after pooling applied to every cell. The CLS token is that of the network, if
+  it has one; a pooled map does not count as one.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from segdistill.ops import map_to_tokens
 
 Grid = tuple[int, int]
 Walked = tuple[dict[int, tuple[Tensor, Grid]], Tensor | None]
-"""Tokens (B, h * w, C) and grid (h, w) of each asked tap, and the CLS token (B, C) after the final norm."""
+"""Tokens (B, h * w, C) and grid (h, w) of each requested tap, and the CLS token (B, C) after the final norm."""
 
 Walk = Callable[[Any, Tensor, tuple[int, ...], Tensor, Tensor | None], Walked]
 """(network, normalised images, taps, mask token, hidden cells) -> tokens and CLS token."""
 
 
 def is_plain(network: nn.Module) -> bool:
-    """Whether it is a ViT whose patch embedding is one; its patch can be chosen."""
+    """Whether it is a ViT with a plain patch embedding, whose patch size can be chosen."""
     return isinstance(network, VisionTransformer | Eva) and isinstance(network.patch_embed, PatchEmbed)
 
 
 def walk_of(network: nn.Module) -> Walk:
-    """How to pass through ``network``."""
+    """The walk for ``network``."""
     if isinstance(network, VisionTransformer | Eva):
         return walk_vit
     return walk_sam if isinstance(network, VisionTransformerSAM) else walk_maps
 
 
 def mask_shape(network: Any) -> tuple[int, ...]:
-    """The mask token's: a patch embedding, or a colour.
+    """Shape of the mask token: a patch embedding, or a colour.
 
-    More than two dimensions: like the authors', it is decayed (optimisers spare vectors and biases only).
+    It has more than two dimensions, so that weight decay applies to it, as in the authors' code.
     """
     return (1, 3, 1, 1) if walk_of(network) is walk_maps else (1, 1, network.embed_dim)
 
@@ -122,7 +122,7 @@ def walk_maps(
         tap: (map_to_tokens(features), (features.shape[-2], features.shape[-1]))
         for tap, features in zip(wanted, maps if wanted else (), strict=True)
     }
-    if final.ndim == 3:  # a sequence: on the one grid that all of its maps have
+    if final.ndim == 3:  # a sequence, on the grid that all of its maps share
         prefix = getattr(network, "num_prefix_tokens", 0)
         tapped[-1] = final[:, prefix:], (maps[-1].shape[-2], maps[-1].shape[-1])
         return tapped, final[:, 0] if getattr(network, "cls_token", None) is not None else None
@@ -136,7 +136,7 @@ def walk_maps(
 
 
 def final_norm(network: nn.Module) -> nn.Module | None:
-    """The norm that a hierarchical network has between its pooling and its classifier."""
+    """The norm between pooling and classifier of a hierarchical network."""
     head = getattr(network, "head", None)
     if isinstance(head, NormMlpClassifierHead | ClNormMlpClassifierHead) and isinstance(head.pre_logits, nn.Identity):
         return head.norm

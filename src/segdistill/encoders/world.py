@@ -14,9 +14,9 @@ from torch import nn
 class ConvStem(PatchEmbed):
     """A patch embedding of three stride-2 3x3 convolutions (LayerNorm, GELU) and a 1x1 projection; patch 8.
 
-    From-scratch ViTs train faster and steadier with it than with one patchify convolution (Xiao et al. 2021, "Early
-    convolutions help transformers see better"). Takes the arguments of timm's ``PatchEmbed`` and ``stem_width``, the
-    channels of the first convolution; the next two have twice and four times as many.
+    ViTs trained from scratch converge faster and more stably with it than with a single patch convolution (Xiao et al.
+    2021, "Early convolutions help transformers see better"). Takes the arguments of timm's ``PatchEmbed`` and
+    ``stem_width``, the channels of the first convolution; the next two have twice and four times as many.
     """
 
     def __init__(self, *, stem_width: int, in_chans: int, embed_dim: int, patch_size: int, **kwargs: Any) -> None:

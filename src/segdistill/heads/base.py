@@ -1,4 +1,4 @@
-"""What every head offers."""
+"""The interface of heads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from segdistill.types import LossTerms
 from segdistill.weights import LoadReport
 
 Maps = tuple[Float[Tensor, "b _c _h _w"], ...]
-"""One map per tap of the encoder, shallow to deep: of a plain ViT all on the patch grid, else each on its own."""
+"""One map per tap of the encoder, shallow to deep: all on the patch grid (plain ViT), or each on its own grid."""
 
 
 class HeadConfig(Config):
-    """What the settings of all heads have."""
+    """Settings shared by all heads."""
 
     weights: str | None = Field(
         None,
@@ -30,26 +30,25 @@ class Head(nn.Module):
     """Maps of an encoder's taps -> a loss on labels, and class scores per pixel.
 
     Built as ``Head(config, channels, strides, num_classes)``: ``channels`` and ``strides`` (pixels per cell) of the
-    taps. A head owns :meth:`decode`, the one pass of its network, and what is read from its outcome:
-    :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of`. ``scores_are_logits``: whether the softmax of the scores
-    is the probability of a class.
+    taps. :meth:`decode` is the forward pass; :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of` read its output.
+    ``scores_are_logits``: whether the softmax of the scores gives class probabilities.
     """
 
-    task: str = "semantic"  # of TASKS: what its outcome and its loss are for
+    task: str = "semantic"  # a key of TASKS
     scores_are_logits: bool = True
-    undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, beside norms
+    undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, besides norms
     strides: tuple[int, ...]
     num_classes: int
-    loaded: LoadReport | None = None  # what became of the keys of the file that filled it
+    loaded: LoadReport | None = None  # how the keys of the weight file were used
 
     def decode(self, maps: Maps) -> Any:
-        """What the network makes of the maps, in the head's own form."""
+        """The network's output for the maps, in the head's own format."""
         raise NotImplementedError
 
     def loss_of(self, decoded: Any, labels: Int[Tensor, "_b h w"]) -> LossTerms:
-        """Loss terms against class indices (int64, 255 where there is none); their sum is what is optimised.
+        """Loss terms against class indices (int64, 255: ignored); their sum is optimised.
 
-        The labels are those of the first decoded images; any further ones have none.
+        The labels belong to the first decoded images; any further images have none.
         """
         raise NotImplementedError
 
@@ -58,7 +57,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def logits_of(self, decoded: Any) -> Float[Tensor, "b k _h _w"]:
-        """Class logits at the head's own resolution: their softmax over the classes is its word on a cell."""
+        """Class logits at the head's own resolution; their softmax gives per-cell class probabilities."""
         raise NotImplementedError
 
     def loss(self, maps: Maps, labels: Int[Tensor, "b h w"]) -> LossTerms:
@@ -75,5 +74,5 @@ class Head(nn.Module):
 
 
 def first(rows: Tensor, count: int) -> Tensor:
-    """The first ``count`` rows; the tensor itself where these are all, since a slice's gradient is a copy."""
+    """The first ``count`` rows; the tensor itself if it has no more, which saves copying its gradient."""
     return rows if len(rows) == count else rows[:count]

@@ -1,11 +1,11 @@
 """Mask2Former: Cheng et al., Masked-attention Mask Transformer, CVPR 2022 (arXiv 2112.01527), as a semantic head.
 
-The pixel decoder, the masked-attention decoder, the matcher and the loss are those of transformers, fed with a simple
-feature pyramid of the encoder's taps (spec A.10). Ours: what normalises the mask and the class losses is averaged over
-the processes of torch.distributed (transformers does so for the masks, and under Accelerate only,
-huggingface/transformers#26844; the authors for the masks), and random points belong to images, so that the loss does
-not depend on the number of processes. With ``dropout`` (0 by default) it does: the networks draw it. And ours: the
-pixel decoder and all losses run in float32, whatever the precision around them (as the authors' code does).
+The pixel decoder, the masked-attention decoder, the matcher and the loss are those of transformers, on a simple feature
+pyramid of the encoder's taps (spec A.10). Ours: the normalisers of the mask and class losses are averaged over the
+processes of torch.distributed (transformers does this for masks, under Accelerate only, huggingface/transformers#26844;
+the authors do it for masks), and random points are drawn per image, so that the loss does not depend on the number of
+processes, except with ``dropout`` (0 by default). The pixel decoder and all losses run in float32 whatever the
+precision of the caller, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from segdistill.heads.pyramid import STRIDES, feature_pyramid, per_level, resize
 from segdistill.ops import full_precision
 from segdistill.types import LossTerms
 
-_QUERY_CHUNK = 16  # masks upsampled at once: bounds the memory of inference, changes no value
-_LEAST_SCORE = 1e-6  # of a class at a pixel where its logarithm is asked for
+_QUERY_CHUNK = 16  # masks upsampled at once; limits memory, changes no value
+_LEAST_SCORE = 1e-6  # lower bound of scores before the logarithm
 
 Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
 """Class logits (K + 1) and mask logits (stride 4) of every query, before the first layer and after each."""
@@ -31,16 +31,16 @@ Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
 class Mask2Former(Head):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
 
-    scores_are_logits = False  # but sums over queries of probabilities
+    scores_are_logits = False  # sums of probabilities over the queries
     undecayed = ("transformer.queries_embedder.", "transformer.queries_features.", "transformer.level_embed.")
 
     class Config(HeadConfig):
         """Defaults are the authors' (spec A.10).
 
-        ``*_feedforward``: hidden width of the pixel decoder's and of the head's MLPs. ``points``: sampled per mask
+        ``*_feedforward``: hidden width of the MLPs of the pixel decoder and of the head. ``points``: sampled per mask
         in the loss and the matcher, from ``oversample`` times as many candidates; ``importance``: the share of them
-        chosen by uncertainty. ``*_weight``: of the loss terms and of the matching costs alike. ``no_object_weight``:
-        of queries without a mask in the class term.
+        chosen by uncertainty. ``*_weight``: weights of both loss terms and matching costs. ``no_object_weight``:
+        weight of queries without a mask in the class term.
         """
 
         queries: int = Field(100, ge=1, le=10**4)
@@ -119,9 +119,9 @@ class Mask2Former(Head):
     def logits_of(self, decoded: Queries) -> Float[Tensor, "b k _h _w"]:
         """Logarithm of the scores at stride 4, where the masks are made. Ours.
 
-        The scores are sums of probabilities, which no softmax made. Their logarithm behaves as other heads' logits
-        do: the softmax over classes is the normalised scores, that over pixels the normalised map of a class. Papers
-        that distil the scores (spec B.4: the einsum's output) do not say which; a softmax over raw scores between 0
+        The scores are sums of probabilities, not logits. Their logarithm behaves like the logits of other heads: its
+        softmax over classes gives the normalised scores, over pixels the normalised map of a class. Papers that distil
+        the scores (spec B.4: the einsum's output) do not say which form they use; a softmax over raw scores between 0
         and 1 would be nearly uniform.
         """
         height, width = decoded[1][-1].shape[-2:]
@@ -129,7 +129,7 @@ class Mask2Former(Head):
 
 
 def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:
-    """Per image the classes present (255 is none of them) and one binary mask of each."""
+    """Per image the classes present (without 255) and a binary mask for each."""
     classes = [unique[unique != IGNORE].long() for unique in (image.unique() for image in labels)]
     return classes, [(image == c[:, None, None]).float() for image, c in zip(labels, classes, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What Mask2Former borrows from transformers, in a file of its own because transformers takes seconds to import."""
+"""The parts of Mask2Former taken from transformers; a separate module because transformers is slow to import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdistill.heads.pyramid import STRIDES
 from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, shared_count
 
 Labels = Any
-"""A tensor for each image; transformers' signatures say Tensor."""
+"""A list of one tensor per image, where transformers' signatures say Tensor."""
 
 
 def build(config: Any, channels: tuple[int, ...], num_classes: int) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -23,13 +23,13 @@ def build(config: Any, channels: tuple[int, ...], num_classes: int) -> tuple[nn.
     settings = _settings(config, num_classes)
     pixel_decoder = hf.Mask2FormerPixelDecoder(settings, feature_channels=list(channels))
     transformer = hf.Mask2FormerTransformerModule(config.width, settings)
-    transformer.decoder.layerdrop = 0.0  # transformers also skips whole layers at the rate of the dropout
+    transformer.decoder.layerdrop = 0.0  # otherwise transformers skips whole layers at the dropout rate
     _initialise(pixel_decoder, transformer)
     return pixel_decoder, transformer, SetLoss(settings)
 
 
 class Matcher(hf.Mask2FormerHungarianMatcher):
-    """transformers' matcher; the points of an image do not depend on the process that has the image."""
+    """transformers' matcher; the points drawn for an image do not depend on the process."""
 
     def forward(
         self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels: Labels, class_labels: Labels
@@ -49,13 +49,13 @@ class Matcher(hf.Mask2FormerHungarianMatcher):
         return matched
 
     def _skip(self, images: int, device: torch.device) -> None:
-        """Draw what other processes draw for their images."""
+        """Advance the generator by the draws of other processes for their images."""
         for _ in range(images):
             torch.rand(1, self.num_points, 2, device=device)
 
 
 class SetLoss(hf.Mask2FormerLoss):
-    """transformers' set loss with the normalisers and the random points of one process that has the whole batch."""
+    """transformers' set loss, with normalisers and random points as if one process had the whole batch."""
 
     def __init__(self, settings: Mask2FormerConfig) -> None:
         super().__init__(settings, weight_dict={})
@@ -65,7 +65,7 @@ class SetLoss(hf.Mask2FormerLoss):
         self.masks: list[int] = []  # of each image of the whole batch
 
     def get_num_masks(self, class_labels: Labels, device: torch.device) -> Tensor:
-        """Masks per process, as if there were at least 1 in all processes together."""
+        """Mean number of masks per process; the total counts as at least 1."""
         own = [len(labels) for labels in class_labels]
         self.masks = gather_rows(own, device)
         return shared_count(torch.tensor(float(sum(own)), device=device))
@@ -75,7 +75,7 @@ class SetLoss(hf.Mask2FormerLoss):
         matched = sum(len(queries) for queries, _ in indices)
         others = class_queries_logits.shape[0] * class_queries_logits.shape[1] - matched
         weight = torch.tensor(matched + self.eos_coef * others, device=class_queries_logits.device)
-        share = weight / mean_over_processes(weight)  # every process asks
+        share = weight / mean_over_processes(weight)  # a collective: every process takes part
         if not matched and not self.eos_coef:
             return {"loss_cross_entropy": class_queries_logits.sum() * 0.0}
         mean = super().loss_labels(class_queries_logits, class_labels, indices)["loss_cross_entropy"]
@@ -91,7 +91,7 @@ class SetLoss(hf.Mask2FormerLoss):
     ) -> Tensor:
         """Points (M, P, 2) in [0, 1] of this process's M masks: the most uncertain candidates and some others.
 
-        With several processes the numbers are drawn for the masks of all of them, as one process draws them.
+        With several processes the numbers are drawn for the masks of all of them, in the order of one process.
         """
         rank, size = rank_and_size()
         if size == 1:
@@ -148,7 +148,7 @@ def _initialise(pixel_decoder: hf.Mask2FormerPixelDecoder, transformer: hf.Mask2
 
 @torch.no_grad()
 def _initialise_offsets(attention: hf.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention) -> None:
-    """Each head looks in its own direction, its points 1, 2, ... cells away; all points weigh the same."""
+    """Each attention head samples in its own direction, 1, 2, ... cells away; all points have equal weight."""
     angles = torch.arange(attention.n_heads) * (2 * math.pi / attention.n_heads)
     ring = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (heads, 2)
     ring = ring / ring.abs().amax(dim=-1, keepdim=True)

@@ -1,6 +1,6 @@
-"""From the maps of an encoder to the levels that pyramid heads expect.
+"""Turns the maps of an encoder into the levels of a feature pyramid.
 
-Those of a plain ViT are all on the patch grid and are resized; those of a hierarchical network are levels already.
+The maps of a plain ViT are all on the patch grid and are resized; those of a hierarchical network already are levels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STRIDES = (4, 8, 16, 32)
 
 
 def per_level(taps: tuple[T, ...], levels: int) -> tuple[T, ...]:
-    """What each level reads: the taps in their order, or the only tap everywhere. Any other number is an error."""
+    """The input of each level: one tap per level, or the only tap for all. Any other number is an error."""
     if len(taps) not in (1, levels):
         raise UserError(f"the head has {levels} levels but is given {len(taps)} taps: choose {levels} taps or 1")
     return taps * (levels // len(taps))
 
 
 def level_sizes(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(h, w) of ``levels`` (pixels per cell) over the image that the maps, of ``strides``, all cover."""
+    """(h, w) of ``levels`` (pixels per cell) for the image that the maps of ``strides`` cover."""
     covered = [
         (features.shape[-2] * stride, features.shape[-1] * stride)
         for features, stride in zip(maps, strides, strict=True)
@@ -41,7 +41,7 @@ def level_sizes(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...]) -
 def _cells(side: int, level: int) -> int:
     """``side / level``, rounded to the nearest integer (halves to the even one), at least 1.
 
-    In integers, since an exporter traces it with symbols, which have no ``round``; those mean no side below ``level``.
+    In integer arithmetic, since exporters trace it with symbols, which have no ``round``.
     """
     whole, rest = side // level, side % level
     rounded = whole + (2 * rest + whole % 2 + level - 1) // (2 * level)
@@ -49,14 +49,14 @@ def _cells(side: int, level: int) -> int:
 
 
 def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:
-    """Bilinear, half-pixel centres, no antialias; no change where the size agrees already."""
+    """Bilinear, half-pixel centres, no antialias; unchanged if it already has the size."""
     if tuple(features.shape[-2:]) == tuple(size):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
 def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
-    """``levels``, fine to coarse, in pixels per cell: level i is map i (or the only map), resized where that is needed.
+    """``levels``, fine to coarse, in pixels per cell: level i is map i (or the only map), resized where needed.
 
     Spec A.10: for patches of 16 pixels the factors are 4, 2, 1 and 0.5. ``strides`` are the maps' pixels per cell:
     the patch size of all of them for a plain ViT, 4 to 32 for a hierarchical network.

@@ -1,8 +1,8 @@
 """Semantic FPN: Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019 (arXiv 1901.02446), section 3.1.
 
-Deviations, for plain ViTs and for speed: the pyramid is a simple one (taps that are not at strides 4-32 are resized);
-every lateral 1x1 convolution runs on the tap's own grid, before the resizing, and carries a group norm, since raw block
-outputs differ in scale by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
+Deviations, for plain ViTs and for speed: a simple pyramid (taps at other strides than 4-32 are resized); each lateral
+1x1 convolution runs on the tap's own grid, before resizing, followed by a group norm, since the scales of raw block
+outputs differ by orders of magnitude; no 3x3 convolution between the top-down sum and the semantic branch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from segdistill.types import LossTerms
 
 
 class SemFPN(Head):
-    """Maps of the taps -> class logits at the finest level's stride, upsampled bilinearly to the asked size."""
+    """Maps of the taps -> class logits at the finest level's stride, upsampled bilinearly to the requested size."""
 
     class Config(HeadConfig):
         """``width``: channels of all levels. ``strides``: pixels per cell of the levels, each twice the last one's."""
@@ -36,7 +36,7 @@ class SemFPN(Head):
         @classmethod
         def _divisible(cls, width: int) -> int:
             if width % _groups(width):
-                raise ValueError("the group norms cannot divide it; choose a multiple of 4")
+                raise ValueError("not divisible into groups of the group norm; choose a multiple of 4")
             return width
 
         @field_validator("strides")
@@ -97,10 +97,10 @@ class SemFPN(Head):
 
 
 class ChannelDropout(nn.Dropout2d):
-    """Drops channels of samples: the same ones for any number of processes."""
+    """Channel dropout that drops the same channels for any number of processes."""
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """As ``nn.Dropout2d``, whose random numbers are drawn for the samples of all processes."""
+        """As ``nn.Dropout2d``, with random numbers drawn for the samples of all processes."""
         size = rank_and_size()[1]
         if size == 1 or not self.training or self.p == 0:
             return super().forward(features)

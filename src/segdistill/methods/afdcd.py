@@ -1,7 +1,7 @@
-"""Af-DCD: rebuild the teacher's features from a masked map, and tell its channel groups apart at every place.
+"""Af-DCD: reconstruct the teacher's features from a masked map, and contrast its channel groups at every position.
 
 Paper: "Augmentation-Free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation" (Fan et al.,
-NeurIPS 2023, arXiv 2312.04168); readings checked against the authors' code (spec B.3). For final-norm tokens
+NeurIPS 2023, arXiv 2312.04168); checked against the authors' code (spec B.3). For final-norm tokens
 S (B, N, Ds) and T (B, N, Dt), both as maps of the grid h x w, and K, a random map of the pixels that are kept (each
 with probability 1 - zeta):
 
@@ -12,17 +12,17 @@ with probability 1 - zeta):
     pixel    = w_kd tau^2 KL                 of both heads' logits before upsampling, mean over their pixels
 
 Each pixel and group of G is a query; its logits are the negative L1 distances / 0.07 to its positive, the same pixel
-and group of T, and to its negatives, T's *other* groups at all pixels of the patch. The positive's group at other
-pixels is left out. There are k^2 (M - 1) negatives: 240 with the defaults.
+and group of T, and to its negatives, T's *other* groups at all pixels of the patch. The positive's group at the other
+pixels is excluded. There are k^2 (M - 1) negatives: 240 with the defaults.
 
 Weights are the code's defaults; the authors' Cityscapes scripts have 2e-6 / 5e-3, ADE20K 1e-6 / 0.04 (and w_kd 0.5).
-The sums grow with Dt and N (``feature``) and with M and Dt / M (``contrast``): tune them again for other networks.
-The authors clip the gradient of align and P alone (norm 15); here an optimiser's ``clip`` is that of all parameters.
+The sums grow with Dt and N (``feature``) and with M and Dt / M (``contrast``): retune them for other networks.
+The authors clip the gradient of align and P alone (norm 15); here the optimiser's ``clip`` applies to all parameters.
 
-Ours: final encoder tokens in place of a CNN's last stage; align also between equal widths (the published code fails
-there); grids need not be square, and the student's tokens of another grid are resampled (bilinearly) to the teacher's
-first; errors, distances and softmax in at least fp32. A contrast or pixel term of weight 0 is left out, with what it
-asks of the grid, of the widths and of the stage.
+Ours: final encoder tokens instead of a CNN's last stage; align also for equal widths (the published code fails there);
+grids need not be square, and student tokens on another grid are first resampled (bilinearly) to the teacher's; errors,
+distances and softmax in at least fp32. A contrast or pixel term of weight 0 is skipped, with its requirements on grid,
+widths and stage.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
 class AfDCD(nn.Module):
-    """The projections and the three terms; see the module's text."""
+    """The projections and the three terms; see the module's docstring."""
 
     needs = Needs(logits=True)
 
@@ -56,10 +56,10 @@ class AfDCD(nn.Module):
         pixel_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the class scores' divergence; 0: none")
         drop: float = Field(0.75, ge=0, lt=1, description="share of the student's pixels hidden from the projector")
         enhanced: bool = Field(
-            False, description="projector of two blocks, their outputs averaged (the scripts' choice)"
+            False, description="projector of two blocks whose outputs are averaged, as in the authors' scripts"
         )
         pool: int = Field(4, ge=1, le=1024, description="side of the max-pooling window before the contrast, tokens")
-        patch: int = Field(4, ge=1, le=1024, description="side of the patches that are contrasted, pooled tokens")
+        patch: int = Field(4, ge=1, le=1024, description="side of the contrasted patches, pooled tokens")
         groups: int = Field(16, ge=2, le=2**16, description="channel groups of a token")
         tau: float = Field(0.07, ge=1e-3, le=1e3, description="temperature of the contrast")
         pixel_tau: float = Field(1.0, ge=1e-3, le=1e3, description="temperature of the class scores")
@@ -85,8 +85,8 @@ class AfDCD(nn.Module):
     def forward(self, student: Views, teacher: Views, noise: Float[Tensor, "b n"] | None = None) -> LossTerms:
         """Weighted ``feature``, ``contrast`` and ``pixel`` terms.
 
-        ``noise``, uniform in [0, 1), says which of the teacher's grid points are kept: those up to ``1 - drop``.
-        Without it, it is drawn from torch's global generator (:func:`segdistill.processes.rand`).
+        ``noise``, uniform in [0, 1), selects the teacher's grid points that are kept: those up to ``1 - drop``.
+        By default it is drawn from torch's global generator (:func:`segdistill.processes.rand`).
         """
         config, grid = self.config, teacher.plain.grid
         target = tokens_to_map(teacher.plain.tokens[0].detach(), grid)
@@ -141,7 +141,7 @@ def omni_contrast(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each (pixel, group) of the student, summed, over ``b h w``: ``groups`` times its mean.
 
-    ``patch`` divides h and w, ``groups`` divides c; see the module's text.
+    ``patch`` divides h and w, ``groups`` divides c; see the module's docstring.
     """
     b, _, h, w = student.shape
     queries, keys = (_vectors(x, groups, patch) for x in (student, teacher))

@@ -1,17 +1,17 @@
-"""Channel-wise distillation: where in the image each channel is active.
+"""Channel-wise distillation: matches where in the image each channel is active.
 
-Paper: "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021 (arXiv 2011.13256); readings checked
+Paper: "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021 (arXiv 2011.13256); checked
 against three public implementations, which agree (spec B.2). For maps y (B, C, h, w) of student S and teacher T:
 
     p = softmax_{hw}( y_c / tau )                           one distribution over the pixels of each channel
     L = weight tau^2 / (B C) sum_{b, c} KL( p_T || p_S )
 
 Two forms, chosen by ``maps``. ``features``: y_S is a 1x1 convolution Ds -> Dt of the final-norm patch tokens as maps,
-y_T are the teacher's. How GKD's comparison attached CWD to ViTs is not established; this is the fairest reading (spec
-B). The convolution has no bias, which the softmax would remove; the batch norm and ReLU that the authors put behind it,
-made for CNNs, are left out. Tokens of another grid are resampled to the teacher's. ``logits``: y are the heads'
-class logits before upsampling, the channels are the classes, and nothing is learnt beside the student.
-``form: cross_entropy`` is G2SD's copy of the loss: it adds the teacher's entropy, a constant.
+y_T are the teacher's. How GKD's comparison applies CWD to ViTs is not known; this is the fairest interpretation (spec
+B). The convolution has no bias, which the softmax would cancel; the authors' batch norm and ReLU after it, made for
+CNNs, are omitted. Tokens on another grid are resampled to the teacher's. ``logits``: y are the heads' class logits
+before upsampling, the channels are the classes, and there is no adapter. ``form: cross_entropy`` is G2SD's variant,
+which adds the teacher's entropy, a constant.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ FORMS = {"kl": channel_kl, "cross_entropy": channel_cross_entropy}
 
 
 class CWD(nn.Module):
-    """The adapter of the feature form, and the divergence per channel; see the module's text."""
+    """The adapter of the feature form, and the divergence per channel; see the module's docstring."""
 
     needs = Needs()
 
     class Config(base.Config):
-        """Weight and temperature are the authors' for logits; those for features are not established."""
+        """Weight and temperature are the authors' for logits; for features they are not published."""
 
         maps: Literal["features", "logits"] = Field("features", description="what is compared: tokens or class logits")
         weight: float = Field(3.0, ge=0, le=1e6, description="weight of the term")
         tau: float = Field(4.0, ge=1e-3, le=1e3, description="temperature of the softmax over the pixels of a channel")
-        form: Literal["kl", "cross_entropy"] = Field("kl", description="cross_entropy: as G2SD, the same gradient")
+        form: Literal["kl", "cross_entropy"] = Field("kl", description="cross_entropy: as in G2SD; same gradient")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()

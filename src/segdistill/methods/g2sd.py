@@ -1,7 +1,7 @@
-"""G2SD: from a masked image, rebuild the teacher's tokens; then, with labels, its class scores.
+"""G2SD: reconstruct the teacher's tokens from a masked image; then match its class scores while learning from labels.
 
-Paper: "Generic-to-Specific Distillation of Masked Autoencoders", CVPR 2023 (arXiv 2302.14771); readings checked against
-the authors' code (spec B.4). Two phases, one setting:
+Paper: "Generic-to-Specific Distillation of Masked Autoencoders", CVPR 2023 (arXiv 2302.14771); checked against the
+authors' code (spec B.4). The setting ``phase`` selects one of two:
 
 generic (for ``distill`` stages), three quarters of the tokens hidden in every sample, a decoder D of small transformer
 blocks with a mask token m of its own:
@@ -14,13 +14,13 @@ specific (for ``task`` stages), on class scores y (B, K, h, w) of both networks:
 
     specific = 3 CE( softmax_hw(y_t / tau), softmax_hw(y_s / tau) ) tau^2       mean over images and classes, tau 1
 
-Not established for a teacher without a masked autoencoder's decoder: what T' is. Ours: the teacher's final-norm CLS and
-patch tokens of the *unmasked* image; the authors take the hidden states of the fourth block of their teacher's decoder,
-which sees the same mask. Deviations: at the hidden places the student's encoder sees mask tokens (as BEiT), theirs
-drops them; in both cases the decoder reads nothing from there. The MLP's inner width is twice the decoder's (theirs:
-512, which is also the width of their targets). Predictions on another grid are resampled to the teacher's. The authors'
-second term, on the encoder's own tokens, has weight 0 and is left out. For networks without a CLS token there is the
-setting ``token``: "pooled" takes the mean of the student's *visible* tokens and of all tokens of the teacher.
+For a teacher without a masked autoencoder's decoder, T' is not defined by the paper. Ours: the teacher's final-norm CLS
+and patch tokens of the *unmasked* image; the authors take the hidden states of the fourth block of their teacher's
+decoder, which sees the same mask. Deviations: at hidden positions the student's encoder sees mask tokens (as in BEiT),
+theirs drops them; in both cases the decoder ignores these positions. The MLP's inner width is twice the decoder's
+(theirs: 512, which is also the width of their targets). Predictions on another grid are resampled to the teacher's. The
+authors' second term, on the encoder's own tokens, has weight 0 and is omitted. For networks without a CLS token the
+setting ``token: pooled`` uses the mean of the student's *visible* tokens and of all tokens of the teacher.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 class TokenDecoder(nn.Module):
     """Pre-norm transformer blocks (MLP ratio 4) that predict ``outputs`` channels for CLS and every token of a grid.
 
-    Initialised as masked autoencoders are: Xavier-uniform weights, zero biases, a mask token of small random values.
+    Initialised like masked autoencoders: Xavier-uniform weights, zero biases, a mask token of small random values.
     """
 
     def __init__(self, inputs: int, outputs: int, *, width: int, depth: int, heads: int) -> None:
@@ -72,7 +72,7 @@ class TokenDecoder(nn.Module):
     ) -> Float[Tensor, "b n1 dt"]:
         """Predictions for [CLS, tokens], n1 = 1 + n; without CLS for the tokens, n1 = n.
 
-        What stands at ``hidden`` tokens is not read.
+        The values of ``hidden`` tokens are not used.
         """
         patches = torch.where(hidden.unsqueeze(-1), self.mask_token, self.embed(tokens))
         patches = patches + positions(grid, patches.shape[-1]).to(patches)
@@ -82,7 +82,7 @@ class TokenDecoder(nn.Module):
 
 
 class G2SD(nn.Module):
-    """The term of one of the two phases; see the module's text."""
+    """The term of one of the two phases; see the module's docstring."""
 
     needs = Needs(plain=False, masked=True)
 
@@ -97,7 +97,7 @@ class G2SD(nn.Module):
         decoder_heads: int = Field(
             8, ge=1, le=8192, description="generic: attention heads of the decoder; divide its channels"
         )
-        beta: float = Field(2.0, gt=0, le=1e6, description="generic: error at which smooth-L1 turns linear")
+        beta: float = Field(2.0, gt=0, le=1e6, description="generic: error at which smooth-L1 becomes linear")
         specific_weight: float = Field(3.0, ge=0, le=1e6, description="specific: weight of the term")
         tau: float = Field(1.0, ge=1e-3, le=1e3, description="specific: temperature of the softmax over pixels")
 
@@ -127,7 +127,7 @@ class G2SD(nn.Module):
 
     @staticmethod
     def needs_for(config: Config) -> Needs:
-        """Generic: the masked view alone; specific: class scores alone."""
+        """Generic: only the masked view; specific: only class scores."""
         return G2SD.needs if config.phase == "generic" else Needs(taps=(), logits=True)
 
     def mask_settings(self) -> dict[str, float | bool]:
@@ -158,7 +158,7 @@ class G2SD(nn.Module):
         target = target.detach().to(torch.promote_types(target.dtype, torch.float32))
         target = F.layer_norm(target, target.shape[-1:], eps=1e-6)
         predicted = decoder(own, tokens, hidden, view.grid).to(target.dtype)
-        first = predicted.shape[1] - tokens.shape[1]  # the image's own token, or nothing
+        first = predicted.shape[1] - tokens.shape[1]  # the CLS token, or nothing
         patches = resize_tokens(predicted[:, first:], view.grid, goal.grid)
         return F.smooth_l1_loss(torch.cat([predicted[:, :first], patches], dim=1), target, beta=self.config.beta)
 
@@ -170,8 +170,8 @@ def mean_of_visible(tokens: Float[Tensor, "b n c"], hidden: Bool[Tensor, "b n"])
 
 
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:
-    """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels tells the column of
-    the token, the second half its row, as in masked autoencoders.
+    """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels encodes the token's
+    column, the second half its row, as in masked autoencoders.
 
     Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (the same).
     """

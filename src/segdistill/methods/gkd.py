@@ -1,7 +1,7 @@
 """Generalizable Knowledge Distillation: query-based soft distillation of encoder tokens.
 
 Paper: "Generalizable Knowledge Distillation from Vision Foundation Models for Semantic Segmentation", CVPR 2026
-(arXiv 2603.02554); readings checked against the authors' code. For student tokens S (B, N, Ds) and teacher tokens T
+(arXiv 2603.02554); checked against the authors' code. For student tokens S (B, N, Ds) and teacher tokens T
 (B, N, Dt), both after the final norm, a head with the projections phi_q and phi_v (LayerNorm, Linear) computes
 
     A = softmax_j( phi_q(S)_i . T_j )            over the N teacher tokens of the image; no 1/sqrt(d), no temperature
@@ -13,12 +13,12 @@ and three heads give the loss (all weights 1):
     feature  = MSE( [R_cls, R_plain], [T_cls, T] )
     patch    = MSE( R_masked, T )                student with hidden tokens; over *all* tokens of *all* samples
 
-Only half of the samples have hidden tokens. The others' masked view equals their plain one, so ``student.masked``
-holds the masked samples alone and the plain tokens serve the rest: the same value and gradient.
+Only half of the samples have hidden tokens. The masked view of the others equals their plain one, so
+``student.masked`` holds the masked samples only and the plain tokens are used for the rest: same value, same gradient.
 
 Deviations: attention logits, softmax and weighted sum in at least fp32 (the authors' fp16 logits are unscaled and can
-overflow); tokens of another grid are resampled to the teacher's. Settings marked "ours" are off by default: one of
-them, ``token``, says what stands for R_cls and T_cls where a network has no CLS token (``methods.masked``).
+overflow); tokens on another grid are resampled to the teacher's. Settings marked "ours" are off by default; one of
+them, ``token``, replaces R_cls and T_cls for networks without a CLS token (``methods.masked``).
 """
 
 from __future__ import annotations
@@ -61,18 +61,20 @@ class QSDHead(nn.Module):
 
 
 class GKD(MaskedDistillation):
-    """The three heads and their loss; see the module's text."""
+    """The three heads and their loss; see the module's docstring."""
 
     class Config(MaskedDistillation.Config):
         """Defaults are the authors'."""
 
-        masked_only: bool = Field(False, description="patch term over hidden tokens alone (as Proteus)")
+        masked_only: bool = Field(False, description="patch term over hidden tokens only (as in Proteus)")
         scale: float | None = Field(
             None, gt=0, le=1e6, description="ours: factor on the attention logits; None: as published"
         )
-        own_position_bias: float = Field(0.0, ge=0, le=1e6, description="ours: logit bonus of a token's own position")
+        own_position_bias: float = Field(
+            0.0, ge=0, le=1e6, description="ours: bias added to the logit of a token's own position"
+        )
         own_position_anneal: float = Field(
-            0.6, gt=0, le=1, description="ours: share of the stage in which that bonus falls linearly to zero"
+            0.6, gt=0, le=1, description="ours: share of the stage over which that bias falls linearly to zero"
         )
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
@@ -84,7 +86,7 @@ class GKD(MaskedDistillation):
         self.diagnostics: dict[str, Tensor] = {}
 
     def set_progress(self, fraction: float) -> None:
-        """Tell how much of the stage is done, from 0 to 1."""
+        """Set the completed share of the stage, from 0 to 1."""
         self.progress = float(fraction)
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
@@ -117,7 +119,7 @@ class GKD(MaskedDistillation):
     ) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""
         if student.masked is None or student.mask is None:
-            if self.config.masked_only:  # no error, but no parameter without a gradient either
+            if self.config.masked_only:  # a zero loss that still gives every parameter a gradient
                 none = torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
                 return mean_over_hidden(self.patch_head(plain, tokens, bias)[0].sum(dim=-1), none, to, to)
             return F.mse_loss(self.patch_head(plain, tokens, bias)[0], tokens)
@@ -132,7 +134,7 @@ class GKD(MaskedDistillation):
 
     @torch.no_grad()
     def _diagnose(self, attention: Float[Tensor, "b n n"], logits: Float[Tensor, "b n n"]) -> None:
-        """How far the plain-view head attends to its own position, and how peaked its logits are."""
+        """How much the plain-view head attends to its own position, and how peaked its logits are."""
         self.diagnostics = {
             "own_position_share": attention.detach().diagonal(dim1=1, dim2=2).mean(),
             "logit_std": logits.detach().std(correction=0),

@@ -1,8 +1,8 @@
-"""Divergences of score maps that several methods share; no method of its own.
+"""Divergences between score maps, shared by several methods.
 
-The teacher's map is a constant. Everything is computed in float32 at least, whatever the precision of the maps. The
-factor ``tau ** 2`` keeps the size of the gradient while the temperature softens both distributions (Hinton et al.,
-arXiv 1503.02531, section 2.1).
+The teacher's map is a constant. Computed in at least float32, whatever the precision of the maps. The factor
+``tau ** 2`` keeps the scale of the gradient when the temperature softens both distributions (Hinton et al., arXiv
+1503.02531, section 2.1).
 """
 
 from __future__ import annotations

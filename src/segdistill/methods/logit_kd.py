@@ -1,13 +1,13 @@
 """Knowledge distillation of class logits, pixel by pixel.
 
-Paper: "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531), carried from images to pixels as the
-segmentation papers do (Af-DCD's L_kd, spec B.3). For the logits z (B, K, h, w) of student S and teacher T:
+Paper: "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531), applied per pixel as in
+segmentation papers (Af-DCD's L_kd, spec B.3). For the logits z (B, K, h, w) of student S and teacher T:
 
     L = weight tau^2 / (B h w) sum_{b, pixels} KL( softmax_k( z_T / tau ) || softmax_k( z_S / tau ) )
 
-The logits are those of both heads before upsampling, at the teacher's size; no pixel is ignored, since the teacher
-has a word on each. The defaults are Af-DCD's (tau 1, weight 1). In GKD's comparison "vanilla KD" is not this loss but
-feature MSE (spec B.1), so no row of its tables is this one.
+The logits are those of both heads before upsampling, at the teacher's size. No pixel is ignored, since the teacher
+predicts every pixel. The defaults are Af-DCD's (tau 1, weight 1). "Vanilla KD" in GKD's comparison is feature MSE
+(spec B.1), not this loss; no row of its tables uses this loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
 class LogitKD(nn.Module):
-    """A divergence per pixel, without parameters; see the module's text."""
+    """A divergence per pixel, without parameters; see the module's docstring."""
 
     needs = Needs(taps=(), logits=True)
 
@@ -33,7 +33,7 @@ class LogitKD(nn.Module):
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
-        del student, teacher  # nothing to adapt: both speak of the same classes
+        del student, teacher  # nothing to adapt: both have the same classes
         self.config = config
 
     @staticmethod

@@ -1,10 +1,9 @@
-"""What GKD and Proteus share: three weighted terms, one of them on a masked view, and who is masked; no method itself.
+"""Base of GKD and Proteus: three weighted terms, one of them on a masked view.
 
 GKD (arXiv 2603.02554) keeps the terms and masks of Proteus (arXiv 2407.10366) and changes the heads; spec A.4-A.5, B.6.
 
-Networks without a CLS token (ConvNeXt, MobileNet, SAM's ViT) are the setting ``token``, ours: where it is "pooled", the
-mean of each network's patch tokens takes the place of its CLS token, in both networks; where it is "none", the terms
-are those of the patch tokens alone.
+The setting ``token`` (ours) is for networks without a CLS token (ConvNeXt, MobileNet, SAM's ViT): "pooled" replaces the
+CLS token by the mean of the patch tokens, in both networks; "none" uses patch tokens only.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ Token = Literal["cls", "pooled", "none"]
 
 
 class TokenConfig(base.Config):
-    """Settings of a method that compares one token per image beside the patch tokens."""
+    """Settings of a method that compares one token per image besides the patch tokens."""
 
     token: Token = Field(
         "cls",
-        description="what the image's own token is: cls | pooled (ours: the mean of the patch tokens, in both "
-        "networks) | none (ours: there is none); pooled and none work for networks without a CLS token",
+        description="the token that stands for the image: cls | pooled (ours: the mean of the patch tokens, in "
+        "both networks) | none (ours); pooled and none work for networks without a CLS token",
     )
 
 
@@ -73,7 +72,7 @@ class MaskedDistillation(nn.Module):
         patch_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the masked-view term (GKD: beta)")
         mask_probability: float = Field(0.5, ge=0, le=1, description="share of the samples with hidden tokens")
         mask_ratio: float = Field(0.5, ge=0, le=1, description="share of the tokens hidden in such a sample")
-        mask_first: bool = Field(True, description="hide in the first samples of the (shuffled) batch, else in random")
+        mask_first: bool = Field(True, description="mask the first samples of the (shuffled) batch, else random ones")
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()

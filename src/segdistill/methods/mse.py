@@ -2,10 +2,10 @@
 
     L = MSE( adapter(S), T )            mean over all elements; adapter = LayerNorm, Linear(Ds -> Dt)
 
-FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) on encoder tokens, as GKD's comparison uses it: its "vanilla KD" row
-is the same as "MSE, single stage", ``||F_t(x) - F_s(x)||^2`` beside the task loss. Layer, adapter and weight are not
-established there (spec B.1); ours: final-norm patch tokens, weight 1. Tokens of another grid are resampled to that of
-the teacher's same tap, before the adapter. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
+FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) on encoder tokens, as in GKD's comparison: its "vanilla KD" row is
+the same as "MSE, single stage", ``||F_t(x) - F_s(x)||^2`` beside the task loss. Layer, adapter and weight are not
+published (spec B.1); ours: final-norm patch tokens, weight 1. Tokens on another grid are resampled to the grid of the
+teacher's tap before the adapter. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
 class MSE(nn.Module):
-    """Adapters and their squared error; see the module's text."""
+    """Adapters and their squared error; see the module's docstring."""
 
     needs = Needs()
 

@@ -1,17 +1,17 @@
 """Proteus: regress the teacher's CLS token, all of its tokens, and the tokens that the student cannot see.
 
-Paper: "Accessing Vision Foundation Models via ImageNet-1K", ICLR 2025 (arXiv 2407.10366); readings checked against the
-authors' code (spec B.6). Student and teacher tokens stand after the final norm, and each head h is LayerNorm,
+Paper: "Accessing Vision Foundation Models via ImageNet-1K", ICLR 2025 (arXiv 2407.10366); checked against the authors'
+code (spec B.6). Student and teacher tokens are taken after the final norm, and each head h is LayerNorm,
 Linear(Ds -> Dt). All weights are 1:
 
     token    = MSE( h_token(CLS_s), CLS_t )
     feature  = MSE( [h_token(CLS_s), h_feature(S)], [CLS_t, T] )      over B (N + 1) Dt elements: CLS counts again
-    patch    = MSE( h_patch(S_masked), T )                            over the hidden tokens of the masked samples alone
+    patch    = MSE( h_patch(S_masked), T )                            over the hidden tokens of the masked samples only
 
-These are GKD's terms with plain heads in the place of query-based soft distillation, and the same masks (the first half
-of the samples, half of their tokens). For a CLIP teacher the authors keep the token term alone: set the other weights
-to 0. Deviations: tokens of another grid are resampled to the teacher's; without a masked sample the patch term is 0
-(theirs: the mean of nothing); the setting ``token`` says what stands for the CLS tokens where a network has none.
+These are GKD's terms with plain heads instead of query-based soft distillation, and the same masks (the first half of
+the samples, half of their tokens). For a CLIP teacher the authors keep only the token term: set the other weights to 0.
+Deviations: tokens on another grid are resampled to the teacher's; without a masked sample the patch term is 0 (theirs:
+the mean of an empty tensor); the setting ``token`` replaces the CLS tokens for networks without one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from segdistill.types import FeatureSpec, LossTerms, Views
 
 
 class Proteus(MaskedDistillation):
-    """Three heads and their squared errors; see the module's text."""
+    """Three heads and their squared errors; see the module's docstring."""
 
     def __init__(self, config: MaskedDistillation.Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__(config, student, teacher)
@@ -56,7 +56,7 @@ class Proteus(MaskedDistillation):
     def _patch(self, student: Views, tokens: Float[Tensor, "b n dt"], to: tuple[int, int]) -> Float[Tensor, ""]:
         """The masked-view term, unweighted."""
         if student.masked is None or student.mask is None:
-            error = self.patch_head(student.plain.tokens[0]).sum(dim=-1)  # no parameter without a gradient
+            error = self.patch_head(student.plain.tokens[0]).sum(dim=-1)  # gives every parameter a gradient
             grid = student.plain.grid
             return mean_over_hidden(error, torch.zeros_like(error, dtype=torch.bool), grid, grid)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)

@@ -1,4 +1,4 @@
-"""ViTKD: mimic the teacher's shallow blocks, generate its deep one from half of the student's tokens.
+"""ViTKD: mimic the teacher's shallow blocks, generate its last block from half of the student's tokens.
 
 Paper: "ViTKD: Feature-based Knowledge Distillation for Vision Transformers" (Yang et al., CVPR workshops 2024, arXiv
 2209.02432; spec B.5). For patch tokens S_l (B, N, Ds) and T_l (B, N, Dt) of the blocks l = 0, 1 (raw outputs) and of
@@ -9,11 +9,11 @@ the last one (after the final norm), fc a Linear(Ds -> Dt) each, M the hidden to
     G        = conv3x3, ReLU, conv3x3 on the token grid; M is drawn anew for each sample, a share lambda of its tokens
 
 alpha = 3e-5, beta = 3e-6, lambda = 0.5, as published. Both terms are *sums* over tokens and channels: the published
-weights belong to N = 196 and have to be tuned again for other grids and widths. Networks of equal width have no fc, as
-published. The CLS token and the logit term of the classification recipes are left out.
+weights are for N = 196 and have to be retuned for other grids and widths. Networks of equal width have no fc, as
+published. The CLS token and the logit term of the classification recipes are omitted.
 
-Ours: grids need not be square; the student's tokens of another grid are resampled (bilinearly) to the teacher's before
-fc; squared errors are summed in at least fp32.
+Ours: grids need not be square; student tokens on another grid are resampled (bilinearly) to the teacher's before fc;
+squared errors are summed in at least fp32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
 class ViTKD(nn.Module):
-    """The projections, the mask token and the generator; see the module's text."""
+    """The projections, the mask token and the generator; see the module's docstring."""
 
     needs = Needs(taps=(0, 1, -1))
 
@@ -65,8 +65,8 @@ class ViTKD(nn.Module):
     def forward(self, student: Views, teacher: Views, noise: Float[Tensor, "b n"] | None = None) -> LossTerms:
         """Weighted ``mimic`` and ``generate`` terms.
 
-        ``noise`` ranks the teacher's tokens: of each sample, those with the largest values are hidden. Without it, it
-        is drawn from torch's global generator (:func:`segdistill.processes.rand`).
+        ``noise`` ranks the teacher's tokens: those with the largest values in each sample are hidden. By default it is
+        drawn from torch's global generator (:func:`segdistill.processes.rand`).
         """
         config, ours, theirs = self.config, student.plain, teacher.plain
         targets = [tokens.detach() for tokens in theirs.tokens]
@@ -85,7 +85,7 @@ class ViTKD(nn.Module):
     def generate(
         self, tokens: Float[Tensor, "b n ds"], hidden: Bool[Tensor, "b n"], grid: tuple[int, int]
     ) -> Float[Tensor, "b n dt"]:
-        """The teacher's last tokens as they follow from the student's that are not ``hidden``."""
+        """The teacher's last tokens, predicted from the student's tokens that are not ``hidden``."""
         aligned = self.align(tokens)
         visible = torch.where(hidden.unsqueeze(-1), self.mask_token.to(aligned.dtype), aligned)
         return map_to_tokens(self.generator(tokens_to_map(visible, grid)))

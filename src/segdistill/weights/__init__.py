@@ -1,11 +1,11 @@
-"""Weights on disk: every official checkpoint of the papers, every key accounted for, nothing unpickled.
+"""Weights on disk: reads every official checkpoint of the papers, reports every key, runs no pickled code.
 
-Our own files are safetensors with ``Encoder.state_dict()`` and, in their header, the encoder's name and the grid of its
-positional embedding. Beside a file may stand a manifest, ``<stem>.json`` or the folder's ``manifest.json``; the
-``sha256`` (one digest, or a digest per file name) or ``files`` found there is checked. Shipped files live in
-``segdistill/assets``. Of a packed segmenter the encoder or the head is taken.
+Our own files are safetensors with ``Encoder.state_dict()`` and, in the header, the encoder's name and the grid of its
+positional embedding. A manifest beside the file, ``<stem>.json`` or the folder's ``manifest.json``, is checked: its
+``sha256`` (one digest, or one per file name) or ``files``. Shipped files are in ``segdistill/assets``. Packed
+segmenters are read too, as an encoder or as a head.
 
-``layouts``: whose names a file uses. ``reading``: how it is opened. ``resample``: other patches and grids.
+``layouts``: naming schemes of files. ``reading``: opening files. ``resample``: other patches and grids.
 ``hub``: timm and Hugging Face names. ``heads``: task heads, the authors' and ours.
 """
 
@@ -61,7 +61,7 @@ NEEDED = 0.95  # of the encoder's parameters must come from the file
 
 
 class HasWeights(Protocol):
-    """What this module needs of an encoder."""
+    """The part of the encoder's interface that is used here."""
 
     name: str
 
@@ -74,7 +74,7 @@ class HasWeights(Protocol):
 
 
 def weights_path(source: str, name: str) -> Path:
-    """The file that ``source`` means for the encoder ``name``; a :class:`UserError` where there is none."""
+    """The file that ``source`` refers to for the encoder ``name``; a :class:`UserError` if it does not exist."""
     if source == "shipped" or source.startswith("shipped:"):
         asset = source.partition(":")[2] or name
         path, known = ASSETS / f"{asset}.safetensors", shipped_assets()
@@ -85,7 +85,7 @@ def weights_path(source: str, name: str) -> Path:
             )
         return path
     if source.startswith(("timm:", "hf:")):
-        from segdistill.weights.hub import hub_file  # a client that needs time to import
+        from segdistill.weights.hub import hub_file  # slow to import
 
         return hub_file(source)
     path = Path(source).expanduser()
@@ -130,12 +130,11 @@ def load_encoder_weights(
 ) -> LoadReport | None:
     """Fill ``encoder`` from ``source`` (see ``EncoderConfig.weights``); ``random`` leaves it as it is (no report).
 
-    ``name`` is the asset that a bare ``shipped`` means, by default the encoder's name. Stored half precision is cast
-    up; a patch kernel and a positional embedding of another size are resampled in float32 by the way ``resample``.
-    The report accounts for every key. A :class:`UserError` is raised for a key that nobody knows, for another width
-    or depth, and where less than 95 % of the parameters arrive. A tensor may be missing only where the encoder's own
-    is neutral (a mask token or bias of 0, a gain of 1: without it a network computes the same), and never in our own
-    files, except for the mask token of a file that has none of ours.
+    ``name`` is the asset used for a bare ``shipped``, by default the encoder's name. Half precision is cast up; patch
+    kernels and positional embeddings of another size are resampled in float32 (``resample``). The report lists every
+    key. A :class:`UserError` is raised for an unknown key, for another width or depth, and if less than 95 % of the
+    parameters are in the file. A tensor may be missing only where the encoder's own is neutral (a mask token or bias
+    of 0, a gain of 1), and in our own files only the mask token of an encoder that was loaded without one.
     """
     if source == "random":
         return None
@@ -173,7 +172,7 @@ def _fill(encoder: HasWeights, content: Any, header: Mapping[str, str], report: 
 
 
 def _account(state: State, wanted: State, header: Mapping[str, str], report: LoadReport) -> None:
-    """Fill the report's lists; a :class:`UserError` for what may be neither missing nor there."""
+    """Fill the report's lists; a :class:`UserError` for keys that must not be missing or must not be there."""
     missing = sorted(wanted.keys() - state.keys())
     report.unexpected += sorted(state.keys() - wanted.keys())
     report.loaded = [key for key in wanted if key in state]
@@ -196,14 +195,14 @@ def _account(state: State, wanted: State, header: Mapping[str, str], report: Loa
 
 
 def _neutral(key: str, value: Tensor) -> bool:
-    """Whether a network without this tensor computes what it computes with the encoder's own."""
+    """Whether leaving this tensor at the encoder's own value changes nothing."""
     if key == MASK_TOKEN:
         return True
     return not key.endswith(("running_mean", "running_var")) and bool((value == 0).all() or (value == 1).all())
 
 
 def _sizes(state: State, wanted: State) -> str:
-    """The widths and depths of file and encoder where they differ, and what to do; else an empty string."""
+    """The different widths and depths of file and encoder, and what to do; empty if they agree."""
 
     def of(tensors: State) -> tuple[int, int]:
         widths = [tensors[key].shape[-1] for key in (POSITIONS, "backbone.cls_token") if key in tensors]
@@ -215,7 +214,7 @@ def _sizes(state: State, wanted: State) -> str:
         return ""
     return (
         f"; the file has width {theirs[0]} and depth {theirs[1]}, the encoder width {ours[0]} and depth {ours[1]}: "
-        "choose the encoder that it was made for"
+        "choose the encoder that the file was made for"
     )
 
 
@@ -226,7 +225,7 @@ class _Grids:
         self.new, self.header, self.report = new, header, report
 
     def old(self, patches: int) -> tuple[int, int]:
-        """Of the file: from its header; without one the encoder's if it is ours and as long, else a square."""
+        """The file's grid: from its header; else the encoder's if the length agrees, else a square."""
         ours = self.report.layout == "segdistill"
         if "grid" not in self.header and ours and patches == self.new[0] * self.new[1]:
             return self.new
@@ -240,7 +239,7 @@ class _Grids:
 
 
 def _fit(state: State, wanted: State, grids: _Grids, how: Resample) -> None:
-    """Resample, in place, what was made for another patch or grid; the report says what."""
+    """Resample, in place, tensors made for another patch or grid; the report lists them."""
     changed = grids.report.changed
 
     def note(key: str, what: str) -> None:

@@ -1,9 +1,9 @@
-"""Task heads on disk: those that our own stages leave, and the authors' Mask2Former, ``decode_head.*`` of mmengine.
+"""Task heads on disk: those of our own stages, and the authors' Mask2Former (mmengine's ``decode_head.*``).
 
 The names on the left are mmdet 3's (``MSDeformAttnPixelDecoder``, ``Mask2FormerTransformerDecoder``, spec A.10), those
-on the right transformers'. The two differ in names only, but for the queries' self-attention: one matrix for query,
-key and value there, three here. mmseg's ``FPNHead`` is not our SemFPN: its pyramid (``neck.*``) has 3x3 convolutions
-after the top-down sum and no norm before it, so that its weights have no place here.
+on the right transformers'. Only the names differ, except in the queries' self-attention: one matrix for query, key and
+value there, three here. mmseg's ``FPNHead`` is not our SemFPN: its pyramid (``neck.*``) has 3x3 convolutions after the
+top-down sum and no norm before it, so its weights cannot be loaded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NAMES = (
 
 
 class HasHeadWeights(Protocol):
-    """What this module needs of a head."""
+    """The part of a head's interface that is used here."""
 
     num_classes: int
 
@@ -64,7 +64,7 @@ class HasHeadWeights(Protocol):
 
 
 def head_path(source: str) -> Path:
-    """The file that ``source`` means; a :class:`UserError` where there is none."""
+    """The file that ``source`` refers to; a :class:`UserError` if it does not exist."""
     path = Path(source).expanduser()
     path = path / "head.safetensors" if path.is_dir() else path
     if not path.is_file():
@@ -78,8 +78,9 @@ def head_path(source: str) -> Path:
 def load_head_weights(head: HasHeadWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
     """Fill ``head``, the ``name`` of the table, from ``source`` (see ``HeadConfig.weights``).
 
-    Every key of head and file must find its place: a :class:`UserError` says what does not. Where the file says
-    which classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be ``classes``.
+    Every key of the head must be in the file and the other way round; else a :class:`UserError` lists the differences.
+    Where the file names the classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be
+    ``classes``.
     """
     path = head_path(source)
     check_digest(path)
@@ -119,24 +120,24 @@ def mask2former_state(head: State) -> State:
 
 
 HEADS: dict[str, Callable[[State], State]] = {"mask2former": mask2former_state}
-"""Head -> its names for mmseg's ``decode_head.*``. A head that is not here is no network that mmseg has."""
+"""Head -> renaming of mmseg's ``decode_head.*``. Heads that are not listed do not exist in mmseg."""
 
 
 def _ours(stored: State, wanted: State, name: str, report: LoadReport) -> State:
-    """The head's tensors under our names; ``report`` learns the layout and what was left out."""
+    """The head's tensors under our names; adds the layout and the dropped keys to ``report``."""
     head = {key.removeprefix(HEAD): value for key, value in stored.items() if key.startswith(HEAD)}
     if head:
         report.layout = "mmengine"
         report.dropped |= {key: "other networks" for key in stored if not key.startswith(HEAD)}
         if name not in HEADS:
             raise UserError(
-                f"'{report.source}' has a decode_head of mmseg, and {name} is another network than any of mmseg's: "
+                f"'{report.source}' has a decode_head of mmseg, and mmseg has no {name}: "
                 f"choose the head {' or '.join(HEADS)} if it is one, or train {name} here"
             )
         return HEADS[name](head)
     if not stored.keys() & wanted.keys():
         raise UserError(
-            f"'{report.source}' has no {HEAD}* and nothing of a {name} of ours: give a task checkpoint or a task "
+            f"'{report.source}' has neither {HEAD}* nor the keys of our {name}: give a task checkpoint or a task "
             "stage's folder, or leave head.weights out and train the head"
         )
     report.layout = "segdistill"
@@ -146,7 +147,7 @@ def _ours(stored: State, wanted: State, name: str, report: LoadReport) -> State:
 
 
 def _check_sizes(state: State, wanted: State, num_classes: int, report: LoadReport) -> None:
-    """One plain line where the number of classes or the width is another, which is what usually happens."""
+    """A plain message for the usual mismatch: another number of classes or another width."""
     if CLASSIFIER not in state or state[CLASSIFIER].ndim != wanted[CLASSIFIER].ndim:
         return
     theirs, ours = (list(tensors[CLASSIFIER].shape) for tensors in (state, wanted))
@@ -164,7 +165,7 @@ def _check_sizes(state: State, wanted: State, num_classes: int, report: LoadRepo
 
 
 def _account(state: State, wanted: State, report: LoadReport) -> None:
-    """Fill the report's lists; a :class:`UserError` for anything that has no place."""
+    """Fill the report's lists; a :class:`UserError` for keys that do not fit."""
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     report.loaded = [key for key in wanted if key in state and state[key].shape == wanted[key].shape]
     report.share = sum(wanted[key].numel() for key in report.loaded) / sum(v.numel() for v in wanted.values())
@@ -184,7 +185,7 @@ def _account(state: State, wanted: State, report: LoadReport) -> None:
 
 
 def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]:
-    """The classes that a file says it was trained on, by name; none where it does not say."""
+    """Names of the classes that the file was trained on; empty if it does not name them."""
     manifest = path.parent / "manifest.json"
     said: Any = content.get("meta") if isinstance(content, Mapping) else None
     if report.layout == "mmengine":
@@ -198,7 +199,7 @@ def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]
 
 
 def _check_classes(theirs: Sequence[str], ours: Sequence[str], report: LoadReport) -> None:
-    """A :class:`UserError` at the first class that has another name; case, spaces and hyphens do not count."""
+    """A :class:`UserError` at the first class with another name; case, spaces and hyphens are ignored."""
     if not theirs:
         return
     for number, (there, here) in enumerate(zip_longest(theirs, ours, fillvalue="none")):

@@ -1,4 +1,4 @@
-"""``timm:<name>`` and ``hf:<owner>/<name>``: a file of the Hugging Face hub, fetched and cached by its own client."""
+"""``timm:<name>`` and ``hf:<owner>/<name>``: files of the Hugging Face hub, downloaded and cached by its client."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # in this order
 
 
 def hub_file(source: str, *, local: bool = False) -> Path:
-    """The local copy of what ``timm:<name>`` or ``hf:<owner>/<name>[@revision]`` means, fetched where it is missing.
+    """The local copy of ``timm:<name>`` or ``hf:<owner>/<name>[@revision]``, downloaded if it is missing.
 
-    With ``local`` nothing is fetched. A :class:`UserError` says what is wrong with the name, or, without a network,
-    where to put the file.
+    With ``local`` nothing is downloaded. A :class:`UserError` says what is wrong with the name or, without a network
+    connection, where to put the file.
     """
     kind, _, name = source.partition(":")
     if kind == "hf":

@@ -1,18 +1,18 @@
-"""Whose names a checkpoint uses, and which of its tensors are the encoder's (spec A.8, E).
+"""Naming schemes of checkpoints, and which of their tensors belong to the encoder (spec A.8, E).
 
 =================  ====================================================================================================
 official, timm     flat, or in ``model`` / ``module`` / ``state_dict``: DINOv2 (with and without registers), DINO, DeiT,
                    EVA02, DINOv3, SAM (``image_encoder.*``), and what timm saves
 GKD stage          ``model`` with ``student.backbone.*``, ``teacher.backbone.*`` and three heads: the student alone
 mmengine           ``state_dict`` with ``backbone.*`` and ``decode_head.*``: the backbone alone
-training tools     what :mod:`segdistill.weights.wrappers` unwraps first
+training tools     unwrapped first by :mod:`segdistill.weights.wrappers`
 transformers       ViT, DeiT, DINOv2 (with and without registers), DINOv3's ViTs (``embeddings.*``, ``*layer.*``)
 segdistill         ``backbone.*`` and ``mask_token``: our own stages
 =================  ====================================================================================================
 
-timm's own converters change the official names; they are shown a model of the file's sizes, so that they never
-resample (they would do so with antialiasing and a pseudo-inverse, spec A.6). What timm leaves out without a word is
-left out by us first, with the reason in the report; a tensor that disappears all the same is an error.
+timm's own converters rename official keys. They are given a model of the file's sizes, so that they never resample
+(they would use antialiasing and a pseudo-inverse, spec A.6). Tensors that timm drops silently are dropped here first,
+with the reason in the report; any other tensor that disappears is an error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OTHER_NETWORKS = {
     ),
 }
 
-# Known parts of official files that an encoder has no use for; a name that the encoder has is never left out.
+# Known parts of official files that encoders do not use. A key that the encoder has is never dropped.
 NOT_ENCODER = (
     (r"(head|head_dist|lm_head|fc|classifier|cls_classifier|distillation_classifier|pre_logits)\.", "the classifier"),
     (r"(.*\.)?rope[._].*|.*\.(periods|freqs_cos|freqs_sin)$", "RoPE buffers (rebuilt)"),
@@ -98,7 +98,7 @@ DINOV3_GATED = (*DINOV3[:1], (r"\.gate_proj\.", ".w1."), (r"\.up_proj\.", ".w2."
 
 
 def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report: LoadReport) -> State:
-    """The tensors of a file under the encoder's names; ``report`` learns the layout and what was left out."""
+    """The tensors of a file under the encoder's names; adds the layout and the dropped keys to ``report``."""
     state = merged_lora(tensors_of(content, report), content, report)
     if "encoder" in header or ("mask_token" in state and any(key.startswith("backbone.") for key in state)):
         report.layout = "segdistill"
@@ -119,13 +119,13 @@ def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report:
 
 
 def tensors_of(content: Any, report: LoadReport) -> State:
-    """The dictionary of tensors inside the containers of a file."""
+    """The dictionary of tensors inside a file's containers."""
     content = inside(content, report)
     names = [str(key) for key in content] if isinstance(content, Mapping) else []
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)} if names else {}
     if not state:
         what = f"its entries are {some(names)}" if names else f"it holds a {type(content).__name__}"
-        raise UserError(f"'{report.source}' has no weights that we know: {what}; give a state dictionary")
+        raise UserError(f"'{report.source}' has no known weights: {what}; give a state dictionary")
     report.dropped |= {key: "entries that are no tensors" for key in names if key not in state}
     return plain_names(state, report)
 
@@ -151,7 +151,7 @@ def _backbone(state: State, wanted: set[str], report: LoadReport) -> State:
 
 
 def _without_others(state: State, layout: str, prefix: str, report: LoadReport) -> State:
-    """The keys below ``prefix``; the report learns what else there was."""
+    """The keys below ``prefix``; adds the others to the report."""
     report.layout = layout
     kept: State = {}
     for key, value in state.items():
@@ -166,7 +166,7 @@ def _without_others(state: State, layout: str, prefix: str, report: LoadReport) 
 
 
 def _common_prefix(state: State, wanted: set[str]) -> State:
-    """``state`` without a first word that all its names have and the encoder's have not."""
+    """``state`` without a prefix that all its names share and the encoder's names lack."""
     while state and not wanted & state.keys():
         first = {key.partition(".")[0] for key in state}
         shorter = {key.partition(".")[2]: value for key, value in state.items()}
@@ -177,7 +177,7 @@ def _common_prefix(state: State, wanted: set[str]) -> State:
 
 
 def _leave_out(state: State, backbone: Any, wanted: set[str], report: LoadReport) -> State:
-    """``state`` without the known parts that this encoder does not have."""
+    """``state`` without known parts that this encoder lacks."""
     named = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
     classifier = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
     kept: State = {}
@@ -205,7 +205,7 @@ def _without_distillation_token(state: State, wanted: set[str], report: LoadRepo
 
 
 class _SameSizes:
-    """The backbone as timm's converters see it: with the file's kernel and no positions, so nothing to resample."""
+    """A stand-in backbone for timm's converters, with the file's kernel and no positions: nothing to resample."""
 
     pos_embed = None
 
@@ -218,15 +218,15 @@ class _SameSizes:
 
 
 def _timm_names(state: State, backbone: Any, report: LoadReport) -> State:
-    """timm's names for official ones; tensors that get lost are unexpected unless they are zero everywhere."""
+    """Renames official keys to timm's; lost tensors are unexpected unless they are all zero."""
     family = type(backbone).__name__
     given = dict(state)
     kernel = given.get(KERNEL)
     if family not in CONVERTERS or (kernel is not None and kernel.ndim != 4):
         return state
     if family == "VisionTransformer":
-        given["mask_token"] = torch.zeros(0)  # timm knows DINOv2's files by it, and throws it away
-    with contextlib.redirect_stdout(io.StringIO()):  # timm prints where a DINOv3 model has no bias
+        given["mask_token"] = torch.zeros(0)  # timm recognises DINOv2's files by it, and drops it
+    with contextlib.redirect_stdout(io.StringIO()):  # timm prints a line for DINOv3 models without bias
         named = CONVERTERS[family](given, _SameSizes(backbone, kernel))
     alive = {_storage(value) for value in named.values()}
     for key, value in state.items():
@@ -237,7 +237,7 @@ def _timm_names(state: State, backbone: Any, report: LoadReport) -> State:
         elif value.nan_to_num().any():
             report.unexpected.append(key)
         else:
-            report.dropped[key] = "zeros without a place"
+            report.dropped[key] = "unused zeros"
     return named
 
 
@@ -246,9 +246,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _from_transformers(state: State) -> State:
-    """Official names for those of transformers' files; query, key and value become one.
+    """Renames keys of transformers' files to the official ones; query, key and value become one.
 
-    DINOv3's keys have no bias there and one of 0 in the official files.
+    DINOv3's keys have no bias there, and a bias of 0 in the official files.
     """
     rules = TRANSFORMERS
     if any(key.endswith(DINOV3_KERNEL) for key in state):

@@ -1,9 +1,9 @@
-"""Checkpoint files -> plain tensors, without running anything that a file says.
+"""Reads checkpoint files as plain tensors, without running code from them.
 
-``.pth`` files are pickles, and a pickle can be a program. They are read with torch's ``weights_only`` unpickler, which
-builds tensors and plain containers and nothing else. One class is allowed beside them: ``argparse.Namespace``, which
-the authors' files hold (spec A.9, 7) and which is plain attributes without behaviour. Every checkpoint that mmengine
-writes while it trains also holds its log: those few names are read as :class:`_Nothing`, which keeps nothing.
+``.pth`` files are pickles, which can run arbitrary code. They are read with torch's ``weights_only`` unpickler, which
+builds tensors and plain containers only. One more class is allowed: ``argparse.Namespace``, which the authors' files
+contain (spec A.9, 7) and which only holds attributes. Training checkpoints of mmengine also contain its log; the few
+names used there are read as :class:`_Nothing`, which discards its content.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
 PACKED = "segdistill"
-"""Of the headers of packed segmenters: the key of what they say of themselves."""
-LOG = (  # what mmengine's log buffers are pickled with: their class, NumPy arrays, and names looked up in a class
+"""The key of a packed segmenter's description in its header."""
+LOG = (  # names in mmengine's pickled log buffers: their class, NumPy arrays, and attribute look-ups
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -38,17 +38,17 @@ LOG = (  # what mmengine's log buffers are pickled with: their class, NumPy arra
 
 
 class _Nothing:
-    """Stands for an object that nobody needs: whatever it is made from is thrown away, and nothing runs."""
+    """Placeholder for an unused object: discards its arguments and runs nothing."""
 
     def __new__(cls, *_: Any) -> _Nothing:
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        """Keep nothing."""
+        """Discard the state."""
 
 
 def read_file(path: Path) -> tuple[Any, dict[str, str]]:
-    """The content of a checkpoint and, for safetensors, its header. :class:`UserError` where it is not one."""
+    """The content of a checkpoint and, for safetensors, its header; a :class:`UserError` for any other file."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.name.endswith(INDEX):
@@ -69,9 +69,9 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
 def part_of_packed(
     content: Any, header: Mapping[str, str], part: str, report: LoadReport
 ) -> tuple[Any, Mapping[str, str], Mapping[str, Any]]:
-    """The tensors of ``part`` (encoder or head) of a packed segmenter, its encoder's header, and what it says.
+    """The tensors of ``part`` (encoder or head) of a packed segmenter, its encoder's header, and its description.
 
-    Any other file is returned as it is.
+    Any other file is returned unchanged.
     """
     if PACKED not in header:
         return content, header, {}
@@ -79,7 +79,7 @@ def part_of_packed(
         said = json.loads(header[PACKED])
         name = str(said["model"]["encoder"]["name"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"'{report.source}' is damaged: its header is no JSON object of a packed segmenter") from None
+        raise UserError(f"'{report.source}' is damaged: its header has no description of a packed segmenter") from None
     other = "head" if part == "encoder" else "encoder"
     left = [key for key in content if not key.startswith(f"{part}.")]
     report.dropped |= dict.fromkeys(left, f"the {other} of the packed segmenter")
@@ -89,7 +89,7 @@ def part_of_packed(
 
 
 def check_digest(path: Path) -> None:
-    """Compare the file with the SHA-256 of its manifest, where there is one."""
+    """Compare the file with the SHA-256 in its manifest, if there is one."""
     for manifest in (path.with_suffix(".json"), path.parent / "manifest.json"):
         if not manifest.is_file():
             continue
@@ -105,7 +105,7 @@ def check_digest(path: Path) -> None:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that a ``model.safetensors.index.json`` names, which lie beside it."""
+    """The files that a ``model.safetensors.index.json`` names, in the same folder."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({plain_name(name) for name in places.values()})
@@ -118,7 +118,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files of an index, which must be those that it lists."""
+    """The tensors of all files of an index; they must be the ones it lists."""
     state: dict[str, Tensor] = {}
     for path in shards(index):
         check_digest(path)
@@ -130,7 +130,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a weight file; of an index that of all its files."""
+    """SHA-256 of a weight file; for an index, of all its files."""
     if not path.name.endswith(INDEX):
         return sha256(path)
     return hashlib.sha256("".join(f"{each.name} {sha256(each)}\n" for each in shards(path)).encode()).hexdigest()
@@ -138,7 +138,7 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def strange_tensors(content: Any, report: LoadReport) -> Iterator[None]:
-    """Whatever a library raises on tensors that fit no layout, as one line with the file's first names."""
+    """An error of a library on tensors that fit no layout, as one line with the file's first keys."""
     try:
         yield
     except UserError:
@@ -179,7 +179,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _not_weights(start: bytes) -> str:
-    """What the first bytes of a file say that it is, where it is no weights at all; else an empty string."""
+    """What a file is, by its first bytes, if it holds no weights at all; else empty."""
     text = start.lstrip()[:200].lower()
     if not start:
         return "is empty: fetch it again"

@@ -1,4 +1,4 @@
-"""What became of every key of a checkpoint."""
+"""How every key of a checkpoint was used."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ NAMED = 4  # keys that a line names before it counts the rest
 
 @dataclass
 class LoadReport:
-    """Every key of the file and of the network, accounted for. A load that returns one has succeeded.
+    """How every key of the file and of the network was used. A load that returns a report has succeeded.
 
     Keys are the network's (``backbone.norm.weight``); in ``dropped`` they are the file's.
     """
 
     source: str  # the file
     network: str  # the encoder's name, or the head's
-    layout: str = ""  # whose names the file uses
-    taken: str = ""  # which of the file's states, where it has several or names it
+    layout: str = ""  # the file's naming scheme
+    taken: str = ""  # which of the file's state dictionaries was used
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # not in the file: they keep a neutral value (0, or a gain of 1)
-    dropped: dict[str, str] = field(default_factory=dict)  # left out on purpose, and why
+    dropped: dict[str, str] = field(default_factory=dict)  # dropped, and why
     changed: dict[str, str] = field(default_factory=dict)  # resampled, cut or merged, and how
-    unexpected: list[str] = field(default_factory=list)  # nobody knows them: an error, so empty in what is returned
+    unexpected: list[str] = field(default_factory=list)  # unknown keys: an error, so empty in a returned report
     share: float = 0.0  # of the network's parameters that came from the file
 
     def _from(self) -> str:
@@ -44,6 +44,6 @@ class LoadReport:
 
 
 def some(items: list[str], count: int = NAMED) -> str:
-    """The first few items, and how many more there are."""
+    """The first few items and the number of the others."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return (", ".join(items[:count]) + more) or "nothing"

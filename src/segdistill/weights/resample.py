@@ -1,16 +1,16 @@
-"""Weights made for one patch and one grid, for another: patch kernels, positional embeddings, relative positions.
+"""Resamples weights to another patch or grid: patch kernels, positional embeddings, relative positions.
 
-Three ways, and they give different weights (spec A.6, F):
+Three modes, with different results (spec A.6, F):
 
-* ``papers`` (GKD, Rein): plain bicubic, no antialias, no rescaling. A kernel that grows from 14 to 16 pixels answers
-  (16/14)^2 = 1.31 times as strongly to a constant patch; that is the papers' behaviour.
+* ``papers`` (GKD, Rein): plain bicubic, no antialias, no rescaling. A kernel resized from 14 to 16 pixels responds
+  (16/14)^2 = 1.31 times as strongly to a constant patch, as in the papers.
 * ``hub``: what DINOv2's own code does at run time (GKD's stage-1a teacher). Positions are interpolated by the factor
-  (h + 0.1) / old, not to a size. It has no kernel path; a kernel of another patch is resampled as the papers'.
+  (h + 0.1) / old, not to a size. It never resizes kernels; here kernels are resampled as in ``papers``.
 * ``timm``: antialiased positions and FlexiViT's pseudo-inverse kernel (arXiv 2212.08013), timm's own functions.
 
-Where a network runs at another size than it is built for, its positions are resampled at every pass
-(:class:`RunTimePositions`). The authors' networks then interpolate by the hub's factor, whatever was done when the
-weights were read (spec A.6); ``papers`` does so too.
+Networks that run at another size than they are built for resample their positions in every forward pass
+(:class:`RunTimePositions`). The authors' networks then interpolate by the hub's factor, however the weights were loaded
+(spec A.6); ``papers`` does the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OFFSET = 0.1  # DINOv2's, against rounding
 def resample_positions(
     positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 1, how: Resample = "papers"
 ) -> Tensor:
-    """A (1, prefix + h*w, C) positional embedding for another grid; the ``prefix`` rows (CLS) stay as they are."""
+    """A (1, prefix + h*w, C) positional embedding for another grid; the ``prefix`` rows (CLS) are unchanged."""
     if old == new:
         return positions
     if how == "timm":
@@ -42,7 +42,7 @@ def resample_positions(
 
 
 def _by_factor(maps: Tensor, new: tuple[int, int]) -> Tensor:
-    """DINOv2's way for positions (1, C, h, w)."""
+    """DINOv2's interpolation of positions (1, C, h, w)."""
     factors = tuple((side + OFFSET) / before for side, before in zip(new, maps.shape[-2:], strict=True))
     resized = F.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
     assert resized.shape[-2:] == new, (resized.shape, new)
@@ -50,13 +50,13 @@ def _by_factor(maps: Tensor, new: tuple[int, int]) -> Tensor:
 
 
 class RunTimePositions(TorchFunctionMode):
-    """Inside, timm's networks resample their positions by DINOv2's factor instead of antialiased to a size.
+    """Makes timm's networks resample positions by DINOv2's factor instead of antialiased to a size.
 
-    The one antialiased interpolation in a network of timm is that of an absolute positional embedding.
+    The only antialiased interpolation in timm's networks is that of absolute positional embeddings.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace that interpolation; every other operation stays."""
+        """Replace that interpolation only."""
         named = kwargs or {}
         if func is not F.interpolate or not named.get("antialias"):
             return func(*args, **named)

@@ -1,8 +1,8 @@
-"""What training tools wrap around a network: containers in a file, prefixes of its names, other networks beside it.
+"""Removes what training tools add to checkpoints: containers, key prefixes, other networks.
 
 ============================  ==========================================================================================
-``_orig_mod.``, ``module.``   torch.compile, DistributedDataParallel, FSDP, checkpointing: wherever they stand
-``model.``, ``encoder.`` ...  any prefix that one network of the file has; what has another one is left out and named
+``_orig_mod.``, ``module.``   torch.compile, DistributedDataParallel, FSDP, checkpointing: anywhere in a key
+``model.``, ``encoder.`` ...  the prefix of one network in the file; other networks are dropped and reported
 ``teacher``, ``student``      DINO and DINOv2: the teacher, whose weights their authors publish
 ``blocks.<chunk>.<number>.``  DINOv2 under FSDP: the second number counts
 ``lora_A``, ``lora_B``        added to their weight where their scale is known (or they add nothing), else refused
@@ -42,7 +42,7 @@ PLACES = ("args", "config", "hyper_parameters", "lora_config", "peft_config", "h
 
 
 def inside(content: Any, report: LoadReport) -> Any:
-    """What lies in the containers of a file; the report learns which one was taken and what lay beside it."""
+    """The content of a file's containers; adds to the report which one was used and which were not."""
     steps: list[str] = []
     while isinstance(content, Mapping):
         name = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping) and content[name]), None)
@@ -58,7 +58,7 @@ def inside(content: Any, report: LoadReport) -> Any:
 
 
 def plain_names(state: State, report: LoadReport) -> State:
-    """``state`` without what compilers and parallel wrappers put into its names."""
+    """``state`` without the prefixes of compilers and parallel wrappers."""
     named = _renamed(state, lambda key: WRAPPERS.sub("", key), report)
     while named and all(key.startswith("module.") for key in named):
         named = _renamed(named, lambda key: key.removeprefix("module."), report)
@@ -66,7 +66,7 @@ def plain_names(state: State, report: LoadReport) -> State:
 
 
 def one_network(state: State, report: LoadReport) -> State:
-    """The network of those in the file that is meant, without its prefix; a file with one bare network as it is."""
+    """The network to use of those in the file, without its prefix; a single bare network is returned as it is."""
     found = dict.fromkeys(key[: match.start(1)] for key in state if (match := ANCHOR.search(key)))
     if not found or "" in found:
         return state
@@ -121,7 +121,7 @@ def merged_lora(state: State, content: Any, report: LoadReport) -> State:
             report.changed[name] = "LoRA that adds nothing"
             continue
         if scale is None:
-            raise UserError(_lora_line(report, [f"{name}: their scale, lora_alpha / r, stands nowhere"]))
+            raise UserError(_lora_line(report, [f"{name}: their scale, lora_alpha / r, is not given"]))
         rest[f"{name}.weight"] = (weight.float() + scale(a.shape[0]) * (b.float() @ a.float())).to(weight.dtype)
         report.changed[name] = f"LoRA of rank {a.shape[0]} added"
     return rest

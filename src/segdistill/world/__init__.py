@@ -1,6 +1,6 @@
 """The procedural driving world: deterministic street scenes with classes, instances and depth, in many domains.
 
-``render("night", "val", 3, size=(96, 192))`` is a pure function of its arguments; nothing is downloaded or stored.
+``render("night", "val", 3, size=(96, 192))`` is a pure function of its arguments; nothing is downloaded or saved.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def render(domain: str, split: str, index: int, *, size: tuple[int, int], seed: 
 
 
 def _key(domain: str, split: str, index: int, seed: int, redraw: int) -> tuple[tuple[int, ...], Domain]:
-    """The integers that seed one image, and the domain's (possibly re-drawn) record; all arguments checked."""
+    """The integers that seed one image, and the domain's (possibly re-drawn) record; checks all arguments."""
     record = choose("domain", domain, DOMAINS)
     numbers = choose("split", split, SPLITS)
     if not 0 <= index < len(numbers):

@@ -14,7 +14,7 @@ from segdistill.world.materials import INDEX
 
 Point = tuple[Number, Number]
 Ends = tuple[Point, Point]
-NEAR = 1.0  # nothing is built nearer than this, in metres
+NEAR = 1.0  # nearest distance of objects, in metres
 FAR = 1000.0  # the depth of the sky, in metres
 PLAIN = (1.0, 1.0, 0.0, 0.0)  # the grid of a surface without a pattern: u period, v period, u duty, v duty
 
@@ -33,7 +33,7 @@ class Camera:
 
 
 class Canvas:
-    """Collects cards and polygons, back to front within a layer; ``layer`` sets where the next polygons belong."""
+    """Collects cards and polygons, back to front within a layer; ``layer`` sets the layer of the next polygons."""
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
@@ -51,7 +51,7 @@ class Canvas:
         self._key = (0, 0.0)
 
     def layer(self, level: int, depth: Number = 0.0) -> None:
-        """The next polygons belong to ``level``; within it, farther ones (larger ``depth``) are painted first."""
+        """Put the next polygons into ``level``; within it, farther ones (larger ``depth``) are painted first."""
         self._key = (level, -depth)
 
     def instance(self) -> int:
@@ -60,7 +60,7 @@ class Canvas:
         return self.instances
 
     def cast(self, ax: Number, az: Number, bx: Number, bz: Number, height: Number) -> None:
-        """A vertical rectangle from (ax, az) to (bx, bz) that throws a shadow."""
+        """A vertical rectangle from (ax, az) to (bx, bz) that casts a shadow."""
         self.casters.append((ax, az, bx, bz, height))
 
     def contact(self, x0: Number, x1: Number, z0: Number, z1: Number) -> None:
@@ -79,7 +79,7 @@ class Canvas:
 class Card:
     """A vertical plane through (x, z) along the ground direction (ux, uz); its points are (metres along, metres up).
 
-    ``mirror`` = -1 flips the direction in which "along" is counted, so one profile serves both headings.
+    ``mirror`` = -1 reverses "along", so that one profile serves both headings.
     """
 
     canvas: Canvas
@@ -98,7 +98,7 @@ class Card:
         distance = nx * self.x + nz * self.z
         if abs(distance) < 0.05:
             distance = math.copysign(0.05, distance)
-        if distance > 0:  # the normal must look at the camera
+        if distance > 0:  # the normal must face the camera
             nx, nz, distance = -nx, -nz, -distance
         phase = ux * self.x + uz * self.z
         self.index = len(self.canvas.cards)
@@ -155,7 +155,7 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A resolution-independent scene: polygons, the order to paint them in, cards, and what casts shade or light."""
+    """A resolution-independent scene: polygons, the order to paint them in, cards, shadow casters, lights."""
 
     camera: Camera
     points: np.ndarray  # (P, 3) float64, metres: x right, y up, z ahead
@@ -170,14 +170,14 @@ class Scene:
 
 
 def freeze(canvas: Canvas) -> Scene:
-    """The finished scene: paint order found, points moved from their cards into the world, all before the camera."""
+    """The finished scene: sorted, with points in world coordinates, all in front of the camera."""
     rows = _table(canvas.rows, 9, np.float32)
     starts = np.array(canvas.starts)
     flat = _table(canvas.points, 2, np.float64)
     frame = np.repeat(_table(canvas.frames, 9, np.float64)[rows[:, 0].astype(np.intp)], np.diff(starts), axis=0)
     origin, along, up = frame[:, 0:3], frame[:, 3:6], frame[:, 6:9]
     a, b = flat[:, :1], flat[:, 1:]
-    steep = along[:, 2:] != 0  # cards that run away from the camera are cut at NEAR along their own plane
+    steep = along[:, 2:] != 0  # cards that recede from the camera are cut at NEAR along their own plane
     low = (NEAR - origin[:, 2:]) / np.where(steep, along[:, 2:], 1.0)
     a = np.where(steep, np.where(along[:, 2:] > 0, np.maximum(a, low), np.minimum(a, low)), a)
     points = origin + a * along + b * up

@@ -1,4 +1,4 @@
-"""How a city builds and uses its streets, and the measures of one street."""
+"""Layout statistics of a city, and the dimensions of one street."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class City:
     setback: Span = (0.0, 3.0)  # metres between sidewalk and buildings
     height: Span = (6.0, 18.0)  # of buildings, metres
     length: Span = (9.0, 24.0)  # of buildings along the street, metres
-    density: Span = (0.6, 0.9)  # share of building plots that are built on
+    density: Span = (0.6, 0.9)  # share of plots with a building
     gable: Number = 0.3  # share of buildings with a pitched roof
     trees: Span = (2, 6)  # street trees
     bushes: Span = (0, 3)
-    hills: Number = 0.4  # probability of a far line of trees
+    hills: Number = 0.4  # probability of a distant line of trees
     barrier: Span = (0.3, 0.3)  # probabilities of a wall and of a fence along one side
     poles: Span = (2, 5)
     lights: Span = (0, 2)
@@ -37,7 +37,7 @@ class City:
     centre: Span = (0.42, 0.58)
     roll: Span = (-0.01, 0.01)  # radians
     kinds: tuple[str, ...] = ("broad", "broad", "conifer")  # of trees
-    hood: Number = 0.0  # probability that the own bonnet is seen (labelled 255)
+    hood: Number = 0.0  # probability that the ego vehicle's bonnet is visible (labelled 255)
 
 
 def redrawn(city: City, dice: Dice) -> City:
@@ -58,7 +58,7 @@ def redrawn(city: City, dice: Dice) -> City:
 
 @dataclass
 class Street:
-    """The measures of one street: what the builders below need to place things."""
+    """The dimensions of one street, used to place objects."""
 
     city: City
     lane: Number

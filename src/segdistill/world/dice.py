@@ -1,4 +1,4 @@
-"""Random draws that are a function of stable integers only."""
+"""Random numbers that depend on integer keys only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
-Number = float | int  # beartype, which checks the annotations in tests, does not take an int for a float
+Number = float | int  # beartype, which checks annotations in tests, does not accept an int as a float
 Span = tuple[Number, Number]
 _POOL = 1024
 
 
 class Dice:
-    """A generator keyed by non-negative integers; scalars come from a pool, which is much faster than NumPy's calls."""
+    """A generator keyed by non-negative integers; scalars come from a pool, which is much faster than single calls."""
 
     def __init__(self, *key: int) -> None:
         self.rng = np.random.default_rng(list(key))
@@ -55,5 +55,5 @@ class Dice:
         return options[int(len(options) * self.unit())]
 
     def tint(self) -> tuple[Number, Number, Number]:
-        """Three numbers in [-1, 1): how one object differs from its material's mean colour."""
+        """Three numbers in [-1, 1): the deviation of one object from its material's mean colour."""
         return 2 * self.unit() - 1, 2 * self.unit() - 1, 2 * self.unit() - 1

@@ -1,4 +1,4 @@
-"""The domains of the procedural world. A new one is one entry in `DOMAINS`."""
+"""The domains of the procedural world. To add one, add an entry to `DOMAINS`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Role = Literal["source", "unseen", "validation", "proxy", "broad"]
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain: how its streets are built, how they look, what it is for. ``key`` is fixed: images depend on it.
+    """One domain: street layout, appearance, role. ``key`` must not change: images depend on it.
 
-    ``defining`` names the spans of ``look`` that make the domain what it is; broad and proxy images stay outside them.
+    ``defining`` names the spans of ``look`` that characterise the domain; broad and proxy images stay outside them.
     """
 
     name: str

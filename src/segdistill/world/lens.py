@@ -1,4 +1,4 @@
-"""From light to an image: what falls between camera and scene, then lens and sensor."""
+"""Radiance to image: falling flakes and streaks, then lens and sensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Materials: what a painted surface is made of. The first nineteen are the classes' main materials, in class order."""
+"""Materials of surfaces. The first nineteen are the main materials of the classes, in class order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Palettes: the mean colour of every material and how far single objects stray from it."""
+"""Palettes: the mean colour of every material and the spread of single objects around it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _COMMON = {
 
 
 def palette(spread: float = 1.0, **main: tuple[str, float]) -> Palette:
-    """A palette from ``material=(hex colour, spread)``; underscores stand for spaces, the rest is common to all."""
+    """A palette from ``material=(hex colour, spread)``; underscores are spaces; other materials have common colours."""
     table = {**_COMMON, **{name.replace("_", " "): value for name, value in main.items()}}
     unknown = set(table) - set(INDEX)
     if unknown:
@@ -67,7 +67,7 @@ def palette(spread: float = 1.0, **main: tuple[str, float]) -> Palette:
     return Palette(colours, spreads)
 
 
-# The source: a sunny coast. Every class has its own, nearly constant colour: the shortcut a network can fall for.
+# The source: a sunny coast. Every class has its own, nearly constant colour: a shortcut that networks may learn.
 COAST = palette(
     road=("#5a5c6c", 0.01), sidewalk=("#c8ae86", 0.03), building=("#d98f62", 0.07), wall=("#8f6f8f", 0.03),
     fence=("#e8e2d0", 0.03), pole=("#78808a", 0.03), traffic_light=("#d8a018", 0.03), traffic_sign=("#f2f2f2", 0.02),
@@ -102,7 +102,7 @@ HARBOUR = palette(
     rider=("#4a6a68", 0.26), car=("#86786e", 0.34), truck=("#7e8c94", 0.3), bus=("#5a8a6a", 0.28),
     train=("#a06a4a", 0.28), motorcycle=("#4c4438", 0.2), bicycle=("#5a4a56", 0.22),
 )  # fmt: skip
-# What a class tends to look like anywhere; the broad and proxy images lean on it, sometimes.
+# Usual colours of classes, which broad and proxy images sometimes use.
 GENERIC = palette(
     road=("#66666a", 0.1), sidewalk=("#8c8a86", 0.1), building=("#98887a", 0.2), wall=("#88827a", 0.15),
     fence=("#7a7a74", 0.2), pole=("#70747a", 0.15), traffic_light=("#3c3a34", 0.15), traffic_sign=("#d8d4cc", 0.1),
@@ -113,7 +113,7 @@ GENERIC = palette(
 
 
 def wild(dice: Dice) -> Palette:
-    """A random palette: each material between what is usual and any colour at all, its spread just as free."""
+    """A random palette: each material between its usual colour and any colour, with random spread."""
     rng = dice.rng
     count = len(MATERIALS)
     value = rng.uniform(0.08, 0.95, (count, 1))
@@ -127,5 +127,5 @@ def wild(dice: Dice) -> Palette:
 
 
 def redrawn(base: Palette, dice: Dice) -> Palette:
-    """``base`` with every colour moved a little."""
+    """``base`` with every colour shifted a little."""
     return Palette(np.clip(base.colours + dice.rng.uniform(-0.05, 0.05, base.colours.shape), 0.0, 1.0), base.spread)

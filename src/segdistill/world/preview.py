@@ -1,4 +1,4 @@
-"""Contact sheets: a look at the domains."""
+"""Contact sheets of the domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unlabelled proxy images: objects close up, chance compositions, and streets seen by strange cameras."""
+"""Unlabelled proxy images: close-ups of objects, random compositions, and streets from unusual cameras."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segdistill.world.dice import Dice, Number
 from segdistill.world.scene import OBJECT_LAYER, backdrop, barrier, house, street
 from segdistill.world.vehicles import Placement
 
-# The heights in metres that a close-up must fit into the image.
+# Heights in metres of the objects of close-ups.
 HEIGHTS = {
     "person": 1.75, "rider": 1.8, "bicycle": 1.1, "motorcycle": 1.1, "car": 1.5, "truck": 4.4, "bus": 4.8, "train": 5.5,
     "tree": 7.5, "bush": 1.2, "sign": 3.0, "traffic light": 4.0, "house": 9.0, "barrier": 1.8, "lamp": 7.0,
@@ -20,7 +20,7 @@ HEIGHTS = {
 
 
 def proxy(city: City, dice: Dice) -> Scene:
-    """A proxy scene: 40 % object-centred, 30 % compositions, 30 % strange views of streets."""
+    """A proxy scene: 40 % object-centred, 30 % compositions, 30 % unusual views of streets."""
     kind = dice.unit()
     if kind < 0.4:
         return _close_up(dice)

@@ -1,4 +1,4 @@
-"""From a scene to buffers: which polygon each pixel sees, then class, instance and depth by look-up."""
+"""Scene to buffers: the visible polygon of each pixel, then class, instance and depth by look-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from segdistill.world.canvas import FAR, NEAR, Camera, Scene
 
-_REACH = 30000  # polygons are cut off this many pixels outside the image
+_REACH = 30000  # polygons are clipped this many pixels outside the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ def project(camera: Camera, points: np.ndarray, size: tuple[int, int]) -> tuple[
 
 
 def _integer_polygons(scene: Scene, size: tuple[int, int]) -> list[list[int]]:
-    """Flat integer vertex lists. Vertices are drawn in by half a pixel since the painter includes its outline."""
+    """Flat integer vertex lists. Vertices are moved inwards by half a pixel, since the painter includes the outline."""
     u, v = project(scene.camera, scene.points, size)
     starts = scene.starts[:-1]
     counts = np.diff(scene.starts)

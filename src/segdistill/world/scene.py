@@ -1,4 +1,4 @@
-"""Street scenes: a `City` says how streets are built and used, `street` draws one of them."""
+"""Street scenes: `street` draws a random street with the statistics of a `City`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def street(city: City, dice: Dice) -> Scene:
 
 
 def backdrop(canvas: Canvas, dice: Dice, hills: Number) -> None:
-    """The sky, and sometimes a far line of trees or roofs."""
+    """The sky, and sometimes a distant line of trees or roofs."""
     canvas.layer(SKY_LAYER)
     sky = Card(canvas, 0.0, FAR, SKY)
     sky.rect(-4 * FAR, -4 * FAR, 4 * FAR, 6 * FAR, "sky")
@@ -147,7 +147,7 @@ def house(
     *,
     gable: Number,
 ) -> None:
-    """A building whose street front runs from the near to the far (x, z) end of ``front``; its gable end faces us."""
+    """A building whose street front runs from the near to the far (x, z) end of ``front``; its gable faces us."""
     (x0, z0), (x1, z1) = front
     length = ((x1 - x0) ** 2 + (z1 - z0) ** 2) ** 0.5
     direction = ((x1 - x0) / length, (z1 - z0) / length)
@@ -216,7 +216,7 @@ def barrier(canvas: Canvas, dice: Dice, ends: Ends, *, solid: bool, low: bool) -
 
 
 def hood(canvas: Canvas, dice: Dice) -> None:
-    """The own bonnet at the lower image edge; not a class of the world (255)."""
+    """The ego vehicle's bonnet at the lower image edge; not a class of the world (255)."""
     canvas.layer(HOOD_LAYER)
     camera = canvas.camera
     z, reach = 1.2, (1.0 - camera.horizon) * 0.5 / camera.focal * 1.2

@@ -1,4 +1,4 @@
-"""From buffers and a style to light: albedo, texture, snow, sun, lamps, sky, wet ground and fog."""
+"""Buffers and a style to radiance: albedo, texture, snow, sun, lamps, sky, wet ground and fog."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdistill.world.style import Style
 
 F = np.float32
 _SIDE = 512  # of the noise table
-_SMOOTH = 160_000  # pixels from which noise is interpolated
+_SMOOTH = 160_000  # number of pixels from which on noise is interpolated
 _SKY, _WINDOW, _LAMP = 10, INDEX["window"], INDEX["street lamp"]
 
 
@@ -45,7 +45,7 @@ def _noise_table() -> np.ndarray:
 def noise(u: np.ndarray, v: np.ndarray, *, smooth: bool) -> np.ndarray:
     """Periodic noise at lattice coordinates (u, v); one unit is one cell of the 512-cell table.
 
-    Small images take the nearest cell, which is fast and looks no different; large ones interpolate (``smooth``).
+    Small images use the nearest cell, which is fast and looks the same; large ones interpolate (``smooth``).
     """
     table = _noise_table()
     iu, iv = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
@@ -73,7 +73,7 @@ def _albedo(scene: Scene, style: Style) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """The n pixels with a regular pattern, as flat indices: how much second colour each shows, in which cell it is."""
+    """The n pixels with a regular pattern, as flat indices: the share of the second colour, and the cell, of each."""
 
     where: np.ndarray  # (n,)
     amount: np.ndarray  # (n,) in [0, 1]
@@ -92,7 +92,7 @@ def _pattern(scene: Scene, buffers: Buffers, along: np.ndarray, up: np.ndarray) 
     depth = buffers.depth.ravel()[where]
     column, row = np.floor(u), np.floor(v)
     inside = ((u - column) < du) & (((v - row) < dv) | (dv >= 1))
-    # where a period is smaller than about two pixels the pattern turns into its mean
+    # periods below about two pixels are replaced by the pattern's mean
     pixel = depth / F(scene.camera.focal * buffers.polygon.shape[1])
     fine = np.clip(pu / pixel * F(0.5) - F(0.75), 0.0, 1.0)
     return Pattern(where, inside * fine + (1 - fine) * du * np.minimum(dv, 1), column, row)
@@ -132,12 +132,12 @@ def _texture(scene: Scene, style: Style, k: np.ndarray, along: np.ndarray, up: n
     """(H, W) relative brightness change by surface texture."""
     amplitude = TEXTURE[scene.rows[:, 3].astype(np.intp)] * F(style["texture"])
     scale = F(14.0 * style["grain"])
-    shift = k * 37  # neighbouring polygons do not share one texture
+    shift = k * 37  # neighbouring polygons have different textures
     return noise(along * scale + shift, up * scale + shift, smooth=k.size >= _SMOOTH) * amplitude[k]
 
 
 def _snow(rgb: np.ndarray, scene: Scene, buffers: Buffers, style: Style) -> None:
-    """Covers upward surfaces with snow, in place; leaves patches where little of it holds."""
+    """Covers upward surfaces with snow, in place, in patches on materials that hold little snow."""
     k = buffers.polygon
     hold = SNOW[scene.rows[:, 3].astype(np.intp)]
     patches = noise(
@@ -175,7 +175,7 @@ def _light(scene: Scene, buffers: Buffers, style: Style, ground: np.ndarray) -> 
 
 
 def _artificial(light: np.ndarray, scene: Scene, buffers: Buffers, style: Style) -> None:
-    """Adds the own headlights and the street lamps, in place."""
+    """Adds the ego vehicle's headlights and the street lamps, in place."""
     depth, x = buffers.depth, buffers.x
     if style["headlight"] > 0:
         spread = x / (F(1.6) + F(0.28) * depth)
@@ -194,7 +194,7 @@ def _artificial(light: np.ndarray, scene: Scene, buffers: Buffers, style: Style)
 
 
 def _glow(scene: Scene, buffers: Buffers, style: Style, pattern: Pattern) -> np.ndarray | None:
-    """(H, W, 3) light that surfaces emit themselves: lenses and lamps always a little, windows if lit."""
+    """(H, W, 3) light that surfaces emit themselves: lenses and lamps always, windows if lit."""
     k = buffers.polygon
     mat = scene.rows[:, 3].astype(np.intp)
     strength = GLOW[mat] * F(0.12 + 0.8 * style["lamps"])
@@ -243,7 +243,7 @@ def _sky(rgb: np.ndarray, camera: Camera, buffers: Buffers, style: Style) -> Non
 
 
 def _wet(rgb: np.ndarray, camera: Camera, buffers: Buffers, style: Style, ground: np.ndarray) -> None:
-    """Mirrors what stands above the ground in it, in place: rows are reflected about the horizon, stretched."""
+    """Adds reflections on the ground, in place: rows are mirrored at the horizon and stretched."""
     h = len(rgb)
     rows = np.arange(h)
     horizon = camera.horizon * h

@@ -1,4 +1,4 @@
-"""People, two-wheelers, plants and street furniture. Shape carries the class; colour is left to the style."""
+"""People, two-wheelers, plants and street furniture. Shape determines the class; the style sets the colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Appearance: a `Look` is a domain's box of appearance parameters, a `Style` one image's draw from it."""
+"""Appearance: a `Look` has the ranges of a domain's appearance parameters, a `Style` one image's values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from segdistill.world.palettes import Palette
 
 @dataclass(frozen=True)
 class Look:
-    """Spans (low, high) of every appearance parameter; ``palette`` None means a wildly random one per image."""
+    """Spans (low, high) of every appearance parameter; ``palette`` None: a random palette per image."""
 
     palette: Palette | None = None
-    jitter: Span = (0.01, 0.02)  # how far an image's material colours move as a whole
-    spread: Span = (1.0, 1.0)  # factor on how far single objects stray
+    jitter: Span = (0.01, 0.02)  # shift of all material colours of an image
+    spread: Span = (1.0, 1.0)  # factor on the colour spread of single objects
     texture: Span = (0.1, 0.2)  # amplitude of surface texture
     grain: Span = (0.8, 1.2)  # its frequency, relative
     sun: Span = (0.5, 0.7)  # strength of direct light
@@ -32,7 +32,7 @@ class Look:
     flakes: Span = (0.0, 0.0)  # falling flakes, relative number
     streaks: Span = (0.0, 0.0)  # rain streaks, relative number
     wet: Span = (0.0, 0.0)  # strength of reflections on the ground
-    headlight: Span = (0.0, 0.0)  # strength of the own headlights
+    headlight: Span = (0.0, 0.0)  # strength of the ego vehicle's headlights
     lamps: Span = (0.0, 0.0)  # strength of street lamps and of lit lenses
     lit: Span = (0.0, 0.0)  # share of lit windows
     exposure: Span = (0.95, 1.05)
@@ -63,7 +63,7 @@ SPANS = tuple(f.name for f in fields(Look) if f.name != "palette")
 
 
 def draw(look: Look, dice: Dice) -> Style:
-    """A style from the look's box."""
+    """A random style within the look's ranges."""
     values = {name: dice.between(getattr(look, name)) for name in SPANS}
     base = palettes.wild(dice) if look.palette is None else look.palette
     moved = base.colours + dice.rng.uniform(-1.0, 1.0, base.colours.shape) * values["jitter"]
@@ -78,7 +78,7 @@ def draw(look: Look, dice: Dice) -> Style:
 
 
 def redrawn(look: Look, dice: Dice) -> Look:
-    """``look`` with every span narrowed to a random part of itself (so never outside it) and the palette moved."""
+    """``look`` with every span narrowed to a random part of itself and the palette shifted."""
     changes: dict[str, object] = {}
     for name in SPANS:
         low, high = getattr(look, name)

@@ -1,4 +1,4 @@
-"""What stands beside a street and what moves on it."""
+"""Street furniture, plants, people and vehicles of a street."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segdistill.world.vehicles import Placement
 
 
 def _depth(dice: Dice, low: Number, high: Number) -> float:
-    """A distance ahead, denser nearby."""
+    """A random distance ahead, more often nearby."""
     u = dice.unit()
     return low + (high - low) * u * u
 

@@ -12,7 +12,7 @@ CAR, TRUCK, BUS, TRAIN = 13, 14, 15, 16
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a vehicle stands: its middle ``x`` and nearest ``z`` in metres, its pose, and its size relative to life.
+    """A vehicle's place: its centre ``x`` and nearest ``z`` in metres, its pose, and its scale.
 
     ``pose``: "away" (rear seen), "toward" (front seen) or "across" (the side profile faces the camera).
     """
@@ -202,7 +202,7 @@ def train(canvas: Canvas, dice: Dice, at: Placement) -> None:
     s = at.scale
     length, height = dice.uniform(16.0, 26.0) * s, dice.uniform(3.3, 3.6) * s
     side, end = _cards(canvas, dice, at, TRAIN, (length / s, 2.5, height / s))
-    taper = (1.2 if end is None else 0.25) * s  # seen from the end, the end face itself is tapered
+    taper = (1.2 if end is None else 0.25) * s  # seen from the end, the end face is tapered
     side.poly(
         (
             (0, 0.12 * s),

@@ -1,4 +1,4 @@
-"""The data sets that can be read by name. A new one is one record here."""
+"""The table of data sets. To add one, add a record."""
 
 from __future__ import annotations
 

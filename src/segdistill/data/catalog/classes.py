@@ -49,9 +49,9 @@ AERIAL_COLORS: tuple[RGB, ...] = (
 )  # fmt: skip
 AERIAL_TABLE = {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(AERIAL_COLORS)}
 
-# The paper speaks of 11 classes, the challenge's labels have 12 (spec A.11, G.9): its model has no output for
-# "ultrasound probe" and its validation set names 11 as ignored, while its metric keeps 255, so that probe pixels
-# leave the union but predictions on them count against other classes. Here all 12 are classes.
+# The paper has 11 classes, the challenge's labels have 12 (spec A.11, G.9). The paper's model has no output for
+# "ultrasound probe"; its validation set ignores 11, but its metric 255, so probe pixels leave the union while
+# predictions on them count against other classes. Here all 12 are classes.
 ENDOVIS = (
     "background tissue", "instrument shaft", "instrument clasper", "instrument wrist", "kidney parenchyma",
     "covered kidney", "thread", "clamps", "suturing needle", "suction instrument", "small intestine",
@@ -87,7 +87,7 @@ ADE_COLORS = interleaved_colors(len(ADE) + 1)[1:]  # for pictures only: its labe
 CAMVID = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
-# The usual 11 classes over the 32 original ones [know]: each row is one class, its own colour first.
+# The usual 11 classes from the 32 original ones [know]: one row per class, its own colour first.
 _CAMVID = (
     ((128, 128, 128),),
     ((128, 0, 0), (0, 128, 64), (64, 192, 0), (64, 0, 64), (192, 0, 128)),  # bridge, wall, tunnel, archway

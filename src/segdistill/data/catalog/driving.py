@@ -1,4 +1,4 @@
-"""Street scenes in the 19 Cityscapes classes (spec D.1). Facts that the spec takes from memory are marked [know]."""
+"""Street scenes in the 19 Cityscapes classes (spec D.1). [know] marks facts not checked against a source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GTAV = DatasetRecord(
     ),
     size=(1052, 1914),
     counts={"train": 24966},  # all of it: the official split is not used (spec D.1)
-    licence="for research and education; the game's owner keeps its rights",
+    licence="for research and education; rights remain with the game's owner",
     source="https://download.visinf.tu-darmstadt.de/data/from_games/",
     note="a few images are 1046 x 1914",
     **_CLASSES,
@@ -58,7 +58,7 @@ SYNTHIA = DatasetRecord(
 URBANSYN = DatasetRecord(
     title="UrbanSyn",
     folders=("UrbanSyn", "urbansyn"),
-    layouts=(  # official names are from memory [know]; Rein's loader wants equal ones
+    layouts=(  # official names [know]; Rein's loader expects equal names
         Layout("official", {"train": Files("rgb/rgb_{number}.png", "ss/ss_{number}.png")},
                trainids(len(DRIVING), ignored=(19, 255))),
         Layout("renamed", {"train": Files("rgb/{stem}.png", "ss/{stem}.png")},
@@ -203,7 +203,7 @@ _ACDC_COUNTS = {"train": 1600, "val": 406, "test": 2000}  # 4,006 in all
 _ACDC_COUNTS |= {
     f"{name}:{split}": count for name in _CONDITIONS for split, count in (("train", 400), ("val", 100), ("test", 500))
 }
-_ACDC_COUNTS |= {"night:val": 106}  # the parts are from memory [know], their sum is not
+_ACDC_COUNTS |= {"night:val": 106}  # the parts [know], their sum is checked
 ACDC = DatasetRecord(
     title="ACDC",
     folders=("acdc", "ACDC"),

@@ -43,7 +43,7 @@ def _tiles(title: str, tiles: dict[str, str], images: str, labels: str, archives
 
 
 def _clips(above: str = "") -> tuple[Layout, ...]:
-    """512 x 512 clips with ids as the usual converter writes them: 0 is ignored, 1-6 are the classes."""
+    """512 x 512 clips with ids as written by the usual converter: 0 is ignored, 1-6 are the classes."""
     splits: Any = {
         split: Files(f"{above}img_dir/{split}/{{stem}}.png", f"{above}ann_dir/{split}/{{stem}}.png")
         for split in ("train", "val")
@@ -59,7 +59,7 @@ def _potsdam(kind: str, ortho: str) -> DatasetRecord:
         counts={"train": 3456, "val": 2016},
         licence="ISPRS terms: research, registration",
         source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-potsdam.aspx",
-        raw=tuple(  # 24 and 14 tiles of 6000 x 6000 pixels; one folder per archive, or (in some archives) none
+        raw=tuple(  # 24 and 14 tiles of 6000 x 6000 pixels; one folder per archive, or none
             _tiles(
                 f"{labels}{', flat' if flat else ''}",
                 POTSDAM_TILES,
@@ -90,14 +90,14 @@ VAIHINGEN_IRRG = DatasetRecord(
     licence="ISPRS terms: research, registration",
     source="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-vaihingen.aspx",
     raw=(
-        _tiles(  # the names of the unpacked folders are those of the archives [know]
+        _tiles(  # unpacked folders have the names of the archives [know]
             "official",
             VAIHINGEN_TILES,
             f"{_VAIHINGEN}/top/top_mosaic_09cm_{{tile}}.tif",
             f"{_ERODED}/top_mosaic_09cm_{{tile}}_noBoundary.tif",
             (f"{_VAIHINGEN}.zip", f"{_ERODED}.zip"),
         ),
-        _tiles(  # inside the archives, or both unpacked in one place
+        _tiles(  # inside the archives, or both unpacked in one folder
             "in archives",
             VAIHINGEN_TILES,
             "top/top_mosaic_09cm_{tile}.tif",
@@ -114,7 +114,7 @@ ENDOVIS18 = DatasetRecord(
     folders=("endovis2018", "endovis18", "EndoVis2018"),
     layouts=(
         Layout(
-            "flat",  # which encoding the authors' flat files have is not established (spec G.9): ids
+            "flat",  # the encoding of the authors' flat files is not known (spec G.9): ids
             {
                 split: Files(
                     f"miccai_challenge_{release}/images/{{stem}}.png", f"miccai_challenge_{release}/labels/{{stem}}.png"
@@ -125,7 +125,7 @@ ENDOVIS18 = DatasetRecord(
         ),
         *(
             Layout(
-                f"official ({above.format('N')})",  # folder names are from memory [know]
+                f"official ({above.format('N')})",  # folder names [know]
                 {
                     split: Files(
                         f"{above.format(release[-1])}/{{sequence}}/left_frames/{{stem}}.png",

@@ -1,6 +1,6 @@
-"""A small instance of each data set in the form in which it is shipped, made from the procedural world.
+"""Small samples of each data set in its official form, rendered from the procedural world.
 
-With it every reader, check and conversion can be tried, and a recipe rehearsed, before a licence is signed.
+They allow testing readers, checks, conversions and recipes before obtaining the data set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SMALLEST, LARGEST = 16, 4000
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive, a zip or tar file: it holds the files below folder ``of``, there below folder ``inside``."""
+    """An official archive, a zip or tar file: it contains the files of folder ``of`` in a folder ``inside``."""
 
     name: str
     of: str = ""
@@ -48,10 +48,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class Layout:
-    """One form of a data set: the function that yields its files, and the archives that hold them officially."""
+    """One form of a data set: the function that yields its files, and the official archives that contain them."""
 
     members: Callable[[Scenes, Codec], Iterator[Member]]
-    title: str = "official"  # of the record's layout (or of its raw one) that it is
+    title: str = "official"  # of the record's layout, or of its raw layout
     archives: tuple[Archive, ...] = ()
 
 
@@ -64,15 +64,15 @@ class Kind:
     size: tuple[int, int] = (128, 256)
     varied: bool = False
     under: str = ""  # folders between the record's own and the files
-    own: str | None = None  # the folder of a data set that has no record: the user's own
+    own: str | None = None  # the folder of the user's own data set, which has no record
 
     @property
     def folder(self) -> str:
-        """Its folder below ``out``."""
+        """Its folder in ``out``."""
         return self.own or self.record.folders[0]
 
     def codec(self, name: str, layout: Layout) -> Codec:
-        """What turns the world's labels into those of ``layout``."""
+        """The conversion of the world's labels to those of ``layout``."""
         encodings = {one.title: one.encoding for one in (*self.record.raw, *self.record.layouts)}
         return Codec(name, self.record, encodings[layout.title])
 
@@ -87,9 +87,9 @@ def write_sample(
     seed: int = 0,
     zipped: bool = False,
 ) -> tuple[Path, int]:
-    """Write ``images`` images per split of data set ``name`` into its folder below ``out``: (folder, number of files).
+    """Write ``images`` images per split of data set ``name`` into its folder in ``out``: (folder, number of files).
 
-    The same arguments write the same bytes. A folder that holds anything else is refused.
+    The same arguments write the same bytes. Folders with other content are refused.
     """
     kind = choose("sample", name, SAMPLES)
     layout = layout or next(iter(kind.layouts))
@@ -114,13 +114,13 @@ def write_sample(
 
 
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Mark ``folder`` as a sample with these ``facts``; refuse one that is anything else."""
+    """Mark ``folder`` as a sample with these ``facts``; refuse any other folder."""
     mark = folder / MARK
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
     if not mark.exists():
         if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and no sample of ours; choose another --out")
+            raise UserError(f"{folder} is not empty and not a sample; choose another --out")
         write_json(mark, facts)
         return
     try:
@@ -128,7 +128,7 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
     except ValueError:
         raise UserError(f"{mark} is damaged; delete {folder} or choose another --out") from None
     if not same:
-        raise UserError(f"{folder} holds a sample with other settings; delete it or choose another --out")
+        raise UserError(f"{folder} contains a sample with other settings; delete it or choose another --out")
 
 
 def _write_files(folder: Path, members: Iterable[Member]) -> int:
@@ -139,7 +139,7 @@ def _write_files(folder: Path, members: Iterable[Member]) -> int:
 
 
 def _write_archive(archive: Archive, members: Iterable[Member], file: IO[bytes]) -> None:
-    """The members that belong to ``archive``, dated as long ago as the format can say: the same bytes every time."""
+    """The members of ``archive``, with the format's earliest date, so that the bytes are always the same."""
     inside = ((archive.inside + path.removeprefix(archive.of), data) for path, data in members
               if path.startswith(archive.of))  # fmt: skip
     if archive.name.endswith(".tar"):

@@ -1,4 +1,4 @@
-"""Street scenes as the driving data sets ship them. Each function yields (path in the data set's folder, contents)."""
+"""Street scenes in the forms of the driving data sets. Each function yields (path, contents)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def synthia(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 
 def urbansyn(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """rgb/rgb_NNNN.png, ss/ss_NNNN.png: trainIds with 19 for what is ignored. Numbered from 1."""
+    """rgb/rgb_NNNN.png, ss/ss_NNNN.png: trainIds with 19 for ignored pixels. Numbered from 1."""
     for index, scene in scenes.of("game", "train"):
         yield f"rgb/rgb_{index + 1:04d}.png", png(scene.image)
         yield f"ss/ss_{index + 1:04d}.png", png(codec.ids(scene.label, index))
@@ -119,7 +119,9 @@ def mapillary(scenes: Scenes, codec: Codec, *, inner: str, config: str) -> Itera
     for folder, split in (("training", "train"), ("validation", "val"), ("testing", "test")):
         for index, scene in scenes.of("clear", split):
             digest = hashlib.sha256(f"{split} {index} {scenes.seed}".encode()).digest()
-            stem = base64.urlsafe_b64encode(digest)[:22].decode()  # official stems hold - and _, at their start too
+            stem = base64.urlsafe_b64encode(digest)[
+                :22
+            ].decode()  # official stems contain - and _, also as first character
             yield f"{folder}/images/{stem}.jpg", jpeg(scene.image)
             if split != "test":
                 ids = codec.ids(scene.label, index)
@@ -128,7 +130,7 @@ def mapillary(scenes: Scenes, codec: Codec, *, inner: str, config: str) -> Itera
 
 
 def camvid(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """Folders per split, labels in colours beside them: every colour of the 32 original classes comes in its turn."""
+    """Folders per split, labels in colours beside them: all colours of the 32 original classes are used in turn."""
     for split, stem, index, scene in _camvid_scenes(scenes):
         yield f"{split}/{stem}.png", png(scene.image)
         yield f"{split}_labels/{stem}_L.png", png(codec.colored(scene.label, index))
@@ -163,7 +165,7 @@ def _mapillary_config(codec: Codec) -> bytes:
 
 
 def _instance_ids(scene: Rendered, ids: NDArray[np.uint8], factor: int, *, always: bool = False) -> NDArray[np.uint16]:
-    """id * factor + number of the instance in its class; bare ids (unless ``always``) where nothing is counted."""
+    """id * factor + number of the instance in its class; plain ids (unless ``always``) for uncountable classes."""
     out = ids.astype(np.uint16) * (factor if always else 1)
     for train_id in THINGS:
         inside = scene.label == train_id

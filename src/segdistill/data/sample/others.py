@@ -1,4 +1,4 @@
-"""Aerial, surgical and everyday data sets in their own form; street scenes stand in for what their images show."""
+"""Aerial, surgical and everyday data sets in their own form, with street scenes instead of their images."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def vaihingen_tiles(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 
 def potsdam_clips(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """What the usual converter makes of both kinds of tiles: one clip of each."""
+    """Output of the usual converter for both kinds of tiles: one clip of each."""
     yield from _clips(scenes, codec, POTSDAM_TILES, "clear", "RGB/")
     yield from _clips(scenes, codec, POTSDAM_TILES, "clear", "IRRG/")
 
 
 def vaihingen_clips(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """What the usual converter makes of the areas: one clip of each."""
+    """Output of the usual converter for the areas: one clip of each."""
     yield from _clips(scenes, codec, VAIHINGEN_TILES, "haze")
 
 
 def endovis18(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """Both releases flat, as GKD's configurations want them: images and id labels side by side."""
+    """Both releases in one folder, as GKD's configurations expect: images and id labels side by side."""
     for release, _, stem, index, scene in _endovis_scenes(scenes):
         folder = f"miccai_challenge_release_{release}"
         yield f"{folder}/images/{stem}.png", png(scene.image)
@@ -60,7 +60,7 @@ def endovis18(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 
 def endovis18_official(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """Both releases by sequence, with colour labels and labels.json, as they are downloaded."""
+    """Both releases by sequence, with colour labels and labels.json, as downloaded."""
     legend = [
         {"name": name, "color": color.tolist(), "classid": number}
         for number, (name, color) in enumerate(zip(codec.names, codec.colors, strict=True))
@@ -90,7 +90,7 @@ def voc2012(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 
 def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
-    """images and annotations; 0 is everything beside the 150 classes."""
+    """images and annotations; 0 is everything except the 150 classes."""
     for folder, split in (("training", "train"), ("validation", "val")):
         for index, scene in scenes.of("clear", split):
             stem = f"ADE_{split}_{index + 1:08d}"
@@ -99,7 +99,7 @@ def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 
 
 def imagenet(scenes: Scenes, _: Codec | None = None) -> Iterator[Member]:
-    """train/class/*.JPEG and val/*.JPEG without labels; every third one grey, as some of the official ones are."""
+    """train/class/*.JPEG and val/*.JPEG without labels; every third one grey, like some of the official ones."""
     for split in ("train", "val"):
         for index, scene in scenes.of("proxy", split):
             kind = ("n01440764", "n02102040")[index % 2]
@@ -108,7 +108,7 @@ def imagenet(scenes: Scenes, _: Codec | None = None) -> Iterator[Member]:
 
 
 def irrg(scene: Rendered) -> NDArray[np.uint8]:
-    """Infrared, red, green: what is green reflects infrared (ours; the world renders no infrared)."""
+    """Infrared, red, green: green surfaces reflect infrared (ours; the world renders no infrared)."""
     red, green = scene.image[..., 0], scene.image[..., 1]
     glow = np.where(np.isin(scene.label, _GREEN), 90, 0)
     infrared = np.clip(green.astype(np.int64) + glow, 0, 255).astype(np.uint8)

@@ -40,7 +40,7 @@ def custom(scenes: Scenes, _: Codec) -> Iterator[Member]:
 def coco(scenes: Scenes, _: Codec) -> Iterator[Member]:
     """images/{train,val}2017 and annotations/instances_*.json with run-length masks: exact, where polygons are not.
 
-    A rider is a person; what is no thing is ignored. ``dataset.yaml`` makes it readable.
+    Riders count as persons; stuff is ignored. ``dataset.yaml`` describes it to our reader.
     """
     settings = {
         "title": "a sample of the built-in world in COCO's form",

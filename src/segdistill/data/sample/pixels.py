@@ -1,4 +1,4 @@
-"""Arrays as the image files that data sets ship: byte for byte the same for the same pixels."""
+"""Arrays as image files in the formats of data sets; the same pixels give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def png_indexed(label: NDArray[np.uint8], palette: Palette) -> bytes:
     image = Image.fromarray(label)  # mode L
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
-    image.putpalette(colors.ravel().tolist())  # now mode P, the pixels as they were
+    image.putpalette(colors.ravel().tolist())  # now mode P, pixels unchanged
     return _saved(image, "PNG")
 
 

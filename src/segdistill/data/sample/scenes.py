@@ -1,4 +1,4 @@
-"""What samples show: images of the world, their classes turned into those of each data set by likeness."""
+"""Content of samples: images of the world, with classes mapped to similar ones of each data set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Member = tuple[str, bytes]
 class Scenes:
     """The images of one sample: ``images`` per split, ``size`` (height, width), drawn anew by ``seed``.
 
-    The lowest sixteenth of every label is ignored, as the bonnet of the recording car is: so that each data set's way
-    to say "ignored" occurs.
+    The lowest sixteenth of every label is ignored, like the bonnet of a recording car, so that the data set's value for
+    ignored pixels occurs.
     """
 
     images: int
     size: tuple[int, int]
     seed: int = 0
-    varied: bool = False  # sizes differ from image to image as in the official set, odd ones among them
+    varied: bool = False  # sizes vary as in the official set, including odd ones
 
     def of(self, domain: str, split: str) -> Iterator[tuple[int, Rendered]]:
         """(number, image) of a split: train, val or test."""
@@ -47,7 +47,7 @@ class Scenes:
 
 
 class Codec:
-    """World labels (H, W) as a data set writes them. Where several values mean one class, image k takes the k-th."""
+    """Converts world labels (H, W) to a data set's. If a class has several values, image k uses the k-th."""
 
     def __init__(self, likeness: str, record: DatasetRecord, encoding: Encoding | None) -> None:
         self.names, self.colors = record.classes, np.array(record.colors, np.uint8).reshape(-1, 3)
@@ -57,7 +57,7 @@ class Codec:
 
     @property
     def palette(self) -> NDArray[np.uint8]:
-        """(stored ids, 3): the colour of the class that an id means, black for what is ignored."""
+        """(stored ids, 3): the colour of each id's class, black if ignored."""
         stored = {value: index for index, values in self._ids.items() for value in values if index != IGNORE}
         colors = np.zeros((max(max(values) for values in self._ids.values() if values != [IGNORE]) + 1, 3), np.uint8)
         for value, index in stored.items():
@@ -69,14 +69,14 @@ class Codec:
         return self._class[label]
 
     def ids(self, label: NDArray[np.uint8], turn: int = 0) -> NDArray[np.uint8]:
-        """The numbers that stand in the data set's files."""
+        """The numbers stored in the data set's files."""
         table = np.zeros(256, np.uint8)
         for index, values in self._ids.items():
             table[index] = values[turn % len(values)]
         return table[self.classes(label)]
 
     def colored(self, label: NDArray[np.uint8], turn: int = 0) -> NDArray[np.uint8]:
-        """(H, W, 3): the colours that stand in the data set's files."""
+        """(H, W, 3): the colours stored in the data set's files."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.colors)] = self.colors
         for index, shades in self._shades.items():
@@ -85,7 +85,7 @@ class Codec:
 
 
 def _members(table: Mapping[Any, int]) -> dict[int, list[Any]]:
-    """Class -> what stands for it; 255 stands for "ignored" only where nothing else does."""
+    """Class -> its stored values; 255 is used for "ignored" only without another value."""
     out: dict[int, list[Any]] = {}
     for value, index in table.items():
         out.setdefault(index, []).append(value)
@@ -100,9 +100,8 @@ _AERIAL = {
     "motorcycle": "car", "bicycle": "clutter", "fence": "clutter", "pole": "clutter", "traffic light": "clutter",
     "traffic sign": "clutter", "person": "clutter", "rider": "clutter", "sky": "clutter",
 }  # fmt: skip
-# World class -> the class of the data set that is most like it; what is left out is ignored. Sets that have the 19
-# Cityscapes classes need no entry. Street scenes stand in for what aerial and surgical images show: there a table only
-# sees to it that every class is written.
+# World class -> the most similar class of the data set; missing classes are ignored. Sets with the 19 Cityscapes
+# classes need no entry. For aerial and surgical images the tables only ensure that every class occurs.
 LIKENESS: dict[str, Mapping[str, str]] = {
     "potsdam": _AERIAL,
     "vaihingen": _AERIAL,
