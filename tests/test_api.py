@@ -262,3 +262,12 @@ def test_run_evaluate_and_report_give_what_the_commands_write(finished, tmp_path
     assert "<html" in page.read_text()
     with pytest.raises(UserError, match="not a run folder with stages to reuse"):
         segdistill.run(finished / "recipe.yaml", reuse=[tmp_path / "none"])
+
+
+@pytest.mark.parametrize("call", [lambda: segdistill.export("nowhere", "x.onnx"), lambda: segdistill.load("nowhere"),
+                                  lambda: segdistill.estimate("nowhere", "photos"),
+                                  lambda: segdistill.report("nowhere")])  # fmt: skip
+def test_every_function_says_in_one_line_that_there_is_nothing(call):
+    with pytest.raises(UserError, match="nowhere") as error:
+        call()
+    assert "\n" not in str(error.value)

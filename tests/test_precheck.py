@@ -174,6 +174,7 @@ COMMANDS = {
     "demo sede=1": "did you mean 'seed'",
     "evaluate none": "no recipe at",
     "predict none none.png --out x": "no model at",
+    "estimate none photos": "no model at",
     "list": "methods",
     "list methods": "gkd",
     "list heads": "semfpn",

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segdistill.config import UserError
+
 
 def init(
     folder: Annotated[Path, typer.Argument(help="images with label maps in any common layout, or with COCO files")],
@@ -70,6 +72,8 @@ def estimate(
     root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
     """Estimate the mIoU on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
+    if not what.startswith("hf:") and not Path(what).expanduser().exists():  # before torch is imported
+        raise UserError(f"no model at {what}; give a run folder, a packed file, or hf:owner/name")
     from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars
 
