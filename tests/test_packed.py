@@ -262,7 +262,7 @@ def test_a_packed_file_is_start_weights_of_encoder_and_head(role, finished, tmp_
 
 def test_a_packed_file_of_another_network_is_refused_in_one_line(finished, tmp_path):
     path, _ = pack(finished, tmp_path / "m.safetensors")
-    with pytest.raises(UserError, match=r"does not fit world_teacher: .* choose the encoder that it was") as error:
+    with pytest.raises(UserError, match=r"does not fit world_teacher: .* choose the encoder that the file") as error:
         build_encoder(EncoderConfig(name="world_teacher", weights=str(path)), seed=0)
     assert "\n" not in str(error.value)
 
