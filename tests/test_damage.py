@@ -29,7 +29,10 @@ def damaged(path):
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_text("[]"), "damaged manifest"),
         (lambda run: (run / "stages/01-agnostic/manifest.json").write_bytes(b"\xff"), "damaged manifest"),
         (lambda run: damaged(run / "stages/02-task/encoder.safetensors"), "does not match the digest in its manifest"),
-        (lambda run: (run / "stages/00-teacher/head.safetensors").unlink(), "is not the file that its manifest"),
+        (
+            lambda run: (run / "stages/00-teacher/head.safetensors").unlink(),
+            "head.safetensors does not match the digest in its manifest; delete",
+        ),
     ],
 )
 def test_damage_in_a_run_folder_is_one_line(complaint, tmp_path, finished, damage, message):
@@ -108,7 +111,7 @@ def test_a_domains_name_writes_nowhere_else(complaint, tmp_path):
 
 def test_a_dry_run_wants_the_folders_that_the_run_will_read(complaint, tmp_path):
     line = complaint("run", tiny_file(tmp_path), "--dry-run", "--reuse", tmp_path / "none")
-    assert "none: no run folder with stages" in line
+    assert "none: not a run folder with stages" in line
 
 
 def test_a_teacher_alone_is_trained_scored_and_reported(call, tmp_path, finished):

@@ -277,7 +277,7 @@ def test_runs_with_images_of_different_sizes_share_a_page(tmp_path):
     page, text = page_of([tmp_path / "large", tmp_path / "small"], tmp_path)
     truth, answer = (load_label(tmp_path / f"small/pictures/{kind}/fog-1.png") for kind in ("truth", "student"))
     right = (truth == answer)[truth != 255].mean()
-    assert f"{100 * right:.0f} % right, 32 x 64 pixels" in page.words
+    assert f"{100 * right:.0f} % correct, 32 x 64 pixels" in page.words
     assert text.count("<img") == 2 + 3 * 2
     (tmp_path / "small/pictures/truth/fog-1.png").write_bytes(
         (tmp_path / "large/pictures/truth/fog-1.png").read_bytes()

@@ -78,7 +78,7 @@ def test_the_papers_numbers_stand_beside_every_value_of_a_sweep_and_come_from_th
     short = result(tmp_path / "b", {(0, "full", 0): 0.2}, sweep={"title": "l", "values": {"full": []}}, rows=rows,
                    papers=places)  # fmt: skip
     assert "paper" not in to_markdown(short).splitlines()[0]  # its columns are not this sweep's
-    with pytest.raises(UserError, match=r"groups F2X, and no row"):
+    with pytest.raises(UserError, match=r"groups F2X, but no row"):
         result(tmp_path, {}, rows=rows, papers={"F2X": PAPER})
 
 
