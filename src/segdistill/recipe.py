@@ -42,7 +42,11 @@ def _read_stage(value: object, info: Any) -> object:
         raise ValueError(f"a stage is {{type: ..., settings}}; allowed types: {', '.join(STAGES)}")
     kind = choose("stage type", value["type"], STAGES)
     if "task" in kind.model_fields:
-        value = {"task": info.data.get("task", "semantic")} | value
+        if "task" in value:
+            raise ValueError(
+                f"stage '{value.get('name', '?')}': task is a setting of the recipe, which all stages share"
+            )
+        value = value | {"task": info.data.get("task", "semantic")}
     return parse(kind, value, f"stage '{value.get('name', '?')}'")
 
 

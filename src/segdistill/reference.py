@@ -88,6 +88,8 @@ def _section(title: str, cls: type[BaseModel], where: str | None) -> str:
     lines += [f"{where[0].upper()}{where[1:]}." if where else _sentence(_first_line(cls)), ""]
     lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
     for name, field in cls.model_fields.items():
+        if field.exclude:  # set by the package
+            continue
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {_escape(_type(field))} | {_escape(_default(field))} | {_escape(meaning)} |")
     return "\n".join([*lines, ""])

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError, parse, part_of
+from segdistill.config import Config, UserError, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
@@ -54,7 +54,7 @@ class ProxyConfig(Config):
 
 def _read_augment(value: object, info: Any) -> object:
     """Parse the settings of the task's augmentation."""
-    wanted = TASKS[info.data["task"]].Augment
+    wanted = choose("task", str(info.data.get("task")), TASKS).Augment
     return value if isinstance(value, wanted) else parse(wanted, value)
 
 
@@ -67,7 +67,7 @@ class TaskConfig(StageConfig):
     type: Literal["task"] = "task"
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
-    task: str = Field("semantic", exclude=True, description="taken from the recipe; need not be repeated here")
+    task: str = Field("semantic", exclude=True, description="set from the recipe")
     augment: AnyAugment = Field(
         {}, validate_default=True, description="augmentation of the labelled images; its settings depend on the task"
     )
