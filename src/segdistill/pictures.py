@@ -139,7 +139,10 @@ def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Vi
             own, notes = panel.path.parents[1], [f"{label.shape[0]} x {label.shape[1]} pixels"]
             image, truth = load_image(own / "image" / panel.path.name), load_label(own / "truth" / panel.path.name)
         if label.shape != truth.shape or label.shape != image.shape[:2]:
-            raise UserError(f"{panel.path}: its size {label.shape} differs from the image's, {image.shape[:2]}")
+            raise UserError(
+                f"{panel.path}: its size {label.shape} differs from its ground truth's {truth.shape} or its image's "
+                f"{image.shape[:2]}; run the command again"
+            )
         classes = indexed(label, colors)
         if panel is panels[1]:
             found.append((panel, Views({"classes": classes})))
