@@ -161,8 +161,8 @@ def test_the_card_is_one_of_hugging_face_with_every_domains_score(packed, finish
     text = card_path(packed).read_text()
     parsed = ModelCard(text).data
     results = json.loads((finished / "results.json").read_text())
-    assert (parsed.license, parsed.library_name, parsed.pipeline_tag) == (
-        "apache-2.0", "segdistill", "image-segmentation")  # fmt: skip
+    wanted = {"license": "apache-2.0", "library_name": "segdistill", "pipeline_tag": "image-segmentation"}
+    assert wanted.items() <= parsed.to_dict().items()
     scores = {each.dataset_type: each.metric_value for each in parsed.eval_results}
     expected = {name: score["miou"] for name, score in results["models"]["student"]["domains"].items()}
     assert scores == {name: pytest.approx(100 * value, abs=0.006) for name, value in expected.items()}

@@ -212,10 +212,11 @@ def test_a_rank_whose_torchrun_was_gone_before_it_looked_ends(tmp_path, monkeypa
     (tmp_path / "cmdline").write_bytes(first)
     monkeypatch.setattr("segdistill.interrupts.Path", lambda _: tmp_path / "cmdline")
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    ended = False
+    ended, before = False, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         with handled(belongs=True):
             time.sleep(3.0 if ends else 0.5)
     except Stopped as stopped:
         ended = stopped.number == signal.SIGTERM
     assert ended == ends
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import tiny_sets
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection, Dataset, Sample
 from segdistill.data.files import FilesSource
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, _delivered, batches
 from segdistill.data.rendered import WorldSource
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
 
@@ -148,3 +149,34 @@ def test_a_batch_that_the_processes_cannot_share_and_no_images_are_errors():
         make(batch=5, world_size=2)
     with pytest.raises(UserError, match="no images"):
         make(count=0)
+
+
+def test_a_lost_worker_raises_nothing_wherever_the_main_thread_is():
+    """torch's handler of SIGCHLD is not left in place."""
+    before = signal.getsignal(signal.SIGCHLD)
+    source = WorldSource(size=(32, 64))
+    dataset = source.open(DataSelection(domains=("game",), images=4))
+    steps = StepBatches(dataset, TaskTransform(TaskAugment(), (32, 64)), batch=2, seed=(0,))
+    for _ in batches(steps, range(2), workers=1):
+        assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection reset by peer"), EOFError()])
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_named(error):
+    def broken():
+        yield {"image": torch.zeros(1)}
+        raise error
+
+    found = _delivered(broken())
+    assert next(found)["image"].item() == 0
+    with pytest.raises(RuntimeError, match="DataLoader worker was killed while it handed over a batch"):
+        next(found)
+
+
+def test_an_error_of_the_data_set_keeps_its_own_words():
+    def broken():
+        raise EOFError("Caught EOFError in DataLoader worker process 0.")
+        yield
+
+    with pytest.raises(EOFError, match="Caught EOFError"):
+        next(_delivered(broken()))

@@ -131,7 +131,17 @@ def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Itera
     if threading.current_thread() is threading.main_thread():
         # torch's handler raises wherever the main thread is; without it a lost process is noticed at the next batch.
         signal.signal(signal.SIGCHLD, handler)
-    return map(_raised, iterator)
+    return map(_raised, _delivered(iterator) if workers else iterator)
+
+
+def _delivered(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """The batches of worker processes; one that is killed while it hands over a batch is named as torch does."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        if "in DataLoader worker process" in str(error):  # raised by the data set, in a worker
+            raise
+        raise RuntimeError(f"DataLoader worker was killed while it handed over a batch ({error})") from error
 
 
 def _raised(batch: Batch | UserError) -> Batch:

@@ -105,14 +105,14 @@ def explained() -> Iterator[None]:
     """Turn the error that torch raises after another process was killed into a one-line message."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        text, alone = str(error), int(os.environ.get("WORLD_SIZE", "1")) == 1
-        if "DataLoader worker" in text or (alone and not isinstance(error, RuntimeError)):
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
             raise UserError(
                 f"a data-loading process was killed ({_first_line(text)}), often because memory ran out; run the "
                 "command again to continue, with workers=0 to load data in this process"
             ) from None
-        if not alone and re.search(CONNECTION, text, re.IGNORECASE):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
             raise UserError(
                 f"another process of this run was killed ({_first_line(text)}); run the command again to continue"
             ) from None
@@ -120,7 +120,7 @@ def explained() -> Iterator[None]:
 
 
 def _first_line(text: str) -> str:
-    return (text.strip() or "end of file").splitlines()[0][:120]
+    return text.strip().splitlines()[0][:120]
 
 
 def make_fabric(recipe: Recipe) -> Fabric:

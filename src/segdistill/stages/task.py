@@ -228,6 +228,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     dataset = context.open(config.data)
     seed = (context.seed, config.name)
     task = TASKS[config.task]
+    # The seed's word is part of every score: another one draws other weights.
     network = build_model(task, model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
     distillation = _distillation(config, context, encoder, dataset.names)
     objective = TaskObjective(

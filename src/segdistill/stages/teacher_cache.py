@@ -232,7 +232,7 @@ def open_cache(
     listing = hashlib.sha256("\n".join(dataset.listing()).encode()).hexdigest()
     known = {
         "format": FORMAT, "teacher": _digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
-        "views": config.views, "dtype": config.dtype, "precision": str(fabric._precision.precision),
+        "views": config.views, "dtype": config.dtype, "precision": str(fabric.strategy.precision.precision),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "teacher" / key[:32]
