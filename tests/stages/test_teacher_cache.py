@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def made(tmp_path, teacher, dtype="fp32", views=2, taps=(-1,), **changes):
     dataset = source.open(tiny(tmp_path).stages[1].data)
     values = {"facts": "x", "size": SIZE, "batch": 3, "workers": 0, "fabric": Fabric(accelerator="cpu"),
               "progress": lambda *_: None} | changes  # fmt: skip
-    transform = DistillTransform(DistillAugment(), SIZE)
+    transform = values.pop("transform", None) or DistillTransform(DistillAugment(), SIZE)
     return open_cache(CacheConfig(views=views, dtype=dtype), teacher, taps, dataset, transform, **values), dataset
 
 
@@ -73,7 +72,6 @@ def test_views_differ_and_are_those_of_their_number_whatever_made_them(tmp_path)
     cache, dataset = made(tmp_path, teacher, views=3)
     views = [cache.view(image, view)["image"] for image in range(4) for view in range(3)]
     assert len({each.numpy().tobytes() for each in views}) == 12
-    shutil.rmtree(cache.folder)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(teacher_cache, "SHARD", 1)  # a shard of one view
@@ -161,3 +159,18 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch):
         UserError, match=r"cannot write the teacher cache .*: No space left on device; free space, set SEG"
     ):
         made(tmp_path, encoders()[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_line_whoever_makes_the_views(tmp_path, workers):
+    teacher, _ = encoders()
+    with pytest.raises(UserError, match="no such image") as error:
+        made(tmp_path, teacher, workers=workers, transform=Unreadable())
+    assert "\n" not in str(error.value)
+
+
+class Unreadable:
+    """A transform in which reading fails; at the top of the module, so that it can be sent to a worker."""
+
+    def __call__(self, sample):
+        raise UserError("no such image")

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +18,8 @@ from segdistill.data.dataset import Dataset, Sample
 from segdistill.interrupts import ignored_in_worker
 from segdistill.ops import derive_seed, generator
 from segdistill.types import Batch
+
+T = TypeVar("T")
 
 
 def stacked(samples: Sequence[Batch]) -> Batch:
@@ -99,52 +102,57 @@ def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Ge
     return [drawn[index] for index in torch.randperm(total, generator=rng).tolist()]
 
 
-class _Told(TorchDataset[Batch | UserError]):
-    """The batches, and user errors as values: raised in a worker, they would carry its traceback."""
+class _Told(TorchDataset[Any]):
+    """The items of a dataset, and user errors as values: raised in a worker, they would carry its traceback."""
 
-    def __init__(self, steps: StepBatches) -> None:
-        self.steps = steps
+    def __init__(self, items: TorchDataset[Any]) -> None:
+        self.items = items
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, index: int) -> Any:
         try:
-            return self.steps[step]
+            return self.items[index]
         except UserError as error:
             return error
 
 
 def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
-    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one).
+    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one)."""
+    return loaded(steps, order, workers, ahead=4)
+
+
+def loaded(items: TorchDataset[T], order: Sequence[int], workers: int = 0, *, ahead: int) -> Iterator[T]:
+    """The ``items`` of the indices in ``order``; each of ``workers`` processes works up to ``ahead`` items in advance.
 
     Works with every start method of ``multiprocessing``; no images are sent to the workers.
     """
     loader = DataLoader(
-        _Told(steps),
+        _Told(items),
         batch_size=None,
         sampler=order,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
         worker_init_fn=ignored_in_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        # torch's handler raises wherever the main thread is; without it a lost process is noticed at the next batch.
+        # torch's handler raises wherever the main thread is; without it a lost process is noticed at the next item.
         signal.signal(signal.SIGCHLD, handler)
     return map(_raised, _delivered(iterator) if workers else iterator)
 
 
-def _delivered(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
-    """The batches of worker processes; one that is killed while it hands over a batch is named as torch does."""
+def _delivered(items: Iterator[Any]) -> Iterator[Any]:
+    """The items of worker processes; one that is killed while it hands over a batch is named as torch does."""
     try:
-        yield from batches
+        yield from items
     except (ConnectionError, EOFError) as error:
         if "in DataLoader worker process" in str(error):  # raised by the data set, in a worker
             raise
         raise RuntimeError(f"DataLoader worker was killed while it handed over a batch ({error})") from error
 
 
-def _raised(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+def _raised(item: Any) -> Any:
+    if isinstance(item, UserError):
+        raise item
+    return item

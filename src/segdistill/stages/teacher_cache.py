@@ -22,15 +22,14 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segdistill.config import Config, UserError
 from segdistill.data.dataset import Dataset, Progress, Sample
+from segdistill.data.loader import loaded
 from segdistill.data.rendered import cache_folder
 from segdistill.encoders import Encoder
 from segdistill.files import is_whole, sweep, write_atomic, write_sealed
-from segdistill.interrupts import ignored_in_worker
 from segdistill.ops import derive_seed
 from segdistill.stages.views import teacher_views
 from segdistill.types import Batch, Features, Views
@@ -73,20 +72,14 @@ class Shape:
 class TeacherCache:
     """The views of a dataset, as samples for batches. Pickling it transfers the folder's path, not the arrays."""
 
-    def __init__(self, folder: Path, config: CacheConfig, images: int, shape: Shape) -> None:
-        self.folder, self.config, self.images, self.shape = folder, config, images, shape
-        self.per_shard = max(1, SHARD // shape.nbytes(config.dtype))
+    def __init__(self, folder: Path, config: CacheConfig, images: int, shape: Shape, per_shard: int) -> None:
+        self.folder, self.config, self.images, self.shape, self.per_shard = folder, config, images, shape, per_shard
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     @property
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.images * self.config.views // self.per_shard)
-
-    @property
-    def nbytes(self) -> int:
-        """Size on disk in bytes, without file headers."""
-        return self.images * self.config.views * self.shape.nbytes(self.config.dtype)
 
     def rows(self, shard: int) -> range:
         """The indices of the views in a shard, counted image by image."""
@@ -230,13 +223,15 @@ def open_cache(
     """
     shape = shape_of(teacher, taps, size)
     listing = hashlib.sha256("\n".join(dataset.listing()).encode()).hexdigest()
+    per_shard = max(1, SHARD // shape.nbytes(config.dtype))
     known = {
-        "format": FORMAT, "teacher": _digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
+        "format": FORMAT, "per_shard": per_shard,
+        "teacher": _digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
         "views": config.views, "dtype": config.dtype, "precision": str(fabric.strategy.precision.precision),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "teacher" / key[:32]
-    cache = TeacherCache(folder, config, len(dataset), shape)
+    cache = TeacherCache(folder, config, len(dataset), shape, per_shard)
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -246,13 +241,8 @@ def open_cache(
     mine = [shard for shard in range(fabric.global_rank, cache.shards, fabric.world_size) if not cache.usable(shard)]
     if mine:
         network = cast(nn.Module, teacher).to(fabric.device)
-        loader = DataLoader(
-            _Images(dataset, transform, cache, mine),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=ignored_in_worker if workers else None,
-        )
-        for done, (shard, images) in enumerate(zip(mine, loader, strict=True), start=1):
+        found = loaded(_Images(dataset, transform, cache, mine), range(len(mine)), workers, ahead=1)
+        for done, (shard, images) in enumerate(zip(mine, found, strict=True), start=1):
             cache.write(shard, images, _features(cast(Encoder, network), images, taps, batch, fabric))
             progress("teacher cache", done, len(mine))
     fabric.barrier()
