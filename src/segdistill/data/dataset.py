@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, Names, Size
+from segdistill.objects import Objects
 
 Progress = Callable[[str, int, int], None]
 """Called with (description, done, total)."""
@@ -60,12 +61,16 @@ class DataSelection(Config):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``image`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 with 255 = ignored, None if unlabelled."""
+    """One image: ``image`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 with 255 = ignored, None if unlabelled.
+
+    ``objects``: its annotated objects, if the data set has them.
+    """
 
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
     domain: str
     name: str
+    objects: Objects | None = None
 
     @property
     def labelled(self) -> bool:

@@ -1,0 +1,169 @@
+"""Objects of one image: ground truth as layers of object ids, predictions as run lengths. Does not import torch.
+
+Legend: H W pixels, N objects, L layers. Run lengths are COCO's compressed form, ``{"size": [H, W], "counts": bytes}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as tools
+from numpy.typing import NDArray
+
+RunLengths = dict[str, Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The annotated objects of an image.
+
+    ``ids`` (L, H, W) int32: layer by layer, the number of the object at each pixel, counted from 1; 0: no object. The
+    pixels of an object are in one layer only. A single layer is enough unless objects overlap. ``classes`` (N,) int64;
+    ``crowd`` (N,) bool: a region with several objects, which is neither learned nor counted. ``void`` (H, W) bool:
+    pixels without annotation; None: every pixel is annotated. An object may have no pixels, for example after a crop.
+    """
+
+    ids: NDArray[np.int32]
+    classes: NDArray[np.int64]
+    crowd: Mask
+    void: Mask | None = None
+
+    @classmethod
+    def of_map(cls, instance: NDArray[np.integer], label: NDArray[np.integer], *, void: Mask | None = None) -> Objects:
+        """Objects of an instance map (H, W), 0 = none, whose class is the ``label`` (H, W) of their first pixel.
+
+        Objects are numbered by their value in the map; those labelled 255 are left out.
+        """
+        values, first, inverse = np.unique(instance, return_index=True, return_inverse=True)
+        classes = label.ravel()[first].astype(np.int64)
+        kept = (values > 0) & (classes != 255)
+        numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+        ids = numbers[inverse].reshape(1, *instance.shape)
+        return cls(ids, classes[kept], np.zeros(int(kept.sum()), bool), void)
+
+    @classmethod
+    def of_masks(
+        cls, masks: Sequence[Mask], classes: Sequence[int], crowd: Sequence[bool], size: tuple[int, int]
+    ) -> Objects:
+        """Objects with the given masks (H, W), which may overlap: each goes into the first layer where it fits."""
+        layers: list[NDArray[np.int32]] = [np.zeros(size, np.int32)]
+        for number, mask in enumerate(masks, 1):
+            layer = next((each for each in layers if not each[mask].any()), None)
+            if layer is None:
+                layer = np.zeros(size, np.int32)
+                layers.append(layer)
+            layer[mask] = number
+        return cls(np.stack(layers), np.asarray(classes, np.int64), np.asarray(crowd, bool))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.ids.shape[-2:]
+        return height, width
+
+    def areas(self) -> NDArray[np.int64]:
+        """Pixels of each object (N,)."""
+        return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
+
+    def run_lengths(self) -> list[RunLengths]:
+        """The mask of every object."""
+        found = [empty(self.size)] * len(self.classes)
+        for layer in self.ids:
+            for number, box in enumerate(boxes_of(layer, len(self.classes))):
+                if box is not None:
+                    top, left, bottom, right = box
+                    found[number] = encode_crop(layer[top:bottom, left:right] == number + 1, (top, left), self.size)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Predicted objects of an image: ``scores`` (N,) float32 in [0, 1], ``classes`` (N,) int64, their masks.
+
+    Sorted by descending score. Masks may overlap.
+    """
+
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    masks: list[RunLengths]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> Detections:
+        """Those with at least ``score``."""
+        count = int((self.scores >= score).sum())
+        return Detections(self.scores[:count], self.classes[:count], self.masks[:count], self.size)
+
+    def painted(self, *, least: int = 1) -> Objects:
+        """As objects that do not overlap: a pixel belongs to the detection with the highest score.
+
+        Detections with fewer than ``least`` visible pixels are left out.
+        """
+        ids, kept = np.zeros(self.size, np.int32), []
+        for number, runs in enumerate(self.masks):
+            free = decode(runs) & (ids == 0)
+            if free.sum() >= least:
+                kept.append(number)
+                ids[free] = len(kept)
+        return Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool))
+
+
+def boxes_of(ids: NDArray[np.int32], count: int) -> list[tuple[int, int, int, int] | None]:
+    """The box (top, left, bottom, right), end exclusive, of the ids 1 to ``count`` in a map (H, W); None: absent."""
+    rows, columns = np.nonzero(ids)
+    values = ids[rows, columns] - 1
+    low, high = np.full((2, count), np.iinfo(np.int64).max), np.full((2, count), -1)
+    for axis, places in enumerate((rows, columns)):
+        np.minimum.at(low[axis], values, places)
+        np.maximum.at(high[axis], values, places)
+    return [
+        (int(top), int(left), int(bottom) + 1, int(right) + 1) if bottom >= 0 else None
+        for top, left, bottom, right in zip(*low, *high, strict=True)
+    ]
+
+
+def encode(mask: Mask) -> RunLengths:
+    """The run lengths of ``mask`` (H, W)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    size = (mask.shape[0], mask.shape[1])
+    if not len(rows):
+        return empty(size)
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return encode_crop(crop, (int(rows[0]), int(columns[0])), size)
+
+
+def encode_crop(crop: Mask, corner: tuple[int, int], size: tuple[int, int]) -> RunLengths:
+    """The run lengths of a mask of ``size`` (H, W) that is ``crop`` at ``corner`` (top, left) and empty elsewhere.
+
+    The cost depends on the crop, not on the image.
+    """
+    (top, left), (height, width) = corner, size
+    padded = np.zeros((crop.shape[1], crop.shape[0] + 2), np.int8)  # columns first, as run lengths go
+    padded[:, 1:-1] = crop.T
+    change = np.diff(padded, axis=1)
+    column, row = np.nonzero(change == 1)
+    starts = (left + column) * height + top + row
+    column, row = np.nonzero(change == -1)
+    ends = (left + column) * height + top + row
+    apart = np.append(starts[1:] != ends[:-1], True) if len(starts) else np.zeros(0, bool)  # full columns join
+    starts, ends = starts[np.roll(apart, 1)], ends[apart]
+    counts = np.diff(np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]]))
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    return tools.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+
+
+def empty(size: tuple[int, int]) -> RunLengths:
+    """The run lengths of a mask without pixels."""
+    return encode_crop(np.zeros((0, 0), bool), (0, 0), size)
+
+
+def decode(runs: RunLengths) -> Mask:
+    """The mask (H, W) of run lengths."""
+    return tools.decode(runs).view(bool)
