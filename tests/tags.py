@@ -22,7 +22,7 @@ from segdistill.tasks.base import Task
 class TagHead(Head):
     """The last map's mean -> one logit per class."""
 
-    task = "tags"
+    tasks = ("tags",)
 
     class Config(HeadConfig):
         """Nothing to set."""

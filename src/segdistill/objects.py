@@ -92,6 +92,13 @@ class Detections:
     masks: list[RunLengths]
     size: tuple[int, int]
 
+    @classmethod
+    def of(
+        cls, scores: Sequence[float], classes: Sequence[int], masks: Sequence[RunLengths], size: tuple[int, int]
+    ) -> Detections:
+        """From sorted scores, their classes and their masks."""
+        return cls(np.array(scores, np.float32), np.array(classes, np.int64), list(masks), size)
+
     def __len__(self) -> int:
         return len(self.scores)
 

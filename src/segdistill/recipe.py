@@ -281,10 +281,11 @@ def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
 
 def _head_problems(task: str, model: ModelConfig, role: str) -> list[str]:
     """A head for another task."""
-    if model.head is None or HEADS[model.head.type].task == task:
+    if model.head is None or task in HEADS[model.head.type].tasks:
         return []
-    own = ", ".join(name for name, head in HEADS.items() if head.task == task) or "none"
-    return [f"{role}.head: {model.head.type} is for the task {HEADS[model.head.type].task}; allowed for {task}: {own}"]
+    own = ", ".join(name for name, head in HEADS.items() if task in head.tasks) or "none"
+    made = ", ".join(HEADS[model.head.type].tasks)
+    return [f"{role}.head: {model.head.type} is for the task {made}; allowed for {task}: {own}"]
 
 
 def _level_problems(model: ModelConfig, role: str) -> list[str]:

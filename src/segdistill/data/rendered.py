@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +19,14 @@ from segdistill.config import UserError, choose, nearest
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample
 from segdistill.data.fraction import chosen_rows
 from segdistill.files import is_whole, sweep, write_sealed
+from segdistill.objects import Objects
 
 RENDERER = 1
 """Part of the image cache's key: increase it whenever the world's pinned hashes change."""
 
+
+KINDS = ("images", "labels", "instances")
+"""Cached arrays: (N, H, W, 3) and (N, H, W) uint8, (N, H, W) uint16 with 0 = no object."""
 
 _whole: set[tuple[str, int, int, int]] = set()
 """Cache files that this process has verified: path, inode, size and modification time."""
@@ -33,7 +38,12 @@ class WorldSource(DataSource):
     scores: ClassVar[int | None] = 60
 
     source: Literal["world"] = "world"
-    classes: str = Field("cityscapes19", description="label space: cityscapes19 or world13")
+    classes: str = Field(
+        "cityscapes19", description="label space: cityscapes19, world13, or things8 with the objects of its classes"
+    )
+    least_pixels: int = Field(
+        12, ge=1, le=10**6, description="objects with fewer visible pixels are neither learned nor counted"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="re-draws the scenes of the world")
     redraw: int = Field(
         0, ge=0, lt=2**63, description="re-draws the parameters of the world's domains (0: as published)"
@@ -109,7 +119,9 @@ class World(Dataset):
             raise UserError("; ".join(problems))
         assert selection.images is not None, "problems() asks for it"
         self._selection, self.weights = selection, selection.weights
-        self._arrays = [_load_or_render(source, selection, name, progress) for name in selection.domains]
+        self.objects, self._least = space.objects, source.least_pixels
+        kinds = KINDS if space.objects else KINDS[:2]
+        self._arrays = [_load_or_render(source, selection, name, kinds, progress) for name in selection.domains]
         rows = [chosen_rows(selection, name, selection.images) for name in selection.domains]
         self._rows = [(which, row) for which, chosen in enumerate(rows) for row in chosen]
         self.sizes = tuple(map(len, rows))
@@ -122,9 +134,17 @@ class World(Dataset):
             raise IndexError(index)
         which, row = self._rows[index]
         domain = self._selection.domains[which]
-        images, labels = self._arrays[which]
-        label = self._lookup[labels[row]] if world.DOMAINS[domain].labelled else None
-        return Sample(np.asarray(images[row]), label, domain, self._name(row))
+        images, labels, *instances = (array[row] for array in self._arrays[which])
+        if not world.DOMAINS[domain].labelled:
+            return Sample(np.asarray(images), None, domain, self._name(row))
+        label = self._lookup[labels]
+        objects = self._objects_of(instances[0], label) if instances else None
+        return Sample(np.asarray(images), label, domain, self._name(row), objects)
+
+    def _objects_of(self, instance: NDArray[np.uint16], label: NDArray[np.uint8]) -> Objects:
+        """The things of an image; those with too few visible pixels are crowds, which do not count."""
+        objects = Objects.of_map(instance, label)
+        return replace(objects, crowd=objects.areas() < self._least)
 
     def listing(self) -> Iterator[str]:
         """``domain/index`` of every image."""
@@ -147,17 +167,17 @@ def cache_folder() -> Path:
 
 
 def _load_or_render(
-    source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
-) -> tuple[np.memmap, np.memmap]:
-    """Memory-mapped (images (N, H, W, 3), labels (N, H, W)) of one domain, rendered first if missing."""
+    source: WorldSource, selection: DataSelection, domain: str, kinds: Sequence[str], progress: Progress | None
+) -> tuple[np.memmap, ...]:
+    """Memory-mapped arrays of one domain, one for each of ``kinds``; rendered first if any is missing."""
     key = (RENDERER, source.size, source.seed, source.redraw, domain, selection.split, selection.first)
     stem = f"{domain}-{selection.split}-{hashlib.sha256(repr((key, selection.images)).encode()).hexdigest()[:16]}"
-    paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in ("images", "labels")]
+    paths = [cache_folder() / "world" / f"{stem}.{kind}.npy" for kind in kinds]
     if not all(map(_usable, paths)):
         rendered = _render(source, selection, domain, progress)
         try:
             sweep(paths[0].parent)
-            for path, array in zip(paths, rendered, strict=True):
+            for path, array in zip(paths, rendered, strict=False):
                 write_sealed(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
         except OSError as error:
             raise UserError(
@@ -184,23 +204,23 @@ def _usable(path: Path) -> bool:
     return facts in _whole
 
 
-def _mapped(*paths: Path) -> tuple[np.memmap, np.memmap]:
-    """The two arrays of a domain, memory-mapped."""
+def _mapped(*paths: Path) -> tuple[np.memmap, ...]:
+    """The arrays of a domain, memory-mapped."""
     try:
-        images, labels = (np.load(path, mmap_mode="r") for path in paths)
+        return tuple(np.load(path, mmap_mode="r") for path in paths)
     except (ValueError, OSError) as error:
         raise UserError(f"cannot read the image cache {paths[0]}: {error}; run the command again") from None
-    return images, labels
 
 
 def _render(
     source: WorldSource, selection: DataSelection, domain: str, progress: Progress | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[NDArray[Any], ...]:
+    """The arrays of :data:`KINDS`."""
     h, w = source.size
     count = selection.images
     assert count is not None, "a world's selection says how many"
     images = np.empty((count, h, w, 3), np.uint8)
-    labels = np.empty((count, h, w), np.uint8)
+    labels, instances = np.empty((count, h, w), np.uint8), np.empty((count, h, w), np.uint16)
     for i in range(count):
         rendered = world.render(
             domain,
@@ -210,7 +230,7 @@ def _render(
             seed=source.seed,
             redraw=source.redraw,
         )
-        images[i], labels[i] = rendered.image, rendered.label
+        images[i], labels[i], instances[i] = rendered.image, rendered.label, rendered.instance
         if progress and (i % 20 == 19 or i + 1 == count):
             progress(f"rendering {domain}", i + 1, count)
-    return images, labels
+    return images, labels, instances

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from segdistill.heads.base import Head, Maps
 from segdistill.heads.mask2former import Mask2Former
+from segdistill.heads.masked_dpt import MaskedDPT
 from segdistill.heads.semfpn import SemFPN
 
-HEADS: dict[str, type[SemFPN] | type[Mask2Former]] = {"semfpn": SemFPN, "mask2former": Mask2Former}
+HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT]] = {
+    "semfpn": SemFPN,
+    "mask2former": Mask2Former,
+    "masked_dpt": MaskedDPT,
+}
 
-__all__ = ["HEADS", "Head", "Maps", "Mask2Former", "SemFPN"]
+__all__ = ["HEADS", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]

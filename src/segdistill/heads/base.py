@@ -34,7 +34,7 @@ class Head(nn.Module):
     ``scores_are_logits``: whether the softmax of the scores gives class probabilities.
     """
 
-    task: str = "semantic"  # a key of TASKS
+    tasks: tuple[str, ...] = ("semantic",)  # keys of TASKS
     scores_are_logits: bool = True
     undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, besides norms
     strides: tuple[int, ...]

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Mask2FormerConfig
+from transformers import DPTConfig, Mask2FormerConfig
+from transformers.models.dpt.modeling_dpt import DPTFeatureFusionStage
 from transformers.models.mask2former import modeling_mask2former as hf
 
 from segdistill.heads.pyramid import STRIDES
@@ -21,11 +22,26 @@ Labels = Any
 def build(config: Any, channels: tuple[int, ...], num_classes: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Pixel decoder for levels of ``channels``, masked-attention decoder, and set loss."""
     settings = _settings(config, num_classes)
+    settings.encoder_layers, settings.encoder_feedforward_dim = config.encoder_layers, config.encoder_feedforward
     pixel_decoder = hf.Mask2FormerPixelDecoder(settings, feature_channels=list(channels))
+    transformer = _transformer(config, settings)
+    _initialise_pixels(pixel_decoder)
+    _initialise(transformer)
+    return pixel_decoder, transformer, SetLoss(settings)
+
+
+def build_decoder(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Masked-attention decoder, and set loss."""
+    settings = _settings(config, num_classes)
+    transformer = _transformer(config, settings)
+    _initialise(transformer)
+    return transformer, SetLoss(settings)
+
+
+def _transformer(config: Any, settings: Mask2FormerConfig) -> hf.Mask2FormerTransformerModule:
     transformer = hf.Mask2FormerTransformerModule(config.width, settings)
     transformer.decoder.layerdrop = 0.0  # otherwise transformers skips whole layers at the dropout rate
-    _initialise(pixel_decoder, transformer)
-    return pixel_decoder, transformer, SetLoss(settings)
+    return transformer
 
 
 class Matcher(hf.Mask2FormerHungarianMatcher):
@@ -115,10 +131,8 @@ def _settings(config: Any, num_classes: int) -> Mask2FormerConfig:
         mask_feature_size=config.width,
         hidden_dim=config.width,
         num_queries=config.queries,
-        encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer
         num_attention_heads=config.heads,
-        encoder_feedforward_dim=config.encoder_feedforward,
         dim_feedforward=config.decoder_feedforward,
         dropout=config.dropout,
         feature_strides=list(STRIDES),
@@ -134,13 +148,19 @@ def _settings(config: Any, num_classes: int) -> Mask2FormerConfig:
     return settings
 
 
-def _initialise(pixel_decoder: hf.Mask2FormerPixelDecoder, transformer: hf.Mask2FormerTransformerModule) -> None:
-    """The authors' initialisation: Xavier in both transformers, sampling offsets on a ring, PyTorch's elsewhere."""
+def _initialise(transformer: Any) -> None:
+    """The authors' initialisation of the masked-attention decoder: Xavier in its layers, PyTorch's elsewhere."""
+    for parameter in transformer.decoder.layers.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def _initialise_pixels(pixel_decoder: hf.Mask2FormerPixelDecoder) -> None:
+    """The authors' initialisation of the pixel decoder: Xavier, and sampling offsets on a ring."""
     nn.init.normal_(pixel_decoder.level_embed)
-    for layers in (pixel_decoder.encoder.layers, transformer.decoder.layers):
-        for parameter in layers.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+    for parameter in pixel_decoder.encoder.layers.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
     for module in pixel_decoder.encoder.modules():
         if isinstance(module, hf.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention):
             _initialise_offsets(module)
@@ -159,3 +179,11 @@ def _initialise_offsets(attention: hf.Mask2FormerPixelDecoderEncoderMultiscaleDe
     attention.attention_weights.weight.zero_()
     for linear in (attention.attention_weights, attention.value_proj, attention.output_proj):
         linear.bias.zero_()
+
+
+def build_fusion(width: int, channels: tuple[int, ...], *, batch_norm: bool) -> nn.Module:
+    """DPT's fusion blocks for maps of ``width``, fine to coarse -> fused maps, coarse to fine, each twice as large."""
+    settings = DPTConfig(
+        neck_hidden_sizes=list(channels), fusion_hidden_size=width, use_batch_norm_in_fusion_residual=batch_norm
+    )
+    return DPTFeatureFusionStage(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,6 +47,18 @@ class Model(nn.Module):
         """The features that the head reads; without gradient if the encoder is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             return self.encoder(images, self.taps)
+
+    def decoded(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Any, tuple[int, int]]:
+        """The decoded features of images of any size, and the size (h, w) that the network saw.
+
+        If a side is not a multiple of the encoder's patch or final stride, the image is padded at the bottom or right
+        by repeating the border.
+        """
+        height, width = images.shape[-2:]
+        high, wide = self.encoder.padded(height, width)
+        if (high, wide) != (height, width):
+            images = F.pad(images, (0, wide - width, 0, high - height), mode="replicate")
+        return self.decode(self.features(images)), (high, wide)
 
     def decode(self, features: Features) -> Any:
         """One pass of the head over the features of its taps; the result has the head's own type."""

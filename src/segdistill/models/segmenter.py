@@ -41,8 +41,7 @@ def positions(length: int, size: int, stride: int) -> list[int]:
 class Segmenter(Model):
     """A segmentation model with ``num_classes`` classes, whose head reads the encoder's ``taps``.
 
-    Images are RGB in [0, 1], (B, 3, H, W), of any size: if a side is not a multiple of the encoder's patch or final
-    stride, the image is padded at the bottom or right by repeating the border, and the result is cropped.
+    Images are RGB in [0, 1], (B, 3, H, W), of any size; what is predicted for padding is cropped.
     """
 
     def loss_of(self, decoded: Any, batch: Batch) -> LossTerms:
@@ -56,10 +55,8 @@ class Segmenter(Model):
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Class scores per pixel in one pass over the whole image; differentiable."""
         height, width = images.shape[-2:]
-        bottom, right = self._padding(images)
-        padded = _pad(images, bottom, right) if bottom or right else images
-        scores = self.head.scores_of(self.decode(self.features(padded)), (height + bottom, width + right))
-        return scores[..., :height, :width]
+        decoded, size = self.decoded(images)
+        return self.head.scores_of(decoded, size)[..., :height, :width]
 
     def window_scores(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
         """Scores averaged over overlapping windows; float32.
@@ -122,12 +119,6 @@ class Segmenter(Model):
             classes[strip.image, strip.top : strip.top + len(strip.classes)] = strip.classes
         return classes
 
-    def _padding(self, images: Tensor) -> tuple[int, int]:
-        """Pixels to pad at the bottom and at the right."""
-        height, width = images.shape[-2:]
-        high, wide = self.encoder.padded(height, width)
-        return high - height, wide - width
-
 
 def as_segmenter(model: Model, task: str) -> Segmenter:
     """``model`` if it predicts class maps, else a :class:`UserError`."""
@@ -142,7 +133,3 @@ def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:
     for start in starts:
         count[start : start + size] += 1
     return count
-
-
-def _pad(images: Tensor, bottom: int, right: int) -> Tensor:
-    return F.pad(images, (0, right, 0, bottom), mode="replicate")

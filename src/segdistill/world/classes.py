@@ -57,21 +57,25 @@ COLORS = np.array(
 
 @dataclass(frozen=True, eq=False)
 class LabelSpace:
-    """Names and colours (n, 3) of a label space, and ``lookup`` (256,): world trainId -> id here; 255 stays 255."""
+    """Names and colours (n, 3) of a label space, and ``lookup`` (256,): world trainId -> id here; 255 stays 255.
+
+    ``objects``: whether its classes are countable things, so that images come with their objects.
+    """
 
     names: tuple[str, ...]
     lookup: np.ndarray
     colors: np.ndarray
+    objects: bool = False
 
 
-def _merge(groups: dict[str, tuple[str, ...]]) -> LabelSpace:
+def _merge(groups: dict[str, tuple[str, ...]], *, objects: bool = False) -> LabelSpace:
     """The label space whose classes are the named groups of world classes."""
     lookup = np.full(256, IGNORE, dtype=np.uint8)
     for i, members in enumerate(groups.values()):
         for member in members:
             lookup[CLASSES.index(member)] = i
     colors = COLORS[[CLASSES.index(members[0]) for members in groups.values()]]
-    return LabelSpace(tuple(groups), _frozen(lookup), _frozen(colors))
+    return LabelSpace(tuple(groups), _frozen(lookup), _frozen(colors), objects)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -99,4 +103,5 @@ LABEL_SPACES: dict[str, LabelSpace] = {
             "two-wheeler": ("motorcycle", "bicycle"),
         }
     ),
+    "things8": _merge({CLASSES[number]: (CLASSES[number],) for number in THINGS}, objects=True),
 }
