@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segdistill.config import UserError
 from segdistill.files import write_atomic
+from segdistill.objects import Objects
 
 Colors = Sequence[Sequence[int]]
 Pixels = NDArray[np.uint8]
@@ -94,6 +95,25 @@ def overlay(image: Pixels, label: NDArray[np.integer], colors: Colors, alpha: fl
     return mixed.astype(np.uint8)
 
 
+def object_picture(image: Pixels, objects: Objects, colors: Colors, alpha: float = 0.6) -> Image.Image:
+    """Objects over ``image`` (H, W, 3) in shades of their class colours, outlined in white; crowds are grey."""
+    if image.shape[:2] != objects.size:
+        raise UserError(f"the pictures differ in size: {image.shape[:2]} and {objects.size} (height, width)")
+    count = len(objects.classes)
+    shades = 0.75 + 0.5 * ((np.arange(count) * 0.618) % 1)  # neighbours in the list differ
+    tints = np.asarray(colors, np.float32)[objects.classes].reshape(count, 3) * shades[:, None]
+    tints = np.where(objects.crowd[:, None], 128.0, np.clip(tints + 20, 0, 255))
+    mixed = image.astype(np.float32)
+    for ids in objects.ids:
+        inside = ids > 0
+        mixed[inside] = mixed[inside] * (1 - alpha) + tints[ids[inside] - 1] * alpha
+        outline = np.zeros(ids.shape, bool)
+        outline[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+        outline[1:] |= ids[1:] != ids[:-1]
+        mixed[outline & inside] = 255
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
 def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
     """Wrong pixels in vermilion, correct ones in the pale grey ``image`` (or plain grey), ignored ones dark."""
     _same_size(prediction, truth)
@@ -152,6 +172,12 @@ def scene_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Vi
         notes = notes if right is None else [f"{100 * right:.0f} % correct", *notes]
         found.append((panel, Views({"classes": classes, "errors": errors}, ", ".join(notes))))
     return found
+
+
+def object_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, Views]]:
+    """A scene's image, and the saved pictures of its objects: ground truth and each prediction."""
+    del colors
+    return [(panel, Views({"objects": Image.fromarray(load_image(panel.path))})) for panel in panels]
 
 
 def contact_sheet(

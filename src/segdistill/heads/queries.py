@@ -27,7 +27,7 @@ _QUERY_CHUNK = 16  # masks upsampled at once; limits memory, changes no value
 _LEAST_SCORE = 1e-6  # lower bound of scores before the logarithm
 
 Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
-"""Class logits (K + 1, the last one: no object) and mask logits of every query, before the first layer and after each."""
+"""Class logits (K + 1, the last: no object) and mask logits of every query, before the first layer and after each."""
 
 
 class QueryConfig(HeadConfig):

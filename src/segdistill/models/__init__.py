@@ -1,7 +1,19 @@
 """Encoder and head as one network, with ``loss(batch)`` for training and ``predict(images)`` for inference."""
 
+from segdistill.models.instance import InstanceSegmenter
 from segdistill.models.model import Model
 from segdistill.models.segmenter import Segmenter, Window, as_segmenter, positions
 from segdistill.models.view import View, fit, prepare, sliding
 
-__all__ = ["Model", "Segmenter", "View", "Window", "as_segmenter", "fit", "positions", "prepare", "sliding"]
+__all__ = [
+    "InstanceSegmenter",
+    "Model",
+    "Segmenter",
+    "View",
+    "Window",
+    "as_segmenter",
+    "fit",
+    "positions",
+    "prepare",
+    "sliding",
+]

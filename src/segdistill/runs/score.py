@@ -74,7 +74,7 @@ class Loader:
         held: dict[int, Batch] = {}
         for row in self.rows:
             sample = self.task.targets(self.dataset[row])
-            if held and (len(held) == self.batch or _shapes(sample) != _shapes(next(iter(held.values())))):
+            if held and (len(held) == self.batch or sample["image"].shape != next(iter(held.values()))["image"].shape):
                 yield self._collate(held)
                 held = {}
             held[row] = sample
@@ -84,10 +84,6 @@ class Loader:
     def _collate(self, samples: dict[int, Batch]) -> Batch:
         """A batch of samples of one size, with their index in the domain."""
         return self.task.collate(list(samples.values())) | {"index": torch.tensor(list(samples))}
-
-
-def _shapes(sample: Batch) -> list[tuple[int, ...]]:
-    return [tuple(value.shape) for value in sample.values()]
 
 
 def score(

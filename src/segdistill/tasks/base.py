@@ -23,7 +23,8 @@ class Task(ABC):
     ``primary`` is the score by which models are compared. ``metrics`` describes each score in a domain's results: its
     ``label``, its ``unit`` (``%``: a share in [0, 1]) and, if it has values per class, their key ``by_class`` and their
     ``by_class_label``. ``Augment`` holds the settings of :meth:`transform`, ``network`` combines an encoder with a head
-    of :data:`segdistill.heads.HEADS`, and ``kept`` is what the metric stores per image.
+    of :data:`segdistill.heads.HEADS`, and ``kept`` is what the metric stores per image. ``objects``: whether its data
+    must have objects.
     """
 
     primary: ClassVar[str]
@@ -31,6 +32,7 @@ class Task(ABC):
     Augment: ClassVar[type[Config]]
     network: ClassVar[type[Model]]
     kept: ClassVar[type[Samples]]
+    objects: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, augment: Any, size: tuple[int, int]) -> Callable[[Sample], Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segdistill.tasks.base import Task
+from segdistill.tasks.instance import Instance
 from segdistill.tasks.semantic import Semantic
 
-TASKS: dict[str, Task] = {"semantic": Semantic()}
+TASKS: dict[str, Task] = {"semantic": Semantic(), "instance": Instance()}
