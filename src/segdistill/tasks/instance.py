@@ -65,5 +65,3 @@ class Instance(Task):
             "truth": object_picture(sample.image, sample.objects, colors),
             "prediction": object_picture(sample.image, found.above(SHOWN).painted(), colors),
         }
-
-
