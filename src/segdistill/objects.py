@@ -112,13 +112,23 @@ class Detections:
 
         Detections with fewer than ``least`` visible pixels are left out.
         """
+        ids, kept = self._paint(least)
+        return Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool))
+
+    def visible(self, *, least: int = 1) -> Detections:
+        """The detections with at least ``least`` visible pixels, whose masks are these; see :meth:`painted`."""
+        ids, kept = self._paint(least)
+        masks = Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool)).run_lengths()
+        return Detections(self.scores[kept], self.classes[kept], masks, self.size)
+
+    def _paint(self, least: int) -> tuple[NDArray[np.int32], list[int]]:
         ids, kept = np.zeros(self.size, np.int32), []
         for number, runs in enumerate(self.masks):
             free = decode(runs) & (ids == 0)
             if free.sum() >= least:
                 kept.append(number)
                 ids[free] = len(kept)
-        return Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool))
+        return ids, kept
 
 
 def boxes_of(ids: NDArray[np.int32], count: int) -> list[tuple[int, int, int, int] | None]:
@@ -163,7 +173,8 @@ def encode_crop(crop: Mask, corner: tuple[int, int], size: tuple[int, int]) -> R
     counts = np.diff(np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]]))
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
-    return tools.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    runs: Any = tools.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return runs
 
 
 def empty(size: tuple[int, int]) -> RunLengths:

@@ -251,11 +251,30 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
             problems += _attempt(lambda role=role, model=model: need_head(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
+    problems += _earlier_problems(recipe, number)
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
             f"stage {stage.name}: its method compares class scores, but no earlier stage trains the teacher's "
             "head; put {type: task, model: teacher, ...} before it, or set teacher.head.weights"
+        )
+    return problems
+
+
+def _earlier_problems(recipe: Recipe, number: int) -> list[str]:
+    """Results of other stages that stage ``number`` needs and no earlier stage gives."""
+    stage, before, problems = recipe.stages[number], recipe.stages[:number], []
+    names = {each.name for each in before}
+    for name in stage.earlier:
+        if name not in names:
+            allowed = ", ".join(each.name for each in before) or "there is none"
+            problems.append(f"stage {stage.name}: no earlier stage is called '{name}'; allowed: {allowed}")
+    role = stage.predicts
+    model: ModelConfig | None = None if role is None else getattr(recipe, role)
+    if model is not None and model.head_weights is None and last_learner(recipe.stages, str(role), number) is None:
+        problems.append(
+            f"stage {stage.name}: no earlier stage trains the {role}'s head; put one before it, or set "
+            f"{role}.head.weights"
         )
     return problems
 

@@ -16,7 +16,7 @@ from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.ops import derive_seed
 from segdistill.recipe import load
 from segdistill.runs.execute import run
-from segdistill.runs.folder import student_weights
+from segdistill.runs.folder import handed_encoder
 from segdistill.weights import ASSETS
 from tiny_runs import only, tiny, tiny_file
 
@@ -39,7 +39,7 @@ def test_hand_over_is_the_students_encoder_without_teacher_and_heads(finished):
 
 def test_the_last_stage_that_trained_the_encoder_hands_it_over(tmp_path, finished):
     recipe = tiny(tmp_path)
-    folders = [student_weights(recipe, finished, number) for number in range(4)]
+    folders = [handed_encoder(recipe, finished, number) for number in range(4)]
     assert [path and path.parent.name for path in folders] == [None, None, "01-agnostic", "02-task"]
 
 

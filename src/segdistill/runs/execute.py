@@ -30,6 +30,8 @@ from segdistill.runs.folder import (
     Origin,
     damaged_file,
     fingerprints,
+    handed_encoder,
+    learned,
     model_of,
     origin_of,
     read_manifest,
@@ -37,12 +39,14 @@ from segdistill.runs.folder import (
     stage_folder,
     stage_seed,
     start_head,
-    student_weights,
     write_results,
 )
 from segdistill.stages import StageConfig, StageContext
+from segdistill.stages.base import ModelConfig
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
+KEPT = (".safetensors", ".json", ".png")
+"""Suffixes of a stage's results, whose digests its manifest stores."""
 COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator", "tracker")
 
 
@@ -143,6 +147,9 @@ def make_fabric(recipe: Recipe) -> Fabric:
 
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
     place, teacher = stage_folder(recipe, folder, number), last_learner(recipe.stages, "teacher", number)
+    handed = {role: handed_encoder(recipe, folder, number, role) for role in ("student", "teacher")}
+    predicts = recipe.stages[number].predicts
+    last = None if predicts is None else last_learner(recipe.stages, predicts, number)
     return StageContext(
         fabric=fabric,
         source=recipe.data,
@@ -152,15 +159,24 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         fingerprint=fingerprint,
         student=recipe.student,
         teacher=recipe.teacher,
-        student_weights=student_weights(recipe, folder, number),
+        handed={role: path for role, path in handed.items() if path is not None},
         start_head=start_head(recipe, folder, number),
         teacher_head=None if teacher is None else stage_folder(recipe, folder, teacher) / "head.safetensors",
+        finished=_finished(recipe, folder, predicts, last),
+        earlier={each.name: stage_folder(recipe, folder, n) for n, each in enumerate(recipe.stages[:number])},
         log=log,
         progress=log.watcher.work,
         log_every=recipe.log_every,
         checkpoint_every=recipe.checkpoint_every,
         workers=recipe.workers,
     )
+
+
+def _finished(recipe: Recipe, folder: Path, role: str | None, last: int | None) -> ModelConfig | None:
+    """The network of ``role`` as stage ``last`` trained it, or else from the recipe's files."""
+    if last is not None:
+        return learned(recipe, folder, last)
+    return None if role is None else getattr(recipe, role)
 
 
 def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
@@ -221,12 +237,13 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
         "parameters": result.parameters,
         "classes": result.classes,
         "weights": result.weights,
+        "facts": result.facts,
         "memory_mb": environment.peak_memory_mb(),
         "settings": stage.model_dump(mode="json"),
         "commit": environment.commit(),
         "hardware": environment.hardware(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {path.name: sha256(path) for path in sorted(context.folder.glob("*.safetensors"))},
+        "files": {path.name: sha256(path) for path in sorted(context.folder.glob("*")) if path.suffix in KEPT},
     }
     context.fabric.barrier()
     if context.fabric.is_global_zero:

@@ -83,9 +83,9 @@ def giver(recipe: Recipe, before: int, role: str, part: str) -> int | None:
     return numbers[-1] if numbers else None
 
 
-def student_weights(recipe: Recipe, folder: Path, before: int) -> Path | None:
-    """The student's encoder file after the stages before number ``before``; None: its start weights."""
-    number = giver(recipe, before, "student", "encoder")
+def handed_encoder(recipe: Recipe, folder: Path, before: int, role: str = "student") -> Path | None:
+    """The encoder file of ``role`` after the stages before number ``before``; None: its start weights."""
+    number = giver(recipe, before, role, "encoder")
     return None if number is None else stage_folder(recipe, folder, number) / "encoder.safetensors"
 
 
@@ -135,10 +135,26 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
         start = None if stage.learner is None else giver(recipe, number, stage.learner, "head")
         if start is not None:
             facts["start_head"] = prints[start]
+        facts |= _earlier_prints(recipe, number, prints)
         prints.append(_hash(facts))
         if "student" in roles:
             student_parent = prints[-1]
     return prints
+
+
+def _earlier_prints(recipe: Recipe, number: int, prints: Sequence[str]) -> dict[str, Any]:
+    """The fingerprints of other earlier stages on which the result of stage ``number`` depends."""
+    stage, facts = recipe.stages[number], {}
+    adapted = giver(recipe, number, "teacher", "encoder") if "teacher" in stage.roles else None
+    if adapted is not None:
+        facts["teacher_encoder"] = prints[adapted]
+    before = None if stage.predicts is None else last_learner(recipe.stages, stage.predicts, number)
+    if before is not None:
+        facts["predicts"] = prints[before]
+    names = [each.name for each in recipe.stages[:number]]
+    if stage.earlier:
+        facts["earlier"] = [prints[names.index(name)] for name in stage.earlier]
+    return facts
 
 
 def model_digests(model: ModelConfig | None) -> dict[str, str]:
@@ -190,12 +206,8 @@ def model_of(finished: Finished, role: str, out: Path, *, place: str | None = No
     """
     recipe, stages = finished.recipe, finished.stages
     last = last_learner(stages, role, len(stages))
-    model: ModelConfig = getattr(recipe, role)
     if last is None:
         return model_from_files(recipe, role, out, place=place)
-    folder = stage_folder(recipe, finished.folder, last)
-    encoder = student_weights(recipe, finished.folder, last) if role == "student" else None
-    encoder = folder / "encoder.safetensors" if "encoder" in stages[last].trains else encoder
     own = [
         manifest["seconds"]
         for stage, manifest in zip(stages[: last + 1], finished.manifests, strict=False)
@@ -204,8 +216,8 @@ def model_of(finished: Finished, role: str, out: Path, *, place: str | None = No
     return Scored(
         role=place or role,
         task=recipe.task,
-        title=model.title or role.capitalize(),
-        model=model.filled(encoder=encoder, head=folder / "head.safetensors"),
+        title=getattr(recipe, role).title or role.capitalize(),
+        model=learned(recipe, finished.folder, last),
         seed=derive_seed(stage_seed(recipe, stages[last]), role),
         folder=out,
         fingerprint=finished.prints[last],
@@ -213,6 +225,16 @@ def model_of(finished: Finished, role: str, out: Path, *, place: str | None = No
         classes=tuple(finished.manifests[last].get("classes", ())),
         seconds=round(sum(own), 2),
     )
+
+
+def learned(recipe: Recipe, folder: Path, number: int) -> ModelConfig:
+    """The network that stage ``number`` trained, with its files in the run folder."""
+    stage, own = recipe.stages[number], stage_folder(recipe, folder, number)
+    assert stage.learner is not None
+    trained = "encoder" in stage.trains
+    encoder = own / "encoder.safetensors" if trained else handed_encoder(recipe, folder, number, stage.learner)
+    model: ModelConfig = getattr(recipe, stage.learner)
+    return model.filled(encoder=encoder, head=own / "head.safetensors")
 
 
 def model_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None = None) -> Scored:
@@ -249,7 +271,10 @@ def write_results(
     results["seed"] = recipe.seed
     results["distilled"] = any(stage.method is not None for stage in recipe.stages)
     results["paper"] = None if recipe.paper is None else recipe.paper.model_dump(mode="json")
-    results["stages"] = [{key: manifest[key] for key in ("name", "type", "steps", "seconds")} for manifest in manifests]
+    shown = ("name", "type", "steps", "seconds")
+    results["stages"] = [{key: manifest[key] for key in shown} for manifest in manifests]
+    for entry, manifest in zip(results["stages"], manifests, strict=True):
+        entry |= {"facts": manifest["facts"]} if manifest.get("facts") else {}
     if recipe.evaluate is not None:
         began = time.perf_counter()
         for each in scored:

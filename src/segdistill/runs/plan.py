@@ -179,7 +179,10 @@ def _stage(
         for role in stage.roles
     }
     kept: list[nn.Module] = [encoders[stage.roles[0]]]
-    if stage.learner is None:
+    if stage.predicts is not None:
+        kept = []
+        _predicting(cost, recipe, stage, encoders[stage.predicts], classes)
+    elif stage.learner is None:
         cost.trained(*kept)
     else:
         kept = _learning(cost, recipe, stage, encoders[stage.learner], classes)
@@ -195,7 +198,7 @@ def _stage(
         trained=cost.parameters,
         frozen=cost.frozen,
         flops=cost.flops,
-        seconds=stage.steps * cost.flops / speed,
+        seconds=(stage.steps if stage.predicts is None else images) * cost.flops / speed,
         memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
         note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
@@ -276,17 +279,27 @@ def _learning(
     assert stage.learner is not None
     model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), "encoder" not in stage.trains
     network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
-    images = _images(stage.batch, recipe.data.size)
+    images = _images(stage.learned_per_step, recipe.data.size)
     features = cost.forward(lambda: encoder(images, network.taps), trains=not frozen)
     # Mask2Former branches on its own values, so the head is counted on one image with real data.
     one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
-    cost.forward(lambda: network.decode(one), trains=True, times=stage.batch)
+    cost.forward(lambda: network.decode(one), trains=True, times=stage.learned_per_step)
     cost.trained(network.head)
     if frozen:
         cost.frozen += sum(p.numel() for p in encoder.parameters())
     else:
         cost.trained(encoder)
     return [network.head] if frozen else [network.head, encoder]
+
+
+def _predicting(cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encoder, classes: Sequence[str]) -> None:
+    """One image through a trained network."""
+    model = need(getattr(recipe, stage.roles[0]), stage.roles[0], stage.name)
+    network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
+    features = cost.forward(lambda: encoder(_images(1, recipe.data.size), network.taps), trains=False)
+    one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
+    cost.forward(lambda: network.decode(one), trains=False)
+    cost.frozen += sum(p.numel() for p in network.parameters())
 
 
 def _time(seconds: float) -> str:

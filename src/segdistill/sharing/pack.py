@@ -24,13 +24,13 @@ from segdistill.runs.folder import (
     Finished,
     damaged_file,
     fingerprints,
+    handed_encoder,
     load_finished,
     model_of,
     origin_of,
     read_manifest,
     read_stage,
     stage_folder,
-    student_weights,
 )
 from segdistill.runs.score import load_model, read_samples
 from segdistill.sharing.card import write_card
@@ -277,7 +277,7 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     path = out.with_suffix(".safetensors")
     _may_write((path, path.with_suffix(".json")), force=force)
     recipe = load_finished(run)
-    weights = student_weights(recipe, run, len(recipe.stages))
+    weights = handed_encoder(recipe, run, len(recipe.stages))
     if weights is None or not weights.is_file() or not (run / "results.json").is_file():
         raise UserError(f"{run} has no finished student encoder; run its recipe to the end first")
     assert recipe.student is not None

@@ -2,8 +2,15 @@
 
 from segdistill.stages.base import StageConfig, StageContext, StageResult
 from segdistill.stages.distill import DistillConfig
+from segdistill.stages.pseudo_label import PseudoLabelConfig
+from segdistill.stages.semi import SemiConfig
 from segdistill.stages.task import TaskConfig
 
-STAGES: dict[str, type[StageConfig]] = {"distill": DistillConfig, "task": TaskConfig}
+STAGES: dict[str, type[StageConfig]] = {
+    "distill": DistillConfig,
+    "task": TaskConfig,
+    "semi": SemiConfig,
+    "pseudo_label": PseudoLabelConfig,
+}
 
 __all__ = ["STAGES", "StageConfig", "StageContext", "StageResult"]

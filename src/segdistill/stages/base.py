@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,21 @@ class StageConfig(Config):
         return tuple(part for part in self.trains if part == "encoder") if self.hands_over is None else self.hands_over
 
     @property
+    def predicts(self) -> str | None:
+        """The network whose predictions it reads or writes, as trained by the last stage before; None: none."""
+        return None
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether it writes pseudo-labels."""
+        return False
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The names of the earlier stages whose files it reads."""
+        return ()
+
+    @property
     def reads_logits(self) -> bool:
         """Whether its method compares class scores, which needs the teacher's head."""
         return self.method is not None and needs_of(self.method).logits
@@ -114,6 +129,11 @@ class StageConfig(Config):
     @property
     def images_per_step(self) -> int:
         """Images per step, all processes together."""
+        return self.batch
+
+    @property
+    def learned_per_step(self) -> int:
+        """Images per step that its head learns from, all processes together."""
         return self.batch
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
@@ -152,9 +172,10 @@ def needs_of(part: Part) -> Needs:
 class StageContext:
     """The inputs of a stage.
 
-    ``student_weights`` and ``start_head``: encoder and head files handed over by an earlier stage to the student and to
-    the network that learns here. ``teacher_head``: the head file of the teacher's last earlier task stage, for methods
-    that read its logits. None: the files that the recipe names, if any.
+    ``handed`` and ``start_head``: the encoder files handed over by earlier stages, by role, and the head file handed
+    over to the network that learns here. ``teacher_head``: the head file of the teacher's last earlier task stage, for
+    methods that read its logits. None: the files that the recipe names, if any. ``finished``: the network that the
+    stage ``predicts`` with. ``earlier``: the folders of the earlier stages, by name.
     """
 
     fabric: Fabric
@@ -165,9 +186,11 @@ class StageContext:
     fingerprint: str  # of everything that the stage's result depends on
     student: ModelConfig | None
     teacher: ModelConfig | None
-    student_weights: Path | None
+    handed: Mapping[str, Path]
     start_head: Path | None
     teacher_head: Path | None
+    finished: ModelConfig | None
+    earlier: Mapping[str, Path]
     log: Log
     progress: Progress
     log_every: int
@@ -216,21 +239,23 @@ class StageContext:
         return self.source.open(selection)
 
     def build_student(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
-        """The student's encoder with the weights that the last stage handed over, or its start weights.
-
-        ``fit`` adapts its settings to this stage, for example to another size or patch.
-        """
-        config = need(self.student, "student", self.label).encoder
-        config = fit(config) if fit else config
-        if self.student_weights is not None:
-            config = config.model_copy(update={"weights": str(self.student_weights)})
-        return build_encoder(config, seed=derive_seed(self.seed, "student"))
+        """The student's encoder; see :meth:`build`."""
+        return self.build("student", fit)
 
     def build_teacher(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """The teacher's encoder, frozen: evaluation mode, no gradients."""
-        config = need(self.teacher, "teacher", self.label).encoder
-        encoder = build_encoder(fit(config) if fit else config, seed=derive_seed(self.seed, "teacher"))
-        return encoder.eval().requires_grad_(False)
+        return self.build("teacher", fit).eval().requires_grad_(False)
+
+    def build(self, role: str, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
+        """A network's encoder with the weights that the last stage handed over, or its start weights.
+
+        ``fit`` adapts its settings to this stage, for example to another size or patch.
+        """
+        config = need(getattr(self, role), role, self.label).encoder
+        config = fit(config) if fit else config
+        if role in self.handed:
+            config = config.model_copy(update={"weights": str(self.handed[role])})
+        return build_encoder(config, seed=derive_seed(self.seed, role))
 
 
 @dataclass
@@ -241,6 +266,7 @@ class StageResult:
     parameters: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     weights: dict[str, str] = field(default_factory=dict)  # role -> its start weights and how they were loaded
+    facts: dict[str, Any] = field(default_factory=dict)  # what it measured, for the results
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:

@@ -220,38 +220,55 @@ def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadRe
 
 def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     """Train on source labels; writes ``head.safetensors`` and, if it was trained, ``encoder.safetensors``."""
-    is_teacher = config.model == "teacher"
-    model = need(context.teacher if is_teacher else context.student, config.model, context.label)
-    encoder = context.build_teacher() if is_teacher else context.build_student()
-    model = model.filled(head=context.start_head)
-    frozen = "encoder" not in config.trains
     dataset = context.open(config.data)
+    network = start_network(config, context, dataset.names)
     seed = (context.seed, config.name)
-    task = TASKS[config.task]
-    # The seed's word is part of every score: another one draws other weights.
-    network = build_model(task, model, encoder, dataset.names, seed=derive_seed(*seed, "decoder"), stage=context.label)
-    distillation = _distillation(config, context, encoder, dataset.names)
+    distillation = _distillation(config, context, network.encoder, dataset.names)
     objective = TaskObjective(
         network,
-        frozen=frozen,
+        frozen="encoder" not in config.trains,
         distillation=distillation,
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),
     )
+    seconds = train_network(config, context, objective, _task_batches(config, context, dataset, seed))
+    result = save_network(config, context, network, seconds, dataset.names)
+    if distillation is not None:
+        teacher = cast(Encoder, distillation.teacher)
+        result.weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
+    return result
+
+
+def start_network(config: TaskConfig, context: StageContext, classes: Sequence[str]) -> Model:
+    """The network that learns in the stage, with its start weights."""
+    model = need(getattr(context, config.model), config.model, context.label).filled(head=context.start_head)
+    encoder = context.build(config.model)
+    if "encoder" not in config.trains:
+        encoder.eval().requires_grad_(False)
+    # The seed's word is part of every score: another one draws other weights.
+    seed = derive_seed(context.seed, config.name, "decoder")
+    return build_model(TASKS[config.task], model, encoder, classes, seed=seed, stage=context.label)
+
+
+def train_network(config: TaskConfig, context: StageContext, objective: Objective, batches: Any) -> float:
+    """Run the loop with the learning rate of the encoder scaled; returns the seconds it took."""
     scales = {"encoder": config.optimizer.encoder_lr_scale}
     trained = [(module, scales.get(name, 1.0)) for name, module in objective.optimized().items()]
-    seconds = context.train(config, config.optimizer, objective, trained, _task_batches(config, context, dataset, seed))
+    return context.train(config, config.optimizer, objective, trained, batches)
+
+
+def save_network(
+    config: TaskConfig, context: StageContext, network: Model, seconds: float, classes: Sequence[str]
+) -> StageResult:
+    """Write ``head.safetensors`` and, if it was trained, ``encoder.safetensors``."""
     if context.fabric.is_global_zero:
         state = {key: value.detach().cpu().contiguous() for key, value in network.head.state_dict().items()}
         write_atomic(context.folder / "head.safetensors", lambda file: file.write(safetensors_bytes(state)))
-        if not frozen:
-            save_encoder(encoder, context.folder / "encoder.safetensors")
-    parameters = {"encoder": count(encoder), "head": count(network.head)}
-    weights = weights_read(**{config.model: encoder, "head": network.head})
-    if distillation is not None:
-        teacher = cast(Encoder, distillation.teacher)
-        weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
-    return StageResult(seconds, parameters, classes=tuple(dataset.names), weights=weights)
+        if "encoder" in config.trains:
+            save_encoder(network.encoder, context.folder / "encoder.safetensors")
+    parameters = {"encoder": count(network.encoder), "head": count(network.head)}
+    weights = weights_read(**{config.model: network.encoder, "head": network.head})
+    return StageResult(seconds, parameters, classes=tuple(classes), weights=weights)
 
 
 def _distillation(

@@ -1,0 +1,307 @@
+"""Semi-supervised instance learning: J = L_sup(labelled) + w_semi L_semi(unlabelled) + w_pxl L_pxl(both).
+
+One stage serves all five rows of the paper's stage table ("Training a Student Expert via Semi-Supervised Foundation
+Model Distillation", arXiv 2604.03841; spec sskd, 3): the adaptation of the teacher on labels (1a) and on labels and
+pseudo-labels (1c), and the transfer to the student (2). Refinement (3) is a plain task stage. Every step has a labelled
+and an unlabelled batch of their own, so that w_semi is explicit; the research code mixes both in one data set.
+
+With ``ema`` the pseudo-labels are made at every step by a moving average of the network, which gives the compared
+methods: Unbiased Teacher (Liu et al., ICLR 2021, arXiv 2102.09480) without ``start``, Guided Distillation (Berrada et
+al., WACV 2024, arXiv 2308.02668) with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from segdistill.config import Config
+from segdistill.data.dataset import DataSelection, Dataset
+from segdistill.data.loader import StepBatches, batches
+from segdistill.data.pseudo_labelled import PseudoLabelled
+from segdistill.data.strong import Strong, StrongAugment
+from segdistill.encoders import build_encoder
+from segdistill.methods.pixel_contrast import PixelContrast
+from segdistill.models import Model
+from segdistill.models.instance import object_masks
+from segdistill.ops import derive_seed, maps
+from segdistill.stages.base import StageContext, StageResult, need
+from segdistill.stages.pseudo_label import LABELS
+from segdistill.stages.task import TaskConfig, build_model, save_network, start_network, train_network
+from segdistill.tasks.table import TASKS
+from segdistill.train.loop import Objective
+from segdistill.types import Batch, LossTerms
+
+_OTHER = "unlabelled_"  # prefix of the unlabelled images' keys in a batch
+
+
+class UnlabelledConfig(Config):
+    """The unlabelled images of a semi-supervised stage."""
+
+    data: DataSelection
+    batch: int = Field(16, ge=1, le=2**16, description="unlabelled images per step, all processes together")
+    weight: float = Field(1.0, ge=0, le=1e6, description="w_semi; 0: the images serve the pixel contrast alone")
+    labels: str | None = Field(None, description="the pseudo_label stage whose labels they have")
+    score: float = Field(0.3, ge=0, le=1, description="least score of a pseudo-label that is learned")
+
+
+class EmaConfig(Config):
+    """A moving average of the network that makes the pseudo-labels; the defaults are Guided Distillation's."""
+
+    decay: float = Field(0.9996, ge=0, lt=1)
+    burn_in: int = Field(
+        0, ge=0, le=10**8, description="steps before the average moves; without start no pseudo-labels are used before"
+    )
+    start: str | None = Field(None, description="the earlier stage whose network it starts from; None: this one's")
+    score: float = Field(0.7, ge=0, le=1, description="class probability above which a query is a pseudo-label")
+    least: int = Field(5, ge=1, le=10**6, description="least cells of its mask")
+
+
+class SemiConfig(TaskConfig):
+    """Settings of a semi-supervised stage."""
+
+    type: Literal["semi"] = "semi"  # type: ignore[assignment]
+    unlabelled: UnlabelledConfig | None = None
+    contrast: PixelContrast.Config | None = Field(None, description="the pixel contrast; None: off")
+    strong: StrongAugment = Field(StrongAugment(), description="the strong view of the pixel contrast and of ema")
+    ema: EmaConfig | None = Field(None, description="pseudo-labels at every step; None: those of a stage")
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """Encoder and head, of the teacher too."""
+        return ("head",) if self.freeze_encoder else ("encoder", "head")
+
+    @property
+    def images_per_step(self) -> int:
+        """Labelled and unlabelled images together."""
+        return self.batch + (0 if self.unlabelled is None else self.unlabelled.batch)
+
+    @property
+    def learned_per_step(self) -> int:
+        """All of them."""
+        return self.images_per_step
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The stages of the pseudo-labels and of the moving average's start."""
+        labels = None if self.unlabelled is None else self.unlabelled.labels
+        start = None if self.ema is None else self.ema.start
+        return tuple(name for name in (labels, start) if name is not None)
+
+    def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
+        """The labelled and the unlabelled images."""
+        labelled = ("", self.data, True)
+        return (labelled,) if self.unlabelled is None else (labelled, (", unlabelled", self.unlabelled.data, False))
+
+    def faults(self) -> list[str]:
+        """Also settings that contradict each other."""
+        lines = super().faults()
+        if not TASKS[self.task].objects:
+            lines.append(f"a semi stage learns objects; the task '{self.task}' has none")
+        if self.method is not None or self.proxy is not None or self.presence_weight:
+            lines.append("method, proxy and presence_weight are for task stages; remove them")
+        if self.contrast is not None and self.freeze_encoder:
+            lines.append("the pixel contrast trains the encoder; unfreeze it or remove contrast")
+        other = self.unlabelled
+        if other is None and self.ema is not None:
+            lines.append("ema labels unlabelled images; add 'unlabelled: {data: ...}'")
+        if other is not None and self.ema is not None and other.labels is not None:
+            lines.append("unlabelled images have the labels of a stage or of ema, not of both; remove one")
+        if other is not None and self.ema is None and other.labels is None and other.weight:
+            lines.append("unlabelled images need labels: name a pseudo_label stage, add ema, or set weight: 0")
+        return lines
+
+    def run(self, context: StageContext) -> StageResult:
+        """See :func:`run_semi`."""
+        return run_semi(self, context)
+
+
+class MovingAverage(nn.Module):
+    """A network whose weights follow another's, and the objects that it is sure of."""
+
+    def __init__(self, config: EmaConfig, network: Model, *, copies: bool) -> None:
+        """``copies``: it starts as a copy of the network when the burn-in ends."""
+        super().__init__()
+        self.config, self.copies = config, copies
+        self.network: Any = network.requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, network: Model, step: int) -> None:
+        """Move towards ``network`` before ``step``; see :class:`EmaConfig`."""
+        first = self.copies and step <= self.config.burn_in
+        if step < self.config.burn_in and not first:
+            return
+        for own, other in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if first or not own.is_floating_point():
+                own.copy_(other)
+            else:
+                own.lerp_(other.to(own.dtype), 1 - self.config.decay)
+
+    def ready(self, step: int) -> bool:
+        """Whether its labels are used at ``step``."""
+        return not self.copies or step >= self.config.burn_in
+
+    @torch.no_grad()
+    def objects(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Classes (n,) and masks (n, h, w), at the masks' own stride, of each image."""
+        self.network.eval()
+        logits, masks = (each[-1] for each in self.network.decode(self.network.features(images)))
+        best, kinds = logits.float().softmax(-1)[..., :-1].max(-1)
+        inside = masks > 0
+        kept = (best > self.config.score) & (inside.sum(dim=(2, 3)) >= self.config.least)
+        rows = range(len(images))
+        return [kinds[row][kept[row]] for row in rows], [inside[row][kept[row]].float() for row in rows]
+
+
+class SemiObjective(Objective):
+    """The terms of J; see the module's docstring."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        weight: float,
+        frozen: bool,
+        strong: Strong,
+        contrast: PixelContrast | None,
+        average: MovingAverage | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.contrast, self.average = model, contrast, average
+        self.weight, self.strong = weight, strong
+        self.found: dict[str, Tensor] = {}
+        if frozen:
+            model.freeze_encoder()
+        else:
+            model.encoder.requires_grad_(True)
+
+    def optimized(self) -> dict[str, nn.Module]:
+        """Head, encoder unless it is frozen, and the contrast's projections."""
+        modules: dict[str, nn.Module] = {"head": self.model.head}
+        if not self.model.encoder_is_frozen:
+            modules["encoder"] = self.model.encoder
+        if self.contrast is not None:
+            modules["contrast"] = self.contrast
+        return modules
+
+    def state(self) -> dict[str, nn.Module]:
+        """Also the moving average."""
+        return self.optimized() | ({} if self.average is None else {"average": self.average})
+
+    def forward(self, batch: Batch, step: int, steps: int) -> LossTerms:
+        """One pass over both batches, then the terms."""
+        labelled, other = batch["image"], batch.get(_OTHER + "image")
+        images = labelled if other is None else torch.cat([labelled, other])
+        seen = images
+        if self.average is not None:
+            assert other is not None
+            self.average.follow(self.model, step)
+            seen = torch.cat([labelled, self.strong(other)])
+        features = self.model.features(seen.float() / 255.0)
+        decoded = self.model.decode(features)
+        terms = self.model.loss_of(decoded, batch)
+        if other is not None and self.weight:
+            terms |= self._semi(decoded, batch, other, step)
+        if self.contrast is not None:
+            terms |= self._contrast(features, decoded, images, batch, step / steps)
+        return terms
+
+    def _semi(self, decoded: Any, batch: Batch, images: Tensor, step: int) -> LossTerms:
+        """The set loss against the pseudo-labels."""
+        head: Any = self.model.head
+        rest = tuple([rows[len(batch["image"]) :] for rows in outputs] for outputs in decoded)
+        if self.average is None:
+            own = {key.removeprefix(_OTHER): value for key, value in batch.items() if key.startswith(_OTHER)}
+            classes, masks = zip(*(object_masks(own, row) for row in range(len(images))), strict=True)
+        else:
+            classes, masks = self.average.objects(images.float() / 255.0)
+        self.found["pseudo_objects"] = torch.tensor(sum(map(len, classes)) / len(images), device=images.device)
+        ready = self.average is None or self.average.ready(step)
+        terms = head.set_loss(rest, classes, masks)
+        return {f"semi_{name}": self.weight * ready * value for name, value in terms.items()}
+
+    def _contrast(self, features: Any, decoded: Any, images: Tensor, batch: Batch, progress: float) -> LossTerms:
+        """The pixel contrast of all images, on the deepest map that the head reads."""
+        assert self.contrast is not None
+        self.contrast.set_progress(progress)
+        with torch.no_grad():
+            strong = maps(self.model.features(self.strong(images).float() / 255.0))[-1]
+        weak = maps(features)[-1]
+        classes, masks = (outputs[-1] for outputs in decoded)
+        ids = nn.functional.interpolate(batch["ids"].amax(1, keepdim=True).float(), size=weak.shape[-2:])[:, 0].long()
+        unknown = ids.new_full((len(images) - len(ids), *ids.shape[1:]), -1)
+        terms = self.contrast(weak, strong, masks, classes, torch.cat([ids, unknown]))
+        self.found |= self.contrast.diagnostics
+        return terms
+
+    def diagnostics(self) -> dict[str, float]:
+        """Of the contrast: its margin and the true share of negatives on other objects; pseudo-labels per image."""
+        return {name: value.item() for name, value in self.found.items()}
+
+
+def run_semi(config: SemiConfig, context: StageContext) -> StageResult:
+    """Train; writes ``head.safetensors`` and, unless it is frozen, ``encoder.safetensors``."""
+    dataset = context.open(config.data)
+    network = start_network(config, context, dataset.names)
+    contrast = None
+    if config.contrast is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(context.seed, config.name, "contrast"))
+            contrast = PixelContrast(config.contrast, network.encoder.spec(network.taps[-1:]).channels[0])
+    objective = SemiObjective(
+        network,
+        weight=0.0 if config.unlabelled is None else config.unlabelled.weight,
+        frozen=config.freeze_encoder,
+        strong=Strong(config.strong),
+        contrast=contrast,
+        average=_average(config, context, network, dataset.names),
+    )
+    seconds = train_network(config, context, objective, _batches(config, context, dataset))
+    return save_network(config, context, network, seconds, dataset.names)
+
+
+def _average(config: SemiConfig, context: StageContext, network: Model, classes: Sequence[str]) -> MovingAverage | None:
+    """The moving average: a copy of the network, or the network of its ``start`` stage."""
+    if config.ema is None:
+        return None
+    if config.ema.start is None:
+        return MovingAverage(config.ema, copy.deepcopy(network), copies=True)
+    folder = context.earlier[config.ema.start]
+    encoder = folder / "encoder.safetensors"
+    settings = need(getattr(context, config.model), config.model, context.label)
+    settings = settings.filled(head=folder / "head.safetensors", encoder=encoder if encoder.is_file() else None)
+    own = build_encoder(settings.encoder, seed=0)
+    other = build_model(TASKS[config.task], settings, own, classes, seed=0, stage=context.label)
+    return MovingAverage(config.ema, other, copies=False)
+
+
+def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # noqa: ANN202
+    """A function: order of steps -> labelled batches, with the step's unlabelled images if the stage has any."""
+    fabric, size, seed, task = context.fabric, context.source.size, (context.seed, config.name), TASKS[config.task]
+    shared: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "collate": task.collate}
+    augment: Any = config.augment
+    labelled = StepBatches(dataset, task.transform(augment, size), batch=config.batch, seed=seed, **shared)
+    other = config.unlabelled
+    if other is None:
+        return lambda order: batches(labelled, order, context.workers)
+    path = None if other.labels is None else context.earlier[other.labels] / LABELS
+    images = PseudoLabelled(context.open(other.data, "unlabelled_images.txt"), path, score=other.score)
+    weak = augment if config.ema is None else augment.model_copy(update={"photometric": False})
+    unlabelled = StepBatches(
+        images, task.transform(weak, size), batch=other.batch, seed=(*seed, "unlabelled"), **shared
+    )
+
+    def both(order: Sequence[int]) -> Iterator[Batch]:
+        pairs = zip(batches(labelled, order, context.workers), batches(unlabelled, order, context.workers), strict=True)
+        return (batch | _prefixed(extra) for batch, extra in pairs)
+
+    return both
+
+
+def _prefixed(batch: Mapping[str, Tensor]) -> Batch:
+    return {_OTHER + key: value for key, value in batch.items()}
