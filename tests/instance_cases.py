@@ -51,7 +51,9 @@ def disjoint(rng, count, classes, *, crowd=0.2, void=False, size=SIZE):
 def overlapping(rng, count, classes, size=SIZE):
     """Objects in layers, some of them crowds."""
     masks = [mask for mask in (ellipse(rng, rng.choice([8, 40, 80]), size) for _ in range(count)) if mask.any()]
-    return Objects.of_masks(masks, rng.integers(0, classes, len(masks)), rng.random(len(masks)) < 0.2, size)
+    return Objects.of_masks(
+        masks, rng.integers(0, classes, len(masks)).tolist(), (rng.random(len(masks)) < 0.2).tolist(), size
+    )
 
 
 def detected(rng, objects, others, classes, *, levels=20, copies=2):

@@ -41,7 +41,7 @@ def coco_ap(matches: Matches, num_classes: int, weights: Floats | None = None, *
     """
     weights = np.ones((1, matches.size)) if weights is None else weights
     largest = np.bincount(matches.object_classes, minlength=1).max()
-    blocks = np.array_split(weights, -(-(weights.shape[0] * int(largest) + 1) // ELEMENTS))
+    blocks = np.array_split(weights, len(weights) * int(largest) // ELEMENTS + 1)
     column, total = RANGES.index(area), totals(matches, num_classes, area)
     result = np.zeros((num_classes, len(THRESHOLDS), len(weights)))
     for number in range(num_classes):
@@ -72,18 +72,18 @@ def _ap(matches: Matches, rows: Rows, column: int, weights: Floats, total: Float
         reached = np.searchsorted(RECALLS, recall, side="right")
         steps = np.diff(reached, axis=0, prepend=0)
         if count:
-            result[level] = np.cumsum(steps * highest, axis=0)[-1] / len(RECALLS)  # a sum whose order R cannot change
+            result[level] = np.cumsum(steps * highest, axis=0)[-1] / len(RECALLS)  # in order, as below
     result[:, total == 0] = np.nan
     return result
 
 
 def mean(table: Floats) -> Floats:
     """Mean (R,) of scores (K, T, R) over thresholds and the classes that are not NaN; NaN if all are."""
-    known = ~np.isnan(table)
     count, total = np.zeros((2, table.shape[-1]))
-    for scores, valid in zip(table.reshape(-1, table.shape[-1]), known.reshape(-1, table.shape[-1]), strict=True):
-        total += np.where(valid, scores, 0.0)
-        count += valid
+    for scores in (scores for levels in table for scores in levels):  # a sum whose order R cannot change
+        known = ~np.isnan(scores)
+        total += np.where(known, scores, 0.0)
+        count += known
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
