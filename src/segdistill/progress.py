@@ -25,7 +25,7 @@ class Lines:
 
     def stage(self, label: str, steps: int, state: str) -> None:
         """Print that a stage starts or is skipped."""
-        self.say(f"{label}: {steps:,} steps" if state == "running" else f"{label}: {state}")
+        self.say(f"{label}: {state}" if state != "running" else f"{label}: {steps:,} steps" if steps else label)
         self.last = self.clock()
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:

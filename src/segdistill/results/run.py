@@ -185,8 +185,8 @@ class Run(_Record):
 
     @property
     def fewest_steps(self) -> int | None:
-        """Training steps of its shortest stage."""
-        return min((stage.steps for stage in self.stages if stage.steps is not None), default=None)
+        """Training steps of its shortest stage that trains."""
+        return min((stage.steps for stage in self.stages if stage.steps), default=None)
 
     @property
     def fewest_images(self) -> int | None:

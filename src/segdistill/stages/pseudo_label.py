@@ -32,7 +32,7 @@ class PseudoLabelConfig(StageConfig):
     type: Literal["pseudo_label"] = "pseudo_label"
     model: Literal["student", "teacher"] = "teacher"
     task: str = Field("semantic", exclude=True, description="set from the recipe")
-    steps: Literal[1] = Field(1, exclude=True)  # type: ignore[assignment]
+    steps: Literal[0] = Field(0, exclude=True)  # type: ignore[assignment]
     batch: Literal[1] = Field(1, exclude=True)  # type: ignore[assignment]
     score: float = Field(0.3, ge=0, le=1, description="least score of a pseudo-label")
     least: int = Field(5, ge=1, le=10**6, description="least pixels of a pseudo-label")
@@ -83,7 +83,7 @@ def run_pseudo_label(config: PseudoLabelConfig, context: StageContext) -> StageR
     path, facts = context.folder / LABELS, {}
     if context.fabric.is_global_zero:
         labels = read_pseudo(path) if path.exists() else _predicted(config, context, network, dataset)
-        facts = _measured(labels, dataset) | {"objects": sum(len(labels.detections(image)) for image in labels)}
+        facts = _measured(config, labels, dataset)
         _draw_sheet(config, context, labels, dataset)
     context.fabric.barrier()
     return StageResult(
@@ -120,18 +120,16 @@ def _predicted(config: PseudoLabelConfig, context: StageContext, network: Model,
         return writer.finish()
 
 
-def _measured(labels: PseudoLabels, dataset: Dataset) -> dict[str, Any]:
+def _measured(config: PseudoLabelConfig, labels: PseudoLabels, dataset: Dataset) -> dict[str, Any]:
     """AP, precision and recall against the images' own labels; empty if there are none."""
-    metric, pairs = InstanceMetric(len(dataset.names)), []
+    metric = InstanceMetric(len(dataset.names))
     for number, name in enumerate(dataset.listing()):
         objects = dataset[number].objects
         if objects is None:
             return {}
-        found = labels.detections(name)
-        metric.add(number, found, objects)
-        pairs.append((found, objects))
+        metric.add(number, labels.detections(name), objects)
     scores = metric.result("pseudo-labels")
-    return {key: scores[key] for key in ("ap", "ap50")} | quality(pairs)
+    return {key: scores[key] for key in ("ap", "ap50")} | quality(metric.samples(), config.score)
 
 
 def _draw_sheet(config: PseudoLabelConfig, context: StageContext, labels: PseudoLabels, dataset: Dataset) -> None:
