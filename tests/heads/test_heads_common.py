@@ -12,6 +12,10 @@ SMALL = {
         "queries": 6, "width": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 2,
         "encoder_feedforward": 16, "decoder_feedforward": 16, "points": 64,
     },
+    "masked_dpt": {
+        "queries": 6, "width": 64, "heads": 2, "decoder_layers": 3, "decoder_feedforward": 16, "points": 64,
+        "neck_channels": (8, 8, 8, 8),
+    },
 }  # fmt: skip
 CHANGED = {
     "semfpn": {"width": 8, "strides": (8, 16, 32, 64), "dropout": 0.5},
@@ -20,9 +24,15 @@ CHANGED = {
         "decoder_feedforward": 8, "dropout": 0.5, "points": 32, "oversample": 2.0, "importance": 0.25,
         "class_weight": 1.0, "mask_weight": 1.0, "dice_weight": 1.0, "no_object_weight": 0.5,
     },
+    "masked_dpt": {
+        "queries": 7, "width": 128, "heads": 4, "decoder_layers": 1, "decoder_feedforward": 8, "dropout": 0.5,
+        "points": 32, "oversample": 2.0, "importance": 0.25, "class_weight": 1.0, "mask_weight": 1.0,
+        "dice_weight": 1.0, "no_object_weight": 0.5, "neck_channels": (8, 8, 8, 16), "batch_norm": False,
+    },
 }  # fmt: skip
 FIELDS = [(name, field) for name, head in HEADS.items() for field in head.Config.model_fields
           if field not in HeadConfig.model_fields]  # tests/weights/test_heads.py  # fmt: skip
+OWN = {"masked_dpt": (16, 16)}  # the grid of its logits for 32 x 32 pixels; else stride 4
 K, STRIDE, CHANNELS = 3, 8, (4, 5, 6, 7)
 
 every = pytest.mark.parametrize("name", HEADS)
@@ -187,14 +197,14 @@ def test_one_pass_serves_loss_scores_and_logits(name, monkeypatch):
     again = seeded(lambda: head.loss_of(decoded, labels)), head.scores_of(decoded, (32, 32))
     assert again[0] == expected[0]
     assert torch.equal(again[1], expected[1])
-    assert head.logits_of(decoded).shape == (2, K, 8, 8)  # stride 4 of 32 pixels
+    assert head.logits_of(decoded).shape == (2, K, *OWN.get(name, (8, 8)))
 
 
 @every
 def test_the_softmax_of_the_logits_is_the_normalised_score(name):
     head = build(name).eval()
     decoded = head.decode(some_maps())
-    scores, logits = head.scores_of(decoded, (8, 8)), head.logits_of(decoded)
+    scores, logits = head.scores_of(decoded, OWN.get(name, (8, 8))), head.logits_of(decoded)
     share = scores.softmax(1) if name == "semfpn" else scores / scores.sum(1, keepdim=True)
     torch.testing.assert_close(logits.softmax(1), share)
 

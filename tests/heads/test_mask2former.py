@@ -7,7 +7,7 @@ from transformers.models.mask2former import modeling_mask2former as hf
 
 from fake_encoder import seeded
 from segdistill.heads import Mask2Former, mask2former_parts
-from segdistill.heads.mask2former import present_masks
+from segdistill.heads.queries import present_masks
 
 TINY = {
     "width": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward": 16,

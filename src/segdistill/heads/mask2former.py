@@ -6,22 +6,17 @@ float32 whatever the precision of the caller, as in the authors' code. The rest 
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from segdistill.criteria import IGNORE
 from segdistill.heads.base import Maps
 from segdistill.heads.pyramid import STRIDES, feature_pyramid, per_level
 from segdistill.heads.queries import Queries, QueryConfig, QueryHead
 from segdistill.ops import full_precision
-from segdistill.types import LossTerms
 
 
 class Mask2Former(QueryHead):
     """Maps of four taps (or of one) -> queries, each with a class and a mask at stride 4."""
-
-    tasks = ("semantic", "instance")
 
     class Config(QueryConfig):
         """``encoder_*``: layers of the pixel decoder and the hidden width of their MLPs."""
@@ -46,13 +41,3 @@ class Mask2Former(QueryHead):
             levels = feature_pyramid(tuple(m.float() for m in maps), self.strides, STRIDES)
             pixels = self.pixel_decoder(levels, output_hidden_states=False, return_dict=True)
         return self.queries_of(pixels.multi_scale_features, pixels.mask_features)
-
-    def loss_of(self, decoded: Queries, labels: Int[Tensor, "_b h w"]) -> LossTerms:
-        """The set loss against the classes present in each image."""
-        return self.set_loss(decoded, *present_masks(labels))
-
-
-def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:
-    """Per image the classes present (without 255) and a binary mask for each."""
-    classes = [unique[unique != IGNORE].long() for unique in (image.unique() for image in labels)]
-    return classes, [(image == c[:, None, None]).float() for image, c in zip(labels, classes, strict=True)]

@@ -186,4 +186,6 @@ def build_fusion(width: int, channels: tuple[int, ...], *, batch_norm: bool) -> 
     settings = DPTConfig(
         neck_hidden_sizes=list(channels), fusion_hidden_size=width, use_batch_norm_in_fusion_residual=batch_norm
     )
-    return DPTFeatureFusionStage(settings)
+    stage = DPTFeatureFusionStage(settings)
+    stage.layers[0].residual_layer1 = nn.Identity()  # the coarsest map has nothing to be added to
+    return stage

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from segdistill.criteria import IGNORE
 from segdistill.heads.base import Head, HeadConfig, first
 from segdistill.heads.pyramid import resize
 from segdistill.ops import full_precision
@@ -63,6 +64,7 @@ class QueryConfig(HeadConfig):
 class QueryHead(Head):
     """A head whose :meth:`decode` returns :data:`Queries`."""
 
+    tasks = ("semantic", "instance")
     scores_are_logits = False  # sums of probabilities over the queries
     undecayed = ("transformer.queries_embedder.", "transformer.queries_features.", "transformer.level_embed.")
     config: Any
@@ -75,6 +77,10 @@ class QueryHead(Head):
         decoded: Any = self.transformer(list(levels), pixels)
         classes = [self.classifier(state.transpose(0, 1)) for state in decoded.intermediate_hidden_states]
         return classes, list(decoded.masks_queries_logits)
+
+    def loss_of(self, decoded: Queries, labels: Int[Tensor, "_b h w"]) -> LossTerms:
+        """The set loss against the classes present in each image."""
+        return self.set_loss(decoded, *present_masks(labels))
 
     def set_loss(
         self,
@@ -124,6 +130,12 @@ class QueryHead(Head):
         """
         height, width = decoded[1][-1].shape[-2:]
         return self.scores_of(decoded, (height, width)).clamp(min=_LEAST_SCORE).log()
+
+
+def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:
+    """Per image the classes present (without 255) and a binary mask for each."""
+    classes = [unique[unique != IGNORE].long() for unique in (image.unique() for image in labels)]
+    return classes, [(image == c[:, None, None]).float() for image, c in zip(labels, classes, strict=True)]
 
 
 def _sum(terms: dict[str, Tensor], name: str) -> Tensor:

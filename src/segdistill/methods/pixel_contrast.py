@@ -125,9 +125,7 @@ class PixelContrast(nn.Module):
         keys = weights.clamp(min=_LEAST) / torch.empty_like(weights).exponential_()
         candidates = int(usable[0, 0].sum())
         if not candidates:
-            raise ValueError(
-                "pixel contrast has no candidates: with negatives from other images, batch must be above 1"
-            )
+            raise UserError("pixel contrast has no negatives: with candidates: across a batch needs several images")
         keys = keys.masked_fill_(~usable, -1.0).flatten(2)
         return keys.topk(min(self.config.negatives, candidates), dim=2, sorted=False).indices
 
