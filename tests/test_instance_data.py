@@ -1,123 +1,225 @@
-"""Data sets with objects: augmentation of id maps, official and own files, faults of both."""
+"""Data sets with objects: official label files, polygons and COCO, and the faults of each."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from torchvision.transforms import v2
 
-from segdistill.data.dataset import Sample
-from segdistill.data.object_transforms import ObjectAugment, ObjectTransform, Window, compact
-from segdistill.data.targets import collated, objects_of
-from segdistill.data.transforms import MEAN_COLOR
-from segdistill.objects import Objects
+from object_files import (
+    NOTHING,
+    SIZE,
+    VOID,
+    assert_objects,
+    box,
+    city_file,
+    city_image,
+    coco,
+    drawn,
+    mask,
+    picture,
+    polygons,
+    read,
+    rectangle,
+    save,
+)
+from segdistill.config import UserError
+from segdistill.data.archives import BadSample
+from segdistill.data.check import check
+from segdistill.data.dataset import DataSelection
+from segdistill.data.files import FilesSource
+from segdistill.data.index import place
+from segdistill.data.object_transforms import ObjectAugment, ObjectTransform
+from segdistill.data.rendered import WorldSource
+from segdistill.data.sample.own import run_lengths
+from tiny_sets import png16
 
-SIZE = (32, 64)
-PLAIN = {"scale": (1.0, 1.0), "flip": 0.0, "photometric": False}
-
-
-def scene(count: int, size=(48, 96), *, layers=1, seed=0) -> Sample:
-    """Blocks of random ids up to ``count``; red and green of the image give the id of the first layer."""
-    rng = np.random.default_rng(seed)
-    h, w = size[0] // 4, size[1] // 4
-    ids = rng.integers(0, count + 1, (layers, h, w)).astype(np.int32).repeat(4, 1).repeat(4, 2)
-    for upper in range(1, layers):  # an object is in one layer only
-        ids[upper][np.isin(ids[upper], ids[:upper])] = 0
-    image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-    image[..., 0], image[..., 1] = ids[0] % 256, ids[0] // 256
-    void = np.zeros(size, bool)
-    void[: size[0] // 8] = True
-    classes, crowd = np.arange(count) % 5, np.arange(count) % 7 == 0
-    return Sample(image, None, "d", "x", Objects(ids, classes.astype(np.int64), crowd, void))
-
-
-def draw(config: ObjectAugment, sample: Sample, size=SIZE, seed=0):
-    torch.manual_seed(seed)
-    return ObjectTransform(config, size)(sample)
-
-
-@pytest.mark.parametrize("count", [0, 1, 60, 300])
-def test_a_sample_is_unchanged_where_nothing_is_drawn(count):
-    sample = scene(count, SIZE)
-    out = draw(ObjectAugment(**PLAIN), sample)
-    assert torch.equal(out["image"], torch.from_numpy(sample.image).permute(2, 0, 1))
-    kept = compact(sample.objects)
-    assert torch.equal(out["ids"], torch.from_numpy(kept.ids))
-    assert (out["ids"].dtype, out["classes"].dtype, out["void"].dtype) == (torch.int32, torch.int64, torch.bool)
-    assert out["classes"].tolist() == kept.classes.tolist()
-    assert out["crowd"].tolist() == kept.crowd.tolist()
-    assert torch.equal(out["void"], torch.from_numpy(sample.objects.void))
+CITY = {7: NOTHING, 23: NOTHING, 0: VOID, 3: VOID, 29: VOID, 30001: VOID, 24: (0, True), 24000: (0, False),
+        24001: (0, False), 26003: (2, False), 33: (7, True), 33007: (7, False)}  # fmt: skip
 
 
-@pytest.mark.parametrize(("scale", "share"), [((0.5, 0.5), 0.0), ((1.0, 1.0), 1.0), ((2.0, 2.0), 0.5)])
-def test_ids_above_255_stay_exact_and_on_their_pixels(scale, share):
-    sample = scene(700, SIZE)
-    for seed in range(4):
-        out = draw(ObjectAugment(**PLAIN | {"scale": scale, "flip": 0.5}), sample, seed=seed)
-        assert out["image"].shape == (3, *SIZE)
-        assert (out["ids"].shape, out["void"].shape) == ((1, *SIZE), SIZE)
-        inside = (out["image"] != torch.tensor(MEAN_COLOR)[:, None, None]).any(0)
-        assert inside.float().mean() > 0.99 if scale[0] >= 1 else inside.float().mean() < 0.3
-        assert not out["ids"][0][~inside].any()
-        assert out["void"][~inside].all()
-        assert set(out["ids"].unique().tolist()) - {0} == set(range(1, len(out["classes"]) + 1))  # none without pixels
-        red, green = out["image"][:2].long()
-        coded = (green * 256 + red)[inside]
-        classes = torch.cat([torch.tensor([-1]), out["classes"]])[out["ids"][0].long()][inside]
-        expected = torch.where(coded > 0, (coded - 1) % 5, -1)
-        assert (classes == expected).float().mean() >= share  # colours are blended at the borders
+def test_cityscapes_instance_ids_are_objects_groups_stuff_and_void(tmp_path):
+    values = drawn(list(CITY))
+    city_image(tmp_path)
+    save(city_file(tmp_path, "instanceIds.png"), values.astype(np.uint16))
+    data = read(tmp_path, "cityscapes_instances")
+    assert data.objects
+    assert data.names == ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+    assert_objects(data[0], values, CITY)
 
 
-@pytest.mark.parametrize(("source", "resized"), [((48, 96), (31, 77)), ((48, 96), (97, 190)), ((48, 96), (48, 96))])
-def test_a_window_is_the_crop_of_the_whole_resized_image(source, resized):
-    sample = scene(300, source)
-    whole = Window(source, resized, (0, 0), resized)
-    part = Window(source, resized, (5, 21), (20, 50))
-    box = slice(5, 25), slice(21, 71)
-    assert (part.nearest(sample.objects.ids) == whole.nearest(sample.objects.ids)[:, *box]).all()
-    difference = part.image(sample.image).astype(int) - whole.image(sample.image)[box]
-    assert abs(difference).max() <= 1
-    image = torch.from_numpy(sample.image).permute(2, 0, 1)
-    reference = v2.functional.resize(image, list(resized), antialias=True).permute(1, 2, 0).numpy()
-    assert abs(whole.image(sample.image).astype(int) - reference).max() <= 1
+def test_cityscapes_polygons_follow_the_official_painting_rules(tmp_path):
+    city_image(tmp_path)
+    entries = [
+        ("road", box(0, 0, 31, 63), {}),
+        ("car", box(0, 0, 9, 9), {}),
+        ("car", box(5, 5, 14, 14), {}),  # covers a part of the first
+        ("cargroup", box(20, 0, 25, 9), {}),
+        ("person", box(0, 40, 9, 49), {"deleted": 1}),
+        ("license plate", box(6, 6, 7, 7), {}),  # has no id and is not painted
+        ("polegroup", box(20, 20, 25, 29), {}),  # a label of its own: void
+        ("bicycle", box(28, 60, 28, 60), {}),  # one pixel
+    ]
+    polygons(city_file(tmp_path, "polygons.json"), entries)
+    values = np.full(SIZE, 7)
+    for (top, left, bottom, right), value in {
+        (0, 0, 9, 9): 26000, (5, 5, 14, 14): 26001, (20, 0, 25, 9): 26, (20, 20, 25, 29): 18, (28, 60, 28, 60): 33000,
+    }.items():  # fmt: skip
+        values[top : bottom + 1, left : right + 1] = value  # outlines belong to polygons
+    meanings = {7: NOTHING, 18: VOID, 26: (2, True), 26000: (2, False), 26001: (2, False), 33000: (7, False)}
+    assert_objects(read(tmp_path, "cityscapes_instances")[0], values, meanings)
+    save(city_file(tmp_path, "instanceIds.png"), np.full(SIZE, 24005, np.uint16))  # instanceIds come first
+    assert read(tmp_path, "cityscapes_instances")[0].objects.classes.tolist() == [0]
 
 
-def test_objects_outside_the_crop_are_removed_with_their_layers():
-    ids = np.zeros((2, 8, 64), np.int32)
-    ids[0, :, :4], ids[0, :, 40:44], ids[1, :, 2:6] = 1, 3, 2
-    sample = Sample(
-        np.zeros((8, 64, 3), np.uint8), None, "d", "x", Objects(ids, np.array([7, 8, 9]), np.zeros(3, bool))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "expected Cityscapes polygons"),
+        ('{"imgHeight": 0, "imgWidth": 4, "objects": []}', "must be pixels"),
+        ('{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "car", "polygon": [[0]]}]}', "object 0 has no label"),
+        ('{"imgHeight": 32, "imgWidth": 64, "objects": [{"label": "cra", "polygon": [[0, 0], [1, 1]]}]}',
+         "object 0 has the unknown label 'cra'"),
+        ('{"imgHeight": 16, "imgWidth": 64, "objects": []}', "have different sizes: 16 x 64 and 32 x 64"),
+    ],
+)  # fmt: skip
+def test_damaged_polygons_are_one_line_that_names_the_file(tmp_path, content, message):
+    city_image(tmp_path)
+    path = city_file(tmp_path, "polygons.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(BadSample, match=message) as caught:
+        read(tmp_path, "cityscapes_instances")[0]
+    assert "ulm_0_gtFine_polygons.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ade20k_has_classes_in_red_and_objects_in_green(tmp_path):
+    values = drawn([0, 256 * 1 + 1, 256 * 4 + 2, 256 * 100 + 255, 256 * 4 + 3])
+    file = np.stack([values // 256, values % 256, np.zeros_like(values)], -1).astype(np.uint8)
+    picture(tmp_path / "ADEChallengeData2016/images/validation/ADE_val_1.jpg")
+    save(tmp_path / "ADEChallengeData2016/annotations_instance/validation/ADE_val_1.png", file)
+    data = read(tmp_path, "ade20k_instances")
+    assert_objects(
+        data[0], values, {0: NOTHING, 257: (0, False), 1026: (3, False), 1027: (3, False), 25855: (99, False)}
     )
-    seen = set()
-    for seed in range(30):
-        out = draw(ObjectAugment(**PLAIN), sample, (8, 8), seed)
-        seen.add((len(out["ids"]), tuple(out["classes"].tolist())))
-        assert set(out["ids"].unique().tolist()) - {0} == set(range(1, len(out["classes"]) + 1))
-        assert not out["void"].any()
-    assert (1, ()) in seen
-    assert (1, (9,)) in seen
-    assert (2, (7, 8)) in seen
+    assert [data.names[number] for number in (0, 3, 8, 99)] == ["bed", "person", "car", "flag"]
+    file[..., 0] = 101
+    save(tmp_path / "ADEChallengeData2016/annotations_instance/validation/ADE_val_1.png", file)
+    with pytest.raises(BadSample, match=r"ADE_val_1\.png: unknown id 101 .* the table has 0-100$"):
+        read(tmp_path, "ade20k_instances")[0]
 
 
-def test_samples_with_different_layers_and_objects_form_a_batch():
-    config = ObjectAugment()
-    batch = collated([draw(config, scene(count, layers=layers)) for count, layers in ((0, 1), (900, 3), (1, 1))])
-    assert batch["image"].shape == (3, 3, *SIZE)
-    assert batch["ids"].shape == (3, 3, *SIZE)
-    assert [len(objects_of(batch, row).classes) > 0 for row in range(3)][:2] == [False, True]
+def test_synthia_objects_are_numbered_in_the_second_channel(tmp_path):
+    values = drawn([0, 3, 2848 * 8 + 2, 2848 * 8, 2848 * 10 + 700, 2848 * 3])
+    values[values == 3] = 2848 * 3
+    file = np.stack([values // 2848, values % 2848, np.zeros_like(values)], -1).astype(np.uint16)
+    picture(tmp_path / "SYNTHIA_RAND_CITYSCAPES/RGB/0000000.png")
+    path = tmp_path / "SYNTHIA_RAND_CITYSCAPES/GT/LABELS/0000000.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(png16(file))
+    meanings = {0: VOID, 2848 * 3: NOTHING, 2848 * 8: (2, True), 2848 * 8 + 2: (2, False), 2848 * 10 + 700: (0, False)}
+    assert_objects(read(tmp_path, "synthia_instances", "train")[0], values, meanings)
+    file[0, 0, 1] = 2848
+    path.write_bytes(png16(file))
+    with pytest.raises(BadSample, match="object 2848 or id 10 is too large; allowed: objects below 2848, ids below 23"):
+        read(tmp_path, "synthia_instances", "train")[0]
 
 
-CHANGES = {"scale": (1.5, 1.6), "flip": 1.0, "photometric": False}
+def test_an_id_above_the_table_is_one_line(tmp_path):
+    values = drawn([26000, 34007, 40])
+    city_image(tmp_path)
+    save(city_file(tmp_path, "instanceIds.png"), values.astype(np.uint16))
+    with pytest.raises(BadSample, match=r"unknown id 40 \(value 40\), 34 \(value 34007\) at \d+ pixels; .* 0-33$"):
+        read(tmp_path, "cityscapes_instances")[0]
+    outcome = check(place("cityscapes_instances", tmp_path, {}))
+    assert not outcome.ok
+    assert len(outcome.splits[0].faults) == 1
 
 
-def test_every_setting_changes_what_comes_out_and_draws_follow_the_seed():
-    assert set(CHANGES) == set(ObjectAugment.model_fields)
-    for name, value in CHANGES.items():
-        pairs = [
-            (draw(ObjectAugment(), scene(9), seed=seed), draw(ObjectAugment(**{name: value}), scene(9), seed=seed))
-            for seed in range(4)
-        ]
-        assert any(not torch.equal(one["image"], two["image"]) for one, two in pairs), name
-    one, again = (draw(ObjectAugment(), scene(9), seed=3) for _ in range(2))
-    assert all(torch.equal(one[key], again[key]) for key in one)
+BOXES = [(2, 2, 20, 30), (10, 10, 18, 60), (25, 40, 26, 41)]
+CROWD = (0, 50, 8, 64)
+
+
+def coco_example(root):
+    runs = {"size": list(SIZE), "counts": run_lengths(mask(*CROWD))}
+    annotations = [(1, category, rectangle(*each), 0) for category, each in zip((3, 1, 90), BOXES, strict=True)]
+    return coco(root, [*annotations, (1, 1, runs, 1)], images=2)
+
+
+def assert_coco(sample, classes):
+    objects = sample.objects
+    assert objects.classes.tolist() == classes
+    assert objects.crowd.tolist() == [False, False, False, True]
+    for number, each in enumerate((*BOXES, CROWD), 1):
+        assert np.array_equal((objects.ids == number).any(0), mask(*each))
+    assert len(objects.ids) == 2  # the first two overlap
+    assert objects.void is None
+    label = np.full(SIZE, 255)
+    for each, number in sorted(zip(BOXES, classes, strict=False), key=lambda pair: -mask(*pair[0]).sum()):
+        label[mask(*each)] = number
+    label[mask(*CROWD) & ~mask(*BOXES[1])] = 255
+    where = ~(mask(*CROWD) & mask(*BOXES[1]))
+    assert np.array_equal(sample.label[where], label[where])
+
+
+def test_coco_objects_overlap_crowds_are_crowds_and_images_may_have_none(tmp_path):
+    coco_example(tmp_path / "coco")
+    data = read(tmp_path, "coco_instances")
+    assert (len(data), len(data.names), data.objects) == (2, 80, True)
+    assert_coco(data[0], [2, 0, 79, 0])
+    empty = data[1]
+    assert (len(empty.objects.classes), empty.objects.ids.shape) == (0, (1, *SIZE))
+    assert (empty.label == 255).all()
+    assert ObjectTransform(ObjectAugment(), SIZE)(empty)["classes"].shape == (0,)
+
+
+def test_own_coco_with_objects(tmp_path):
+    path = coco_example(tmp_path)
+    (tmp_path / "dataset.yaml").write_text(
+        f"layout: coco\nimages: val2017\nannotations: {{val: {path.relative_to(tmp_path)}}}\nobjects: true\n"
+    )
+    data = read(None, "mine", mine=tmp_path / "dataset.yaml")
+    assert data.names == ("person", "car", "toothbrush")
+    assert_coco(data[0], [1, 0, 2, 0])
+    source = FilesSource(sets={"mine": tmp_path / "dataset.yaml"})
+    assert source.has_objects("mine")
+    assert "mine" in source.with_objects()
+
+
+def test_three_hundred_objects_of_one_image(tmp_path):
+    rng = np.random.default_rng(0)
+    boxes = [(top, left, top + 3, left + 3) for top, left in rng.integers(0, (29, 61), (300, 2)).tolist()]
+    coco(tmp_path / "coco", [(1, 3, rectangle(*each), 0) for each in boxes])
+    sample = read(tmp_path, "coco_instances")[0]
+    assert len(sample.objects.classes) == 300
+    assert sample.objects.areas().tolist() == [9] * 300
+    values = (26000 + np.arange(20 * 15)).reshape(15, 20).repeat(2, 0).repeat(3, 1)
+    city_image(tmp_path)
+    padded = np.pad(values, ((0, 2), (0, 4)), constant_values=7).astype(np.uint16)
+    save(city_file(tmp_path, "instanceIds.png"), padded)
+    assert read(tmp_path, "cityscapes_instances")[0].objects.areas().tolist() == [6] * 300
+
+
+def test_missing_annotations_of_coco_are_one_line(tmp_path):
+    picture(tmp_path / "coco/val2017/000000000001.jpg")
+    (line,) = FilesSource(root=tmp_path).problems(
+        DataSelection(domains=("coco_instances",), split="val"), labelled=True, objects=True
+    )
+    assert "annotations/instances_train2017.json" in line
+    coco(tmp_path / "coco", [], categories={1: "persona"})
+    with pytest.raises(UserError, match="categories persona are not in 'classes'"):
+        read(tmp_path, "coco_instances")
+
+
+def test_domains_without_objects_are_one_line(tmp_path):
+    picture(tmp_path / "imagenet/train/a/a.png")
+    source = FilesSource(root=tmp_path)
+    (line,) = source.problems(DataSelection(domains=("gtav",)), labelled=True, objects=True)
+    assert line.startswith("domain 'gtav' has class maps but no objects; choose one of: cityscapes_instances, ")
+    assert "no objects" not in source.problems(DataSelection(domains=("gtav",)), labelled=True)[0]
+    (line,) = source.problems(DataSelection(domains=("imagenet",)), labelled=True, objects=True)
+    assert line == "domain 'imagenet' has no labels; take it out of 'domains'"
+    assert [source.has_objects(name) for name in ("gtav", "cityscapes_instances", "coco_instances")] == [
+        False, True, True]  # fmt: skip
+    assert WorldSource().object_problems(DataSelection(domains=("clear",), images=1)) != []

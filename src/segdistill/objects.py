@@ -69,6 +69,18 @@ class Objects:
         """Pixels of each object (N,)."""
         return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
 
+    def class_map(self) -> NDArray[np.uint8]:
+        """The class at each pixel (H, W), that of the smallest object where several overlap; 255: none, or a crowd."""
+        classes = np.concatenate([[255], np.where(self.crowd, 255, self.classes)]).astype(np.uint8)
+        if len(self.ids) == 1:
+            return classes[self.ids[0]]
+        found, smallest = np.full(self.size, 255, np.uint8), np.full(self.size, np.iinfo(np.int64).max)
+        areas = np.concatenate([[0], self.areas()])
+        for layer in self.ids:
+            above = (layer > 0) & (areas[layer] <= smallest)
+            found[above], smallest[above] = classes[layer[above]], areas[layer[above]]
+        return found
+
     def run_lengths(self) -> list[RunLengths]:
         """The mask of every object."""
         found = [empty(self.size)] * len(self.classes)

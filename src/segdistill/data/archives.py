@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segdistill.config import UserError
+from segdistill.objects import Objects
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST = 1 << 30
@@ -59,6 +60,10 @@ class Store:
 
     def listed(self, split: str) -> tuple[list[str], list[str]] | None:
         """The images of ``split`` if a file lists them: existing names and missing names; else None."""
+        return None
+
+    def objects(self, name: str) -> Objects | None:
+        """The objects of the label ``name`` if the store keeps them itself; None: they are in the label's file."""
         return None
 
     def doubts(self, split: str) -> list[str]:

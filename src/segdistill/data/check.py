@@ -16,7 +16,8 @@ from segdistill.data.catalog import IGNORE, DatasetRecord, Layout
 from segdistill.data.dataset import Progress, Split
 from segdistill.data.doubts import Evidence, doubts
 from segdistill.data.index import Absent, Found, Item, Place, find
-from segdistill.data.labels import LabelReader, read_pair
+from segdistill.data.labels import read_pair
+from segdistill.data.object_labels import reader_of
 
 CHUNK = 8
 """Images per work item."""
@@ -80,7 +81,7 @@ class Inspector:
 
     def __init__(self, store: Store, layout: Layout) -> None:
         self.store, self.upright = store, layout.upright
-        self.reader = None if layout.encoding is None else LabelReader(layout.encoding)
+        self.reader = None if layout.encoding is None else reader_of(layout.encoding)
 
     def __call__(self, items: Sequence[Item]) -> list[Inspection]:
         return [self.inspect(item) for item in items]

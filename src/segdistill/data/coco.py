@@ -1,4 +1,4 @@
-"""COCO JSON as label maps: polygons and run lengths are painted when a label is read.
+"""COCO JSON as label maps or objects: polygons and run lengths are painted when a label is read.
 
 Larger objects are painted first, so that small ones in front stay visible; crowds are ignored. Pixels are those of the
 COCO tools (faster-coco-eval): a polygon covers the pixels whose centres lie inside, to a quarter of a pixel; polygons
@@ -21,8 +21,10 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample, Folder
 from segdistill.data.catalog import IGNORE
+from segdistill.data.catalog.record import COCO_LABELS
 from segdistill.data.coco_file import CocoFile, CocoImage, CocoObject, Polygon, Runs, plain, read_coco, stem
 from segdistill.data.dataset import Split
+from segdistill.objects import Objects
 
 Mask = NDArray[np.bool_]
 
@@ -43,7 +45,7 @@ class Content:
 class CocoStore(Folder):
     """A folder of images whose labels come from annotation files, as PNG of class numbers below ``LABELS/split/``."""
 
-    LABELS = "coco-labels"
+    LABELS = COCO_LABELS
 
     def __init__(
         self,
@@ -109,6 +111,19 @@ class CocoStore(Folder):
         out = BytesIO()
         Image.fromarray(self._paint(self._content(split), stem(label))).save(out, "PNG", compress_level=1)
         return out.getvalue()
+
+    def objects(self, name: str) -> Objects | None:
+        """The objects of the label ``name``, in the file's order; crowds are crowds and nothing is void."""
+        top, _, rest = name.partition("/")
+        if top != self.LABELS:
+            return None
+        split, _, label = rest.partition("/")
+        content = self._content(split)
+        image = content.images[stem(label)]
+        entries, size = content.objects.get(image.id, []), (image.height, image.width)
+        masks = [mask(entry.segmentation, size, image.file_name) for entry in entries]
+        classes = [content.numbers[entry.category_id] for entry in entries]
+        return Objects.of_masks(masks, classes, [entry.iscrowd for entry in entries], size)
 
     def _content(self, split: str) -> Content:
         """One annotation file, read once."""

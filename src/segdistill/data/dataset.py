@@ -35,7 +35,10 @@ Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 
 
 class DataSelection(Config):
-    """The images that a stage reads: chosen by ``list``, then by ``first`` and ``images``, then by ``fraction``."""
+    """The images that a stage reads: chosen by ``list``, then by ``first`` and ``images``, then by ``fraction``.
+
+    A selection and the same one with ``rest`` divide the images between them.
+    """
 
     domains: Names = Field(min_length=1)
     split: Split = "train"
@@ -47,6 +50,9 @@ class DataSelection(Config):
         None, description="share of each domain's images, such as 1/16; smaller shares are subsets of larger ones"
     )
     fraction_seed: int = Field(0, ge=0, lt=2**63, description="draws other images for the same fraction")
+    rest: bool = Field(
+        False, description="the other images: those that fraction leaves out, or without a fraction those not in list"
+    )
     list: Path | None = Field(None, description="file that names the images, one stem or path per line")
     weights: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field(
         (), description="share of each domain in every epoch; none: every image once"
@@ -56,6 +62,14 @@ class DataSelection(Config):
     def _one_weight_per_domain(self) -> DataSelection:
         if self.weights and len(self.weights) != len(self.domains):
             raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.domains)} domains; give one each")
+        return self
+
+    @model_validator(mode="after")
+    def _rest_of_something(self) -> DataSelection:
+        if self.rest and self.fraction is None and self.list is None:
+            raise ValueError("rest is what fraction or list leaves out; set one of them")
+        if self.rest and self.fraction == 1:
+            raise ValueError("fraction 1 leaves no image for rest; choose a smaller one")
         return self
 
 
@@ -94,13 +108,15 @@ class Protocol:
 class Dataset(Sequence[Sample]):
     """Samples of several domains in sequence, and their label space.
 
-    ``sizes``: samples of each domain; ``weights``: shares of the domains in an epoch (empty: by samples).
+    ``sizes``: samples of each domain; ``weights``: shares of the domains in an epoch (empty: by samples); ``objects``:
+    whether labelled samples have objects, whose classes are then ``names``.
     """
 
     names: tuple[str, ...]
     colors: NDArray[np.uint8]
     sizes: tuple[int, ...]
     weights: tuple[float, ...] = ()
+    objects: bool = False
 
     def listing(self) -> Iterator[str]:
         """``domain/name`` of every sample, without reading it."""
@@ -134,6 +150,23 @@ class DataSource(Config):
     def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each reason why ``selection`` cannot be read, with labels if ``labelled``."""
         raise NotImplementedError
+
+    def has_objects(self, domain: str) -> bool:
+        """Whether labelled samples of ``domain`` have objects; the files need not exist."""
+        return False
+
+    def with_objects(self) -> tuple[str, ...]:
+        """Some domains with objects, for messages."""
+        return ()
+
+    def object_problems(self, selection: DataSelection) -> list[str]:
+        """One line for each domain of ``selection`` that has labels without objects."""
+        allowed = ", ".join(self.with_objects()) or "none of this source"
+        return [
+            f"domain '{name}' has class maps but no objects; choose one of: {allowed}"
+            for name in selection.domains
+            if not self.has_objects(name)
+        ]
 
     def doubts(self, selection: DataSelection, *, labelled: bool) -> list[str]:
         """One line for each usable but suspicious thing in ``selection``; a quick look only."""

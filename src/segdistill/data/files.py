@@ -15,12 +15,13 @@ from pydantic import Field, PrivateAttr
 
 from segdistill.config import SetName, Size, UserError, nearest
 from segdistill.data.archives import BadSample
-from segdistill.data.catalog import DATASETS, DatasetRecord
+from segdistill.data.catalog import DATASETS, DatasetRecord, ObjectNumbers
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
 from segdistill.data.doubts import doubts, look
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
 from segdistill.data.labels import LabelReader, read_pair
+from segdistill.data.object_labels import reader_of
 from segdistill.data.own import own_place
 from segdistill.ops import generator
 
@@ -71,8 +72,13 @@ class FilesSource(DataSource):
             f"sets: '{name}' has a colon, which marks subsets; rename it" for name in self.sets if ":" in name
         ]
 
-    def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """Unknown and missing data sets, splits and labels, images that are requested but missing."""
+    def problems(self, selection: DataSelection, *, labelled: bool, objects: bool = False) -> list[str]:
+        """Unknown and missing data sets, splits and labels, images that are requested but missing.
+
+        ``objects``: domains without objects are problems too.
+        """
+        if objects and (lines := self.object_problems(selection)):
+            return lines
         lines = []
         for name in selection.domains:
             try:
@@ -97,6 +103,21 @@ class FilesSource(DataSource):
             evidence = look(part.found, part.items, reader)
             lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
         return lines
+
+    def has_objects(self, domain: str) -> bool:
+        """From the data set's record; unknown data sets are reported by problems()."""
+        record = self._record(domain)
+        return record is None or record.objects
+
+    def object_problems(self, selection: DataSelection) -> list[str]:
+        """Of domains with labels; problems() reports the others."""
+        records = {name: self._record(name) for name in selection.domains}
+        named = tuple(name for name, record in records.items() if record is not None and record.classes)
+        return super().object_problems(selection.model_copy(update={"domains": named}))
+
+    def with_objects(self) -> tuple[str, ...]:
+        """The catalog's data sets with objects and the user's own."""
+        return (*(name for name in (*DATASETS, *self.sets) if self._record(name) and self.has_objects(name)),)
 
     def evaluation_split(self, domain: str) -> Split:
         """The split on which scores are reported according to the record; by default ``val``."""
@@ -164,7 +185,7 @@ class FilesSource(DataSource):
         items = _selected(name, whole, selection)
         encoding = found.layout.encoding
         labelled = encoding is not None and items[0].label is not None
-        return Part(where, found, items, LabelReader(encoding) if labelled and encoding is not None else None)
+        return Part(where, found, items, reader_of(encoding) if labelled and encoding is not None else None)
 
     def _described(self, name: str, selection: DataSelection) -> dict[str, Any]:
         part = self._part(name, selection)
@@ -175,7 +196,7 @@ class FilesSource(DataSource):
             "images": _digest(item.key for item in part.items),
             "labels": encoding and _digest([*encoding.ids.items(), *encoding.colors.items(), encoding.channel]),
             "classes": part.place.record.classes,
-        }
+        } | ({} if encoding is None or encoding.objects is None else {"objects": _numbering(encoding.objects)})
 
 
 class FilesDataset(Dataset):
@@ -192,6 +213,9 @@ class FilesDataset(Dataset):
         record = next((part.place.record for part in parts if part.place.record.classes), parts[0].place.record)
         self.names = record.classes
         self.colors = np.asarray(record.colors, np.uint8).reshape(-1, 3)
+        self.objects = all(part.found.layout.objects for part in parts if part.read_label is not None) and any(
+            part.place.record.objects for part in parts
+        )
         self.skipped: set[str] = set()
 
     def __len__(self) -> int:
@@ -240,7 +264,7 @@ class FilesDataset(Dataset):
 
 def _read(part: Part, item: Item) -> Sample:
     pair = read_pair(part.found.store, item, part.read_label, upright=part.found.layout.upright)
-    return Sample(pair.image, pair.label, part.place.name, item.image)
+    return Sample(pair.image, pair.label, part.place.name, item.image, pair.objects)
 
 
 def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:
@@ -262,7 +286,7 @@ def _whole(name: str, found: Found, *, skip: bool) -> list[Item]:
 
 def _selected(name: str, items: list[Item], selection: DataSelection) -> list[Item]:
     if selection.list is not None:
-        items = listed_items(items, selection.list)
+        items = _listed(name, items, selection, selection.list)
     last = len(items) if selection.images is None else selection.first + selection.images
     if last > len(items) or selection.first >= len(items):
         raise UserError(
@@ -270,7 +294,28 @@ def _selected(name: str, items: list[Item], selection: DataSelection) -> list[It
             f"{len(items)}; choose fewer, or images: null for all"
         )
     items = items[selection.first : last]
-    return [items[row] for row in chosen_rows(selection, name, len(items))]
+    rows = chosen_rows(selection, name, len(items))
+    if not rows:
+        raise UserError(
+            f"{name}: fraction {selection.fraction} of {len(items)} images leaves none for rest; take a smaller one"
+        )
+    return [items[row] for row in rows]
+
+
+def _listed(name: str, items: list[Item], selection: DataSelection, path: Path) -> list[Item]:
+    """The images in the list or, if ``rest`` refers to it, the others."""
+    chosen = listed_items(items, path)
+    if not selection.rest or selection.fraction is not None:
+        return chosen
+    named = {item.key for item in chosen}
+    others = [item for item in items if item.key not in named]
+    if not others:
+        raise UserError(f"{name}: {path} names all {len(items)} images and leaves none for rest")
+    return others
+
+
+def _numbering(numbers: ObjectNumbers) -> list[object]:
+    return [numbers.divisor, numbers.channel, numbers.crowds, sorted(numbers.stuff)]
 
 
 def _digest(values: Iterable[object]) -> str:

@@ -22,6 +22,7 @@ from segdistill.data.archives import (
 )  # fmt: skip
 from segdistill.data.catalog import DATASETS, DatasetRecord, Files, Layout
 from segdistill.data.catalog.record import FIELDS, UNPAIRED
+from segdistill.data.coco import CocoStore
 from segdistill.data.dataset import Split
 
 ROOT = "SEGDISTILL_DATA"
@@ -143,6 +144,8 @@ def find(where: Place, split: Split) -> Found:
     best: Found | None = None
     for store, layout in _candidates(where):
         files = layout.splits.get(split)
+        if split in layout.annotations and not Path(where.where, layout.annotations[split]).exists():
+            continue
         found = None if files is None else _match(store, layout, files, where, split)
         listed = where.store is not None and found is not None and found.missing
         if found is None or not (found.items or listed):
@@ -187,7 +190,12 @@ def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, p
 def _candidates(where: Place) -> list[tuple[Store, Layout]]:
     """Stores to search and layouts to search for, the most likely first."""
     store = where.store or open_store(where.where)
-    pairs = [(store, layout) for layout in where.record.layouts]
+    pairs: list[tuple[Store, Layout]] = []
+    for layout in where.record.layouts:
+        if not layout.annotations:
+            pairs.append((store, layout))
+        elif isinstance(store, Folder):
+            pairs.append((_coco(store.where, where.record, layout), layout))
     if isinstance(store, Folder):
         opened: dict[tuple[str, ...], Store | None] = {}
         for layout in where.record.layouts:
@@ -196,6 +204,13 @@ def _candidates(where: Place) -> list[tuple[Store, Layout]]:
             packed = opened[layout.archives]
             pairs += [(packed, layout)] if packed is not None else []
     return pairs
+
+
+def _coco(folder: Path, record: DatasetRecord, layout: Layout) -> CocoStore:
+    """The store of an official data set in COCO's form."""
+    images = {split: files.images.partition("/{")[0] for split, files in layout.splits.items()}
+    annotations = {split: folder / file for split, file in layout.annotations.items()}
+    return CocoStore(folder, images, annotations, record.classes, None)
 
 
 def _match(store: Store, layout: Layout, files: Files, where: Place, split: Split) -> Found:
@@ -290,6 +305,7 @@ def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], l
 
 def _expected(layout: Layout) -> str:
     """A layout in a few words: the templates of its first split."""
-    files = next(iter(layout.splits.values()))
-    text = files.images + (f" + {files.labels}" if files.labels else "")
+    split, files = next(iter(layout.splits.items()))
+    labels = layout.annotations.get(split, files.labels)
+    text = files.images + (f" + {labels}" if labels else "")
     return text + (f" (or {', '.join(layout.archives[:2])})" if layout.archives else "")

@@ -6,7 +6,7 @@ Values that the encoding lacks are errors.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import Encoding
 from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
 from segdistill.data.index import Item
+from segdistill.objects import Objects
 
 UNKNOWN = 254
 """Marks values that the table lacks; so a label space has at most 254 classes."""
@@ -33,33 +34,43 @@ class LabelReader:
         self._lookup = np.full(1 << (24 if table else 16), UNKNOWN, np.uint8)
         self._lookup[list(self._table)] = list(self._table.values())
 
+    def read(self, store: Store, name: str) -> Drawing:
+        """The content of the label file ``name``."""
+        named = f"{store}: {name}"
+        picture = open_picture(store.read(name), named)
+        return Drawing(self.decode(picture, named), picture.orientation)
+
     def __call__(self, content: bytes, name: str) -> NDArray[np.uint8]:
         """The map (H, W) of trainIds in the file ``content``, as stored; :class:`BadSample` names ``name``."""
         return self.decode(open_picture(content, name), name)
 
     def decode(self, picture: Picture, name: str) -> NDArray[np.uint8]:
         """The map (H, W) of trainIds in an open file."""
-        if picture.lossy:
-            raise BadSample(
-                f"{name}: has lossy compression ({picture.lossy}), which changes labels; write labels as PNG"
-            )
-        numbers = self._colors(picture) if self.encoding.colors else self._numbers(picture, name)
+        self._exact(picture, name)
+        numbers = self._colors(picture) if self.encoding.colors else self._numbers(picture, name, self.encoding.channel)
         decoded = self._lookup[numbers]
         if (decoded == UNKNOWN).any():
             raise BadSample(f"{name}: {self._strange(numbers[decoded == UNKNOWN])}")
         return decoded
 
+    def _exact(self, picture: Picture, name: str) -> None:
+        """An error for files whose compression changes values."""
+        if picture.lossy:
+            raise BadSample(
+                f"{name}: has lossy compression ({picture.lossy}), which changes labels; write labels as PNG"
+            )
+
     def _colors(self, picture: Picture) -> Array:
         pixels = picture.rgb().astype(np.int32)
         return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
 
-    def _numbers(self, picture: Picture, name: str) -> Array:
+    def _numbers(self, picture: Picture, name: str, channel: int | None) -> Array:
         bands, mode, pixels = len(picture.image.getbands()), picture.image.mode, picture.numbers()
-        if self.encoding.channel is not None and bands > self.encoding.channel and bands > 1:
-            pixels = pixels[..., self.encoding.channel]
+        if channel is not None and bands > channel and bands > 1:
+            pixels = pixels[..., channel]
         elif bands > 1:
             raise BadSample(f"{name}: is a picture with {bands} channels ({mode}); expected class numbers")
-        elif self.encoding.channel is not None:
+        elif channel is not None:
             raise BadSample(f"{name}: has one channel ({mode}); expected a file with three")
         if pixels.dtype.kind == "f":
             raise BadSample(f"{name}: has floating-point values ({mode}); expected class numbers")
@@ -78,12 +89,31 @@ class LabelReader:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """The content of a label file as stored: classes (H, W), EXIF orientation, and the objects if it has them."""
+
+    label: NDArray[np.uint8]
+    orientation: int = UPRIGHT
+    objects: Objects | None = None
+
+    def turned(self, orientation: int) -> Drawing:
+        """Turned upright according to the EXIF ``orientation``."""
+        if orientation == UPRIGHT or self.objects is None:
+            return replace(self, label=turn(self.label, orientation))
+        ids = turn(self.objects.ids.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
+        void = None if self.objects.void is None else turn(self.objects.void, orientation)
+        objects = replace(self.objects, ids=np.ascontiguousarray(ids), void=void)
+        return replace(self, label=turn(self.label, orientation), objects=objects)
+
+
+@dataclass(frozen=True)
 class Pair:
-    """One image (H, W, 3) and, where there is one, its label (H, W)."""
+    """One image (H, W, 3) and, where there is one, its label (H, W) with the objects of data sets that have them."""
 
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
     wide: bool  # the file has 16 bits
+    objects: Objects | None = None
 
 
 def read_pair(store: Store, item: Item, read_label: LabelReader | None, *, upright: bool = False) -> Pair:
@@ -97,28 +127,28 @@ def read_pair(store: Store, item: Item, read_label: LabelReader | None, *, uprig
     if read_label is None or item.label is None:
         return Pair(turn(image, turned), None, picture.wide)
     named = f"{store}: {item.label}"
-    drawn = open_picture(store.read(item.label), named)
-    label = read_label.decode(drawn, named)
+    drawn = read_label.read(store, item.label)
     if upright:
-        label = _upright(label, drawn.orientation, image.shape[:2], turned, named)
+        drawn = _upright(drawn, image.shape[:2], turned, named)
     image = turn(image, turned)
-    if label.shape != image.shape[:2]:
-        sizes = " and ".join(f"{h} x {w}" for h, w in (label.shape, image.shape[:2]))
+    if drawn.label.shape != image.shape[:2]:
+        sizes = " and ".join(f"{h} x {w}" for h, w in (drawn.label.shape, image.shape[:2]))
         note = "" if picture.orientation == UPRIGHT else f"; the image's EXIF orientation is {picture.orientation}"
         raise BadSample(f"{named} and its image have different sizes: {sizes} (height x width){note}")
-    return Pair(image, label, picture.wide)
+    return Pair(image, drawn.label, picture.wide, drawn.objects)
 
 
-def _upright(label: Array, own: int, stored: tuple[int, ...], orientation: int, name: str) -> Array:
+def _upright(drawn: Drawing, stored: tuple[int, ...], orientation: int, name: str) -> Drawing:
     """The label turned like its image, whose ``stored`` size and EXIF ``orientation`` are given.
 
     A label without orientation may have been drawn on the stored or on the turned pixels. If the two sizes differ, its
     size tells which; otherwise it is an error.
     """
+    own = drawn.orientation
     if own == orientation:
-        return turn(label, own)
+        return drawn.turned(own)
     if own == UPRIGHT and orientation > 4 and stored[0] != stored[1]:  # from 5 on height and width are swapped
-        return turn(label, orientation) if label.shape == stored else label
+        return drawn.turned(orientation) if drawn.label.shape == stored else drawn
     raise BadSample(
         f"{name} and its image have different EXIF orientations: {own} and {orientation} ({UPRIGHT}: upright); "
         "save both without it, turned the same way"

@@ -8,6 +8,7 @@ labels: labels              # labels/train/**, the same names
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from pydantic import Field, model_validator
 
 from segdistill.config import Config, Size, UserError, parse, read_yaml
 from segdistill.data.archives import is_text, kind_of
-from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
-from segdistill.data.catalog.record import interleaved_colors
+from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
+from segdistill.data.catalog.record import coco_files, interleaved_colors
+from segdistill.data.catalog.things import THINGS, cityscapes_encoding
 from segdistill.data.coco import CocoStore, category_names
 from segdistill.data.coco_file import read_coco
 from segdistill.data.dataset import Split
@@ -48,6 +50,11 @@ class OwnConfig(Config):
     ignore: tuple[int | RGB, ...] = Field(
         (IGNORE,), description="numbers in the label that are ignored; colors for coloured labels"
     )
+    objects: bool = Field(False, description="labels have numbered objects, and the classes are those of the objects")
+    divisor: int = Field(
+        1000, ge=2, le=MOST_NUMBER, description="with objects: value in the label = id of the class * divisor + number"
+    )
+    stuff: tuple[int, ...] = Field((0,), description="with objects: ids of pixels that belong to no object")
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
     resize: Size | None = Field(None, description="test images are fitted inside this height and width")
@@ -70,7 +77,7 @@ class OwnConfig(Config):
         for number, to in self.ids.items():
             if to not in (self.classes if isinstance(to, str) else (*range(len(self.classes)), IGNORE)):
                 problems.append(f"ids maps {number} to {to!r}; allowed: a class, its number, or {IGNORE}")
-        problems += [*self._number_problems(), *self._text_problems()]
+        problems += [*self._number_problems(), *self._object_problems(), *self._text_problems()]
         if self.layout == "coco" and not self.annotations:
             problems.append("layout coco needs 'annotations', the JSON file of each split")
         if self.layout != "coco" and (self.annotations or self.background):
@@ -91,12 +98,25 @@ class OwnConfig(Config):
         if self.coloured:
             colors = {color: number for number, color in enumerate(self.colors)}
             return Encoding(colors=dict.fromkeys(self._ignored_colors(), IGNORE) | colors)
-        return Encoding(ids=dict.fromkeys(self._ignored_numbers(), IGNORE) | self._table())
+        ids = dict.fromkeys(self._ignored_numbers(), IGNORE) | self._table()
+        if not self.objects:
+            return Encoding(ids=ids)
+        if self._official():
+            official = cityscapes_encoding(self.classes)
+            return replace(official, ids=dict(official.ids) | ids)
+        return Encoding(ids=ids, objects=ObjectNumbers(self.divisor, stuff=frozenset(self.stuff)))
+
+    def _official(self) -> bool:
+        """Whether objects have the ids of Cityscapes."""
+        default = not {"ids", "divisor", "stuff"} & self.model_fields_set
+        return self.objects and default and self.layout == "cityscapes" and set(self.classes) <= set(THINGS)
 
     def _table(self) -> dict[int, int]:
-        """Number in the label -> class."""
+        """Number in the label -> class. Without ``ids`` classes are numbered from 0, and those of objects from 1."""
+        if self._official():
+            return {number: to for number, to in cityscapes_encoding(self.classes).ids.items() if to != IGNORE}
         table = {number: to if isinstance(to, int) else self.classes.index(to) for number, to in self.ids.items()}
-        return table or {number: number for number in range(len(self.classes))}
+        return table or {number + self.objects: number for number in range(len(self.classes))}
 
     def _ignored_numbers(self) -> list[int]:
         return [value for value in self.ignore if isinstance(value, int)]
@@ -123,7 +143,7 @@ class OwnConfig(Config):
             )
         if colors and not self.coloured:
             problems.append(f"ignore: {list(colors[0])} is a color, which only coloured labels have; give numbers")
-        meant = self.ids or {number: number for number in range(len(self.classes))}
+        meant = self.ids or self._table()
         both: list[Any] = [list(color) for color in colors if color in self.colors]
         if not self.coloured:
             both = [number for number in numbers if meant.get(number, IGNORE) != IGNORE]
@@ -132,6 +152,29 @@ class OwnConfig(Config):
                 f"ignore names {', '.join(map(str, both))}, which is also a class; remove it, or define the classes "
                 "with ids, such as ids: {1: road, 2: sky}"
             )
+        return problems
+
+    def _object_problems(self) -> list[str]:
+        """Settings of objects that are impossible or ambiguous."""
+        numbering = [name for name in ("divisor", "stuff") if name in self.model_fields_set]
+        if numbering and (not self.objects or self.layout == "coco"):
+            return [f"{' and '.join(numbering)}: only for label files with objects: true"]
+        if not self.objects:
+            return []
+        if self.layout == "coco":
+            return ["background is for class maps; with objects: true leave it out"] if self.background else []
+        problems = []
+        if self.coloured:
+            problems.append("objects: true needs labels of numbers; coloured labels have no objects")
+        if not (self.classes and self.labels):
+            problems.append("objects: true needs 'classes' and 'labels', those of the objects")
+        table = self._table() if all(to in self.classes or isinstance(to, int) for to in self.ids.values()) else {}
+        most = MOST_NUMBER // self.divisor
+        if large := [number for number, to in table.items() if number > most and to != IGNORE]:
+            problems.append(f"id {large[0]} * {self.divisor} exceeds 16 bits; allowed are ids up to {most}")
+        both = [number for number in self.stuff if number in table or number in self._ignored_numbers()]
+        if both or any(not 0 <= number <= MOST_NUMBER for number in self.stuff):
+            problems.append(f"stuff {list(self.stuff)}: allowed are numbers that are neither in ids nor ignored")
         return problems
 
     def _text_problems(self) -> list[str]:
@@ -206,7 +249,8 @@ def own_place(name: str, path: Path) -> Place:
 
 def _encoding(config: OwnConfig, classes: tuple[str, ...]) -> Encoding | None:
     if config.layout == "coco":
-        return Encoding(ids={number: number for number in (*range(len(classes)), IGNORE)})
+        ids = {number: number for number in (*range(len(classes)), IGNORE)}
+        return Encoding(ids=ids, objects=ObjectNumbers() if config.objects else None)
     return config.encoding() if classes and config.labels else None
 
 
@@ -214,15 +258,12 @@ def _splits(config: OwnConfig) -> dict[Split, Files]:
     labels = config.labels if config.classes else None
     if config.layout == "coco":
         folders = _coco_images(config)
-        return {
-            split: Files(_below(folder, "{path}.{ext}"), _below(CocoStore.LABELS, split, "{path}.png"))
-            for split, folder in folders.items()
-        }
+        return {split: coco_files(split, folder) for split, folder in folders.items()}
     if config.layout == "cityscapes":
         values: Any = {
             "images": "leftImg8bit" if config.images == "images" else config.images,
             "labels": "gtFine" if labels == "labels" else labels,
-            "kind": "labelIds" if config.ids else "labelTrainIds",
+            "kind": "instanceIds" if config.objects else "labelIds" if config.ids else "labelTrainIds",
         }
         return {
             split: Files(

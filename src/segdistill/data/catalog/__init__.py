@@ -22,9 +22,15 @@ from segdistill.data.catalog.others import (
     VAIHINGEN_IRRG,
     VOC2012,
 )
-from segdistill.data.catalog.record import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout
+from segdistill.data.catalog.record import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
+from segdistill.data.catalog.things import (
+    ADE20K_INSTANCES,
+    CITYSCAPES_INSTANCES,
+    COCO_INSTANCES,
+    SYNTHIA_INSTANCES,
+)
 
-__all__ = ["DATASETS", "IGNORE", "RGB", "DatasetRecord", "Encoding", "Files", "Layout"]
+__all__ = ["DATASETS", "IGNORE", "RGB", "DatasetRecord", "Encoding", "Files", "Layout", "ObjectNumbers"]
 
 DATASETS: dict[str, DatasetRecord] = {
     "gtav": GTAV,
@@ -43,4 +49,8 @@ DATASETS: dict[str, DatasetRecord] = {
     "ade20k": ADE20K,
     "camvid": CAMVID_RECORD,
     "imagenet": IMAGENET,
+    "cityscapes_instances": CITYSCAPES_INSTANCES,
+    "synthia_instances": SYNTHIA_INSTANCES,
+    "ade20k_instances": ADE20K_INSTANCES,
+    "coco_instances": COCO_INSTANCES,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from segdistill.data.dataset import Protocol, Split
 
@@ -16,6 +17,9 @@ RGB = tuple[int, int, int]
 
 FIELDS = {"number": r"\d+", "path": ".+", "ext": "(?i:png|jpe?g|tiff?|bmp|webp)"}
 """Patterns of template fields; any other field matches anything within one folder or file name."""
+
+COCO_LABELS = "coco-labels"
+"""Folder of the labels that stores of COCO files offer."""
 
 UNPAIRED = ("ext",)
 """Fields in which an image and its label may differ."""
@@ -37,16 +41,34 @@ class Files:
 
 
 @dataclass(frozen=True)
+class ObjectNumbers:
+    """Numbers of objects in label files: value = id * ``divisor`` + number, at most 65535.
+
+    ``channel``: the number is in this channel and the id in that of the encoding. ``crowds``, regions with several
+    objects: ``plain``: values below ``divisor`` are their ids; ``zero``: their number is 0; ``none``: there are none.
+    ``stuff`` are ids of pixels without an object. Stores that keep objects themselves, such as COCO's, need no numbers.
+    """
+
+    divisor: int = 1000
+    channel: int | None = None
+    crowds: Literal["plain", "zero", "none"] = "plain"
+    stuff: frozenset[int] = frozenset({0})
+
+
+@dataclass(frozen=True)
 class Encoding:
     """Encoding of classes in label files: value -> trainId by number (``ids``) or by RGB ``colors``.
 
     The number of a palette image is its index, whatever the palette's colours. ``channel`` is the channel with the
     number in files with several. Values mapped to 255 are ignored; values that are missing are errors.
+
+    With ``objects`` the numbers are ids of things, and those mapped to 255 are void; labels are the things' classes.
     """
 
     ids: Mapping[int, int] = field(default_factory=dict)
     colors: Mapping[RGB, int] = field(default_factory=dict)
     channel: int | None = None
+    objects: ObjectNumbers | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,7 @@ class Layout:
     """One arrangement of the files. ``archives``: the official archives that contain it together.
 
     ``upright``: images are turned according to their EXIF orientation; official sets are read in stored orientation.
+    ``annotations``: the COCO file of each split, which takes the place of label files.
     """
 
     title: str
@@ -61,6 +84,12 @@ class Layout:
     encoding: Encoding | None
     archives: tuple[str, ...] = ()
     upright: bool = False
+    annotations: Mapping[Split, str] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> bool:
+        """Whether its labels have objects."""
+        return self.encoding is not None and self.encoding.objects is not None
 
 
 @dataclass(frozen=True)
@@ -84,6 +113,11 @@ class DatasetRecord:
     splits_apart: bool = False  # its splits count as separate domains: after training on one, another is unseen
 
     @property
+    def objects(self) -> bool:
+        """Whether its samples have objects."""
+        return any(layout.objects for layout in self.layouts)
+
+    @property
     def protocol(self) -> Protocol:
         """If the papers resize test images, they also use sliding windows (spec A.11)."""
         return Protocol() if self.resize is None else Protocol(self.resize, WINDOW, STRIDE)
@@ -102,6 +136,12 @@ def shifted(classes: int) -> Encoding:
 def mapped(table: Mapping[int, int], known: Iterable[int], *, channel: int | None = None) -> Encoding:
     """Ids by ``table``; the rest of the ``known`` ids are ignored."""
     return Encoding(ids={i: table.get(i, IGNORE) for i in known}, channel=channel)
+
+
+def coco_files(split: Split, images: str) -> Files:
+    """The images below the folder ``images``, with the labels that a store of COCO files offers for them."""
+    below = "" if images == "." else f"{images}/"
+    return Files(f"{below}{{path}}.{{ext}}", f"{COCO_LABELS}/{split}/{{path}}.png")
 
 
 def interleaved_colors(count: int) -> tuple[RGB, ...]:
