@@ -138,16 +138,17 @@ def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, 
 
 @dataclass(frozen=True)
 class Reading:
-    """Images that a recipe reads: ``where`` ("stage task", "evaluate"), and whether they need labels."""
+    """Images that a recipe reads: ``where`` ("stage task", "evaluate"), and whether they need labels and objects."""
 
     where: str
     source: DataSource
     selection: DataSelection
     labelled: bool
+    objects: bool = False
 
     def problems(self) -> list[str]:
         """One line for each reason why they cannot be read."""
-        return self.source.problems(self.selection, labelled=self.labelled)
+        return self.source.problems(self.selection, labelled=self.labelled, objects=self.objects)
 
     def doubts(self) -> list[str]:
         """One warning for each thing that looks like a mistake, after inspecting a few images."""
@@ -209,14 +210,16 @@ class Recipe(Config):
 
     def readings(self, *, training: bool = True) -> list[Reading]:
         """Everything that is read: by the stages in order (only with ``training``), then by the evaluation."""
+        objects = TASKS[self.task].objects
         found = [
-            Reading(f"stage {stage.name}{part}", self.data, selection, labelled)
+            Reading(f"stage {stage.name}{part}", self.data, selection, labelled, labelled and objects)
             for stage in (self.stages if training else ())
             for part, selection, labelled in stage.reads()
         ]
         source, config = self.scored_source, self.evaluate
         if config is not None:
-            found += [Reading("evaluate", source, config.selection(source, name), True) for name in config.domains]
+            scored = [config.selection(source, name) for name in config.domains]
+            found += [Reading("evaluate", source, selection, True, objects) for selection in scored]
         return found
 
     def classes(self) -> tuple[str, ...]:

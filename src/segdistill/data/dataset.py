@@ -147,8 +147,8 @@ class DataSource(Config):
         """One line for each invalid setting of the source itself."""
         return []
 
-    def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """One line for each reason why ``selection`` cannot be read, with labels if ``labelled``."""
+    def problems(self, selection: DataSelection, *, labelled: bool, objects: bool = False) -> list[str]:
+        """One line for each reason why ``selection`` cannot be read, with labels or ``objects`` if these are needed."""
         raise NotImplementedError
 
     def has_objects(self, domain: str) -> bool:

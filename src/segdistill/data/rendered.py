@@ -69,9 +69,16 @@ class WorldSource(DataSource):
         images = sum(len(chosen_rows(selection, name, selection.images)) for name in selection.domains)
         return images, tuple(world.LABEL_SPACES[self.classes].names)
 
-    def problems(self, selection: DataSelection, *, labelled: bool) -> list[str]:
-        """Unknown domains, labels of the proxy, and selections without a number of images."""
+    def has_objects(self, domain: str) -> bool:
+        """Whether the classes are things."""
+        return self.classes in world.LABEL_SPACES and world.LABEL_SPACES[self.classes].objects
+
+    def problems(self, selection: DataSelection, *, labelled: bool, objects: bool = False) -> list[str]:
+        """Unknown domains, labels of the proxy, selections without a number of images, classes without objects."""
         lines = []
+        if objects and not self.has_objects(""):
+            allowed = ", ".join(name for name, space in world.LABEL_SPACES.items() if space.objects)
+            lines.append(f"the classes '{self.classes}' have no objects; set data.classes to one of: {allowed}")
         for name in selection.domains:
             if name not in world.DOMAINS:
                 allowed = ", ".join(sorted(world.DOMAINS))

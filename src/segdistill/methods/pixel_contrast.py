@@ -30,6 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill import config as base
+from segdistill.config import UserError
 from segdistill.ops import full_precision, map_to_tokens
 from segdistill.types import LossTerms
 
