@@ -166,7 +166,7 @@ class Recipe(Config):
     data: AnySource = WorldSource()
     teacher: ModelConfig | None = None
     student: ModelConfig | None = None
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=100)
+    stages: tuple[Stage, ...] = Field(max_length=100, description="none: score a network whose head has weights")
     evaluate: EvaluateConfig | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -195,6 +195,11 @@ class Recipe(Config):
         if self.paper is not None:
             problems += [f"paper: {line}" for line in _attempt(self.paper.block_of)]
         problems += [problem for number in range(len(self.stages)) for problem in _stage_problems(self, number)]
+        given = [
+            model for model in (self.teacher, self.student) if model is not None and model.head_weights is not None
+        ]
+        if not self.stages and not given:
+            problems.append("stages: there is none, and no head has weights to score; add a stage or head.weights")
         if self.evaluate is not None:
             names = [line for name in self.evaluate.domains for line in _attempt(partial(plain_name, name))]
             problems += [f"evaluate: {line}" for line in names]

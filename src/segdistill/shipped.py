@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdistill.config import UserError
+from segdistill.config import UserError, nearest
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -21,6 +21,17 @@ def recipes_folder() -> Path:
 def shipped_assets() -> list[str]:
     """Names of the encoder weights that come with the package."""
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+
+
+def shipped_path(asset: str) -> Path:
+    """The weight file of the name ``asset``; a :class:`UserError` if there is none."""
+    known = shipped_assets()
+    if asset not in known:
+        raise UserError(
+            f"no shipped weights '{asset}': {nearest(asset, known)}"
+            f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
+        )
+    return ASSETS / f"{asset}.safetensors"
 
 
 def recipe_path(word: Path) -> Path:

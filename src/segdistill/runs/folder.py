@@ -48,9 +48,14 @@ class Finished:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles with a finished model: networks with a task stage, and a teacher whose head comes from a file."""
-        teacher = self.recipe.teacher
-        given = {"teacher"} if teacher is not None and teacher.head_weights is not None else set()
+        """The roles with a finished model: networks with a task stage, and those whose head comes from a file.
+
+        A student's head from a file is finished only if no stage trains its encoder.
+        """
+        trains = {stage.roles[0] for stage in self.stages if stage.trains}
+        models = {"teacher": self.recipe.teacher, "student": self.recipe.student}
+        given = {role for role, model in models.items() if model is not None and model.head_weights is not None
+                 and (role == "teacher" or role not in trains)}  # fmt: skip
         trained = {stage.learner for stage in self.stages}
         return tuple(role for role in ("teacher", "student") if role in given | trained)
 

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from segdistill.config import UserError, nearest
+from segdistill.config import UserError
 from segdistill.files import write_atomic
-from segdistill.shipped import ASSETS, shipped_assets
+from segdistill.shipped import ASSETS, shipped_assets, shipped_path
 from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
 from segdistill.weights.reading import check_digest, digest_of, part_of_packed, read_file, strange_tensors
@@ -76,14 +76,7 @@ class HasWeights(Protocol):
 def weights_path(source: str, name: str) -> Path:
     """The file that ``source`` refers to for the encoder ``name``; a :class:`UserError` if it does not exist."""
     if source == "shipped" or source.startswith("shipped:"):
-        asset = source.partition(":")[2] or name
-        path, known = ASSETS / f"{asset}.safetensors", shipped_assets()
-        if asset not in known:
-            raise UserError(
-                f"no shipped weights '{asset}': {nearest(asset, known)}"
-                f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
-            )
-        return path
+        return shipped_path(source.partition(":")[2] or name)
     if source.startswith(("timm:", "hf:")):
         from segdistill.weights.hub import hub_file  # slow to import
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from segdistill.config import UserError
 from segdistill.files import read_signed
+from segdistill.shipped import shipped_path
 from segdistill.weights.layouts import HEAD, State, tensors_of
 from segdistill.weights.reading import check_digest, part_of_packed, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
@@ -65,6 +66,8 @@ class HasHeadWeights(Protocol):
 
 def head_path(source: str) -> Path:
     """The file that ``source`` refers to; a :class:`UserError` if it does not exist."""
+    if source.startswith("shipped:"):
+        return shipped_path(source.partition(":")[2])
     path = Path(source).expanduser()
     path = path / "head.safetensors" if path.is_dir() else path
     if not path.is_file():
