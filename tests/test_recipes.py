@@ -11,7 +11,7 @@ import pytest
 from official_files import NARROW
 from segdistill.listing import recipes as listed
 from segdistill.recipe import dump, load
-from segdistill.runs.demo import ARMS, SMOKE, recipes_folder, shortened
+from segdistill.runs.demo import DEMOS, SMOKE, recipes_folder, shortened
 
 pytestmark = pytest.mark.usefixtures("official_files")
 
@@ -29,7 +29,7 @@ def small(recipe):
 
 
 def test_the_demonstration_and_the_list_show_recipes_that_are_there():
-    assert {f"{arm}.yaml" for arm in ARMS} <= {path.name for path in RECIPES}
+    assert {f"{arm}.yaml" for arms in DEMOS.values() for arm in arms} <= {path.name for path in RECIPES}
     assert [row[0] for row in listed()[1:]] == [path.stem for path in RECIPES]
     assert all(row[1] for row in listed())
 

@@ -8,6 +8,12 @@ from segdistill.config import UserError, nearest
 
 ASSETS = Path(__file__).parent / "assets"
 
+DEMOS = {
+    "semantic": ("world_none", "world_vanilla_kd", "world_gkd"),
+    "instance": ("world_instance_start", "world_instance_supervised", "world_instance_transfer", "world_instance"),
+}
+"""Recipes of each demo, by task."""
+
 
 def recipes_folder() -> Path:
     """The shipped recipes: inside an installed package, or in the source tree."""

@@ -16,7 +16,7 @@ from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
 from segdistill.cli.show import WIDTH, print_table, show_doubts
 from segdistill.cli.use import predict
-from segdistill.config import UserError
+from segdistill.config import UserError, choose
 from segdistill.interrupts import Stopped, asked, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
@@ -61,25 +61,38 @@ def _options(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the runs and the report page")] = Path("runs/demo"),
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[semantic|instance] [KEY=VALUE]...", help="which demo, and settings")
+    ] = None,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the runs and the page; default: runs/demo, or runs/demo_instance")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the runs")] = 0,
     smoke: Annotated[bool, typer.Option(help="train two steps per stage, only to see that everything works")] = False,
-    overrides: Overrides = None,
 ) -> None:
-    """Compare no distillation, vanilla KD and GKD on the built-in world: a table and a page. Resumes if interrupted."""
-    from segdistill.precheck import check_recipe
-    from segdistill.shipped import recipe_path
+    """Compare methods on the built-in world: a table and a page. Resumes if interrupted.
 
-    _announce("demo", check_recipe(recipe_path(Path("world_gkd")), overrides or []), runs=3)
+    Semantic: no distillation, vanilla KD and GKD. Instance: a teacher before and after its adaptation, a student from
+    few labels, and the student with pseudo-labels and after its refinement.
+    """
+    from segdistill.precheck import check_recipe
+    from segdistill.shipped import DEMOS, recipe_path
+
+    tasks = [word for word in words or [] if "=" not in word] or ["semantic"]
+    overrides = [word for word in words or [] if "=" in word]
+    arms = choose("demo", " ".join(tasks), DEMOS)
+    folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
+    _announce("demo", check_recipe(recipe_path(Path(arms[-1])), overrides), runs=len(arms))
     from segdistill.progress import Bars
     from segdistill.runs.demo import load_arms, run_demo
 
     began = time.perf_counter()
-    recipes = load_arms(overrides or [], smoke=smoke, seed=seed)
+    recipes = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
     total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
     with Bars("demo", total) as bars:
-        run_demo(out, recipes, bars)
-    _show([out / recipe.name for recipe in recipes], out / "report.html")
+        run_demo(folder, recipes, bars)
+    _show([folder / recipe.name for recipe in recipes], folder / "report.html")
     typer.echo(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -191,9 +191,19 @@ def _domain_columns(found: Comparison) -> list[Column]:
     def domains(names: Sequence[str], group: Group, *, ranked: bool) -> list[Column]:
         return [Column(d, d, group, _of(found, lambda arm, d=d: arm.score(d), ""), text, ranked=ranked) for d in names]
 
-    columns = [*domains(first.source, "source", ranked=True), *domains(first.unseen, "unseen", ranked=True)]
+    shown = first.beside
+
+    def beside(names: Sequence[str], group: Group, head: str) -> list[Column]:
+        scores = shown if names else ()
+        of = [(one, _of(found, lambda arm, key=one.key: arm.other(key, names), "")) for one in scores]
+        return [Column(f"{head} {m.key}", f"{head} {m.label}", group, pick, m.text, ranked=True) for m, pick in of]
+
+    columns = [*domains(first.source, "source", ranked=True)]
+    columns += [column for name in first.source for column in beside((name,), "source", name)]
+    columns += domains(first.unseen, "unseen", ranked=True)
     if first.unseen:
         columns.append(Column("mean_unseen", "mean unseen", "mean", _of(found, "mean_unseen", ""), text, ranked=True))
+    columns += beside(first.unseen, "mean", "mean unseen")
     if any(row.baseline for row in found.rows) and any(found.gain(row) is not None for row in range(len(found.rows))):
         columns.append(Column("gain", "gain", "mean", found.gain, lambda gain: f"{gain:+.{found.metric.decimals}f}"))
     if found.teachers:
@@ -293,6 +303,8 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
         notes.append("Seconds: training of all the row's own stages.")
     if any(one.group == "validation" for one in measured):
         notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
+    measured_by = [stage for _, run in shared_runs(found) for stage in run.stages if "summary" in stage.facts]
+    notes += dict.fromkeys(f"{stage_title(each.name).capitalize()}: {each.facts['summary']}." for each in measured_by)
     if any(one.group == "paper" for one in measured):
         notes.append("The paper's numbers are of other data, networks and schedules.")
     return notes

@@ -48,6 +48,13 @@ class Arm:
         """The primary score on ``domain`` over the seeds."""
         return _stat(score.score if (score := model.domains.get(domain)) else None for model in self.models)
 
+    def other(self, key: str, domains: Sequence[str]) -> Stat | None:
+        """The mean over ``domains`` of the score ``key``; None where a domain has none."""
+        rows = [[score.others.get(key) if (score := model.domains.get(domain)) else None for domain in domains]
+                for model in self.models]  # fmt: skip
+        return _stat(fmean(known) if (known := [v for v in row if v is not None]) and len(known) == len(row) else None
+                     for row in rows)  # fmt: skip
+
     @property
     def mean_unseen(self) -> Stat | None:
         return _stat(model.mean_unseen for model in self.models)

@@ -47,6 +47,7 @@ class Metric(_Record):
     unit: Literal["%", ""] = ""
     by_class: str | None = None  # key of the list of its values per class
     by_class_label: str = "score"
+    beside: bool = False  # shown beside the primary score: on the source domains, and its mean over the unseen ones
 
     @property
     def decimals(self) -> int:
@@ -72,6 +73,7 @@ class DomainScore(_Record):
     score: Number
     by_class: tuple[Number, ...] = ()
     images: int | None = None
+    others: dict[str, Number] = Field(default_factory=dict)  # all other scores, by key
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +82,12 @@ class DomainScore(_Record):
         metric = info.context
         if not isinstance(metric, Metric) or not isinstance(values, dict) or metric.key not in values:
             return values
-        return values | {"score": values[metric.key], "by_class": values.get(metric.by_class or "", ())}
+        others = {key: value for key, value in values.items() if key != metric.key and isinstance(value, float)}
+        return values | {
+            "score": values[metric.key],
+            "by_class": values.get(metric.by_class or "", ()),
+            "others": others,
+        }
 
 
 class ModelResult(_Record):
@@ -122,6 +129,7 @@ class Stage(_Record):
     steps: int | None = None
     seconds: Number = None
     memory_mb: Number = None  # peak of its process while it ran
+    facts: dict[str, Any] = Field(default_factory=dict)  # what it measured; "summary": in one line
     finished: str | None = None
 
 
@@ -147,10 +155,13 @@ class _Head(_Record):
 
 
 class Run(_Record):
-    """The content of a run folder: ``results.json``, log and stages. ``metric`` is the primary score."""
+    """The content of a run folder: ``results.json``, log and stages. ``metric`` is the primary score, ``beside`` those
+    shown beside it.
+    """
 
     folder: Path
     metric: Metric
+    beside: tuple[Metric, ...] = ()
     name: str
     title: str
     seed: int
@@ -218,6 +229,7 @@ def load_run(folder: Path) -> Run:
     values |= {
         "folder": folder,
         "metric": metric,
+        "beside": _beside(values, path),
         "recipe": recipe,
         "environment": {str(key): str(value) for key, value in environment.items() if value not in (None, "", [], {})},
         "log": _read_log(folder / "metrics.jsonl"),
@@ -241,6 +253,12 @@ def _primary(values: Any, path: Path) -> Metric:
     if found.primary not in found.metrics:
         raise UserError(f"{path}: primary: '{found.primary}' is not one of its metrics: {', '.join(found.metrics)}")
     return found.metrics[found.primary].model_copy(update={"key": found.primary})
+
+
+def _beside(values: Any, path: Path) -> tuple[Metric, ...]:
+    """The scores that are shown beside the primary one."""
+    found = _record(_Head, values, path)
+    return tuple(one.model_copy(update={"key": key}) for key, one in found.metrics.items() if one.beside)
 
 
 def _check(run: Run, path: Path) -> None:

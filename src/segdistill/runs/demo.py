@@ -1,4 +1,4 @@
-"""The demo: three recipes that share a teacher, run one after another, and one report page for all of them."""
+"""The demos: recipes that share a teacher, run one after another, and one report page for all of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 from segdistill.recipe import Recipe, load
 from segdistill.runlog import Named, Watcher
 from segdistill.runs.execute import fingerprints, run
-from segdistill.shipped import recipes_folder
+from segdistill.shipped import DEMOS, recipes_folder
 
-ARMS = ("world_none", "world_vanilla_kd", "world_gkd")
 SMOKE = ("data.size=[32,64]", "evaluate.images=2", "evaluate.pictures=1", "log_every=1", "checkpoint_every=2")
 
 
-def load_arms(overrides: Sequence[str] = (), *, smoke: bool = False, seed: int = 0) -> list[Recipe]:
+def load_arms(
+    overrides: Sequence[str] = (), *, task: str = "semantic", smoke: bool = False, seed: int = 0
+) -> list[Recipe]:
     """The demo's recipes; ``smoke`` keeps all their parts but trains each stage for only two steps."""
     recipes = []
-    for arm in ARMS:
+    for arm in DEMOS[task]:
         path = recipes_folder() / f"{arm}.yaml"
         changes = [f"seed={seed}", *overrides]
         if smoke:
@@ -31,10 +32,12 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
     """Overrides that cut every stage to ``steps`` steps on ``images`` images."""
     changes = []
     for stage in recipe.stages:
-        changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
+        if stage.steps:
+            changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
         changes.append(f"stages.{stage.name}.data.images={images}")
-        if getattr(stage, "proxy", None) is not None:
-            changes += [f"stages.{stage.name}.proxy.batch=2", f"stages.{stage.name}.proxy.data.images={images}"]
+        for part in ("proxy", "unlabelled"):
+            if getattr(stage, part, None) is not None:
+                changes += [f"stages.{stage.name}.{part}.batch=2", f"stages.{stage.name}.{part}.data.images={images}"]
     return changes
 
 

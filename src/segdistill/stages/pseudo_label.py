@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +85,7 @@ def run_pseudo_label(config: PseudoLabelConfig, context: StageContext) -> StageR
     if context.fabric.is_global_zero:
         labels = read_pseudo(path) if path.exists() else _predicted(config, context, network, dataset)
         facts = _measured(config, labels, dataset)
+        facts["summary"] = _summary(labels, facts)
         _draw_sheet(config, context, labels, dataset)
     context.fabric.barrier()
     return StageResult(
@@ -130,6 +132,16 @@ def _measured(config: PseudoLabelConfig, labels: PseudoLabels, dataset: Dataset)
         metric.add(number, labels.detections(name), objects)
     scores = metric.result("pseudo-labels")
     return {key: scores[key] for key in ("ap", "ap50")} | quality(metric.samples(), config.score)
+
+
+def _summary(labels: PseudoLabels, facts: Mapping[str, Any]) -> str:
+    count = sum(len(labels.detections(image)) for image in labels)
+    line = f"{count:,} pseudo-labels on {len(labels):,} images"
+    if not facts:
+        return line
+    shares = (("AP", "ap"), ("AP50", "ap50"), ("precision", "precision"), ("recall", "recall"))
+    shown = [f"{name} {100 * value:.1f}" for name, key in shares if (value := facts[key]) is not None]
+    return f"{line}; against their labels: {', '.join(shown)} %"
 
 
 def _draw_sheet(config: PseudoLabelConfig, context: StageContext, labels: PseudoLabels, dataset: Dataset) -> None:

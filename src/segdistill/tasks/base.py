@@ -21,14 +21,14 @@ class Task(ABC):
     """An entry of :data:`segdistill.tasks.table.TASKS`; stateless.
 
     ``primary`` is the score by which models are compared. ``metrics`` describes each score in a domain's results: its
-    ``label``, its ``unit`` (``%``: a share in [0, 1]) and, if it has values per class, their key ``by_class`` and their
-    ``by_class_label``. ``Augment`` holds the settings of :meth:`transform`, ``network`` combines an encoder with a head
-    of :data:`segdistill.heads.HEADS`, and ``kept`` is what the metric stores per image. ``objects``: whether its data
-    must have objects.
+    ``label``, its ``unit`` (``%``: a share in [0, 1]), if it has values per class their key ``by_class`` and their
+    ``by_class_label``, and whether tables show it ``beside`` the primary score. ``Augment`` holds the settings of
+    :meth:`transform`, ``network`` combines an encoder with a head of :data:`segdistill.heads.HEADS`, and ``kept`` is
+    what the metric stores per image. ``objects``: whether its data must have objects.
     """
 
     primary: ClassVar[str]
-    metrics: ClassVar[Mapping[str, Mapping[str, str]]]
+    metrics: ClassVar[Mapping[str, Mapping[str, Any]]]
     Augment: ClassVar[type[Config]]
     network: ClassVar[type[Model]]
     kept: ClassVar[type[Samples]]

@@ -28,7 +28,7 @@ class Instance(Task):
     objects = True
     metrics: ClassVar = {
         "ap": {"label": "AP", "unit": "%", "by_class": "ap_by_class", "by_class_label": "AP"},
-        "ap50": {"label": "AP50", "unit": "%"},
+        "ap50": {"label": "AP50", "unit": "%", "beside": True},
         "ap75": {"label": "AP75", "unit": "%"},
         "cityscapes_ap": {"label": "Cityscapes AP", "unit": "%"},
         "cityscapes_ap50": {"label": "Cityscapes AP50", "unit": "%"},
