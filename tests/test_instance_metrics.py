@@ -123,6 +123,36 @@ def test_coco_scores_of_odd_sets(kind):
     json.dumps(result, allow_nan=False)
 
 
+RARE = {
+    "of two equal overlaps, the later object is taken": (
+        [(0.9, 0, (5, 25), (0, 20)), (0.8, 0, (12, 30), (0, 20))],
+        [(0, (0, 20), (0, 20)), (0, (10, 30), (0, 20))],
+    ),
+    "the 121st detection is right": (
+        [(0.9, 0, (90, 99), (90, 99))] * 120 + [(0.1, 0, (0, 20), (0, 20))],
+        [(0, (0, 20), (0, 20))],
+    ),
+    "areas on the bounds of the ranges": (
+        [(0.9, 0, (0, 32), (100, 132)), (0.8, 0, (40, 136), (100, 196)), (0.7, 0, (0, 32), (0, 32)),
+         (0.6, 0, (40, 136), (0, 96))],
+        [(0, (0, 32), (0, 32)), (0, (40, 136), (0, 96))],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RARE)
+def test_coco_scores_of_rare_cases(case):
+    (found, truth), size = RARE[case], (140, 200)
+    masks = []
+    for _, rows, columns in truth:
+        masks.append(np.zeros(size, bool))
+        masks[-1][slice(*rows), slice(*columns)] = True
+    pairs = [(detections(size, *found), Objects.of_masks(masks, [0] * len(truth), [False] * len(truth), size))]
+    samples = metric_of(pairs, 1).samples()
+    np.testing.assert_allclose(twelve(samples), coco(pairs, 1).stats, rtol=0, atol=1e-12)
+    assert samples.scores()["ap50"] == pytest.approx([51 / 101, 0, 51 / 101][list(RARE).index(case)], abs=0.02)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_cityscapes_scores_are_those_of_the_official_script(seed, tmp_path, monkeypatch):
     make = partial(disjoint, crowd=0.25, void=seed % 2 > 0)
@@ -138,6 +168,20 @@ def test_cityscapes_scores_are_those_of_the_official_script(seed, tmp_path, monk
     classes = [averages["classes"][name]["ap"] for name in averages["classes"]]
     np.testing.assert_allclose(scores["cityscapes_ap_by_class"], classes, rtol=0, atol=1e-9)
     assert 0.01 < scores["cityscapes_ap"] < 0.9
+
+
+def test_the_pixels_of_a_small_group_count_twice(tmp_path, monkeypatch):
+    size = (40, 60)
+    found = detections(size, (0.9, 0, (30, 40), (10, 20)), (0.8, 0, (0, 20), (0, 20)))
+    scores = {}
+    for group in ((17, 23), (16, 28)):  # columns; 30 and 40 of the first detection's 100 pixels are in the group
+        truth = objects(size, (0, (0, 20), (0, 20)), (0, (30, 40), group), crowd=[1])
+        folder = tmp_path / str(group)
+        folder.mkdir()
+        official = cityscapes([(found, truth)], folder, monkeypatch)
+        scores[group] = metric_of([(found, truth)], 8).samples().scores()["cityscapes_ap50"]
+        assert scores[group] == pytest.approx(official["averages"]["allAp50%"])
+    assert scores == {(17, 23): 1.0, (16, 28): 0.25}
 
 
 def ap50(found, truth, **settings):

@@ -154,7 +154,7 @@ def _coco(pair: _Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[
     taken = np.zeros((len(AREAS), len(THRESHOLDS), total), bool)
     matched, passed = (np.zeros((count, len(AREAS), len(THRESHOLDS)), bool) for _ in range(2))
     overlaps = np.full(count, np.nan)
-    least = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    least = THRESHOLDS[:, None]
     ranges, levels = np.ogrid[: len(AREAS), : len(THRESHOLDS)]
     for place in np.flatnonzero((iou[:LIMIT] >= least[0]).any(axis=1)):
         free = (iou[place] >= least) & (~taken | pair.crowd)  # (4, T, M)
@@ -177,22 +177,18 @@ def _cityscapes(pair: _Pair, min_pixels: int) -> tuple[NDArray[np.uint16], NDArr
 
     An object is found by the detection with the highest score among those that match; the others are false positives.
     A detection that matches nothing is one too, unless its share of ignored pixels is above the threshold. Ignored are
-    void, groups (all crowds of the class are one region) and objects below ``min_pixels``. As in the official
-    script, a small group counts twice, and a detection that matches an ignored object is itself ignored.
+    void, groups (all crowds of the class are one region) and objects below ``min_pixels``. As in the official script,
+    the pixels of a small group count twice.
     """
-    above = STRICT_THRESHOLDS[:, None, None]
-    group = pair.shared[:, pair.crowd].sum(axis=1, keepdims=True), pair.areas[pair.crowd].sum(keepdims=True)
-    shared, areas = pair.shared[:, ~pair.crowd], pair.areas[~pair.crowd]
-    hit = _iou(shared, np.maximum(pair.pixels, 1), areas) > above  # (T, N, M)
-    large = hit[:, :, areas >= min_pixels]
-    first = large & (large.cumsum(axis=1) == 1)
-    right = first.any(axis=-1).T  # (N, T)
-    matched = hit.any(axis=-1).T | (_iou(group[0], np.maximum(pair.pixels, 1), group[1]) > above).any(axis=-1).T
-    small = shared[:, areas < min_pixels].sum(axis=1)
-    ignored = pair.void + group[0][:, 0] * (1 + (group[1] < min_pixels)) + small
-    share = ignored / np.maximum(pair.pixels, 1)
+    pixels, small = np.maximum(pair.pixels, 1), ~pair.crowd & (pair.areas < min_pixels)
+    large = ~pair.crowd & ~small
+    hit = _iou(pair.shared[:, large], pixels, pair.areas[large]) > STRICT_THRESHOLDS[:, None, None]  # (T, N, M)
+    right = (hit & (hit.cumsum(axis=1) == 1)).any(axis=-1).T  # (N, T)
+    matched = hit.any(axis=-1).T
+    group = pair.shared[:, pair.crowd].sum(axis=1) * (2 if pair.areas[pair.crowd].sum() < min_pixels else 1)
+    share = (pair.void + group + pair.shared[:, small].sum(axis=1)) / pixels
     loose = ~matched & (share[:, None] <= STRICT_THRESHOLDS) & (pair.pixels > 0)[:, None]
-    return _bits(right), _bits((large.any(axis=-1).T & ~right) | loose)
+    return _bits(right), _bits((matched & ~right) | loose)
 
 
 def _bits(flags: Flags) -> NDArray[np.uint16]:
