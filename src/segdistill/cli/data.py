@@ -92,6 +92,26 @@ def sample(
 
 
 @data_app.command()
+def split(
+    name: Annotated[str, typer.Argument(help="a dataset such as cityscapes_instances, or your dataset.yaml")],
+    out: Annotated[Path, typer.Option(help="folder in which the two lists are written")],
+    *,
+    fraction: Annotated[str | None, typer.Option(help="labelled share, such as 1/10")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="draws other images for the same share")] = 0,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="file of the labelled images, instead of a share")
+    ] = None,
+    part: Annotated[str, typer.Option("--split", help="split of the dataset")] = "train",
+    root: Annotated[Path | None, typer.Option(help="folder of the datasets; default: SEGDISTILL_DATA")] = None,
+) -> None:
+    """Divide the images of a split into labelled and unlabelled ones; writes a list of each for `list:`."""
+    from segdistill.data.split import write_split
+
+    for path, count in write_split(name, out, fraction=fraction, seed=seed, listed=listed, split=part, root=root):
+        typer.echo(f"{path}: {count} image{'s' * (count != 1)}")
+
+
+@data_app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="a dataset that needs conversion; a wrong name lists all")],
     out: Annotated[Path, typer.Option(help="folder in which the dataset folder is created; not the root")],
@@ -135,6 +155,7 @@ def _print_check(outcome: Check, show: int) -> None:
     labelled = [split for split in outcome.splits if split.labelled]
     if labelled:
         _print_classes(outcome, labelled)
+        _print_objects(labelled)
     for split in outcome.splits:
         show_doubts(split.doubts)
     if outcome.absent:
@@ -142,12 +163,37 @@ def _print_check(outcome: Check, show: int) -> None:
     typer.echo(outcome.verdict())
 
 
+def _print_objects(splits: list[SplitCheck]) -> None:
+    """Print the number of objects, their sizes, and what is rare or odd about them."""
+    found = {split.split: split.census for split in splits if split.census is not None}
+    if not found:
+        return
+    rows = [["objects", *found]]
+    for title, value in (
+        ("objects", lambda each: f"{each.objects}"),
+        ("per image", lambda each: f"{each.objects / max(1, each.images):.1f}"),
+        ("most in an image", lambda each: f"{each.most}"),
+        ("images without any", lambda each: f"{each.per_image[0]}"),
+        ("small (below 32 x 32 pixels)", lambda each: f"{each.small}"),
+        ("medium", lambda each: f"{each.medium}"),
+        ("large (from 96 x 96 pixels)", lambda each: f"{each.large}"),
+        ("of one pixel", lambda each: f"{each.one_pixel}"),
+        ("without a pixel", lambda each: f"{each.pixelless}"),
+        ("crowds (not counted above)", lambda each: f"{each.crowds}"),
+        ("images with overlaps", lambda each: f"{each.overlapping}"),
+    ):
+        rows.append([title, *(value(census) for census in found.values())])
+    print_table(rows)
+
+
 def _print_classes(outcome: Check, splits: list[SplitCheck]) -> None:
     """Print the share of pixels of each class."""
-    rows = [["class", *(f"{split.split} %" for split in splits)]]
+    counted = {split.split: split.census.classes for split in splits if split.census is not None}
+    rows = [["class", *(f"{split.split} %" for split in splits), *(f"{name} objects" for name in counted)]]
     totals = [max(1, int(split.pixels.sum()) + split.ignored) for split in splits]
     for number, name in enumerate(outcome.record.classes):
         shares = (100 * split.pixels[number] / total for split, total in zip(splits, totals, strict=True))
-        rows.append([name, *(f"{share:.2f}" for share in shares)])
+        rows.append([name, *(f"{share:.2f}" for share in shares), *(str(each[number]) for each in counted.values())])
     ignored = (100 * split.ignored / total for split, total in zip(splits, totals, strict=True))
-    print_table([*rows, ["(ignored)", *(f"{share:.2f}" for share in ignored)]])
+    last = "(ignored or no object)" if counted else "(ignored)"
+    print_table([*rows, [last, *(f"{share:.2f}" for share in ignored), *[""] * len(counted)]])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import IGNORE, DatasetRecord, Layout
+from segdistill.data.census import Census
 from segdistill.data.dataset import Progress, Split
 from segdistill.data.doubts import Evidence, doubts
 from segdistill.data.index import Absent, Found, Item, Place, find
@@ -41,6 +42,7 @@ class SplitCheck:
     doubts: list[str] = field(default_factory=list)  # usable but suspicious
     faults: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    census: Census | None = None  # of data sets with objects
 
     @property
     def ok(self) -> bool:
@@ -144,6 +146,7 @@ def _check_split(where: Place, split: Split, found: Found, processes: int, progr
             progress(f"checking {where.name} {split}", done, len(found.items))
     report.pixels += evidence.pixels[: len(report.pixels)]
     report.ignored = int(evidence.pixels[IGNORE])
+    report.census = evidence.census if found.layout.objects and report.labelled else None
     report.doubts = doubts(where, split, found, evidence, labelled=report.labelled > 0)
     return report
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import IGNORE, Encoding
+from segdistill.data.census import Census
 from segdistill.data.dataset import Split
 from segdistill.data.index import Found, Item, Place
 from segdistill.data.labels import LabelReader, Pair, read_pair
@@ -40,6 +41,7 @@ class Evidence:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # of each value
     wide: int = 0  # images of 16 bits
     dark: int = 0  # of them, those that are nearly black
+    census: Census = field(default_factory=Census)  # of objects
 
     def add(self, pair: Pair) -> Evidence:
         """Count one more image; the evidence itself."""
@@ -48,12 +50,15 @@ class Evidence:
         self.dark += pair.wide and int(pair.image.max(initial=0)) < DARK
         if pair.label is not None:
             self.pixels += np.bincount(pair.label.reshape(-1), minlength=len(self.pixels))
+        if pair.objects is not None:
+            self.census.add(pair.objects)
         return self
 
     def join(self, other: Evidence) -> None:
         """Count what ``other`` has counted."""
         self.looked, self.wide, self.dark = self.looked + other.looked, self.wide + other.wide, self.dark + other.dark
         self.pixels += other.pixels
+        self.census.join(other.census)
 
 
 def look(found: Found, items: Sequence[Item], read_label: LabelReader | None) -> Evidence:
@@ -92,7 +97,7 @@ def doubts(where: Place, split: Split, found: Found, evidence: Evidence, *, labe
         # A few images of a known data set may well lack rare classes.
         complete = evidence.looked == evidence.total or where.own
         lines += [f"{line} {seen}" for line in _of_labels(where, found.layout.encoding, evidence)
-                  if complete or "no pixel" not in line]  # fmt: skip
+                  if complete or not line.startswith(("no pixel", "no object of"))]  # fmt: skip
     return [f"{where.name}, split {split}: {line}" for line in lines]
 
 
@@ -100,6 +105,8 @@ def _of_labels(where: Place, encoding: Encoding | None, evidence: Evidence) -> l
     """Suspicious values of the labels."""
     classes = where.record.classes
     counts, ignored = evidence.pixels[: len(classes)], int(evidence.pixels[IGNORE])
+    if encoding is not None and encoding.objects is not None:
+        return _of_objects(classes, evidence.census)
     if not counts.any():
         return ["every pixel of the labels is ignored"] if ignored else []
     lines = []
@@ -112,6 +119,20 @@ def _of_labels(where: Place, encoding: Encoding | None, evidence: Evidence) -> l
             f"write ids: {{0: {classes[0]}, 255: {classes[1]}}}"
         )
     if without:
-        named = ", ".join(without[:NAMED]) + (", ..." if len(without) > NAMED else "")
-        lines.append(f"no pixel of {len(without)} of {len(classes)} classes: {named}")
+        lines.append(f"no pixel of {len(without)} of {len(classes)} classes: {_named(without)}")
     return lines
+
+
+def _of_objects(classes: Sequence[str], census: Census) -> list[str]:
+    """Suspicious numbers of objects."""
+    if not census.objects:
+        return ["no objects in the labels" + (", only crowds" if census.crowds else "")] if census.images else []
+    without = [name for number, name in enumerate(classes) if not census.classes[number]]
+    lines = [f"no object of {len(without)} of {len(classes)} classes: {_named(without)}"] if without else []
+    if census.pixelless:
+        lines.append(f"{census.pixelless} objects have no pixel: they are never learned, and missed when scored")
+    return lines
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

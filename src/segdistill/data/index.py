@@ -32,6 +32,9 @@ UNREAD = (
 )  # fmt: skip
 """Suffixes of pictures that are not read; files with these are reported."""
 
+ANNOTATION = re.compile(r"_gtFine_\w+(\.\w+)?$")
+"""End of the names of Cityscapes' annotations, by which published lists name images whatever labels are read."""
+
 Key = tuple[tuple[str, str], ...]
 
 
@@ -48,9 +51,11 @@ class Item:
     key: Key
 
     def called(self) -> set[str]:
-        """Names that refer to this image in a list file: the ends of its path, and its stem in the template."""
-        parts = PurePosixPath(self.image).parts
-        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        """Names that refer to this image in a list file: the ends of its path and its label's, and its stem in the
+        template.
+        """
+        paths = [PurePosixPath(name).parts for name in (self.image, self.label) if name]
+        ends = ["/".join(parts[start:]) for parts in paths for start in range(len(parts))]
         fields = [value for name, value in self.key if name in ("stem", "path", "number")]
         return {*ends, *(end.rpartition(".")[0] for end in ends), *fields}
 
@@ -293,7 +298,8 @@ def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], l
     chosen: set[int] = set()
     unknown = []
     for line in wanted:
-        found = by_name.get(line) or by_name.get(line.split()[0])
+        first = line.split()[0]
+        found = by_name.get(line) or by_name.get(first) or by_name.get(ANNOTATION.sub("", first))
         if found is None:
             unknown.append(line)
         elif len(found) > 1:

@@ -27,7 +27,8 @@ from segdistill.data.catalog.others import (
     VAIHINGEN_IRRG,
     VOC2012,
 )
-from segdistill.data.sample import driving, others, own
+from segdistill.data.catalog.things import ADE20K_INSTANCES, CITYSCAPES_INSTANCES, COCO_INSTANCES
+from segdistill.data.sample import driving, others, own, things
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.files import write_atomic, write_json
 
@@ -266,6 +267,24 @@ SAMPLES: dict[str, Kind] = {
         {"colours": Layout(driving.camvid, "colours"), "annot": Layout(driving.camvid_annot, "annot")},
     ),
     "imagenet": Kind(IMAGENET, {"official": Layout(others.imagenet)}, varied=True),
-    "custom": Kind(CITYSCAPES, {"dataset.yaml": Layout(own.custom)}, own="custom"),
-    "coco": Kind(CITYSCAPES, {"instances": Layout(own.coco)}, varied=True, own="coco"),
+    "cityscapes_instances": Kind(
+        CITYSCAPES_INSTANCES,
+        {
+            "instanceIds": Layout(partial(things.cityscapes, polygons=False), "instanceIds", _CITYSCAPES),
+            "polygons": Layout(partial(things.cityscapes, polygons=True), "polygons", _CITYSCAPES),
+        },
+    ),
+    "ade20k_instances": Kind(ADE20K_INSTANCES, {"official": Layout(things.ade20k)}, varied=True),
+    "coco_instances": Kind(COCO_INSTANCES, {"official": Layout(things.coco)}, varied=True),
+    "custom": Kind(
+        CITYSCAPES,
+        {"dataset.yaml": Layout(own.custom), "objects": Layout(partial(own.custom, objects=True))},
+        own="custom",
+    ),
+    "coco": Kind(
+        CITYSCAPES,
+        {"instances": Layout(own.coco), "objects": Layout(partial(own.coco, objects=True))},
+        varied=True,
+        own="coco",
+    ),
 }

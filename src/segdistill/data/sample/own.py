@@ -19,8 +19,14 @@ from segdistill.world import CLASSES, THINGS, Rendered
 COCO_IDS = {"person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6, "train": 7, "truck": 8}  # COCO's own
 
 
-def custom(scenes: Scenes, _: Codec) -> Iterator[Member]:
-    """images and labels in folders per split; in the labels 0 is unlabelled and 1 to 19 are the classes."""
+def custom(scenes: Scenes, _: Codec, *, objects: bool = False) -> Iterator[Member]:
+    """images and labels in folders per split; in the labels 0 is unlabelled and 1 to 19 are the classes.
+
+    ``objects``: 0 is no object, and the objects of classes 1 to 8 are numbered, 1000 * class + number.
+    """
+    if objects:
+        yield from _objects(scenes)
+        return
     record = DATASETS["cityscapes"]
     codec = Codec("custom", record, shifted(len(record.classes)))
     settings = {
@@ -37,17 +43,32 @@ def custom(scenes: Scenes, _: Codec) -> Iterator[Member]:
             yield f"labels/{split}/{index:04d}.png", png(codec.ids(scene.label, index))
 
 
-def coco(scenes: Scenes, _: Codec) -> Iterator[Member]:
+def _objects(scenes: Scenes) -> Iterator[Member]:
+    names = [CLASSES[train_id] for train_id in THINGS]
+    yield "dataset.yaml", _yaml({"title": "objects of the built-in world", "classes": names, "objects": True})
+    for split in ("train", "val"):
+        for index, scene in scenes.of("clear", split):
+            label = np.zeros(scene.label.shape, np.uint16)
+            for number, train_id in enumerate(THINGS, start=1):
+                inside = scene.label == train_id
+                for count, instance in enumerate(np.unique(scene.instance[inside])):
+                    label[inside & (scene.instance == instance)] = 1000 * number + count
+            yield f"images/{split}/{index:04d}.jpg", jpeg(scene.image)
+            yield f"labels/{split}/{index:04d}.png", png(label)
+
+
+def coco(scenes: Scenes, _: Codec, *, objects: bool = False) -> Iterator[Member]:
     """images/{train,val}2017 and annotations/instances_*.json with run-length masks: exact, where polygons are not.
 
-    Riders count as persons; stuff is ignored. ``dataset.yaml`` describes it to our reader.
+    Riders count as persons; stuff is ignored. ``dataset.yaml`` describes it to our reader: as class maps, or with
+    ``objects``.
     """
     settings = {
         "title": "a sample of the built-in world in COCO's form",
         "layout": "coco",
         "annotations": {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")},
         "splits": {split: f"{split}2017" for split in ("train", "val")},
-    }
+    } | ({"objects": True} if objects else {})
     yield "dataset.yaml", _yaml(settings)
     for split in ("train", "val"):
         images: list[dict[str, Any]] = []
@@ -58,7 +79,7 @@ def coco(scenes: Scenes, _: Codec) -> Iterator[Member]:
             height, width = scene.label.shape
             yield f"images/{split}2017/{name}", jpeg(scene.image)
             images.append({"id": number, "file_name": name, "height": height, "width": width})
-            annotations += [{"image_id": number, **one} for one in _instances(scene)]
+            annotations += [{"image_id": number, **one} for one in instances(scene)]
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
         categories = [{"id": number, "name": name} for name, number in COCO_IDS.items()]
@@ -77,7 +98,8 @@ def _yaml(settings: dict[str, Any]) -> bytes:
     return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=120).encode()
 
 
-def _instances(scene: Rendered) -> Iterator[dict[str, Any]]:
+def instances(scene: Rendered) -> Iterator[dict[str, Any]]:
+    """Annotations of the objects, without ids."""
     for train_id in THINGS:
         name = "person" if CLASSES[train_id] == "rider" else CLASSES[train_id]
         inside = scene.label == train_id

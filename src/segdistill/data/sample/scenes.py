@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segdistill import world
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding
+from segdistill.data.catalog.things import ADE_THINGS
 from segdistill.world import Rendered
 
 Member = tuple[str, bytes]
@@ -131,6 +132,9 @@ LIKENESS: dict[str, Mapping[str, str]] = {
         "truck": "car", "bus": "car",
     },
 }  # fmt: skip
+
+
+LIKENESS["ade20k_instances"] = {own: to for own, to in LIKENESS["ade20k"].items() if to in ADE_THINGS}
 
 
 def class_map(name: str, names: tuple[str, ...]) -> NDArray[np.uint8]:
