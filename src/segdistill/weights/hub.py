@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import timm
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 from timm.models import get_pretrained_cfg
@@ -49,23 +50,47 @@ def _is_tag(architecture: str, tag: str) -> bool:
 def _fetch(source: str, repository: str, revision: str | None, local: bool) -> Path:
     page = f"https://huggingface.co/{repository}"
     for file in FILES:
-        try:
+        with suppress(EntryNotFoundError), _explained(source, page, "path"):  # or no network: the other may be cached
             return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local))
-        except HFValidationError:
-            raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
-        except GatedRepoError:
-            raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
-        except RepositoryNotFoundError:
-            raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
-        except LocalEntryNotFoundError:
-            continue  # no network; another of the files may be in the cache
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, OSError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its path") from None
     raise UserError(
         f"{source}: neither {' nor '.join(FILES)} can be had (no network, or the repository has other files): fetch "
         f"one from {page} and give its path as weights, or copy the hub's cache of a machine that has it to "
         f"{constants.HF_HUB_CACHE}"
     )
+
+
+def hub_folder(source: str, patterns: Sequence[str], *, local: bool = False) -> Path:
+    """The local copy of the files of ``hf:<owner>/<name>[@revision]`` that match ``patterns``.
+
+    They are downloaded if they are missing, unless ``local``.
+    """
+    repository, _, revision = source.removeprefix("hf:").partition("@")
+    page = f"https://huggingface.co/{repository}"
+    with suppress(EntryNotFoundError), _explained(source, page, "folder"):
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=local
+            )
+        )
+    raise UserError(
+        f"{source} is not on this machine and cannot be fetched (no network): fetch it from {page} and give its "
+        f"folder, or copy the hub's cache of a machine that has it to {constants.HF_HUB_CACHE}"
+    )
+
+
+@contextmanager
+def _explained(source: str, page: str, kind: str) -> Iterator[None]:
+    """Turns the hub's errors into one line, except those about missing files. ``kind``: what to give instead."""
+    try:
+        yield
+    except EntryNotFoundError:
+        raise
+    except HFValidationError:
+        raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
+    except GatedRepoError:
+        raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
+    except (HfHubHTTPError, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its {kind}") from None
