@@ -15,6 +15,18 @@ from segdistill.runs.execute import fingerprints
 from tiny_runs import TINY, only, tiny, tiny_file
 
 
+def test_a_star_addresses_all_items_that_have_the_key():
+    from segdistill.overrides import apply
+
+    values = {"stages": [{"name": "a", "data": {"images": 1}}, {"name": "b"}, {"name": "c", "data": {"images": 3}}]}
+    apply(values, "stages.*.data.fraction=1/5")
+    assert [stage.get("data", {}).get("fraction") for stage in values["stages"]] == ["1/5", None, "1/5"]
+    with pytest.raises(UserError, match="no item of stages has 'augment'"):
+        apply(values, "stages.*.augment.flip=0")
+    with pytest.raises(UserError, match=r"'\*' stands for the items of a list, and data is none"):
+        apply({"data": {}}, "data.*.x=1")
+
+
 def test_defaults_are_below_the_file_and_the_file_is_below_overrides(tmp_path):
     assert tiny(tmp_path).stages[0].batch == 2
     assert tiny(tmp_path).stages[0].optimizer.lr == 1e-4

@@ -12,7 +12,8 @@ from segdistill.config import UserError, nearest, short
 def apply(values: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value`` in place; list items are addressed by their ``name`` or index.
 
-    New keys are set too; validation decides later whether they are allowed.
+    ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``. Other new keys are set
+    too; validation decides later whether they are allowed.
     """
     key, equals, text = override.partition("=")
     shown = f"override '{short(override)}'"
@@ -25,6 +26,9 @@ def apply(values: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     if len(path) >= plainyaml.DEEPEST:
         raise UserError(f"{shown}: the key has {len(path) + 1:,} levels, but no setting is nested that deep")
+    if "*" in path:
+        _apply_to_all(values, [*path, last], text, shown)
+        return
     node: Any = values
     for step in path:
         node = _child(node, step, shown)
@@ -32,6 +36,21 @@ def apply(values: dict[str, Any], override: str) -> None:
         node[_position(node, last, shown)] = value
     else:
         node[last] = value
+
+
+def _apply_to_all(values: dict[str, Any], path: list[str], text: str, shown: str) -> None:
+    """:func:`apply` for every item that ``*`` stands for."""
+    star = path.index("*")
+    node: Any = values
+    for step in path[:star]:
+        node = _child(node, step, shown)
+    if not isinstance(node, list):
+        raise UserError(f"{shown}: '*' stands for the items of a list, and {'.'.join(path[:star])} is none")
+    places = [str(place) for place, item in enumerate(node) if isinstance(item, dict) and item.get(path[star + 1])]
+    if not places:
+        raise UserError(f"{shown}: no item of {'.'.join(path[:star])} has '{path[star + 1]}'")
+    for place in places:
+        apply(values, f"{'.'.join([*path[:star], place, *path[star + 1 :]])}={text}")
 
 
 def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,21 +15,28 @@ from segdistill.config import Config, UserError, choose, nearest
 class PaperPlace(Config):
     """Where a paper prints the same comparison; its numbers are shown beside ours, never mixed with them."""
 
+    paper: Literal["gkd", "sskd"] = Field("gkd", description="gkd: arXiv 2603.02554; sskd: arXiv 2604.03841")
     table: str = Field(description="number of the paper's table, such as '1'")
     block: str = Field(description="group of its rows, such as 'DINOv2-B to ViT-S'")
     source: str = Field("", description="show only columns of this source, such as 'GTAV'; empty: all")
 
     def block_of(self) -> PaperBlock:
         """The numbers; a :class:`UserError` if the paper has no such table, block or source."""
-        return paper_block(self.table, self.block, self.source)
+        return paper_block(self.table, self.block, self.source, paper=self.paper)
+
+    @property
+    def caption(self) -> str:
+        """Where the numbers are from, and their unit."""
+        arxiv, unit = PAPERS[self.paper]
+        return f"arXiv {arxiv}, Table {self.table}, {self.block}: {unit} in percent, as printed"
 
 
-PRINTED = "mIoU in percent"
-"""The unit of the numbers in the paper's tables."""
+PAPERS = {"gkd": ("2603.02554", "mIoU"), "sskd": ("2604.03841", "mask AP")}
+"""By key: arXiv number, and the score that its tables print."""
 
 
 class PaperRow(BaseModel):
-    """One row of a paper's table; ``scores`` are mIoU in percent, one per column of the table."""
+    """One row of a paper's table; ``scores`` in percent, one per column of the table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,9 +64,9 @@ class PaperBlock(BaseModel):
         raise UserError(f"the paper's table has no row '{name}': {nearest(name, names)}allowed: {', '.join(names)}")
 
 
-def paper_block(table: str, block: str, source: str = "") -> PaperBlock:
+def paper_block(table: str, block: str, source: str = "", *, paper: str = "gkd") -> PaperBlock:
     """The group ``block`` of the table with this number, with the columns of ``source`` (empty: all)."""
-    content = choose("table of the paper", table, _tables())
+    content = choose("table of the paper", table, _tables(paper))
     blocks = list(dict.fromkeys(row["block"] for row in content["rows"]))
     if block not in blocks:
         raise UserError(f"table {table} of the paper has no '{block}': {nearest(block, blocks)}allowed: {blocks}")
@@ -76,6 +83,6 @@ def paper_block(table: str, block: str, source: str = "") -> PaperBlock:
 
 
 @cache
-def _tables() -> dict[str, Any]:
+def _tables(paper: str) -> dict[str, Any]:
     text = resources.files("segdistill").joinpath("papers.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["gkd"]
+    return yaml.safe_load(text)[paper]

@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Literal
 
-from segdistill.papers import PRINTED, PaperPlace
+from segdistill.papers import PaperPlace
 from segdistill.results import TEACHER, Arm, Comparison, Run, Stat
 
 Group = Literal["source", "unseen", "mean", "validation", "cost", "paper", "text"]
@@ -168,8 +168,7 @@ def paper_table(place: PaperPlace) -> Table:
         )
         for row in block.rows
     )
-    caption = f"arXiv 2603.02554, Table {place.table}, {place.block}: {PRINTED}, as printed"
-    return Table(caption, "model", tuple(Column(name, name, "paper") for name in block.columns), tuple(lines))
+    return Table(place.caption, "model", tuple(Column(name, name, "paper") for name in block.columns), tuple(lines))
 
 
 def _of(found: Comparison, pick: str | Callable[[Arm], Stat | None], value: str) -> Callable[[int], Number]:

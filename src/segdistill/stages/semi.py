@@ -124,14 +124,14 @@ class SemiConfig(TaskConfig):
 class MovingAverage(nn.Module):
     """A network whose weights follow another's, and the objects that it is sure of."""
 
-    def __init__(self, config: EmaConfig, network: Model, *, copies: bool) -> None:
+    def __init__(self, config: EmaConfig, network: nn.Module, *, copies: bool) -> None:
         """``copies``: it starts as a copy of the network when the burn-in ends."""
         super().__init__()
         self.config, self.copies = config, copies
         self.network: Any = network.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, network: Model, step: int) -> None:
+    def follow(self, network: nn.Module, step: int) -> None:
         """Move towards ``network`` before ``step``; see :class:`EmaConfig`."""
         first = self.copies and step <= self.config.burn_in
         if step < self.config.burn_in and not first:
