@@ -353,6 +353,9 @@ def test_an_unknown_class_is_one_line():
         InstanceMetric(3).add(0, detections(size), objects(size, (3, (0, 5), (0, 5))))
     with pytest.raises(AssertionError, match="not a class"):
         InstanceMetric(3).add(0, detections(size, (0.5, 3, (0, 5), (0, 5))), objects(size))
+    unsorted = ((0.5, 0, (0, 5), (0, 5)), (0.6, 0, (0, 5), (0, 5)))
+    with pytest.raises(AssertionError, match="sorted"):
+        InstanceMetric(3).add(0, detections(size, *unsorted), objects(size))
     with pytest.raises(AssertionError, match="sizes differ"):
         InstanceMetric(3).add(0, detections((20, 21)), objects(size))
 

@@ -81,13 +81,14 @@ def match(detections: Detections, objects: Objects, *, min_pixels: int = MIN_PIX
     out. Cityscapes' rules assume that objects do not overlap.
     """
     assert detections.size == objects.size, f"sizes differ: {detections.size} and {objects.size}"
-    areas = objects.areas()
-    kept = areas > 0
+    assert (np.diff(detections.scores) <= 0).all(), "detections are sorted by descending score"
+    regions = objects.run_lengths()
+    areas = _areas(regions)
+    kept = np.flatnonzero(areas)
     areas, classes, crowd = areas[kept], objects.classes[kept], objects.crowd[kept]
-    regions = [runs for runs, keep in zip(objects.run_lengths(), kept, strict=True) if keep]
-    order = np.argsort(-detections.scores, kind="stable")
-    guesses, masks = detections.classes[order], [detections.masks[place] for place in order]
-    pixels = np.asarray(tools.area(masks), np.int64) if masks else np.zeros(0, np.int64)
+    regions = [regions[place] for place in kept]
+    guesses, masks = detections.classes, detections.masks
+    pixels = _areas(masks)
     void = np.zeros(len(masks), np.int64)
     if objects.void is not None and objects.void.any():
         void = _intersections(masks, pixels, [encode(objects.void)])[:, 0]
@@ -105,7 +106,7 @@ def match(detections: Detections, objects: Objects, *, min_pixels: int = MIN_PIX
         1,
         np.zeros(len(masks), np.int32),
         guesses.astype(np.int16),
-        detections.scores[order].astype(np.float32),
+        detections.scores.astype(np.float32),
         overlaps,
         right,
         wrong,
@@ -124,6 +125,11 @@ class _Pair:
     areas: NDArray[np.int64]  # (M,) pixels of the objects
     crowd: Flags  # (M,)
     void: NDArray[np.int64]  # (N,) void pixels of the detections
+
+
+def _areas(masks: list[RunLengths]) -> NDArray[np.int64]:
+    """Pixels of each mask (N,)."""
+    return np.asarray(tools.area(masks), np.int64) if masks else np.zeros(0, np.int64)
 
 
 def _intersections(masks: list[RunLengths], pixels: NDArray[np.int64], regions: list[RunLengths]) -> NDArray[np.int64]:
