@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -223,3 +225,18 @@ def test_domains_without_objects_are_one_line(tmp_path):
     assert [source.has_objects(name) for name in ("gtav", "cityscapes_instances", "coco_instances")] == [
         False, True, True]  # fmt: skip
     assert WorldSource().object_problems(DataSelection(domains=("clear",), images=1)) != []
+
+
+def test_an_image_without_annotation_among_others_is_one_line(tmp_path):
+    for stem in ("ulm_0", "ulm_1"):
+        city_image(tmp_path, stem=stem)
+    save(city_file(tmp_path, "instanceIds.png"), np.full(SIZE, 7, np.uint16))
+    selection = DataSelection(domains=("cityscapes_instances",), split="val")
+    (line,) = FilesSource(root=tmp_path).problems(selection, labelled=True, objects=True)
+    assert re.search(r"1 images at .* are missing or lack a label, such as .*ulm_1_leftImg8bit\.png", line)
+    polygons(city_file(tmp_path, "polygons.json", stem="ulm_1"), [("car", box(3, 3, 3, 3), {})])
+    polygons(city_file(tmp_path, "polygons.json"), [])
+    first, second = read(tmp_path, "cityscapes_instances")  # polygons have more labels
+    assert len(first.objects.classes) == 0
+    assert first.objects.void.all()
+    assert second.objects.areas().tolist() == [1]

@@ -163,13 +163,13 @@ def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(([background] if background else []) + [category.name for category in categories]))
 
 
-def mask(segmentation: list[Polygon] | Runs, shape: tuple[int, int], name: str) -> Mask:
+def mask(segmentation: Sequence[Polygon] | Runs, shape: tuple[int, int], name: str) -> Mask:
     """The pixels (H, W) of one object: a list of polygons, or run lengths in columns, plain or as COCO's text."""
     height, width = shape
-    if isinstance(segmentation, list):
+    if not isinstance(segmentation, Runs):
         if (length := sum(map(_outline, segmentation))) > LONGEST:
             raise BadSample(f"{name}: a polygon of {length:,.0f} pixels along its outline; allowed: {LONGEST:,}")
-        painted: Any = tools.frPyObjects(segmentation, height, width)
+        painted: Any = tools.frPyObjects([list(polygon) for polygon in segmentation], height, width)
         return tools.decode(tools.merge(painted)).view(bool)
     runs: Any = {"size": [height, width], "counts": segmentation.counts}
     try:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import posixpath
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -74,10 +76,19 @@ def _form(value: object) -> str:
     return "runs" if isinstance(value, dict) else "polygons"
 
 
+def _packed(values: list[float]) -> array[float]:
+    return array("d", values)
+
+
 Whole = Annotated[int, PlainValidator(_whole)]
 Side = Annotated[int, PlainValidator(_side)]
 Name = Annotated[str, PlainValidator(_name)]
-Polygon = list[Annotated[float, Strict(), Field(ge=-PIXELS, le=PIXELS, allow_inf_nan=False)]]
+Polygon = Sequence[float]
+"""Coordinates x, y, x, y, ..."""
+_Read = Annotated[
+    list[Annotated[float, Strict(), Field(ge=-PIXELS, le=PIXELS, allow_inf_nan=False)]], AfterValidator(_packed)
+]
+"""A polygon as read, kept as an array of doubles: a quarter of a list's memory."""
 
 
 class _Entry(BaseModel):
@@ -108,7 +119,7 @@ class CocoObject(_Entry):
     image_id: Whole
     category_id: Whole
     segmentation: Annotated[
-        Annotated[list[Polygon], Tag("polygons")] | Annotated[Runs, Tag("runs")],
+        Annotated[list[_Read], Tag("polygons")] | Annotated[Runs, Tag("runs")],
         Discriminator(_form),
         BeforeValidator(_some),
     ] = []
@@ -187,9 +198,9 @@ def _contradictions(file: CocoFile) -> Iterator[str]:
             yield from (f"{where} of {image.file_name!r}: {line}" for line in _impossible(entry.segmentation, image))
 
 
-def _impossible(segmentation: list[Polygon] | Runs, image: CocoImage) -> Iterator[str]:
+def _impossible(segmentation: Sequence[Polygon] | Runs, image: CocoImage) -> Iterator[str]:
     """Reasons why one object cannot be painted."""
-    if isinstance(segmentation, list):
+    if not isinstance(segmentation, Runs):
         if not segmentation:
             yield "an object without polygons or run lengths"
         for polygon in segmentation:

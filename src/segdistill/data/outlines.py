@@ -16,10 +16,12 @@ from PIL import Image, ImageDraw
 
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog.things import CITYSCAPES_NAMES, COUNTED
-from segdistill.data.decode import PIXELS
 
 EACH = 1000
 """Numbers per class."""
+
+LARGEST, FARTHEST = 1 << 27, 1 << 20
+"""Most pixels of an image, and the farthest coordinate of a polygon; Cityscapes has 2^21 and less than 2^12."""
 
 
 def painted(content: bytes, name: str) -> NDArray[np.int32]:
@@ -32,7 +34,7 @@ def painted(content: bytes, name: str) -> NDArray[np.int32]:
     except (KeyError, TypeError):
         raise BadSample(f"{name}: expected Cityscapes polygons: imgHeight, imgWidth and objects") from None
     sides = [side for side in (height, width) if isinstance(side, int) and side > 0]
-    if len(sides) < 2 or height * width > PIXELS or not isinstance(entries, list):
+    if len(sides) < 2 or height * width > LARGEST or not isinstance(entries, list):
         raise BadSample(f"{name}: imgHeight and imgWidth must be pixels and objects a list")
     image = Image.new("I", (width, height), 0)
     pen, counts = ImageDraw.Draw(image), dict.fromkeys(COUNTED, 0)
@@ -60,6 +62,6 @@ def _entry(entry: Any, where: str) -> tuple[str, list[tuple[float, float]]]:
         label, corners = entry["label"], [(float(x), float(y)) for x, y in entry["polygon"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BadSample(f"{where} has no label, or a polygon that is not a list of x and y") from None
-    if not isinstance(label, str) or len(corners) < 2 or not np.isfinite(corners).all():
-        raise BadSample(f"{where} needs a label and a polygon with at least two corners")
+    if not isinstance(label, str) or len(corners) < 2 or not (np.abs(corners) <= FARTHEST).all():
+        raise BadSample(f"{where} needs a label and a polygon with at least two corners near the image")
     return label, corners
