@@ -87,6 +87,26 @@ def test_cityscapes_samples_read_the_same_from_archives_and_as_the_world_does(tm
     assert not (boxes.ids > 0).all()
 
 
+@pytest.mark.parametrize(("name", "domain"), [("synthia", "game"), ("mapillary", "clear")])
+def test_sets_with_class_maps_whose_files_have_objects_too(tmp_path, name, domain):
+    write_sample(name, tmp_path, images=1, size=(64, 128))
+    data = read(tmp_path, f"{name}_instances", "train")
+    varied = name == "mapillary"
+    drawn = world.render(domain, "train", 0, size=(64 + varied, 128 + varied))
+    inside = np.isin(drawn.label, world.THINGS) & (np.arange(64 + varied) < 60 + varied)[:, None]
+    expected = {
+        (int(drawn.label[inside & (drawn.instance == number)][0]) - 11, (inside & (drawn.instance == number)).tobytes())
+        for number in np.unique(drawn.instance[inside])
+    }
+    objects = data[0].objects
+    found = {(int(kind), (objects.ids == number).any(0).tobytes()) for number, kind in enumerate(objects.classes, 1)}
+    assert found == expected
+    assert len(found) > 2
+    assert not objects.crowd.any()
+    assert objects.void[-1].all()
+    assert not (objects.void & (drawn.label < 255))[:60].any()
+
+
 # Check
 
 

@@ -1,4 +1,4 @@
-"""Cityscapes' ``*_gtFine_polygons.json`` painted as instanceIds, with the rules of the official converter [know]:
+"""Cityscapes' ``*_gtFine_polygons.json`` painted as instanceIds, with the rules of cityscapesscripts 2.3:
 
 later polygons cover earlier ones; objects of a class with instances are numbered from 0 in their order and get
 id * 1000 + number; ``...group`` labels and other classes get their plain id; deleted objects and negative ids are left

@@ -27,6 +27,7 @@ from segdistill.data.catalog.things import (
     ADE20K_INSTANCES,
     CITYSCAPES_INSTANCES,
     COCO_INSTANCES,
+    MAPILLARY_INSTANCES,
     SYNTHIA_INSTANCES,
 )
 
@@ -51,6 +52,7 @@ DATASETS: dict[str, DatasetRecord] = {
     "imagenet": IMAGENET,
     "cityscapes_instances": CITYSCAPES_INSTANCES,
     "synthia_instances": SYNTHIA_INSTANCES,
+    "mapillary_instances": MAPILLARY_INSTANCES,
     "ade20k_instances": ADE20K_INSTANCES,
     "coco_instances": COCO_INSTANCES,
 }

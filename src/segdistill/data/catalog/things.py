@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from segdistill.data.catalog.classes import ADE, CITYSCAPES_IDS, DRIVING, DRIVING_COLORS, SYNTHIA_IDS
-from segdistill.data.catalog.driving import CITYSCAPES, SYNTHIA
+from segdistill.data.catalog.classes import ADE, CITYSCAPES_IDS, DRIVING, DRIVING_COLORS, MAPILLARY_IDS, SYNTHIA_IDS
+from segdistill.data.catalog.driving import CITYSCAPES, MAPILLARY, SYNTHIA
 from segdistill.data.catalog.others import ADE20K
 from segdistill.data.catalog.record import (
     IGNORE,
@@ -92,6 +92,35 @@ SYNTHIA_INSTANCES = DatasetRecord(
     licence=SYNTHIA.licence,
     source=SYNTHIA.source,
     note=SYNTHIA.note,
+)
+
+_MAPILLARY_THINGS = {number: to - 11 for number, to in MAPILLARY_IDS.items() if to >= 11}
+MAPILLARY_INSTANCES = DatasetRecord(
+    title="Mapillary Vistas v1.2, objects of 8 classes",
+    folders=("mapillary_instances", *MAPILLARY.folders),
+    layouts=tuple(
+        Layout(
+            layout.title,
+            {
+                split: Files(files.images, files.labels and files.labels.replace("labels/", "instances/"))
+                for split, files in layout.splits.items()
+            },
+            Encoding(  # 16 bits: id * 256 + number, for stuff too; ids that are no class of Cityscapes are void
+                ids={number: IGNORE for number in range(66) if number not in MAPILLARY_IDS} | _MAPILLARY_THINGS,
+                objects=ObjectNumbers(256, crowds="none", stuff=frozenset(MAPILLARY_IDS) - set(_MAPILLARY_THINGS)),
+            ),
+            layout.archives,
+        )
+        for layout in MAPILLARY.layouts
+        if layout.archives
+    ),
+    classes=THINGS,
+    colors=THING_COLORS,
+    size=None,
+    evaluation="val",
+    counts=MAPILLARY.counts,
+    licence=MAPILLARY.licence,
+    source=MAPILLARY.source,
 )
 
 # Ids of SceneParse150 of the 100 things, in the order of their ids 1 to 100 in annotations_instance.
