@@ -12,8 +12,8 @@ from segdistill.config import UserError, nearest, short
 def apply(values: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value`` in place; list items are addressed by their ``name`` or index.
 
-    ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``. Other new keys are set
-    too; validation decides later whether they are allowed.
+    ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``. Without it new keys
+    are set too; validation decides later whether they are allowed.
     """
     key, equals, text = override.partition("=")
     shown = f"override '{short(override)}'"
