@@ -106,6 +106,13 @@ def test_nothing_found_is_counted(folders, tmp_path) -> None:
     assert list(teacher.unmatched) == list(CLASSES)
 
 
+def test_images_that_are_too_narrow(folders, tmp_path) -> None:
+    many = tiny_vocab.detector(tmp_path / "many", queries=40)
+    teacher = OpenVocabulary(config(folders | {"many": many}, "many"), CLASSES)
+    with pytest.raises(UserError, match=r"fewer places than the detector has queries \(40\)"):
+        teacher.predict(images(tmp_path, (1, 200)))
+
+
 def test_the_segmenter_may_rank(folders, tmp_path) -> None:
     batch = images(tmp_path, (48, 48))
     by_detector = OpenVocabulary(config(folders, suppress=1.0), CLASSES).predict(batch)

@@ -78,11 +78,28 @@ def test_a_tokenizer_of_another_network(folders, tmp_path) -> None:
         OpenVocabulary(config(folders | {"mm-grounding-dino": folder}), CLASSES)
 
 
-def test_names_of_the_hub_without_network(folders, monkeypatch, tmp_path) -> None:
+def test_names_of_the_hub_without_network(folders) -> None:
     with pytest.raises(UserError, match="is not on this machine and cannot be fetched"):
         OpenVocabulary(config(folders, segmenter="hf:nobody/nothing"), CLASSES)
     with pytest.raises(UserError, match="no name of a hub repository"):
         OpenVocabulary(config(folders, segmenter="hf:a/b/c"), CLASSES)
+
+
+def test_names_in_the_cache_of_the_hub(folders, monkeypatch, tmp_path) -> None:
+    """In the layout of the hub's client, with a branch and another revision."""
+    place = tmp_path / "models--facebook--sam2.1-tiny"
+    for commit, branch in (("a" * 40, "main"), ("b" * 40, "other")):
+        shutil.copytree(folders["segmenter"], place / "snapshots" / commit)
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / branch).write_text(commit)
+    (place / "snapshots" / ("b" * 40) / "config.json").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "hf:facebook/sam2.1-tiny"
+    teacher = OpenVocabulary(config(folders, segmenter=name, licence=None), CLASSES)
+    assert teacher.licence == "unknown: that of mm-grounding-dino and Apache-2.0"
+    assert teacher.origin().teacher == "mm-grounding-dino + facebook/sam2.1-tiny"
+    with pytest.raises(UserError, match=r"sam2\.1-tiny@other has no config\.json"):
+        OpenVocabulary(config(folders, segmenter=f"{name}@other"), CLASSES)
 
 
 def test_a_video_checkpoint_is_a_segmenter(folders, tmp_path) -> None:

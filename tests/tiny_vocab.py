@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ def tokenizer(folder: Path) -> Any:
     return found
 
 
-def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, seed: int = 0) -> Path:
-    """A Swin with four layers and a text encoder with one; 20 queries."""
+def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, queries: int = 20) -> Path:
+    """A Swin with four layers and a text encoder with one."""
     import transformers as t
 
     swin = t.SwinConfig(
@@ -51,10 +50,10 @@ def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, s
         "mm-grounding-dino": (t.MMGroundingDinoConfig, t.MMGroundingDinoForObjectDetection),
         "grounding-dino": (t.GroundingDinoConfig, t.GroundingDinoForObjectDetection),
     }[kind]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     built = network(
         config(
-            backbone_config=swin, text_config=bert, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=20,
+            backbone_config=swin, text_config=bert, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=queries,
             encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=4, decoder_attention_heads=4,
             max_text_len=text, dropout=0.0, fusion_droppath=0.0,
         )
@@ -65,7 +64,7 @@ def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, s
     return folder
 
 
-def segmenter(folder: Path, *, seed: int = 0, kind: str = "sam2") -> Path:
+def segmenter(folder: Path) -> Path:
     """A Hiera with five blocks; input of 64 x 64."""
     import transformers as t
 
@@ -82,17 +81,14 @@ def segmenter(folder: Path, *, seed: int = 0, kind: str = "sam2") -> Path:
     decoder = t.Sam2MaskDecoderConfig(
         hidden_size=32, mlp_dim=32, num_hidden_layers=2, num_attention_heads=2, iou_head_hidden_dim=32
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = t.Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     t.Sam2Model(config).save_pretrained(folder)
     t.Sam2ImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
-    if kind != "sam2":
-        values = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(values | {"model_type": kind}))
     return folder
 
 
-def concepts(folder: Path, *, seed: int = 0) -> Path:
+def concepts(folder: Path) -> Path:
     """A SAM 3 with one layer of everything; input of 56 x 56; a tokenizer of letters."""
     import transformers as t
 
@@ -122,7 +118,7 @@ def concepts(folder: Path, *, seed: int = 0) -> Path:
         detr_decoder_config=t.Sam3DETRDecoderConfig(**layers, num_queries=7),
         mask_decoder_config=t.Sam3MaskDecoderConfig(**small),
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     t.Sam3Model(config).save_pretrained(folder)
     t.Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
     return folder

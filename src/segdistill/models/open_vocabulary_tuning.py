@@ -129,7 +129,7 @@ def detector_loss(detector: TextDetector, batch: Batch, *, auxiliary: bool) -> L
     stage's terms (``_enc``) do not reach the heads that propose boxes: these stay as they are.
     """
     images = batch["image"].float() / 255.0
-    network, prompt, config = detector.network, detector.prompt, detector.network.config
+    prompt, config = detector.prompt, detector.network.config
     weights = {"box": config.bbox_loss_coefficient, "giou": config.giou_loss_coefficient, "class": CLASS_WEIGHT}
     pixels = detector.pixels(images)
     objects = [objects_of(batch, row) for row in range(len(images))]
@@ -140,7 +140,7 @@ def detector_loss(detector: TextDetector, batch: Batch, *, auxiliary: bool) -> L
         labels = [_labels(each, places, images.device) for each in objects]
         before, config.auxiliary_loss = config.auxiliary_loss, auxiliary
         try:
-            found = network(**pixels, **detector.text(chunk, len(images)), labels=labels).loss_dict
+            found = detector.run(pixels, chunk, labels=labels).loss_dict
         finally:
             config.auxiliary_loss = before
         for name, key in TERMS.items():

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from segdistill.config import UserError
 from segdistill.models.open_vocabulary_parts import PROCESSOR, TOKENIZER, PartFolder, load_network, load_processor
 from segdistill.models.prompts import Chunk, Words, build_prompt, check_delimiters
 from segdistill.models.proposals import Proposals
@@ -40,7 +41,7 @@ class TextDetector(nn.Module):
         pixels = self.pixels(images)
         boxes, scores = [], []
         for chunk in self.prompt.chunks:
-            output = self.network(**pixels, **self.text(chunk, len(images)))
+            output = self.run(pixels, chunk)
             part = chunk.scores(output.logits)  # (B, Q, P of the chunk)
             whole = part.new_zeros((*part.shape[:2], len(self.prompt.phrases)))
             whole[..., list(chunk.phrases)] = part
@@ -48,6 +49,19 @@ class TextDetector(nn.Module):
             scores.append(whole)
         classes, phrases = self.prompt.best(torch.cat(scores, dim=1))
         return [Proposals(*each) for each in zip(torch.cat(boxes, dim=1), classes, phrases, strict=True)]
+
+    def run(self, pixels: dict[str, Tensor], chunk: Chunk, **labels: Any) -> Any:
+        """The network's output for one chunk of the prompt."""
+        values = pixels["pixel_values"]
+        try:
+            return self.network(**pixels, **self.text(chunk, len(values)), **labels)
+        except RuntimeError as error:
+            if "index k out of range" not in str(error):
+                raise
+            raise UserError(
+                f"detector: resized to {values.shape[2]} x {values.shape[3]} pixels, an image has fewer places than "
+                f"the detector has queries ({self.network.config.num_queries}): cut or pad it to a less narrow shape"
+            ) from None
 
     def pixels(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """Resized and normalised as the detector was trained."""
