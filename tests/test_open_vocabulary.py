@@ -107,9 +107,9 @@ def test_nothing_found_is_counted(folders, tmp_path) -> None:
 
 
 def test_images_that_are_too_narrow(folders, tmp_path) -> None:
-    many = tiny_vocab.detector(tmp_path / "many", queries=40)
+    many = tiny_vocab.detector(tmp_path / "many", queries=100)
     teacher = OpenVocabulary(config(folders | {"many": many}, "many"), CLASSES)
-    with pytest.raises(UserError, match=r"fewer places than the detector has queries \(40\)"):
+    with pytest.raises(UserError, match=r"fewer places than the detector has queries \(100\)"):
         teacher.predict(images(tmp_path, (1, 200)))
 
 
