@@ -19,13 +19,13 @@ from segdistill.metrics.confusion import ImageCounts
 from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.models import Window
 from segdistill.pictures import load_label
-from segdistill.recipe import load, retarget
+from segdistill.recipe import load
 from segdistill.results import load_run
 from segdistill.runs import score as scoring
 from segdistill.runs.check import check
 from segdistill.runs.evaluation import mean_interval, retention_interval
 from segdistill.runs.execute import run
-from segdistill.runs.rescore import evaluate_run
+from segdistill.runs.rescore import evaluate_run, retarget
 from segdistill.runs.score import Loader, Scored, load_model, read_samples
 from segdistill.tasks.semantic import SemanticSamples
 from segdistill.tasks.table import TASKS

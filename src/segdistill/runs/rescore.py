@@ -10,13 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from segdistill.config import UserError, choose, nearest
+from segdistill.config import UserError, choose, nearest, parse
+from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.environment import within_memory
 from segdistill.locking import locked
-from segdistill.recipe import Recipe, change, load, retarget
+from segdistill.overrides import apply
+from segdistill.recipe import Recipe, change, load
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.check import check
 from segdistill.runs.execute import explained, make_fabric
@@ -259,3 +262,52 @@ def _check_start(run: Finished, origins: Sequence[Mapping[str, Any]], role: str,
     for key, path in outside.items():
         if key in known and digests.get(key) != known[key]:
             raise UserError(f"'{path}' is not the file that the {role} started from; restore the original")
+
+
+def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """``recipe`` scored on other data: ``items`` have the form NAME[:SUBSET][:SPLIT], such as ``acdc:night:val``.
+
+    The images come from the recipe's own source. If that is the built-in world and it knows none of the names, they
+    come from the dataset files under ``root``, with all images of a split. Validation domains of the recipe stay
+    validation domains, domains that a stage was trained on are listed for reference; the others are unseen.
+    ``overrides`` are applied last. The training images need not exist.
+    """
+    splits = dict(map(_read_item, items))
+    if len(splits) < len(items):
+        raise UserError(f"--data {' '.join(items)}: one domain appears twice; score its splits in two commands")
+    values = recipe.model_dump(mode="json")
+    config, data = values["evaluate"] or {}, values["data"]
+    source = recipe.data
+    files = data["source"] == "files"
+    at_home = files or (root is None and any(map(partial(_knows, source), splits)))
+    if not at_home:
+        data = {"source": "files", "size": data["size"]}
+    if root is not None:
+        data = data | {"root": str(root)}
+    if files or not at_home:
+        config |= {"images": None, "batch": 4}
+    validation = [name for name in splits if at_home and name in config.get("validation", [])]
+    seen = [name for name, split in splits.items() if recipe.trained_on(name, split or source.evaluation_split(name))]
+    unseen = [name for name in splits if name not in validation and not (at_home and name in seen)]
+    config |= {"domains": list(splits), "unseen": unseen, "validation": validation, "split": None}
+    config |= {"data": None if data == values["data"] else data}
+    config |= {"splits": {name: split for name, split in splits.items() if split is not None}}
+    values["evaluate"] = config
+    for override in overrides:
+        apply(values, override)
+    return parse(Recipe, values)
+
+
+def _knows(source: DataSource, name: str) -> bool:
+    """Whether ``source`` has images of a domain ``name``."""
+    return not source.problems(DataSelection(domains=(name,), images=1), labelled=False)
+
+
+def _read_item(item: str) -> tuple[str, Split | None]:
+    """The domain and the split of NAME[:SUBSET][:SPLIT]."""
+    name, _, last = item.rpartition(":")
+    split = next((split for split in get_args(Split) if split == last), None)
+    domain = name if split else item
+    if not all(domain.split(":")):
+        raise UserError(f"--data '{item}': write NAME[:SUBSET][:SPLIT], such as cityscapes:val or acdc:night")
+    return domain, split
