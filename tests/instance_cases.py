@@ -71,6 +71,26 @@ def detected(rng, objects, others, classes, *, levels=20, copies=2):
     )
 
 
+def detections(size, *entries):
+    """Detections (score, class, rows, columns) that are rectangles, by descending score."""
+    masks = []
+    for _, _, rows, columns in entries:
+        mask = np.zeros(size, bool)
+        mask[slice(*rows), slice(*columns)] = True
+        masks.append(encode(mask))
+    scores, classes = ([entry[place] for entry in entries] for place in (0, 1))
+    return Detections(np.array(scores, np.float32), np.array(classes, np.int64), masks, size)
+
+
+def objects(size, *entries, crowd=(), void=None):
+    """Objects (class, rows, columns) that are rectangles; those at the places ``crowd`` are crowds."""
+    ids = np.zeros((1, *size), np.int32)
+    for number, (_, rows, columns) in enumerate(entries, 1):
+        ids[0, slice(*rows), slice(*columns)] = number
+    classes = np.array([entry[0] for entry in entries], np.int64)
+    return Objects(ids, classes, np.isin(np.arange(len(entries)), crowd), void)
+
+
 def coco(pairs, classes) -> COCOeval_faster:
     """The library's evaluation of (detections, objects) pairs. Objects without pixels are left out."""
     images = [{"id": n, "height": o.size[0], "width": o.size[1]} for n, (_, o) in enumerate(pairs, 1)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from instance_cases import cityscapes, coco, detected, disjoint, overlapping
+from instance_cases import cityscapes, coco, detected, detections, disjoint, objects, overlapping
 from segdistill.config import UserError
 from segdistill.data.targets import collated, object_targets
 from segdistill.metrics.average_precision import cityscapes_ap, coco_ap, coco_recall, mean
@@ -18,13 +18,13 @@ from segdistill.metrics.base import RESAMPLES, draws
 from segdistill.metrics.instances import InstanceMetric, InstanceSamples
 from segdistill.metrics.quality import quality
 from segdistill.models import Model, View
-from segdistill.objects import Detections, Objects, encode
+from segdistill.objects import Objects
 
 
 def metric_of(pairs, classes, **settings):
     metric = InstanceMetric(classes, **settings)
-    for index, (detections, objects) in enumerate(pairs):
-        metric.add(index, detections, objects)
+    for index, (found, truth) in enumerate(pairs):
+        metric.add(index, found, truth)
     return metric
 
 
@@ -43,26 +43,6 @@ def twelve(samples):
     tables = [ap(), ap()[:, :1], ap()[:, 5:6], *(ap(area=area) for area in areas)]
     tables += [*(ar(limit=limit) for limit in (1, 10, 100)), *(ar(area=area) for area in areas)]
     return np.nan_to_num([mean(table)[0] for table in tables], nan=-1)
-
-
-def detections(size, *entries):
-    """Detections (score, class, rows, columns) that are rectangles, by descending score."""
-    masks = []
-    for _, _, rows, columns in entries:
-        mask = np.zeros(size, bool)
-        mask[slice(*rows), slice(*columns)] = True
-        masks.append(encode(mask))
-    scores, classes = ([entry[place] for entry in entries] for place in (0, 1))
-    return Detections(np.array(scores, np.float32), np.array(classes, np.int64), masks, size)
-
-
-def objects(size, *entries, crowd=(), void=None):
-    """Objects (class, rows, columns) that are rectangles; those at the places ``crowd`` are crowds."""
-    ids = np.zeros((1, *size), np.int32)
-    for number, (_, rows, columns) in enumerate(entries, 1):
-        ids[0, slice(*rows), slice(*columns)] = number
-    classes = np.array([entry[0] for entry in entries], np.int64)
-    return Objects(ids, classes, np.isin(np.arange(len(entries)), crowd), void)
 
 
 CASES = {

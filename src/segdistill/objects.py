@@ -145,12 +145,16 @@ class Detections:
 
 def boxes_of(ids: NDArray[np.int32], count: int) -> list[tuple[int, int, int, int] | None]:
     """The box (top, left, bottom, right), end exclusive, of the ids 1 to ``count`` in a map (H, W); None: absent."""
-    rows, columns = np.nonzero(ids)
-    values = ids[rows, columns] - 1
+    change = np.ones(ids.shape, bool)  # where a run of equal ids begins in its row
+    np.not_equal(ids[:, 1:], ids[:, :-1], out=change[:, 1:])
+    starts = np.flatnonzero(change)
+    lengths, values = np.diff(starts, append=ids.size), ids.ravel()[starts] - 1
+    kept = values >= 0
+    (rows, left), values = np.divmod(starts[kept], ids.shape[1]), values[kept]
     low, high = np.full((2, count), np.iinfo(np.int64).max), np.full((2, count), -1)
-    for axis, places in enumerate((rows, columns)):
-        np.minimum.at(low[axis], values, places)
-        np.maximum.at(high[axis], values, places)
+    for axis, (least, most) in enumerate(((rows, rows), (left, left + lengths[kept] - 1))):
+        np.minimum.at(low[axis], values, least)
+        np.maximum.at(high[axis], values, most)
     return [
         (int(top), int(left), int(bottom) + 1, int(right) + 1) if bottom >= 0 else None
         for top, left, bottom, right in zip(*low, *high, strict=True)
