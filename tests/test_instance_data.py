@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
+from cityscapesscripts.helpers import labels as official
+from cityscapesscripts.helpers.annotation import Annotation
+from cityscapesscripts.preparation import json2instanceImg
 
 from object_files import (
     NOTHING,
@@ -26,11 +30,13 @@ from object_files import (
 )
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
+from segdistill.data.catalog.things import CITYSCAPES_NAMES, COUNTED, cityscapes_encoding
 from segdistill.data.check import check
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
 from segdistill.data.index import place
 from segdistill.data.object_transforms import ObjectAugment, ObjectTransform
+from segdistill.data.outlines import painted
 from segdistill.data.rendered import WorldSource
 from segdistill.data.sample.own import run_lengths
 from tiny_sets import png16
@@ -71,6 +77,27 @@ def test_cityscapes_polygons_follow_the_official_painting_rules(tmp_path):
     assert_objects(read(tmp_path, "cityscapes_instances")[0], values, meanings)
     save(city_file(tmp_path, "instanceIds.png"), np.full(SIZE, 24005, np.uint16))  # instanceIds come first
     assert read(tmp_path, "cityscapes_instances")[0].objects.classes.tolist() == [0]
+
+
+def test_polygons_and_ids_are_those_of_the_official_scripts():
+    assert {label.name: label.id for label in official.labels} == CITYSCAPES_NAMES
+    assert {label.name for label in official.labels if label.hasInstances} == set(COUNTED)
+    void = {number for number, to in cityscapes_encoding().ids.items() if to == 255}
+    assert {label.id for label in official.labels if label.ignoreInEval and label.id >= 0} == void
+    rng = np.random.default_rng(0)
+    names = [*CITYSCAPES_NAMES, "cargroup", "persongroup", "bicyclegroup"]
+    for _ in range(60):
+        height, width = rng.integers((20, 20), (90, 160)).tolist()
+        entries = [
+            {"label": names[rng.integers(len(names))], "deleted": int(rng.random() < 0.1),
+             "polygon": rng.integers(-5, (width + 5, height + 5), (rng.integers(2, 9), 2)).tolist()}
+            for _ in range(rng.integers(30))
+        ]  # fmt: skip
+        text = json.dumps({"imgHeight": height, "imgWidth": width, "objects": entries})
+        annotation = Annotation()
+        annotation.fromJsonText(text)
+        expected = np.asarray(json2instanceImg.createInstanceImage(annotation, "ids"))
+        assert np.array_equal(painted(text.encode(), "x"), expected)
 
 
 @pytest.mark.parametrize(

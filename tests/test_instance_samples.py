@@ -163,6 +163,10 @@ def test_a_fraction_and_its_rest_divide_the_images(cities, fraction):
     part, rest = (names(parse(DataSelection, values | {"rest": each}), cities) for each in (False, True))
     assert sorted(part + rest) == names(DataSelection(domains=("cityscapes_instances",)), cities)
     assert len(part) == max(1, round(10 * (0.1 if fraction == "1/10" else 0.5 if fraction == "1/2" else 0.04)))
+    world_source = WorldSource(size=(16, 32))
+    values |= {"domains": ["game"], "images": 25}
+    parts = [list(world_source.open(parse(DataSelection, values | {"rest": each})).listing()) for each in (False, True)]
+    assert len({*parts[0], *parts[1]}) == len(parts[0]) + len(parts[1]) == 25
     one = chosen_rows(DataSelection(domains=("a",), fraction=0.1, rest=True), "a", 2975)
     assert len(one) == 2975 - 298
     assert set(one) > set(chosen_rows(DataSelection(domains=("a",), fraction=0.2, rest=True), "a", 2975))
@@ -173,6 +177,7 @@ def test_a_fraction_and_its_rest_divide_the_images(cities, fraction):
     [
         ({"rest": True}, "rest is what fraction or list leaves out; set one of them"),
         ({"rest": True, "fraction": 1}, "fraction 1 leaves no image for rest"),
+        ({"rest": True, "fraction": 0.1, "images": 1}, r"fraction 0\.1 of 1 images leaves none for rest"),
         ({"rest": True, "fraction": 0.97}, r"fraction 0\.97 of 10 images leaves none for rest"),
     ],
 )
