@@ -143,7 +143,7 @@ def test_far_outside_there_is_no_number():
 
 
 def test_mistakes_are_one_line(run, photos, tmp_path):
-    with pytest.raises(UserError, match=r"0.png' is damaged or no|no packed segmenter|is no packed|cannot be") as error:
+    with pytest.raises(UserError, match=r"0.png' is damaged or no|no packed model|is no packed|cannot be") as error:
         estimate(photos / "0.png", photos)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no recipe at"):

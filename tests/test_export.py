@@ -231,7 +231,7 @@ def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
     (tmp_path / "m.fp16.onnx").write_text("mine")
     with pytest.raises(UserError, match=r"m.fp16.onnx exists; choose another name or give --force"):
         export(packed, tmp_path / "m.onnx", fp16=True)
-    with pytest.raises(UserError, match="no packed segmenter at"):
+    with pytest.raises(UserError, match="no packed model at"):
         export(tmp_path / "none", tmp_path / "other.onnx")
     with pytest.raises(UserError, match="--role is for run folders"):
         export(packed, tmp_path / "other.onnx", role="teacher")

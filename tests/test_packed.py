@@ -1,4 +1,4 @@
-"""A packed segmenter is the run's, bit for bit, says where it comes from, and can be checked."""
+"""A packed model is the run's, bit for bit, says where it comes from, and can be checked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from huggingface_hub import HfApi, ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from torch.utils._pytree import tree_flatten
 
 from mutations import damaged
+from segdistill import listing, shipped
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.files import sha256, write_json
@@ -43,14 +45,27 @@ def original(finished, role="student"):
     return load_model(scored, scored.classes)
 
 
+@pytest.fixture(params=["semantic", "instance"])
+def run_of_task(request):
+    """A finished run of each task."""
+    return request.getfixturevalue("finished" if request.param == "semantic" else "finished_objects")
+
+
+def raw(model):
+    """The head's output for some images."""
+    with torch.inference_mode():
+        return torch.cat([each.flatten() for each in tree_flatten(model.decoded(images())[0])[0]])
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_the_packed_segmenter_is_the_runs_bit_for_bit(role, finished, tmp_path):
-    path, header = pack(finished, tmp_path / "m.safetensors", role=role)
-    segmenter, read = load_packed(path)
+def test_the_packed_model_is_the_runs_bit_for_bit(role, run_of_task, tmp_path):
+    path, header = pack(run_of_task, tmp_path / "m.safetensors", role=role)
+    model, read = load_packed(path)
     assert read == header
-    assert not segmenter.training
-    assert torch.equal(segmenter.scores(images()), original(finished, role).scores(images()))
+    assert not model.training
+    assert torch.equal(raw(model), raw(original(run_of_task, role)))
     assert header["model"]["encoder"]["name"] == f"world_{role}"
+    assert header["task"] == load(run_of_task / "recipe.yaml").task
 
 
 def test_half_precision_halves_the_file_and_is_cast_up(finished, packed, tmp_path):
@@ -153,7 +168,7 @@ def test_changed_tensors_settings_and_formats_are_refused(packed, tmp_path):
     assert is_packed(packed)
     path.write_bytes(b"x")
     assert not is_packed(path)
-    with pytest.raises(UserError, match=r"no packed segmenter at .*none.safetensors'; make one with 'segdistill pack"):
+    with pytest.raises(UserError, match=r"no packed model at .*none.safetensors'; make one with 'segdistill pack"):
         packed_path(tmp_path / "none.safetensors")
 
 
@@ -172,6 +187,22 @@ def test_the_card_is_one_of_hugging_face_with_every_domains_score(packed, finish
     assert "of the teacher's it keeps" not in text, "16 steps say nothing"
 
 
+def test_the_card_of_an_instance_model_has_its_own_score(finished_objects, tmp_path):
+    path, header = pack(finished_objects, tmp_path / "m.safetensors")
+    text = card_path(path).read_text()
+    data = ModelCard(text).data
+    assert "instance-segmentation" in data.tags
+    results = json.loads((finished_objects / "results.json").read_text())["models"]["student"]["domains"]
+    scored = [name for name in ("game", "fog") if results[name]["ap"] is not None]
+    assert [(each.dataset_type, each.metric_name) for each in data.eval_results] == [(n, "AP (%)") for n in scored]
+    assert "| domain | kind | images | student AP (%) | teacher AP (%) | kept (%) |" in text
+    assert "for every pixel" not in text
+    assert "mIoU" not in text
+    assert header["scores"]["student"]["domains"]["fog"] == {
+        key: results["fog"][key] for key in header["scores"]["student"]["domains"]["fog"]}  # fmt: skip
+    assert all(check.ok for check in verify.verify(path, finished_objects))
+
+
 def test_the_card_of_a_real_run_says_what_was_kept_and_what_binds_it(packed):
     header = load_packed(packed)[1]
     history = header["history"] | {"stages": [stage | {"steps": 5000} for stage in header["history"]["stages"]]}
@@ -188,7 +219,7 @@ def test_verify_recomputes_every_digest(packed, finished):
     checks = verify.verify(packed, finished)
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
     assert {check.what for check in checks} == {
-        "tensors", "file", "model card", "segmenter", "stage", "images", "data", "scores"}  # fmt: skip
+        "tensors", "file", "model card", "model", "stage", "images", "data", "scores"}  # fmt: skip
     alone = verify.verify(packed)
     assert {check.what for check in alone if check.ok is None} == {"stage", "images", "scores"}
     assert all(check.outcome == "not checked: give --run FOLDER" for check in alone if check.ok is None)
@@ -245,19 +276,39 @@ def test_verify_of_another_precision_finds_the_one_report(tmp_path):
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_packed_file_is_start_weights_of_encoder_and_head(role, finished, tmp_path):
-    path, header = pack(finished, tmp_path / "m.safetensors", role=role)
+def test_a_packed_file_is_start_weights_of_encoder_and_head(role, run_of_task, tmp_path):
+    path, header = pack(run_of_task, tmp_path / "m.safetensors", role=role, half=True)
     whole = load_packed(path)[0]
     encoder = build_encoder(EncoderConfig(name=f"world_{role}", weights=str(path)), seed=5)
     for key, value in whole.encoder.state_dict().items():
         assert torch.equal(encoder.state_dict()[key], value), key
-    assert set(encoder.loaded.dropped.values()) == {"the head of the packed segmenter"}
+    assert set(encoder.loaded.dropped.values()) == {"the head of the packed model"}
     assert encoder.loaded.share == 1
-    recipe = tiny(tmp_path, f"{role}.encoder.weights={path}", f"{role}.head.weights={path}")
+    recipe = load(run_of_task / "recipe.yaml", [f"{role}.encoder.weights={path}", f"{role}.head.weights={path}"])
     scored = model_from_files(recipe, role, tmp_path)
-    assert torch.equal(load_model(scored, header["classes"]).scores(images()), whole.scores(images()))
-    with pytest.raises(UserError, match="was trained on other classes: number 0 is 'road', in the data 'street'"):
+    assert torch.equal(raw(load_model(scored, header["classes"])), raw(whole))
+    first = header["classes"][0]
+    with pytest.raises(UserError, match=f"was trained on other classes: number 0 is '{first}', in the data 'street'"):
         load_model(scored, ["street", *header["classes"][1:]])
+
+
+def test_a_packed_file_is_an_asset(finished_objects, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "ASSETS", tmp_path)
+    path, header = pack(finished_objects, tmp_path / "both.safetensors", role="teacher", half=True)
+    size = str(path.stat().st_size)
+    assert listing.weights()[1:] == [["shipped:both", "world_teacher", "masked_dpt", size, "objects"]]
+    own = "shipped:both"
+    recipe = load(finished_objects / "recipe.yaml", [f"teacher.{part}.weights={own}" for part in ("encoder", "head")])
+    model = load_model(model_from_files(recipe, "teacher", tmp_path), header["classes"])
+    assert torch.equal(raw(model), raw(load_packed(path)[0]))
+
+
+def test_damaged_tensors_of_a_packed_file_are_no_start_weights(packed, tmp_path):
+    content = packed.read_bytes()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="its tensors are not those that were packed"):
+        build_encoder(EncoderConfig(name="world_student", weights=str(path)), seed=0)
 
 
 def test_a_packed_file_of_another_network_is_refused_in_one_line(finished, tmp_path):

@@ -48,6 +48,26 @@ precision: 32-true
 """
 
 
+TINY_OBJECTS = """
+name: objects
+task: instance
+data: {source: world, classes: things8, size: [32, 64]}
+teacher:
+  encoder: {name: world_teacher}
+  head: &head {type: masked_dpt, width: 64, queries: 6, decoder_layers: 1, decoder_feedforward: 32,
+               neck_channels: [8, 8, 8, 8], points: 32}
+student: {encoder: {name: world_student}, head: *head}
+stages:
+  - {type: task, name: teacher, model: teacher, data: {domains: [game], images: 4}, batch: 2, steps: 2}
+  - {type: task, name: task, data: {domains: [game], images: 4}, batch: 2, steps: 2}
+evaluate: {domains: [game, fog], unseen: [fog], images: 2, pictures: 1}
+log_every: 1
+checkpoint_every: 2
+accelerator: cpu
+precision: 32-true
+"""
+
+
 def tiny(folder: Path, *overrides: str) -> Recipe:
     """The tiny recipe, written to ``folder/tiny.yaml`` and read with ``overrides``."""
     from segdistill.recipe import load
@@ -89,6 +109,17 @@ def finished(tmp_path_factory, image_cache) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     run(tiny(folder), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_objects(tmp_path_factory, image_cache) -> Path:
+    """The folder of a finished instance run. Copy it to change it."""
+    from segdistill.recipe import load
+    from segdistill.runs.execute import run
+
+    folder = tmp_path_factory.mktemp("objects")
+    run(load(tiny_file(folder, TINY_OBJECTS)), folder / "run")
     return folder / "run"
 
 

@@ -50,16 +50,13 @@ def tables() -> Rows:
 
 
 def weights() -> Rows:
-    """The encoder weights that come with the package."""
-    import json
+    """The weights that come with the package: encoders, and packed models, which also have a head."""
+    from segdistill.shipped import asset_facts, shipped_assets, shipped_path
 
-    from segdistill.shipped import ASSETS, shipped_assets
-
-    rows = [["weights", "encoder", "bytes", "made by"]]
+    rows = [["weights", "encoder", "head", "bytes", "made by"]]
     for name in shipped_assets():
-        path = ASSETS / f"{name}.safetensors"
-        manifest = json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8"))
-        rows.append([f"shipped:{name}", manifest["encoder"], str(path.stat().st_size), manifest["recipe"]])
+        facts, size = asset_facts(name), shipped_path(name).stat().st_size
+        rows.append([f"shipped:{name}", facts["encoder"], facts["head"], str(size), facts["recipe"]])
     return rows
 
 

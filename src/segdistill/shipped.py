@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from segdistill.config import UserError, nearest
@@ -25,7 +26,7 @@ def recipes_folder() -> Path:
 
 
 def shipped_assets() -> list[str]:
-    """Names of the encoder weights that come with the package."""
+    """Names of the weights that come with the package."""
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
@@ -38,6 +39,22 @@ def shipped_path(asset: str) -> Path:
             f"allowed: {', '.join(known) or 'none are in this copy'}; or give a path, or weights: random"
         )
     return ASSETS / f"{asset}.safetensors"
+
+
+def asset_facts(asset: str) -> dict[str, str]:
+    """The ``encoder``, ``head`` (``-``: none) and ``recipe`` of shipped weights.
+
+    They stand in the header of a packed model, and for an encoder in the JSON file beside it.
+    """
+    path = shipped_path(asset)
+    if path.with_suffix(".json").is_file():
+        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return {"encoder": manifest["encoder"], "head": "-", "recipe": manifest["recipe"]}
+    with path.open("rb") as file:  # a safetensors file: the length of a JSON header, then the header
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    said = json.loads(header["__metadata__"]["segdistill"])
+    model = said["model"]
+    return {"encoder": model["encoder"]["name"], "head": model["head"]["type"], "recipe": said["name"]}
 
 
 def recipe_path(word: Path) -> Path:

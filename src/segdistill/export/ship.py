@@ -35,11 +35,11 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
-from segdistill.models import fit
+from segdistill.models import as_segmenter, fit
 from segdistill.models.segmenter import Segmenter, Window
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
-from segdistill.sharing.pack import load_packed, open_run, packed_path, recipe_in, segmenter_in
+from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in
 from segdistill.sharing.packed import state_of, tensors_digest
 
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
@@ -147,15 +147,16 @@ def _open(what: str | Path, role: str | None, options: Options) -> tuple[Segment
     """The segmenter, what a packed file says of it, and the recipe of its images."""
     if not str(what).startswith("hf:") and (Path(what) / "recipe.yaml").is_file():
         finished = open_run(Path(what))
-        segmenter, header = segmenter_in(finished, role)
+        model, header = model_in(finished, role)
+        segmenter = as_segmenter(model, "export")
         header["tensors_sha256"] = tensors_digest(state_of(segmenter))
         recipe = finished.recipe
     else:
         if role is not None:
             raise UserError("--role is for run folders; a packed file holds one network")
         path = packed_path(what)
-        segmenter, header = load_packed(path)
-        return segmenter, header, recipe_in(header, options.root)
+        model, header = load_packed(path)
+        return as_segmenter(model, "export"), header, recipe_in(header, options.root)
     if options.root is not None:
         recipe = change(recipe, [f"data.root={options.root.resolve()}"])
     return segmenter, header, recipe

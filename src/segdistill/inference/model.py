@@ -196,7 +196,7 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     has_teacher = scored.role == "student" and "teacher" in run.roles
     names, colors = _label_space(run, scored)
     return Model(
-        as_segmenter(load_model(scored, names), scored.task),
+        as_segmenter(load_model(scored, names), "predict"),
         names,
         colors,
         title=(run.recipe.title or scored.title) if scored.role == "student" else scored.title,
@@ -218,7 +218,8 @@ def view_of(recipe: Recipe) -> View:
 
 def _packed(source: str | Path, role: str | None, device: str) -> Model:
     """The model of a packed file."""
-    segmenter, header = load_packed(source)
+    network, header = load_packed(source)
+    segmenter = as_segmenter(network, "predict")
     if role not in (None, header.get("role", "student")):
         raise UserError(
             f"{source} holds the {header.get('role', 'student')} alone; pack or give the run for the {role}"

@@ -120,10 +120,10 @@ class Segmenter(Model):
         return classes
 
 
-def as_segmenter(model: Model, task: str) -> Segmenter:
-    """``model`` if it predicts class maps, else a :class:`UserError`."""
+def as_segmenter(model: Model, what: str) -> Segmenter:
+    """``model`` if it predicts class maps, else a :class:`UserError` saying that ``what`` needs them."""
     if not isinstance(model, Segmenter):
-        raise UserError(f"this model is for the task '{task}'; predict, export, estimate and pack need class maps")
+        raise UserError(f"{what} needs a model that predicts class maps (task: semantic); this one finds objects")
     return model
 
 

@@ -1,16 +1,67 @@
-"""The model card of a packed segmenter: Hugging Face's form, every number from the file's header."""
+"""The model card of a packed model: Hugging Face's form, every number from the file's header."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from segdistill.files import write_atomic
+from segdistill.tasks.table import TASKS
 
 SHORT = 200  # steps below which no stage has learnt what its numbers could tell
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a card says of the models of one task; ``metric`` is Hugging Face's name of the primary score."""
+
+    tag: str
+    metric: str
+    article: str
+    predict: str
+    limits: tuple[str, ...]
+
+
+TEXTS = {
+    "semantic": _Text(
+        tag="semantic-segmentation",
+        metric="mean_iou",
+        article="A semantic segmentation",
+        predict="classes = model.predict(images)  # (B, 3, H, W) in [0, 1] -> (B, H, W)",
+        limits=(
+            "It names one of its classes for every pixel, also where there is none of them.",
+            "Confidence is no guarantee: in other domains it is too high (calibration errors below).",
+        ),
+    ),
+    "instance": _Text(
+        tag="instance-segmentation",
+        metric="average_precision",
+        article="An instance segmentation",
+        predict="objects = model.predict(images)  # (B, 3, H, W) in [0, 1] -> per image: scores, classes, masks",
+        limits=(
+            "It returns at most 100 objects per image, most of them with low scores; masks may overlap.",
+            "A score is no probability of being right: choose the threshold on images of your own domain.",
+        ),
+    ),
+}
+
+
+def _text(header: Mapping[str, Any]) -> _Text:
+    return TEXTS[_task(header)]
+
+
+def _task(header: Mapping[str, Any]) -> str:
+    return str(header.get("task", "semantic"))
+
+
+def _primary(header: Mapping[str, Any]) -> tuple[str, Mapping[str, str]]:
+    """The key of the score by which models of the header's task are compared, and its description."""
+    task = TASKS[_task(header)]
+    return task.primary, task.metrics[task.primary]
 
 
 def write_card(path: Path, header: Mapping[str, Any], *, file: str, digest: str) -> None:
@@ -38,19 +89,22 @@ def _front_matter(header: Mapping[str, Any]) -> str:
     front: dict[str, Any] = {"license": header["licence"]}
     if header["licence"] == "other":
         front |= {"license_name": "see-the-chain-of-licences", "license_link": "#licences"}
+    text, (primary, about) = _text(header), _primary(header)
     front |= {
         "library_name": "segdistill",
         "pipeline_tag": "image-segmentation",
-        "tags": ["semantic-segmentation", "knowledge-distillation", "domain-generalization"],
+        "tags": [text.tag, "knowledge-distillation", "domain-generalization"],
     }
     metrics = [
         {
             "task": {"type": "image-segmentation"},
             "dataset": {"type": name, "name": f"{name} ({kind})"},
-            "metrics": [{"type": "mean_iou", "value": round(100 * score["miou"], 2), "name": "mIoU (%)"}],
+            "metrics": [
+                {"type": text.metric, "value": round(100 * score[primary], 2), "name": f"{about['label']} (%)"}
+            ],
         }
         for name, kind, score in _domains(header, header["role"])
-        if score["miou"] is not None
+        if score[primary] is not None
     ]
     if metrics:
         front["model-index"] = [{"name": header["name"], "results": metrics}]
@@ -62,7 +116,7 @@ def _summary(header: Mapping[str, Any]) -> str:
     classes = ", ".join(header["classes"])
     return (
         f"# {header['title']}\n\n"
-        f"A semantic segmentation model of {len(header['classes'])} classes, the {header['role']} of the run "
+        f"{_text(header).article} model of {len(header['classes'])} classes, the {header['role']} of the run "
         f"`{header['name']}` of [segdistill](https://arxiv.org/abs/2603.02554): encoder `{model['encoder']['name']}` "
         f"({parameters['encoder'] / 1e6:.2f} M parameters), head `{model['head']['type']}` "
         f"({parameters['head'] / 1e6:.2f} M).\n\nClasses: {classes}."
@@ -81,31 +135,34 @@ def _use(header: Mapping[str, Any], file: str) -> str:
         lines.append(f"They are seen through windows of {size[0]} x {size[1]} every {stride[0]} x {stride[1]} pixels.")
     return (
         "## Use\n\n```python\nfrom segdistill.sharing.pack import load_packed\n\n"
-        f'segmenter, header = load_packed("{file}")  # or "hf:<owner>/<name>"\n'
-        "classes = segmenter.predict(images)  # (B, 3, H, W) in [0, 1] -> (B, H, W)\n```\n\n" + " ".join(lines)
+        f'model, header = load_packed("{file}")  # or "hf:<owner>/<name>"\n'
+        f"{_text(header).predict}\n```\n\n" + " ".join(lines)
     )
 
 
 def _robustness(header: Mapping[str, Any]) -> str:
     role, kept = header["role"], header["kept"]
+    primary, about = _primary(header)
+    label, interval = about["label"], f"{primary}_interval"
     rows = _domains(header, role)
     if not rows:
         return "## Robustness\n\nNot measured: the run was not evaluated."
     teacher = {name: score for name, _, score in _domains(header, "teacher")} if kept and role == "student" else {}
-    heads = ["domain", "kind", "images", f"{role} mIoU (%)"] + (["teacher mIoU (%)", "kept (%)"] if teacher else [])
+    heads = ["domain", "kind", "images", f"{role} {label} (%)"]
+    heads += [f"teacher {label} (%)", "kept (%)"] if teacher else []
     table = [heads, ["---"] * len(heads)]
     for name, kind, score in rows:
-        row = [name, kind, str(score["images"]), _score(score["miou"], score["miou_interval"])]
+        row = [name, kind, str(score["images"]), _score(score[primary], score[interval])]
         if teacher:
             ratio = kept["domains"][name]
             other = teacher[name]
-            row += [_score(other["miou"], other["miou_interval"]), _score(ratio["retention"], ratio["interval"])]
+            row += [_score(other[primary], other[interval]), _score(ratio["retention"], ratio["interval"])]
         table.append(row)
     text = "## Robustness\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
     own = header["scores"][role]
     short = [stage for stage in header["history"]["stages"] if stage["steps"] < SHORT]
     if own.get("mean_unseen") is not None and not short:
-        text += f"\n\nMean over the unseen domains: {_score(own['mean_unseen'], own['mean_unseen_interval'])} % mIoU"
+        text += f"\n\nMean over the unseen domains: {_score(own['mean_unseen'], own['mean_unseen_interval'])} % {label}"
         if teacher and kept["unseen"] is not None:
             text += f"; of the teacher's it keeps {_score(kept['unseen'], kept['interval'])} %"
         text += "."
@@ -136,23 +193,21 @@ def _licences(header: Mapping[str, Any]) -> str:
 
 def _limits(header: Mapping[str, Any]) -> str:
     role = header["role"]
-    rows = [(name, kind, score) for name, kind, score in _domains(header, role) if score["miou"] is not None]
-    lines = [
-        "It names one of its classes for every pixel, also where there is none of them.",
-        "Confidence is no guarantee: in other domains it is too high (calibration errors below).",
-    ]
+    primary, about = _primary(header)
+    rows = [(name, kind, score) for name, kind, score in _domains(header, role) if score[primary] is not None]
+    lines = [*_text(header).limits]
     if rows:
-        name, _, worst = min(rows, key=lambda row: row[2]["miou"])
-        lines.append(f"Weakest domain measured: {name}, {100 * worst['miou']:.1f} % mIoU.")
-        weak = _weak_classes(header["classes"], [score for _, kind, score in rows if kind == "unseen"])
+        name, _, worst = min(rows, key=lambda row: row[2][primary])
+        lines.append(f"Weakest domain measured: {name}, {100 * worst[primary]:.1f} % {about['label']}.")
+        unseen = [score[about["by_class"]] for _, kind, score in rows if kind == "unseen"]
+        weak = _weak_classes(header["classes"], unseen)
         if weak:
-            lines.append(f"Classes below 20 % IoU on average over the unseen domains: {', '.join(weak)}.")
-        errors = ", ".join(
-            f"{name} {100 * score['calibration_error']:.1f}"
-            for name, _, score in rows
-            if score["calibration_error"] is not None
-        )
-        lines.append(f"Calibration error (percentage points): {errors}.")
+            label = about["by_class_label"]
+            lines.append(f"Classes below 20 % {label} on average over the unseen domains: {', '.join(weak)}.")
+        known = [(name, error) for name, _, score in rows if (error := score.get("calibration_error")) is not None]
+        if known:
+            errors = ", ".join(f"{name} {100 * error:.1f}" for name, error in known)
+            lines.append(f"Calibration error (percentage points): {errors}.")
     if "source: world" in header["history"]["recipe"]:
         lines.append("Trained on the rendered world that comes with segdistill: no model for photographs.")
     if header["precision"] == "float16":
@@ -160,10 +215,11 @@ def _limits(header: Mapping[str, Any]) -> str:
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _weak_classes(classes: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> list[str]:
+def _weak_classes(classes: Sequence[str], scores: Sequence[Sequence[float | None] | None]) -> list[str]:
+    """Classes with a mean below 0.2; ``scores``: each domain's values by class."""
     weak = []
     for number, name in enumerate(classes):
-        values = [score["iou"][number] for score in scores if score["iou"] and score["iou"][number] is not None]
+        values = [value for score in scores if score and (value := score[number]) is not None]
         if values and sum(values) / len(values) < 0.2:
             weak.append(name)
     return weak

@@ -1,4 +1,4 @@
-"""Uploads a packed segmenter to the Hugging Face hub, through the hub's own client."""
+"""Uploads a packed model to the Hugging Face hub, through the hub's own client."""
 
 from __future__ import annotations
 

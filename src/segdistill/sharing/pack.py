@@ -1,4 +1,4 @@
-"""Packs a finished run for shipping: its segmenter as one file with a model card, or its student's encoder alone."""
+"""Packs a finished run for shipping: its model as one file with a model card, or its student's encoder alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import read_metrics_line, read_signed, sha256, write_json
-from segdistill.models import Segmenter, as_segmenter
+from segdistill.models import Model
 from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
 from segdistill.runs.folder import (
@@ -40,8 +40,8 @@ from segdistill.stages.base import ModelConfig, count
 from segdistill.weights import save_encoder
 
 __all__ = [
-    "card_path", "data_digest", "describe", "load_packed", "open_run", "pack", "pack_encoder", "packed_path",
-    "read_packed", "recipe_in", "segmenter_in", "tensors_digest",
+    "card_path", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
+    "packed_path", "read_packed", "recipe_in", "tensors_digest",
 ]  # fmt: skip
 
 MARK = b"library_name: segdistill"  # in every card
@@ -53,7 +53,7 @@ PACKAGES = ("version", "python", *environment.PACKAGES)
 def pack(
     run: Path, out: Path, *, role: str | None = None, half: bool = False, force: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the segmenter of the run folder ``run`` to ``out`` and its model card beside it; returns path and header.
+    """Write the model of the run folder ``run`` to ``out`` and its model card beside it; returns path and header.
 
     ``out`` is ``NAME.safetensors`` (its card: ``NAME.md``) or a folder (``model.safetensors`` and ``README.md``).
     ``role``: student or teacher, by default the student where there is one. Files that are there stay, without
@@ -62,8 +62,8 @@ def pack(
     path = out if out.suffix == ".safetensors" else out / "model.safetensors"
     _may_write((path, card_path(path)), force=force)
     finished = open_run(run)
-    segmenter, metadata = segmenter_in(finished, role)
-    write_packed(path, segmenter, metadata, half=half)
+    model, metadata = model_in(finished, role)
+    write_packed(path, model, metadata, half=half)
     header = read_packed(path)[1]
     write_card(card_path(path), header, file=path.name, digest=sha256(path))
     return path, header
@@ -89,35 +89,35 @@ def open_run(folder: Path) -> Finished:
     return Finished(recipe, folder, [manifest for manifest in manifests if manifest is not None], prints)
 
 
-def segmenter_in(finished: Finished, role: str | None = None) -> tuple[Segmenter, dict[str, Any]]:
-    """The segmenter of ``role`` in evaluation mode, and what a packed file says of it."""
+def model_in(finished: Finished, role: str | None = None) -> tuple[Model, dict[str, Any]]:
+    """The network of ``role`` in evaluation mode, and what a packed file says of it."""
     roles = {name: name for name in reversed(finished.roles)}  # the student first
     if not roles:
-        raise UserError(f"{finished.folder} has no finished segmenter: no task stage trained a head")
+        raise UserError(f"{finished.folder} has no finished model: no task stage trained a head")
     role = choose("role of this run", role or next(iter(roles)), roles)
     scored = model_of(finished, role, finished.folder)
     results = _results(finished.folder)
     classes = list(scored.classes) or list(results.get("classes", ()))
     if not classes:
         raise UserError(f"{finished.folder} does not say its classes; run its recipe again")
-    segmenter = as_segmenter(load_model(scored, classes), scored.task)
-    encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
+    network = load_model(scored, classes)
+    encoder: Encoder = network.encoder  # type: ignore[assignment]  # of a recipe's model
     model: ModelConfig = getattr(finished.recipe, role).bare()
     colors = results.get("colors") or [list(color) for color in interleaved_colors(len(classes) + 1)[1:]]
     links = chain(finished.recipe)
-    return segmenter, {
+    return network, {
         "task": finished.recipe.task,
         "name": finished.recipe.name,
         "title": finished.recipe.title or finished.recipe.name,
         "role": role,
-        "model": model.model_dump(mode="json") | {"taps": list(segmenter.taps)},
+        "model": model.model_dump(mode="json") | {"taps": list(network.taps)},
         "classes": classes,
         "colors": colors,
         "preprocessing": _preprocessing(finished.recipe, encoder),
         "grid": "x".join(map(str, encoder.grid)),
-        "parameters": {"encoder": count(encoder), "head": count(segmenter.head)},
+        "parameters": {"encoder": count(encoder), "head": count(network.head)},
         "history": _history(finished),
-        "scores": {name: _scores(entry) for name, entry in results.get("models", {}).items()},
+        "scores": {name: _scores(entry, results) for name, entry in results.get("models", {}).items()},
         "domains": {key: results[key] for key in ("source", "validation", "unseen") if key in results},
         "kept": _kept(finished.folder, results),
         "licence": student_licence(links),
@@ -213,8 +213,10 @@ def _history(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _scores(entry: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("miou", "miou_interval", "iou", "accuracy", "mean_accuracy", "calibration_error", "images")
+def _scores(entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's scores by domain: those that its task describes, with values by class."""
+    by_class = [each["by_class"] for each in results["metrics"].values() if "by_class" in each]
+    keys = (*results["metrics"], f"{results['primary']}_interval", *by_class, "images")
     domains = {name: {key: score.get(key) for key in keys} for name, score in entry["domains"].items()}
     keys = ("title", "parameters", "mean_unseen", "mean_unseen_interval")
     return {key: entry.get(key) for key in keys} | {"domains": domains}
@@ -305,7 +307,7 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
         stages.append(entry | {"settings": manifest["settings"], "metrics": last.get(folder.name, {})})
     results = _results(run)
     models = {
-        role: {"miou": {name: score["miou"] for name, score in model["domains"].items()}}
+        role: {results["primary"]: {name: score[results["primary"]] for name, score in model["domains"].items()}}
         for role, model in results.get("models", {}).items()
     }
     links = chain(recipe)

@@ -1,9 +1,10 @@
-"""One segmenter as one safetensors file: the tensors of encoder and head, and all that is needed to use them.
+"""One model as one safetensors file: the tensors of encoder and head, and all that is needed to use them.
 
 Tensors are named ``encoder.*`` and ``head.*``. The header has one entry, ``segdistill``: a JSON object with
 
 =================== ==================================================================================================
 ``format``          1
+``task``            key of TASKS; semantic if it is missing
 ``name`` ``title``  of the run
 ``model``           settings of encoder and head (with random weights), and the encoder's ``taps``
 ``grid``            of the positional embedding, such as 8x16
@@ -11,7 +12,7 @@ Tensors are named ``encoder.*`` and ``head.*``. The header has one entry, ``segd
 ``preprocessing``   ``mean`` and ``std`` (inside the encoder), ``size`` (trained on), ``resize`` and ``window`` of the
                     evaluation, and both for every domain (``domains``)
 ``precision``       float32, or float16: cast up when it is loaded
-``tensors_sha256``  digest of all tensors, see :func:`tensors_digest`; ``header_sha256``: of all other entries
+``tensors_sha256``  digest of all tensors, see :func:`.reading.tensors_digest`; ``header_sha256``: of all other entries
 ``history``         recipe as YAML, seed, stages, commit, versions
 ``scores``          of student and teacher by domain with intervals; ``kept``: student / teacher
 ``licences``        the chain teacher -> data -> student
@@ -36,11 +37,11 @@ from torch import Tensor
 from segdistill.config import UserError, choose, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import write_atomic
-from segdistill.models import Segmenter, as_segmenter
+from segdistill.models import Model
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
 from segdistill.tasks.table import TASKS
-from segdistill.weights.reading import PACKED, read_file
+from segdistill.weights.reading import PACKED, read_file, tensors_digest
 
 FORMAT = 1
 KEY = PACKED
@@ -48,10 +49,10 @@ NEEDED = ("model", "classes", "colors", "preprocessing", "precision", "tensors_s
 MAKE = "make one with 'segdistill pack RUN FILE'"
 
 
-def state_of(segmenter: Segmenter, *, half: bool = False) -> dict[str, Tensor]:
+def state_of(model: Model, *, half: bool = False) -> dict[str, Tensor]:
     """The tensors of encoder and head on the CPU; floats as float16 with ``half``."""
     dtype = torch.float16 if half else torch.float32
-    parts = {"encoder": segmenter.encoder, "head": segmenter.head}
+    parts = {"encoder": model.encoder, "head": model.head}
     state = {
         f"{part}.{key}": value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for part, module in parts.items()
@@ -63,19 +64,9 @@ def state_of(segmenter: Segmenter, *, half: bool = False) -> dict[str, Tensor]:
     return state
 
 
-def tensors_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_packed(path: Path, segmenter: Segmenter, metadata: Mapping[str, Any], *, half: bool = False) -> None:
+def write_packed(path: Path, model: Model, metadata: Mapping[str, Any], *, half: bool = False) -> None:
     """Write the file; ``metadata`` is what the header says beside the tensors' own entries."""
-    state = state_of(segmenter, half=half)
+    state = state_of(model, half=half)
     precision = "float16" if half else "float32"
     header = {**metadata, "format": FORMAT, "precision": precision, "tensors_sha256": tensors_digest(state)}
     header["header_sha256"] = _header_digest(header)
@@ -106,7 +97,7 @@ def packed_path(source: str | Path) -> Path:
     path = Path(source).expanduser()
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"no packed segmenter at '{path}'; {MAKE}, or give hf:<owner>/<name>")
+        raise UserError(f"no packed model at '{path}'; {MAKE}, or give hf:<owner>/<name>")
     return path
 
 
@@ -118,7 +109,7 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
-        raise UserError(f"'{path}' is no packed segmenter (its header has no '{KEY}' entry); {MAKE}")
+        raise UserError(f"'{path}' is no packed model (its header has no '{KEY}' entry); {MAKE}")
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"'{path}' has the format {metadata.get('format')!r}, this version reads {FORMAT}: update segdistill, or "
@@ -131,8 +122,8 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, metadata
 
 
-def load_packed(source: str | Path) -> tuple[Segmenter, dict[str, Any]]:
-    """The segmenter in evaluation mode and the header, from a path or ``hf:<owner>/<name>[@revision]``.
+def load_packed(source: str | Path) -> tuple[Model, dict[str, Any]]:
+    """The network in evaluation mode and the header, from a path or ``hf:<owner>/<name>[@revision]``.
 
     A :class:`UserError` where the file is damaged, was changed or does not fit its own settings.
     """
@@ -144,11 +135,10 @@ def load_packed(source: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     encoder = build_encoder(model.encoder, seed=0)
     task = str(metadata.get("task", "semantic"))
     network = build_model(choose("task", task, TASKS), model, encoder, classes, seed=0, stage="packed file")
-    segmenter = as_segmenter(network, task)
-    if list(segmenter.taps) != taps:
-        raise UserError(f"'{path}' reads the taps {taps} of {encoder.name}, this version {list(segmenter.taps)}")
-    _fill(segmenter, state, path)
-    return segmenter.eval(), metadata
+    if list(network.taps) != taps:
+        raise UserError(f"'{path}' reads the taps {taps} of {encoder.name}, this version {list(network.taps)}")
+    _fill(network, state, path)
+    return network.eval(), metadata
 
 
 def _described(metadata: Mapping[str, Any], path: Path) -> tuple[list[str], ModelConfig, list[int]]:
@@ -160,9 +150,9 @@ def _described(metadata: Mapping[str, Any], path: Path) -> tuple[list[str], Mode
     return [str(name) for name in classes], parse(ModelConfig, values, f"'{path}'").bare(), list(settings["taps"])
 
 
-def _fill(segmenter: Segmenter, state: Mapping[str, Tensor], path: Path) -> None:
-    """Every tensor of file and segmenter must find its place."""
-    wanted = {f"{part}.{key}" for part in ("encoder", "head") for key in getattr(segmenter, part).state_dict()}
+def _fill(network: Model, state: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor of file and network must find its place."""
+    wanted = {f"{part}.{key}" for part in ("encoder", "head") for key in getattr(network, part).state_dict()}
     if wanted != state.keys():
         wrong = sorted(wanted ^ state.keys())
         raise UserError(f"'{path}' does not fit its own settings: {len(wrong)} tensors, such as {wrong[0]}")
@@ -170,7 +160,7 @@ def _fill(segmenter: Segmenter, state: Mapping[str, Tensor], path: Path) -> None
         own = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{part}.")}
         own = {key: value.float() if value.is_floating_point() else value for key, value in own.items()}
         try:
-            getattr(segmenter, part).load_state_dict(own)
+            getattr(network, part).load_state_dict(own)
         except RuntimeError as error:  # of shapes
             line = " ".join(str(error).split())[:200]
             raise UserError(f"'{path}' does not fit its own settings: {line}") from None

@@ -18,10 +18,10 @@ from segdistill.sharing.card import card as make_card
 from segdistill.sharing.pack import (
     card_path,
     data_digest,
+    model_in,
     open_run,
     packed_path,
     read_packed,
-    segmenter_in,
     tensors_digest,
 )
 from segdistill.sharing.packed import state_of
@@ -50,7 +50,7 @@ class Check:
 def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     """Every check of a packed file (path or ``hf:<owner>/<name>``), an exported graph or a packed encoder.
 
-    ``run`` is the run folder, where it is at hand: its files are hashed and its segmenter is compared bit by bit. A
+    ``run`` is the run folder, where it is at hand: its files are hashed and its model is compared bit by bit. A
     :class:`UserError` where the file is none of these, or cannot be read.
     """
     path = Path(source)
@@ -68,9 +68,9 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     finished = None
     if run is not None:
         finished = open_run(run)
-        own, _ = segmenter_in(finished, header["role"])
+        own, _ = model_in(finished, header["role"])
         same = tensors_digest(state_of(own, half=header["precision"] == "float16")) == tensors_digest(state)
-        checks.append(Check("segmenter", f"{header['role']} of {run}", same))
+        checks.append(Check("model", f"{header['role']} of {run}", same))
     return checks + [_rest(each, recipe, run) for each in header.get("rests_on", [])]
 
 

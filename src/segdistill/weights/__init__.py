@@ -3,7 +3,7 @@
 Our own files are safetensors with ``Encoder.state_dict()`` and, in the header, the encoder's name and the grid of its
 positional embedding. A manifest beside the file, ``<stem>.json`` or the folder's ``manifest.json``, is checked: its
 ``sha256`` (one digest, or one per file name) or ``files``. Shipped files are in ``segdistill/assets``. Packed
-segmenters are read too, as an encoder or as a head.
+models are read too, as an encoder or as a head.
 
 ``layouts``: naming schemes of files. ``reading``: opening files. ``resample``: other patches and grids.
 ``hub``: timm and Hugging Face names. ``heads``: task heads, the authors' and ours.

@@ -27,7 +27,7 @@ from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
 PACKED = "segdistill"
-"""The key of a packed segmenter's description in its header."""
+"""The key of a packed model's description in its header."""
 LOG = (  # names in mmengine's pickled log buffers: their class, NumPy arrays, and attribute look-ups
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -69,7 +69,7 @@ def read_file(path: Path) -> tuple[Any, dict[str, str]]:
 def part_of_packed(
     content: Any, header: Mapping[str, str], part: str, report: LoadReport
 ) -> tuple[Any, Mapping[str, str], Mapping[str, Any]]:
-    """The tensors of ``part`` (encoder or head) of a packed segmenter, its encoder's header, and its description.
+    """The tensors of ``part`` (encoder or head) of a packed model, its encoder's header, and its description.
 
     Any other file is returned unchanged.
     """
@@ -79,13 +79,25 @@ def part_of_packed(
         said = json.loads(header[PACKED])
         name = str(said["model"]["encoder"]["name"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"'{report.source}' is damaged: its header has no description of a packed segmenter") from None
+        raise UserError(f"'{report.source}' is damaged: its header has no description of a packed model") from None
+    if said.get("tensors_sha256", digest := tensors_digest(content)) != digest:
+        raise UserError(f"'{report.source}': its tensors are not those that were packed; make or fetch it again")
     other = "head" if part == "encoder" else "encoder"
     left = [key for key in content if not key.startswith(f"{part}.")]
-    report.dropped |= dict.fromkeys(left, f"the {other} of the packed segmenter")
+    report.dropped |= dict.fromkeys(left, f"the {other} of the packed model")
     own = {key.partition(".")[2]: value for key, value in content.items() if key.startswith(f"{part}.")}
     grid = {"grid": str(said["grid"])} if "grid" in said else {}
     return own, {"encoder": name} | grid, said
+
+
+def tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_digest(path: Path) -> None:
