@@ -71,7 +71,9 @@ class DataSelection(Config):
         if self.rest and self.fraction == 1:
             raise ValueError("fraction 1 leaves no image for rest; choose a smaller one")
         if self.rest and self.fraction and self.images and max(1, round(self.images * self.fraction)) >= self.images:
-            raise ValueError(f"fraction {self.fraction} of {self.images} images leaves none for rest; take a smaller one")
+            raise ValueError(
+                f"fraction {self.fraction} of {self.images} images leaves none for rest; take a smaller one"
+            )
         return self
 
 
