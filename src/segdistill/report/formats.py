@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from segdistill.report.table import DASH, Column, Table, main_table
+from segdistill.report.table import DASH, Column, Table, main_table, summaries
 from segdistill.results import Comparison, ModelResult
 
 FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "source", "gain", "retention", "unseen")
@@ -86,7 +86,7 @@ def to_terminal(found: Comparison, width: int = 100) -> tuple[list[list[str]], l
     below = [found.sentence(lead) for lead in found.runner_ups()] or _short(found)
     if titles:
         below.insert(0, f"Left out here, shown on the page: {', '.join(titles)}")
-    return _plain_rows(table, kept), below
+    return _plain_rows(table, kept), below + summaries(found)
 
 
 def to_json(found: Comparison) -> str:

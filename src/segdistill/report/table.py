@@ -302,11 +302,16 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
         notes.append("Seconds: training of all the row's own stages.")
     if any(one.group == "validation" for one in measured):
         notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
-    measured_by = [stage for _, run in shared_runs(found) for stage in run.stages if "summary" in stage.facts]
-    notes += dict.fromkeys(f"{stage_title(each.name).capitalize()}: {each.facts['summary']}." for each in measured_by)
+    notes += summaries(found)
     if any(one.group == "paper" for one in measured):
         notes.append("The paper's numbers are of other data, networks and schedules.")
     return notes
+
+
+def summaries(found: Comparison) -> list[str]:
+    """What stages measured, one line each."""
+    stages = [stage for _, run in shared_runs(found) for stage in run.stages if "summary" in stage.facts]
+    return list(dict.fromkeys(f"{stage_title(each.name).capitalize()}: {each.facts['summary']}." for each in stages))
 
 
 def stage_title(stage: str) -> str:
