@@ -142,6 +142,11 @@ def test_far_outside_there_is_no_number():
     assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)]).refused
 
 
+def test_a_model_of_objects_is_refused_in_one_line(finished_objects, photos):
+    with pytest.raises(UserError, match="estimate needs a model that predicts class maps"):
+        estimate(finished_objects, photos)
+
+
 def test_mistakes_are_one_line(run, photos, tmp_path):
     with pytest.raises(UserError, match=r"0.png' is damaged or no|no packed model|is no packed|cannot be") as error:
         estimate(photos / "0.png", photos)

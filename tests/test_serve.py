@@ -17,6 +17,7 @@ from segdistill.config import UserError
 from segdistill.inference import serve
 from segdistill.inference.model import load
 from segdistill.inference.serve import Server
+from segdistill.objects import decode
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,25 @@ def test_the_answer_is_what_the_models_predict(server):
     differs = picture(answer["pictures"]["disagreement"])
     assert (differs[own.classes == teacher.classes] == 235).all()
     assert np.array_equal(differs[own.classes != teacher.classes], own.colored()[own.classes != teacher.classes])
+
+
+def test_objects_are_answered_as_json_and_as_a_picture(finished_objects):
+    with Server(load(finished_objects, device="cpu"), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = server.model.predict(np.array(Image.open(io.BytesIO(png()))))
+        least = float(own.scores[3])
+        status, answer = ask(server, "POST", f"/predict?name=a.png&score={least}", png())
+        assert (status, ask(server, "POST", "/predict?score=2", png())[0]) == (200, 422)
+        assert ask(server, "POST", "/predict?score=x", png())[1]["error"].startswith("score must be a number")
+        assert ask(server, "POST", "/predict", png())[1]["score"] == 0.5
+        server.shutdown()
+    assert answer["objects"] == own.above(least).records()
+    assert len(answer["objects"]) >= 4
+    assert sum(each["count"] for each in answer["classes"]) == len(answer["objects"])
+    for each, mask in zip(answer["objects"], own.masks(), strict=False):
+        assert (decode(each["segmentation"]) == mask).all()
+    assert list(answer["pictures"]) == ["image", "student", "teacher"]
+    assert np.array_equal(picture(answer["pictures"]["student"]), np.asarray(own.overlay(least)))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from segdistill.config import UserError
 
 if TYPE_CHECKING:
     from segdistill.inference.folder import Outcome
-    from segdistill.inference.model import Model
+    from segdistill.inference.model import Model, ObjectModel
+    from segdistill.inference.objects import ObjectResult
     from segdistill.inference.result import Result
     from segdistill.recipe import Recipe
     from segdistill.runlog import Watcher
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 __all__ = [
-    "Model", "Outcome", "Result", "UserError", "estimate", "evaluate", "export", "load", "predict", "report", "run",
+    "Model", "ObjectModel", "ObjectResult", "Outcome", "Result",
+    "UserError", "estimate", "evaluate", "export", "load", "predict", "report", "run",
 ]  # fmt: skip
 
 
-def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Model:
+def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Model | ObjectModel:
     """Load the finished model of a run folder, a stage folder, a packed file, or ``"hf:owner/name"``.
 
     ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder, ``device`` is ``"auto"``, ``"cpu"`` or
@@ -47,7 +49,7 @@ def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Mo
 
 
 def predict(
-    what: PathLike | Model,
+    what: PathLike | Model | ObjectModel,
     inputs: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
@@ -57,20 +59,25 @@ def predict(
     batch: int = 8,
     every: int = 1,
     skip_bad: bool = False,
+    score: float | None = None,
+    keep: float | None = None,
     watcher: Watcher | None = None,
 ) -> Outcome:
     """Write predictions for images, folders, patterns, archives and videos below the folder ``out``; resumes.
+
+    Models of objects write ``out/ids``, overlays, ``out/objects`` and ``out/objects.json`` instead: ``score`` is the
+    least score of the objects in maps and overlays (default 0.5), ``keep`` of those in JSON (default 0.05).
 
     Class maps go to ``out/classes``; ``overlay``, ``confidence`` and ``side_by_side`` (with the teacher, if any) go to
     folders beside it. ``every`` takes every n-th frame of a video. With ``skip_bad``, unreadable images are skipped and
     listed in the outcome. ``watcher`` receives the progress.
     """
     from segdistill.inference.folder import Wanted, predict_to_folder
-    from segdistill.inference.model import Model
+    from segdistill.inference.model import Model, ObjectModel
 
-    model = what if isinstance(what, Model) else load(what)
+    model = what if isinstance(what, Model | ObjectModel) else load(what)
     words = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad)
+    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad, score, keep)
     return predict_to_folder(model, [Path(word) for word in words], Path(out), wanted, watcher)
 
 

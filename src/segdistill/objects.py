@@ -124,16 +124,17 @@ class Detections:
 
         Detections with fewer than ``least`` visible pixels are left out.
         """
-        ids, kept = self._paint(least)
+        ids, kept = self.paint(least=least)
         return Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool))
 
     def visible(self, *, least: int = 1) -> Detections:
         """The detections with at least ``least`` visible pixels, whose masks are these; see :meth:`painted`."""
-        ids, kept = self._paint(least)
+        ids, kept = self.paint(least=least)
         masks = Objects(ids[None], self.classes[kept], np.zeros(len(kept), bool)).run_lengths()
         return Detections(self.scores[kept], self.classes[kept], masks, self.size)
 
-    def _paint(self, least: int) -> tuple[NDArray[np.int32], list[int]]:
+    def paint(self, *, least: int = 1) -> tuple[NDArray[np.int32], list[int]]:
+        """The ids (H, W) of :meth:`painted`, and the detection of each id, counted from 0."""
         ids, kept = np.zeros(self.size, np.int32), []
         for number, runs in enumerate(self.masks):
             free = decode(runs) & (ids == 0)
@@ -159,6 +160,11 @@ def boxes_of(ids: NDArray[np.int32], count: int) -> list[tuple[int, int, int, in
         (int(top), int(left), int(bottom) + 1, int(right) + 1) if bottom >= 0 else None
         for top, left, bottom, right in zip(*low, *high, strict=True)
     ]
+
+
+def area_and_box(runs: RunLengths) -> tuple[int, list[int]]:
+    """Pixels of a mask, and its box as COCO gives it: left, top, width, height."""
+    return int(tools.area(runs)), [int(value) for value in tools.toBbox(runs)]
 
 
 def encode(mask: Mask) -> RunLengths:

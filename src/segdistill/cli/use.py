@@ -30,10 +30,14 @@ def predict(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="images of the same size per batch")] = 8,
     every: Annotated[int, typer.Option(min=1, help="take every n-th frame of a video")] = 1,
+    score: Annotated[
+        float | None, typer.Option(help="objects: least score in id maps and overlays; default: 0.5")
+    ] = None,
+    keep: Annotated[float | None, typer.Option(help="objects: least score in objects.json; default: 0.05")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="skip images that cannot be read")] = False,
 ) -> None:
-    """Predict on images: class maps as indexed PNG in OUT/classes, overlays and more beside them. Resumes."""
+    """Predict on images: class maps in OUT/classes or objects in OUT/objects.json, and overlays. Resumes."""
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
@@ -44,7 +48,7 @@ def predict(
     from segdistill.inference.model import load
 
     model = load(what, role=role, device=device).seen(resize=resize, window=window)
-    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad)
+    wanted = Wanted(overlay, confidence, side_by_side, batch, every, skip_bad, score, keep)
     with Bars("predict", 0) as bars:
         outcome = predict_to_folder(model, inputs, out, wanted, bars)
     if side_by_side and model.teacher is None:

@@ -27,7 +27,7 @@ from segdistill.data.rendered import cache_folder
 from segdistill.estimation.line import COVERAGE, Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import write_atomic, write_json
-from segdistill.inference.model import Model, load
+from segdistill.inference.model import Model, as_class_maps, load
 from segdistill.inference.result import Result
 from segdistill.metrics.confusion import ConfusionMatrix
 from segdistill.pictures import contact_sheet
@@ -166,7 +166,7 @@ def points_of(
     The points are kept in the run's ``estimate.json``; those of a packed file, which has no folder of its own and no
     teacher, below the cache folder.
     """
-    model = load(what, device=device)
+    model = as_class_maps(load(what, device=device), "estimate")
     teacher = model.teacher
     path: Path | None = None
     if str(what).startswith("hf:") or Path(what).expanduser().is_file():

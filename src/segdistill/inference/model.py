@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segdistill import models
 from segdistill.config import UserError
 from segdistill.data.catalog import DATASETS
 from segdistill.files import read_signed
-from segdistill.inference.inputs import Input, find_inputs, upright
+from segdistill.inference.arrays import as_tensor
+from segdistill.inference.inputs import Input, find_inputs
+from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
-from segdistill.models import Segmenter, Window, as_segmenter, prepare, sliding
+from segdistill.models import InstanceSegmenter, Segmenter, Window, as_segmenter, prepare, sliding
 from segdistill.recipe import Recipe
 from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
@@ -40,6 +42,10 @@ WHOLE = 2**21
 
 GROUP = 2**22
 """Pixels of the images that are held and predicted together."""
+
+Network = TypeVar("Network", Segmenter, InstanceSegmenter)
+Answer = TypeVar("Answer", Result, ObjectResult)
+Own = TypeVar("Own", bound="Predictor")
 
 FORMAT = 1
 """Of predictions: raise it whenever the same model gives other pixels."""
@@ -66,24 +72,19 @@ def window_of(size: tuple[int, int]) -> Window:
     return Window(size=size, stride=(max(1, 2 * height // 3), max(1, 2 * width // 3)))
 
 
-class Model:
-    """A finished segmenter with its class names and colours. Get one with :func:`segdistill.load`.
-
-    >>> model = segdistill.load("runs/demo/world_gkd")
-    >>> result = model.predict("street.jpg")
-    >>> result.save("classes.png")
-    """
+class Predictor(Generic[Network, Answer]):
+    """A finished network with its class names and colours: :class:`Model` or :class:`ObjectModel`."""
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: Network,
         names: Sequence[str],
         colors: Sequence[Sequence[int]] | None = None,
         *,
         title: str = "",
         view: View | None = None,
         device: str = "auto",
-        teacher: Callable[[], Model] | None = None,
+        teacher: Callable[[], Any] | None = None,  # returns a model of the same class
     ) -> None:
         self.device = torch.device(_device(device))
         self.segmenter = segmenter.eval().to(self.device)
@@ -93,7 +94,8 @@ class Model:
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.segmenter.parameters()) / 1e6
-        return f"Model({self.title!r}, {len(self.names)} classes, {millions:.2f} M parameters, {self.device})"
+        size = f"{len(self.names)} classes, {millions:.2f} M parameters"
+        return f"{type(self).__name__}({self.title!r}, {size}, {self.device})"
 
     @cached_property
     def digest(self) -> str:
@@ -106,11 +108,11 @@ class Model:
         return digest.hexdigest()
 
     @cached_property
-    def teacher(self) -> Model | None:
+    def teacher(self) -> Any:
         """The teacher that this model was distilled from; None where its run has none, or it was packed alone."""
         return None if self._teacher is None else self._teacher()
 
-    def seen(self, *, resize: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Model:
+    def seen(self: Own, *, resize: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Own:
         """The same model that sees images otherwise: fitted into ``resize`` (h, w), and through windows of ``window``.
 
         With ``window`` alone images keep their own size.
@@ -119,6 +121,8 @@ class Model:
             return self
         _check_size("resize", resize)
         _check_size("window", window)
+        if window is not None and isinstance(self.segmenter, InstanceSegmenter):
+            raise UserError("windows would cut objects at their borders; use --resize H W for large images")
         other = object.__new__(type(self))
         other.__dict__.update({key: value for key, value in vars(self).items() if key not in ("digest", "teacher")})
         other.view = replace(self.view, resize=resize, window=None if window is None else window_of(window))
@@ -126,7 +130,7 @@ class Model:
         other._teacher = None if own is None else lambda: own().seen(resize=resize, window=window)
         return other
 
-    def predict(self, image: Any) -> Result | list[Result]:
+    def predict(self, image: Any) -> Answer | list[Answer]:
         """The prediction for one image, or a list of them for several.
 
         An image is a path, a PIL image, a NumPy array (H, W, 3) or (H, W), or a tensor (3, H, W): uint8, or float in
@@ -141,24 +145,36 @@ class Model:
         if isinstance(image, list | tuple):
             several = [self.predict(each) for each in image]
             return [result for each in several for result in (each if isinstance(each, list) else [each])]
-        arrays = _arrays(image)
+        arrays = as_tensor(image)
         if arrays.ndim == 4:
             return [self._predict(each[None], [""])[0] for each in arrays]
         return self._predict(arrays[None], [""])[0]
 
-    def predict_each(self, inputs: Sequence[str | Path]) -> Iterator[Result]:
+    def predict_each(self, inputs: Sequence[str | Path]) -> Iterator[Answer]:
         """One prediction after the other for files, folders, patterns, archives and videos; one is held at a time."""
         return self._run_inputs(find_inputs(inputs))
 
-    def predict_batch(self, images: Tensor, names: Sequence[str] = ()) -> list[Result]:
+    def predict_batch(self, images: Tensor, names: Sequence[str] = ()) -> list[Answer]:
         """Predictions for images (B, 3, H, W) of one size, uint8 or float in [0, 1], computed together."""
         return self._predict(images, list(names) or [""] * len(images))
 
-    def _run_inputs(self, inputs: Sequence[Input]) -> Iterator[Result]:
+    def _run_inputs(self, inputs: Sequence[Input]) -> Iterator[Answer]:
         for each in inputs:
             for item in each.items():
                 pixels = item.load().pixels()
                 yield self._predict(torch.from_numpy(pixels).permute(2, 0, 1)[None], [item.name])[0]
+
+    def _predict(self, images: Tensor, names: list[str]) -> list[Answer]:
+        raise NotImplementedError
+
+
+class Model(Predictor[Segmenter, Result]):
+    """A finished segmenter with its class names and colours. Get one with :func:`segdistill.load`.
+
+    >>> model = segdistill.load("runs/demo/world_gkd")
+    >>> result = model.predict("street.jpg")
+    >>> result.save("classes.png")
+    """
 
     def _predict(self, images: Tensor, names: list[str]) -> list[Result]:
         count, _, height, width = images.shape
@@ -171,14 +187,51 @@ class Model:
                 rows = slice(strip.top, strip.top + len(strip.classes))
                 classes[strip.image, rows] = strip.classes.cpu().numpy()
                 confidence[strip.image, rows] = strip.confidence.float().cpu().numpy()
-        pixels = images if images.dtype == torch.uint8 else images.clamp(0, 1).mul(255).round().to(torch.uint8)
-        shown = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        shown = _shown(images)
         return [
             Result(classes[i], confidence[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)
         ]
 
 
-def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> Model:
+class ObjectModel(Predictor[InstanceSegmenter, ObjectResult]):
+    """A finished instance segmentation model with its class names and colours. Get one with :func:`segdistill.load`.
+
+    It sees every image at once, without windows.
+
+    >>> model = segdistill.load("runs/world_instance")
+    >>> result = model.predict("street.jpg")
+    >>> for score, name, mask in zip(result.scores, result.class_names, result.masks()): ...
+    """
+
+    def _predict(self, images: Tensor, names: list[str]) -> list[ObjectResult]:
+        height, width = images.shape[-2:]
+        with evaluating(self.segmenter), torch.inference_mode():
+            found = self.segmenter.predict(prepare(images.to(self.device), self.view.resize), (height, width))
+        shown = _shown(images)
+        return [ObjectResult(found[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)]
+
+
+def _shown(images: Tensor) -> NDArray[np.uint8]:
+    """Images (B, 3, H, W) as 8-bit pixels (B, H, W, 3)."""
+    pixels = images if images.dtype == torch.uint8 else images.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def of_network(network: models.Model, names: Sequence[str], **settings: Any) -> Model | ObjectModel:
+    """The model of a network; ``settings`` as for :class:`Predictor`."""
+    if isinstance(network, InstanceSegmenter):
+        return ObjectModel(network, names, **settings)
+    return Model(as_segmenter(network, "predict"), names, **settings)
+
+
+def as_class_maps(model: Model | ObjectModel, what: str) -> Model:
+    """``model`` if it predicts class maps, else a :class:`UserError` saying that ``what`` needs them."""
+    if isinstance(model, ObjectModel):
+        raise UserError(f"{what} needs a model that predicts class maps (task: semantic); this one finds objects")
+    return model
+
+
+def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> Model | ObjectModel:
     """The finished model of a run folder, a stage's folder, a packed file, or ``hf:owner/name``.
 
     ``role`` is ``"student"`` (default) or ``"teacher"`` of a run folder. ``device`` is ``"auto"``, ``"cpu"`` or
@@ -195,10 +248,10 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     run, scored = trained(path, role)
     has_teacher = scored.role == "student" and "teacher" in run.roles
     names, colors = _label_space(run, scored)
-    return Model(
-        as_segmenter(load_model(scored, names), "predict"),
+    return of_network(
+        load_model(scored, names),
         names,
-        colors,
+        colors=colors,
         title=(run.recipe.title or scored.title) if scored.role == "student" else scored.title,
         view=view_of(run.recipe),
         device=device,
@@ -216,10 +269,9 @@ def view_of(recipe: Recipe) -> View:
     return View(resize or protocol.resize, sliding(protocol, window), recipe.data.size)
 
 
-def _packed(source: str | Path, role: str | None, device: str) -> Model:
+def _packed(source: str | Path, role: str | None, device: str) -> Model | ObjectModel:
     """The model of a packed file."""
     network, header = load_packed(source)
-    segmenter = as_segmenter(network, "predict")
     if role not in (None, header.get("role", "student")):
         raise UserError(
             f"{source} holds the {header.get('role', 'student')} alone; pack or give the run for the {role}"
@@ -228,9 +280,8 @@ def _packed(source: str | Path, role: str | None, device: str) -> Model:
     window = None if seen.get("window") is None else Window.model_validate(seen["window"])
     resize = seen.get("resize")
     view = View(resize and (resize[0], resize[1]), window, tuple(seen.get("size", (512, 512))))
-    return Model(
-        segmenter, header["classes"], header["colors"], title=header.get("title", ""), view=view, device=device
-    )
+    title = header.get("title", "")
+    return of_network(network, header["classes"], colors=header["colors"], title=title, view=view, device=device)
 
 
 def _label_space(run: Finished, scored: Scored) -> tuple[tuple[str, ...], Sequence[Sequence[int]] | None]:
@@ -244,42 +295,6 @@ def _label_space(run: Finished, scored: Scored) -> tuple[tuple[str, ...], Sequen
     spaces = [(space.names, as_colors(space.colors)) for space in LABEL_SPACES.values()]
     spaces += [(record.classes, as_colors(record.colors)) for record in DATASETS.values()]
     return names, next((colors for known, colors in spaces if tuple(known) == tuple(names)), None)
-
-
-_NUMBERS = "pixels must be uint8, or float in [0, 1]"
-
-
-def _arrays(image: Any) -> Tensor:
-    """An image in memory, or a batch, as (3, H, W) or (B, 3, H, W)."""
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(upright(image)).permute(2, 0, 1)
-    if isinstance(image, np.ndarray):
-        grey = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-        if grey.ndim not in (3, 4) or grey.shape[-1] not in (3, 4):
-            raise UserError(f"an array must be (H, W, 3), (H, W) or (B, H, W, 3), got {image.shape}")
-        if grey.dtype != np.uint8 and grey.dtype.kind != "f":
-            raise UserError(f"{_NUMBERS}, got {grey.dtype}; divide 16-bit pixels by 65535")
-        image = torch.from_numpy(np.array(grey[..., :3])).movedim(-1, -3)
-    if not isinstance(image, Tensor):
-        raise UserError(
-            "an image is a path, a PIL image, a NumPy array or a tensor, or a list of these, got "
-            f"{type(image).__name__}"
-        )
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
-        raise UserError(f"a tensor must be (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
-    return _scaled(image)
-
-
-def _scaled(image: Tensor) -> Tensor:
-    """uint8 as it is, float in [0, 1] as float32; a :class:`UserError` for any other numbers."""
-    if image.dtype == torch.uint8:
-        return image
-    if not image.is_floating_point():
-        raise UserError(f"{_NUMBERS}, got {image.dtype}; divide 16-bit pixels by 65535")
-    low, high = image.amin().item(), image.amax().item()
-    if not -1e-3 <= low <= high <= 1 + 1e-3:
-        raise UserError(f"float pixels must lie in [0, 1], got {low:.4g} to {high:.4g}; divide 8-bit pixels by 255")
-    return image.float()
 
 
 def _check_size(name: str, size: tuple[int, int] | None) -> None:

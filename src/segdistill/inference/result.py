@@ -74,7 +74,7 @@ def side_by_side(result: Result, teacher: Result | None, titles: Sequence[str], 
     height, width = result.classes.shape
     factor = min(1.0, longest / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    panels = [_fitted(result.image, size, Image.Resampling.BOX)]
+    panels = [fitted(result.image, size, Image.Resampling.BOX)]
     for each in (teacher, result):
         if each is not None:
             small = np.asarray(Image.fromarray(each.classes).resize(size, Image.Resampling.NEAREST))
@@ -103,8 +103,13 @@ def mark_of(path: Path) -> str | None:
     except (OSError, SyntaxError, ValueError):
         mark = None
     if not mark:
-        raise UserError(f"{path} was not written by predict and is not replaced; choose another --out or move the file")
+        raise UserError(foreign(path))
     return str(mark)
+
+
+def foreign(path: Path) -> str:
+    """The message for a file that this package has not written."""
+    return f"{path} was not written by predict and is not replaced; choose another --out or move the file"
 
 
 def generated_colors(count: int) -> tuple[tuple[int, int, int], ...]:
@@ -129,7 +134,8 @@ def _bands(height: int) -> Iterator[slice]:
     return (slice(top, top + 256) for top in range(0, height, 256))
 
 
-def _fitted(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
+def fitted(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
+    """``image`` (H, W, 3) resized to ``size`` (width, height)."""
     return (
         image if size == (image.shape[1], image.shape[0]) else np.asarray(Image.fromarray(image).resize(size, method))
     )

@@ -1,4 +1,7 @@
-"""A page on this computer to drop images on: model, teacher, confidence, and where the two differ.
+"""A page on this computer to drop images on: model, teacher, confidence or scores, and where the two differ.
+
+A program can post images to ``/predict`` too and gets JSON: class shares of a model of class maps; score, class, box
+and run lengths of every object that a model of objects finds (``?score=0.3``: of at least this score, by default 0.5).
 
 The standard library's server, bound to 127.0.0.1. Only requests that name this server as their host and their origin
 are answered, so that no other page in the browser can use it; nothing is written to disk.
@@ -11,6 +14,7 @@ import html
 import io
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +28,8 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
 from segdistill.inference.inputs import decode
-from segdistill.inference.model import Model
+from segdistill.inference.model import Model, ObjectModel
+from segdistill.inference.objects import SHOWN, ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import colorize, overlay
 
@@ -48,7 +53,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, model: Model, port: int) -> None:
+    def __init__(self, model: Model | ObjectModel, port: int) -> None:
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
@@ -62,12 +67,17 @@ class Server(ThreadingHTTPServer):
         """Where the page is."""
         return f"http://127.0.0.1:{self.server_port}/"
 
-    def answer(self, content: bytes, name: str) -> dict[str, Any]:
-        """What the page shows of one uploaded file."""
+    def answer(self, content: bytes, name: str, score: float | None = None) -> dict[str, Any]:
+        """What the page shows of one uploaded file; ``score``: the least of objects."""
+        if score is not None and isinstance(self.model, Model):
+            raise UserError("score is for models of objects; this one predicts class maps")
         pixels = read_upload(content, name)
         with self.lock:
             result = self.model.predict(pixels)
             teacher = None if self.model.teacher is None else self.model.teacher.predict(pixels)
+        if isinstance(result, ObjectResult):
+            assert teacher is None or isinstance(teacher, ObjectResult)
+            return describe_objects(result, teacher, SHOWN if score is None else score)
         assert isinstance(result, Result)
         assert teacher is None or isinstance(teacher, Result)
         return describe(result, teacher)
@@ -98,8 +108,9 @@ class Handler(BaseHTTPRequestHandler):
             if parts.path != "/predict":
                 raise Refused(HTTPStatus.NOT_FOUND, "images are posted to /predict")
             content = self.rfile.read(self._length())
-            name = parse_qs(parts.query).get("name", ["the image"])[0]
-            answer = self.server.answer(content, name)
+            query = parse_qs(parts.query)
+            name = query.get("name", ["the image"])[0]
+            answer = self.server.answer(content, name, _number(query.get("score", [""])[0]))
             self._send(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
         except Refused as refused:
             self._refuse(refused)
@@ -192,6 +203,35 @@ def describe(result: Result, teacher: Result | None) -> dict[str, Any]:
         ],
         "pictures": {kind: _data_uri(pictures[kind]) for kind in order if kind in pictures},
     }
+
+
+def describe_objects(result: ObjectResult, teacher: ObjectResult | None, score: float) -> dict[str, Any]:
+    """The objects of at least ``score`` as JSON (see :meth:`.ObjectResult.records`), and pictures as data URIs."""
+    shown = result.above(score)
+    height, width = result.detections.size
+    counts = Counter(shown.class_names)
+    pictures = {"image": result.image, "student": np.asarray(shown.overlay(score))}
+    if teacher is not None:
+        pictures["teacher"] = np.asarray(teacher.overlay(score))
+    return {
+        "height": height,
+        "width": width,
+        "score": score,
+        "objects": shown.records(),
+        "classes": [
+            {"name": name, "count": count, "color": _hex(result.colors[result.names.index(name)])}
+            for name, count in counts.most_common()
+        ],
+        "pictures": {kind: _data_uri(pixels) for kind, pixels in pictures.items()},
+    }
+
+
+def _number(text: str) -> float | None:
+    """A number of a query, None if there is none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UserError(f"score must be a number between 0 and 1, got '{text}'") from None
 
 
 def _hex(color: tuple[int, int, int]) -> str:
