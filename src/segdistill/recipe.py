@@ -277,6 +277,9 @@ def _earlier_problems(recipe: Recipe, number: int) -> list[str]:
         if name not in names:
             allowed = ", ".join(each.name for each in before) or "there is none"
             problems.append(f"stage {stage.name}: no earlier stage is called '{name}'; allowed: {allowed}")
+    if names.issuperset(stage.earlier):
+        wrong = stage.earlier_faults({each.name: each for each in before})
+        problems += [f"stage {stage.name}: {line}" for line in wrong]
     role = stage.predicts
     model: ModelConfig | None = None if role is None else getattr(recipe, role)
     if model is not None and model.head_weights is None and last_learner(recipe.stages, str(role), number) is None:

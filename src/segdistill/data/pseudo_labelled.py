@@ -1,7 +1,8 @@
-"""A data set whose objects are pseudo-labels."""
+"""Data sets whose objects are pseudo-labels, and labelled and pseudo-labelled images in one."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segdistill.config import UserError
+from segdistill.config import UserError, short
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.objects import Objects
@@ -73,3 +74,41 @@ class PseudoLabelled(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: without the content of the file."""
         return self.__dict__ | {"_read": None}
+
+
+class Mixed(Dataset):
+    """The images of ``first``, then those of ``second``; domains keep their shares."""
+
+    objects = True
+
+    def __init__(self, first: Dataset, second: Dataset) -> None:
+        if tuple(first.names) != tuple(second.names):
+            raise UserError(
+                f"images with the classes {short(', '.join(first.names))} cannot be mixed with images with the classes "
+                f"{short(', '.join(second.names))}: choose domains of one label space"
+            )
+        self._parts, self.names, self.colors = (first, second), first.names, first.colors
+        self.sizes = (*first.sizes, *second.sizes)
+        if first.weights or second.weights:
+            self.weights = tuple(share for part in self._parts for share in _shares(part))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        first, second = self._parts
+        return first[index] if index < len(first) else second[index - len(first)]
+
+    def listing(self) -> Iterator[str]:
+        """``domain/name`` of every image."""
+        return itertools.chain.from_iterable(part.listing() for part in self._parts)
+
+    def protocol(self, domain: str) -> Protocol:
+        """That of the images."""
+        return self._parts[0].protocol(domain)
+
+
+def _shares(dataset: Dataset) -> list[float]:
+    """Images per epoch of each domain."""
+    weights = dataset.weights or dataset.sizes
+    return [len(dataset) * weight / sum(weights) for weight in weights]

@@ -58,6 +58,49 @@ class OpenVocabularyConfig(Config):
     licence: str | None = Field(None, description="licence of the weights, where it is not known here")
     licence_accepted: Literal["", "SAM License"] = Field("", description="'SAM License' once you have accepted it")
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Part (detector, segmenter) -> its folder or its name on the hub."""
+        return {"detector": self.detector} | ({} if self.segmenter is None else {"segmenter": self.segmenter})
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every part; a :class:`UserError` if one is missing."""
+        return {role: parts.digest_of(each.path) for role, each in self.folders().items()}
+
+    def folders(self) -> dict[str, parts.PartFolder]:
+        """The parts on this machine; a :class:`UserError` if one is missing or another network."""
+        if self.detector.startswith("hf:facebook/sam3"):
+            self.need_licence()  # before anything is downloaded
+        kinds = parts.DETECTORS | parts.CONCEPTS
+        found = {"detector": parts.find(self.detector, "detector", kinds, text_detector.FILES)}
+        if found["detector"].kind in parts.CONCEPTS.values():
+            self.need_licence()
+            if self.segmenter is not None or self.score != "detector":
+                raise UserError("SAM 3 makes its masks itself: set segmenter: null and score: detector")
+        elif self.segmenter is None:
+            raise UserError("segmenter: the detector finds boxes only; give a segmenter such as "
+                            f"{OpenVocabularyConfig.model_fields['segmenter'].default}")  # fmt: skip
+        else:
+            found["segmenter"] = parts.find(self.segmenter, "segmenter", parts.SEGMENTERS, box_segmenter.FILES)
+        return found
+
+    def need_licence(self) -> None:
+        """A :class:`UserError` unless the licence of SAM 3 is accepted."""
+        if self.licence_accepted != parts.SAM_LICENCE:
+            raise UserError(
+                f"SAM 3 carries the {parts.SAM_LICENCE}, which also binds pseudo-labels and students made with it: "
+                f"read it, then set licence_accepted: '{parts.SAM_LICENCE}'"
+            )
+
+    def licences(self) -> dict[str, str]:
+        """Licence of each part, by its name; the files need not exist."""
+        return {parts.name_of(each): self.licence or parts.licence_of(each) for each in self.sources.values()}
+
+    def adapted(self, folder: Path) -> OpenVocabularyConfig:
+        """The same networks, with the parts that are in ``folder`` in place of their own."""
+        found = {role: str(folder / role) for role in self.sources if (folder / role).is_dir()}
+        return self.model_copy(update=found)
+
 
 class OpenVocabulary(nn.Module):
     """The teacher for the given classes. Nothing is trained until :meth:`tune`.
@@ -74,29 +117,13 @@ class OpenVocabulary(nn.Module):
         self.tuned: Tuned | None = None
         self.detector: TextDetector | Concepts
         self.segmenter: BoxSegmenter | None = None
-        if config.detector.startswith("hf:facebook/sam3"):
-            self._needs_licence()  # before anything is downloaded
-        folder = parts.find(config.detector, "detector", parts.DETECTORS | parts.CONCEPTS, text_detector.FILES)
-        if folder.kind in parts.CONCEPTS.values():
-            self._needs_licence()
-            if config.segmenter is not None or config.score != "detector":
-                raise UserError("SAM 3 makes its masks itself: set segmenter: null and score: detector")
-            self.detector = Concepts(folder, self.classes, config.prompt, config.threshold)
-        elif config.segmenter is None:
-            raise UserError("segmenter: the detector finds boxes only; give a segmenter such as "
-                            f"{OpenVocabularyConfig.model_fields['segmenter'].default}")  # fmt: skip
+        found = config.folders()
+        if "segmenter" in found:
+            self.detector = TextDetector(found["detector"], self.classes, config.prompt)
+            self.segmenter = BoxSegmenter(found["segmenter"])
         else:
-            self.detector = TextDetector(folder, self.classes, config.prompt)
-            found = parts.find(config.segmenter, "segmenter", parts.SEGMENTERS, box_segmenter.FILES)
-            self.segmenter = BoxSegmenter(found)
+            self.detector = Concepts(found["detector"], self.classes, config.prompt, config.threshold)
         self.eval()
-
-    def _needs_licence(self) -> None:
-        if self.config.licence_accepted != parts.SAM_LICENCE:
-            raise UserError(
-                f"SAM 3 carries the {parts.SAM_LICENCE}, which also binds pseudo-labels and students made with it: "
-                f"read it, then set licence_accepted: '{parts.SAM_LICENCE}'"
-            )
 
     @property
     def prompt(self) -> Prompt:

@@ -43,6 +43,11 @@ def _unseen_problems(recipe: Recipe) -> list[str]:
 def _weight_problems(recipe: Recipe) -> list[str]:
     """Missing start weights, and heads that do not match their file."""
     problems = []
+    for stage in recipe.stages:
+        try:
+            stage.own_digests()
+        except UserError as error:
+            problems.append(f"stage {stage.name}: {error}")
     for role in dict.fromkeys(role for stage in recipe.stages for role in stage.roles):
         model = getattr(recipe, role)
         try:

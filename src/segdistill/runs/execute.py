@@ -42,7 +42,7 @@ from segdistill.runs.folder import (
     write_results,
 )
 from segdistill.stages import StageConfig, StageContext
-from segdistill.stages.base import ModelConfig
+from segdistill.stages.base import CHECKPOINT, ModelConfig
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
 KEPT = (".safetensors", ".json", ".png")
@@ -243,14 +243,21 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
         "commit": environment.commit(),
         "hardware": environment.hardware(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {path.name: sha256(path) for path in sorted(context.folder.glob("*")) if path.suffix in KEPT},
+        "files": _digests(context.folder, result.folders),
     }
     context.fabric.barrier()
     if context.fabric.is_global_zero:
         write_signed(context.folder / "manifest.json", manifest)
-        shutil.rmtree(context.folder / "checkpoint", ignore_errors=True)
+        shutil.rmtree(context.folder / CHECKPOINT, ignore_errors=True)
     context.fabric.barrier()
     return manifest
+
+
+def _digests(folder: Path, below: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of a stage's results, by their path in its folder; of the folders ``below`` it every file counts."""
+    files = [path for path in folder.glob("*") if path.suffix in KEPT]
+    files += [path for name in below for path in (folder / name).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(files)}
 
 
 def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> bool:

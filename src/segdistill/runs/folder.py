@@ -29,7 +29,8 @@ from segdistill.weights import digest_of, head_path, weights_path
 
 FORMAT = 1
 Origin = dict[str, Any]
-"""``data``: facts about a stage's images; ``student`` and ``teacher``: SHA-256 of their start weights, by part."""
+"""``data``: facts about a stage's images; ``student`` and ``teacher``: SHA-256 of their start weights, by part;
+``own``: of weights that are a stage's own, if it has any."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Finished:
 
         A student's head from a file is finished only if no stage trains its encoder.
         """
-        trains = {stage.roles[0] for stage in self.stages if stage.trains}
+        trains = {stage.first for stage in self.stages if stage.trains}
         models = {"teacher": self.recipe.teacher, "student": self.recipe.student}
         given = {role for role, model in models.items() if model is not None and model.head_weights is not None
                  and (role == "teacher" or role not in trains)}  # fmt: skip
@@ -84,7 +85,7 @@ def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
 
 def giver(recipe: Recipe, before: int, role: str, part: str) -> int | None:
     """The last stage before number ``before`` that hands over the ``part`` of ``role``, if any."""
-    numbers = [n for n, stage in enumerate(recipe.stages[:before]) if stage.roles[0] == role and part in stage.gives]
+    numbers = [n for n, stage in enumerate(recipe.stages[:before]) if stage.first == role and part in stage.gives]
     return numbers[-1] if numbers else None
 
 
@@ -110,6 +111,8 @@ def origin_of(recipe: Recipe, stage: StageConfig) -> Origin:
     """The part of a stage's fingerprint that comes from files: facts about its images, hashes of its start weights."""
     roles = stage.roles
     digests = {role: model_digests(getattr(recipe, role)) for role in ("student", "teacher") if role in roles}
+    if own := stage.own_digests():
+        digests["own"] = own
     return {"data": recipe.data.facts(*(selection for _, selection, _ in stage.reads())), **digests}
 
 
@@ -140,6 +143,8 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
         start = None if stage.learner is None else giver(recipe, number, stage.learner, "head")
         if start is not None:
             facts["start_head"] = prints[start]
+        if "own" in origin:
+            facts["own"] = origin["own"]
         facts |= _earlier_prints(recipe, number, prints)
         prints.append(_hash(facts))
         if "student" in roles:

@@ -26,7 +26,7 @@ from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, need, needs_of
+from segdistill.stages.base import ModelConfig, Pass, need, needs_of
 from segdistill.stages.task import build_model, check_head
 from segdistill.stages.teacher_cache import shape_of
 from segdistill.tasks.table import TASKS
@@ -174,6 +174,8 @@ def _stage(
 ) -> StagePlan:
     """Count the cost of one stage on meta tensors."""
     cost, size = _Cost(), stage.crop(recipe.data.size)
+    if not stage.roles:
+        return _own_plan(number, stage, images, stage.passes(classes, size), speed)
     encoders = {
         role: _bare(need(getattr(recipe, role), role, stage.name), stage, teacher=role == "teacher")
         for role in stage.roles
@@ -202,6 +204,30 @@ def _stage(
         memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
         note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
+    )
+
+
+def _own_plan(number: int, stage: StageConfig, images: int, passes: Sequence[Pass], speed: float) -> StagePlan:
+    """The cost of a stage with networks of its own: those that it trains take turns."""
+    flops, kept = 0, 0
+    for each in passes:
+        one = _Cost()
+        one.forward(each.call, trains=bool(each.trained))
+        flops += one.flops * (images if each.steps is None else each.images * each.steps)
+        kept = max(kept, one.kept * each.images + ADAM * each.trained)
+    trained, parameters = sum(each.trained for each in passes), sum(each.parameters for each in passes)
+    return StagePlan(
+        label=f"{number:02d}-{stage.name}",
+        kind=stage.kind,
+        images=images,
+        steps=stage.steps,
+        batch=stage.batch,
+        trained=trained,
+        frozen=parameters - trained,
+        flops=flops // (stage.steps or max(1, images)),
+        seconds=flops / speed,
+        memory=kept + FLOAT * parameters,
+        disk=FLOAT * sum(each.written for each in passes),
     )
 
 

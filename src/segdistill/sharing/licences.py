@@ -45,6 +45,7 @@ def restrictions(licence: str, *, gated: bool = False) -> tuple[str, ...]:
 def chain(recipe: Recipe) -> list[Link]:
     """Teacher, student's start weights, then the images of every stage; each once."""
     links = [link for role in ("teacher", "student") for link in _weights(role, getattr(recipe, role))]
+    links += [_link("teacher", *own) for stage in recipe.stages for own in stage.own_licences().items()]
     domains = [(recipe.data, name) for stage in recipe.stages for _, each, _ in stage.reads() for name in each.domains]
     links += [_data(source, name) for source, name in domains]
     return list(dict.fromkeys(links))

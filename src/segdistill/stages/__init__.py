@@ -2,6 +2,7 @@
 
 from segdistill.stages.base import StageConfig, StageContext, StageResult
 from segdistill.stages.distill import DistillConfig
+from segdistill.stages.open_vocabulary import OpenVocabularyStageConfig
 from segdistill.stages.pseudo_label import PseudoLabelConfig
 from segdistill.stages.semi import SemiConfig
 from segdistill.stages.task import TaskConfig
@@ -11,6 +12,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "task": TaskConfig,
     "semi": SemiConfig,
     "pseudo_label": PseudoLabelConfig,
+    "open_vocabulary": OpenVocabularyStageConfig,
 }
 
 __all__ = ["STAGES", "StageConfig", "StageContext", "StageResult"]

@@ -23,6 +23,9 @@ from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
 
+CHECKPOINT = "checkpoint"
+"""Folder of a stage that is not finished, inside its folder."""
+
 
 class ModelConfig(Config):
     """One network: an encoder with its weights, and (for tasks) a head."""
@@ -88,8 +91,13 @@ class StageConfig(Config):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The networks that it reads; the first is the one that it trains."""
+        """The recipe's networks that it reads, none if it has networks of its own; the first is what it trains."""
         return ("student",) if self.method is None else ("student", "teacher")
+
+    @property
+    def first(self) -> str | None:
+        """The network whose parts it trains and hands over; None: none of the recipe's."""
+        return next(iter(self.roles), None)
 
     @property
     def learner(self) -> str | None:
@@ -120,6 +128,23 @@ class StageConfig(Config):
     def earlier(self) -> tuple[str, ...]:
         """The names of the earlier stages whose files it reads."""
         return ()
+
+    def earlier_faults(self, stages: Mapping[str, StageConfig]) -> list[str]:
+        """One line for each of the ``earlier`` stages, by name, that does not give what this one reads."""
+        return []
+
+    def own_digests(self) -> dict[str, str]:
+        """Name -> SHA-256 of weights that are its own, not the recipe's; a :class:`UserError` if some are missing."""
+        return {}
+
+    def own_licences(self) -> dict[str, str]:
+        """Name -> licence of weights that are its own; opens none of them."""
+        return {}
+
+    def passes(self, classes: Sequence[str], size: tuple[int, int]) -> list[Pass]:
+        """What networks of its own compute on images of ``size`` (h, w), to estimate its cost."""
+        del classes, size
+        return []
 
     @property
     def reads_logits(self) -> bool:
@@ -160,6 +185,21 @@ class StageConfig(Config):
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass of one image: ``images`` of them per step in ``steps`` steps (None: once per image of the data).
+
+    Of its ``parameters``, ``trained`` are updated by a backward pass, and ``written`` are saved.
+    """
+
+    call: Callable[[], object]
+    parameters: int
+    trained: int = 0
+    written: int = 0
+    images: int = 1
+    steps: int | None = None
 
 
 def needs_of(part: Part) -> Needs:
@@ -206,24 +246,30 @@ class StageContext:
         batches: Callable[[Sequence[int]], Iterator[dict[str, Tensor]]],
     ) -> float:
         """Run the loop for this stage on (module, learning-rate scale) pairs; returns the seconds it took."""
+        groups = parameter_groups(modules, optimizer.weight_decay, optimizer.spared)
+        rate, algorithm = optimizer.schedule(config.batch), partial(build_optimizer, optimizer.algorithm)
         return train(
             self.fabric,
             objective,
-            parameter_groups(modules, optimizer.weight_decay, optimizer.spared),
+            groups,
             batches,
-            schedule=optimizer.schedule(config.batch),
-            optimizer=partial(build_optimizer, optimizer.algorithm),
-            settings=LoopSettings(
-                stage=self.label,
-                steps=config.steps,
-                seed=(self.seed, config.name),
-                fingerprint=self.fingerprint,
-                clip=optimizer.clip,
-                log_every=self.log_every,
-                checkpoint_every=self.checkpoint_every,
-            ),
-            folder=self.folder / "checkpoint",
+            schedule=rate,
+            optimizer=algorithm,
+            settings=self.loop(config, steps=config.steps, clip=optimizer.clip),
+            folder=self.folder / CHECKPOINT,
             log=self.log,
+        )
+
+    def loop(self, config: StageConfig, *, steps: int, clip: float | None, part: str = "") -> LoopSettings:
+        """How the loop runs; ``part``: of a stage that trains several networks one after the other."""
+        return LoopSettings(
+            stage=f"{self.label}-{part}" if part else self.label,
+            steps=steps,
+            seed=(self.seed, config.name, part) if part else (self.seed, config.name),
+            fingerprint=self.fingerprint,
+            clip=clip,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
@@ -267,6 +313,7 @@ class StageResult:
     classes: tuple[str, ...] = ()
     weights: dict[str, str] = field(default_factory=dict)  # role -> its start weights and how they were loaded
     facts: dict[str, Any] = field(default_factory=dict)  # what it measured, for the results
+    folders: tuple[str, ...] = ()  # inside its folder, with files that are results too
 
 
 def need(model: ModelConfig | None, role: str, stage: str) -> ModelConfig:

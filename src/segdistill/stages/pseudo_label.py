@@ -1,9 +1,13 @@
-"""Pseudo-labels: a trained network predicts the objects of unlabelled images, once, into a file (spec sskd, 2.2, 3)."""
+"""Pseudo-labels: a network predicts the objects of unlabelled images, once, into a file (spec sskd, 2.2, 3).
+
+It is the teacher or the student of the recipe as trained so far, or an open-vocabulary teacher.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +21,11 @@ from segdistill.encoders import build_encoder, record_of
 from segdistill.files import write_atomic
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.quality import quality
-from segdistill.models import InstanceSegmenter, Model, View
+from segdistill.models import InstanceSegmenter, View
+from segdistill.models.open_vocabulary import OpenVocabulary, OpenVocabularyConfig
 from segdistill.pictures import contact_sheet, object_picture
-from segdistill.stages.base import StageConfig, StageContext, StageResult, count, need
+from segdistill.stages.base import Pass, StageConfig, StageContext, StageResult, count, need
+from segdistill.stages.labeller import Labeller, open_labeller, own_labeller
 from segdistill.stages.task import build_model
 from segdistill.tasks.table import TASKS
 
@@ -27,11 +33,22 @@ LABELS = "labels.json"
 SHEET = "sheet.png"
 
 
+def labels_faults(stage: StageConfig) -> list[str]:
+    """One line if ``stage`` writes no pseudo-labels, which another one wants to read."""
+    if stage.gives_labels:
+        return []
+    return [f"unlabelled.labels: stage {stage.name} is a {stage.kind} stage; name a pseudo_label stage"]
+
+
 class PseudoLabelConfig(StageConfig):
     """Settings of a pseudo-label stage. The images may have labels: these measure the quality, and nothing else."""
 
     type: Literal["pseudo_label"] = "pseudo_label"
-    model: Literal["student", "teacher"] = "teacher"
+    model: Literal["student", "teacher"] = Field("teacher", description="not used with open_vocabulary")
+    open_vocabulary: OpenVocabularyConfig | None = Field(
+        None, description="an open-vocabulary teacher that predicts instead; its own threshold applies as well"
+    )
+    adapted: str | None = Field(None, description="the open_vocabulary stage that adapted it; None: as it comes")
     task: str = Field("semantic", exclude=True, description="set from the recipe")
     steps: Literal[0] = Field(0, exclude=True)  # type: ignore[assignment]
     batch: Literal[1] = Field(1, exclude=True)  # type: ignore[assignment]
@@ -41,8 +58,8 @@ class PseudoLabelConfig(StageConfig):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The network that predicts."""
-        return (self.model,)
+        """The network that predicts, unless it is none of the recipe's."""
+        return (self.model,) if self.open_vocabulary is None else ()
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -50,9 +67,42 @@ class PseudoLabelConfig(StageConfig):
         return ()
 
     @property
-    def predicts(self) -> str:
-        """The network that predicts."""
-        return self.model
+    def predicts(self) -> str | None:
+        """The network that predicts, unless it is none of the recipe's."""
+        return self.first
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The stage that adapted the open-vocabulary teacher."""
+        return () if self.adapted is None else (self.adapted,)
+
+    def earlier_faults(self, stages: Mapping[str, StageConfig]) -> list[str]:
+        """An adaptation of other networks, or of none."""
+        if self.adapted is None or self.open_vocabulary is None:
+            return []
+        other: Any = stages[self.adapted]
+        if other.kind != "open_vocabulary":
+            return [f"adapted: stage {self.adapted} is a {other.kind} stage; name an open_vocabulary stage"]
+        if other.model.sources != self.open_vocabulary.sources:
+            return [
+                f"open_vocabulary: stage {self.adapted} adapts other networks; give the same detector and segmenter"
+            ]
+        return []
+
+    def own_digests(self) -> dict[str, str]:
+        """Those of the open-vocabulary teacher."""
+        return {} if self.open_vocabulary is None else self.open_vocabulary.digests()
+
+    def own_licences(self) -> dict[str, str]:
+        """Those of the open-vocabulary teacher."""
+        return {} if self.open_vocabulary is None else self.open_vocabulary.licences()
+
+    def passes(self, classes: Sequence[str], size: tuple[int, int]) -> list[Pass]:
+        """One prediction per image."""
+        if self.open_vocabulary is None:
+            return []
+        network, image = OpenVocabulary(self.open_vocabulary, classes), torch.zeros(1, 3, *size)
+        return [Pass(lambda: network.predict(image), count(network))]
 
     @property
     def gives_labels(self) -> bool:
@@ -64,6 +114,8 @@ class PseudoLabelConfig(StageConfig):
         lines = super().faults()
         if not TASKS[self.task].objects:
             lines.append(f"pseudo-labels are objects; the task '{self.task}' has none")
+        if self.adapted is not None and self.open_vocabulary is None:
+            lines.append("adapted: a stage adapts an open-vocabulary teacher; add open_vocabulary, or remove adapted")
         return lines
 
     def run(self, context: StageContext) -> StageResult:
@@ -77,46 +129,51 @@ def run_pseudo_label(config: PseudoLabelConfig, context: StageContext) -> StageR
     An interrupted stage continues with the images that are missing.
     """
     dataset, began = context.open(config.data), time.perf_counter()
-    settings = need(context.finished, config.model, context.label)
-    encoder = build_encoder(settings.encoder, seed=0)
-    network = build_model(TASKS[config.task], settings, encoder, dataset.names, seed=0, stage=context.label)
-    network = network.to(context.fabric.device).eval()
+    labeller = _labeller(config, context, dataset)
+    network = labeller.network.to(context.fabric.device).eval()
     path, facts = context.folder / LABELS, {}
     if context.fabric.is_global_zero:
-        labels = read_pseudo(path) if path.exists() else _predicted(config, context, network, dataset)
+        labels = read_pseudo(path) if path.exists() else _predicted(context, labeller, dataset)
+        for line in labeller.unseen(labels.info["counts"]):
+            logging.getLogger(__name__).warning("warning: %s: %s", context.label, line)
         facts = _measured(config, labels, dataset)
         facts["summary"] = _summary(labels, facts)
         _draw_sheet(config, context, labels, dataset)
     context.fabric.barrier()
     return StageResult(
         time.perf_counter() - began,
-        {"encoder": count(network.encoder), "head": count(network.head)},
+        {name: count(part) for name, part in network.named_children()},
         classes=tuple(dataset.names),
         facts=facts,
     )
 
 
-def _predicted(config: PseudoLabelConfig, context: StageContext, network: Model, dataset: Dataset) -> PseudoLabels:
+def _labeller(config: PseudoLabelConfig, context: StageContext, dataset: Dataset) -> Labeller:
+    """The network that predicts, in which the earlier stages' results are loaded."""
+    kept: dict[str, Any] = {"score": config.score, "least": config.least}
+    if config.open_vocabulary is not None:
+        settings = config.open_vocabulary
+        own = settings if config.adapted is None else settings.adapted(context.earlier[config.adapted])
+        network = OpenVocabulary(own, dataset.names)
+        return open_labeller(network, settings, context.fingerprint, adapted=config.adapted, **kept)
+    model = need(context.finished, config.model, context.label)
+    encoder = build_encoder(model.encoder, seed=0)
+    segmenter = build_model(TASKS[config.task], model, encoder, dataset.names, seed=0, stage=context.label)
+    assert isinstance(segmenter, InstanceSegmenter)
+    licence = record_of(model.encoder.name).licence
+    origin = Origin(model.title or model.encoder.name, licence, fingerprint=context.fingerprint)
+    return own_labeller(segmenter, origin, **kept)
+
+
+def _predicted(context: StageContext, labeller: Labeller, dataset: Dataset) -> PseudoLabels:
     """Write the predictions of all images; finished ones are skipped."""
-    assert isinstance(network, InstanceSegmenter)
-    settings = need(context.finished, config.model, context.label)
-    origin = Origin(
-        teacher=settings.title or settings.encoder.name,
-        licence=record_of(settings.encoder.name).licence,
-        thresholds={"score": config.score, "pixels": config.least},
-        fingerprint=context.fingerprint,
-    )
     names, views = list(dataset.listing()), {}
-    with PseudoWriter(context.folder / LABELS, dataset.names, origin) as writer, context.fabric.autocast():
+    with PseudoWriter(context.folder / LABELS, dataset.names, labeller.origin) as writer, context.fabric.autocast():
         for number, name in enumerate(names):
             if name not in writer.done:
                 sample = dataset[number]
                 view = views.setdefault(sample.domain, View.of(dataset.protocol(sample.domain)))
-                image = torch.tensor(sample.image).permute(2, 0, 1)[None].to(context.fabric.device)
-                size = (sample.image.shape[0], sample.image.shape[1])
-                found = network.predict(view.prepare(image), size)[0].above(config.score)
-                visible = found.visible(least=config.least)
-                writer.add(name, visible, {"found": len(found), "hidden": len(found) - len(visible)})
+                writer.add(name, *labeller.label(sample.image, view))
             if number % 20 == 19 or number + 1 == len(names):
                 context.progress(f"pseudo-labels of {context.label}", number + 1, len(names))
         return writer.finish()

@@ -30,8 +30,8 @@ from segdistill.methods.pixel_contrast import PixelContrast
 from segdistill.models import Model
 from segdistill.models.instance import object_masks
 from segdistill.ops import derive_seed, maps
-from segdistill.stages.base import StageContext, StageResult, need
-from segdistill.stages.pseudo_label import LABELS
+from segdistill.stages.base import StageConfig, StageContext, StageResult, need
+from segdistill.stages.pseudo_label import LABELS, labels_faults
 from segdistill.stages.task import TaskConfig, build_model, save_network, start_network, train_network
 from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
@@ -92,6 +92,11 @@ class SemiConfig(TaskConfig):
         labels = None if self.unlabelled is None else self.unlabelled.labels
         start = None if self.ema is None else self.ema.start
         return tuple(name for name in (labels, start) if name is not None)
+
+    def earlier_faults(self, stages: Mapping[str, StageConfig]) -> list[str]:
+        """A stage that writes no pseudo-labels."""
+        labels = None if self.unlabelled is None else self.unlabelled.labels
+        return [] if labels is None else labels_faults(stages[labels])
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
         """The labelled and the unlabelled images."""
