@@ -257,7 +257,7 @@ def radar(view: View, named: Collection[int] = (), *, radius: int = 150, middle:
 
 def linear_ticks(low: Real, high: Real) -> tuple[Real, ...]:
     """Round numbers from at most ``low`` to at least ``high``, about five of them."""
-    raw = max(high - low, 1e-9) / 4
+    raw = (high - low or 1.0) / 4  # equal ends: one unit
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
