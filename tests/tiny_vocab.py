@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,30 @@ LOW = 0.02
 """Threshold: random networks are unsure."""
 
 
-def vocabulary() -> list[str]:
+def vocabulary(words: Sequence[str] = WORDS) -> list[str]:
     """Words at the end; the delimiters have BERT's ids, at which the detectors split."""
     places = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
-    return [places.get(number, f"[unused{number}]") for number in range(1030)] + list(WORDS)
+    return [places.get(number, f"[unused{number}]") for number in range(1030)] + list(words)
 
 
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Any:
     from transformers import BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary(words)) + "\n")
     found = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
     found.save_pretrained(folder)
     return found
 
 
-def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, queries: int = 20) -> Path:
+def detector(
+    folder: Path,
+    kind: str = "mm-grounding-dino",
+    *,
+    text: int = 64,
+    queries: int = 20,
+    words: Sequence[str] = WORDS,
+) -> Path:
     """A Swin with four layers and a text encoder with one."""
     import transformers as t
 
@@ -44,7 +52,11 @@ def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, q
         out_indices=[2, 3, 4], drop_path_rate=0.0,
     )  # fmt: skip
     bert = t.BertConfig(
-        vocab_size=len(vocabulary()), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(vocabulary(words)),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     config, network = {
         "mm-grounding-dino": (t.MMGroundingDinoConfig, t.MMGroundingDinoForObjectDetection),
@@ -59,7 +71,7 @@ def detector(folder: Path, kind: str = "mm-grounding-dino", *, text: int = 64, q
         )
     )  # fmt: skip
     built.save_pretrained(folder)
-    tokenizer(folder)
+    tokenizer(folder, words)
     t.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
     return folder
 

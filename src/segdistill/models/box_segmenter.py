@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segdistill.models.open_vocabulary_parts import PROCESSOR, PartFolder, load_network, load_processor
+from segdistill.models.open_vocabulary_parts import PROCESSOR, PartFolder, load_network, load_processor, quiet
 
 ROLE = "segmenter"
 FILES = (PROCESSOR,)
@@ -62,5 +62,6 @@ class BoxSegmenter(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write network and image processor in the form that they were loaded from."""
-        self.network.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        with quiet():
+            self.network.save_pretrained(folder)
+            self.processor.save_pretrained(folder)

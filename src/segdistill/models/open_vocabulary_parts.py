@@ -84,7 +84,7 @@ def find(source: str, role: str, kinds: dict[str, str], files: Sequence[Sequence
 def load_network(folder: PartFolder, role: str) -> Any:
     """The network with its weights in float32; weights that are missing are an error."""
     try:
-        with _quiet() as transformers:
+        with quiet() as transformers:
             network, report = getattr(transformers, folder.kind).from_pretrained(
                 folder.path, local_files_only=True, output_loading_info=True, dtype="float32", use_safetensors=True
             )
@@ -99,7 +99,7 @@ def load_network(folder: PartFolder, role: str) -> Any:
 def load_processor(folder: PartFolder, role: str, kind: str) -> Any:
     """The image processor, tokenizer or processor (``kind``: its class in transformers) in the folder."""
     try:
-        with _quiet() as transformers:
+        with quiet() as transformers:
             return getattr(transformers, kind).from_pretrained(folder.path, local_files_only=True)
     except DAMAGED as error:
         raise UserError(f"{role}: the {kind} of {folder.source} cannot be loaded: {short(str(error), 300)}") from None
@@ -145,7 +145,7 @@ def save_licence(folder: Path, licence: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """transformers, without its progress bars and remarks."""
     import transformers  # takes seconds
 

@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segdistill.config import UserError
-from segdistill.models.open_vocabulary_parts import PROCESSOR, TOKENIZER, PartFolder, load_network, load_processor
+from segdistill.models.open_vocabulary_parts import (
+    PROCESSOR,
+    TOKENIZER,
+    PartFolder,
+    load_network,
+    load_processor,
+    quiet,
+)
 from segdistill.models.prompts import Chunk, Words, build_prompt, check_delimiters
 from segdistill.models.proposals import Proposals
 
@@ -77,8 +84,9 @@ class TextDetector(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write network, tokenizer and image processor in the form that they were loaded from."""
-        for each in (self.network, self.tokenizer, self.processor):
-            each.save_pretrained(folder)
+        with quiet():
+            for each in (self.network, self.tokenizer, self.processor):
+                each.save_pretrained(folder)
 
 
 def corners(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:

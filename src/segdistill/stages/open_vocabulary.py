@@ -1,8 +1,8 @@
 """Adaptation of an open-vocabulary teacher to images with objects (spec sskd, 2.3, 3): its detector, its segmenter.
 
-The two are trained one after the other, each from its start weights: on labelled images (1a), or on labelled images and
-pseudo-labels that an earlier stage wrote (1c). The teacher is none of the recipe's networks: the stages that use it name
-this one. The authors' pixel contrast in this teacher is not established and not part of it.
+The two are trained one after the other, each from its start weights: on labelled images (1a), or on labelled images
+and pseudo-labels that an earlier stage wrote (1c). The teacher is none of the recipe's networks: stages that use it
+name this stage. The authors' pixel contrast in this teacher is not established and not part of it.
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ class OpenVocabularyStageConfig(StageConfig):
         if not TASKS[self.task].objects:
             lines.append(f"an open_vocabulary stage learns objects; the task '{self.task}' has none")
         if not self.parts:
-            lines.append(
-                "detector and segmenter are null: there is nothing to adapt; remove one of the two, or the stage"
-            )
+            lines.append("detector and segmenter are null: nothing is adapted; set one of them, or remove the stage")
         if self.model.segmenter is None:
             lines.append("model.segmenter is null: SAM 3 is used as it is; adapt a detector and a segmenter instead")
         return lines

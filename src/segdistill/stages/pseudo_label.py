@@ -37,7 +37,7 @@ def labels_faults(stage: StageConfig) -> list[str]:
     """One line if ``stage`` writes no pseudo-labels, which another one wants to read."""
     if stage.gives_labels:
         return []
-    return [f"unlabelled.labels: stage {stage.name} is a {stage.kind} stage; name a pseudo_label stage"]
+    return [f"unlabelled.labels: stage {stage.name} is of type {stage.kind}; name a pseudo_label stage"]
 
 
 class PseudoLabelConfig(StageConfig):
@@ -82,11 +82,9 @@ class PseudoLabelConfig(StageConfig):
             return []
         other: Any = stages[self.adapted]
         if other.kind != "open_vocabulary":
-            return [f"adapted: stage {self.adapted} is a {other.kind} stage; name an open_vocabulary stage"]
+            return [f"adapted: stage {self.adapted} is of type {other.kind}; name an open_vocabulary stage"]
         if other.model.sources != self.open_vocabulary.sources:
-            return [
-                f"open_vocabulary: stage {self.adapted} adapts other networks; give the same detector and segmenter"
-            ]
+            return [f"open_vocabulary: stage {self.adapted} adapts other networks; name the same ones"]
         return []
 
     def own_digests(self) -> dict[str, str]:
