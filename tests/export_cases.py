@@ -13,10 +13,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 SEMFPN = {"type": "semfpn", "width": 8}
 MASK2FORMER = {"type": "mask2former", "width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 3}
+MASKED_DPT = {"type": "masked_dpt", "width": 64, "queries": 6, "decoder_layers": 1, "neck_channels": [8, 8, 8, 8]}
 CASES = {
     "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
     "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
     "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
+    "vit_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASKED_DPT),
+    "convnext_objects": ({"name": "timm:test_convnext"}, MASKED_DPT),
+    "vit_mask2former_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
     **{name: ({"name": f"small_{name}"}, SEMFPN) for name in ("deit", "dinov3", "sam", "swin")},
 }
 SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
@@ -50,8 +54,8 @@ def add_small_networks() -> None:
     )  # fmt: skip
 
 
-def build(encoder: dict, head: dict, classes: int = 7):
-    """A segmenter with random weights."""
+def build(encoder: dict, head: dict, classes: int = 7, task: str = "semantic"):
+    """A network with random weights."""
     from segdistill.config import parse
     from segdistill.encoders import build_encoder
     from segdistill.stages.base import ModelConfig
@@ -60,9 +64,7 @@ def build(encoder: dict, head: dict, classes: int = 7):
 
     model = parse(ModelConfig, {"encoder": encoder, "head": head})
     names = [f"class {number}" for number in range(classes)]
-    return build_model(
-        TASKS["semantic"], model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test"
-    ).eval()
+    return build_model(TASKS[task], model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test").eval()
 
 
 def pixels(shape: tuple[int, int, int]):
@@ -82,6 +84,8 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
     from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
 
     add_small_networks()
+    if name.endswith("_objects"):
+        return export_objects(name, size, out)
     segmenter = build(*CASES[name])
     program = trace(Graph(segmenter, size), (96, 128))
     model = to_onnx(program, {"classes": ["a"]})
@@ -96,6 +100,45 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
             for value in (*model.graph.input, *model.graph.output)]  # fmt: skip
     facts = {"equal": equal, "difference": difference, "operators": operators(model), "axes": axes}
     out.write_text(json.dumps(facts))
+
+
+def export_objects(name: str, size: tuple[int, int] | None, out: Path) -> None:
+    """:func:`export_case` of an instance model."""
+    from functools import partial
+
+    from segdistill.export.check import Domain, View, compare
+    from segdistill.export.graph import ObjectGraph
+    from segdistill.export.objects import Decoder, ObjectTally, object_runner
+    from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
+
+    network = build(*CASES[name], task="instance")
+    model = to_onnx(trace(ObjectGraph(network, size), (96, 128)), {"classes": ["a"]}, ["scores", "masks"])
+    run = onnx_runner(model.SerializeToString())
+    tally = partial(ObjectTally, 7, Decoder(network.encoder.padded, size))
+    reference = object_runner(network, View(size))
+    rows = {}
+    for shape in SIZES:
+        domain = Domain("game", "source", Unlabelled(shape), 1)
+        [rows[str(shape)]] = compare({"own": run}, reference, [domain], tally, lambda *_: None)["own"]
+    outputs = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim][:3]
+               for value in model.graph.output]  # fmt: skip
+    scores, masks = run(pixels(SIZES[0]))
+    facts = {"equal": {shape: row.equal for shape, row in rows.items()}, "shapes": [scores.shape, masks.shape],
+             "difference": max(row.difference for row in rows.values()), "operators": operators(model),
+             "outputs": outputs, "scores": [row.score for row in rows.values()]}  # fmt: skip
+    out.write_text(json.dumps(facts))
+
+
+class Unlabelled:
+    """One image without labels."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, index: int):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(image=pixels(self.shape)[index], label=None, objects=None)
 
 
 def page_commands() -> list[list[str]]:

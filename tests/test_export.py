@@ -14,11 +14,12 @@ from timm.layers import pos_embed_sincos
 from timm.models.vision_transformer_sam import get_rel_pos
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderOnly
 
+import segdistill
 from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.export import check, export, ship, summary_rows
-from segdistill.export.check import Domain, Row, View, compare, disagreeing, torch_runner
+from segdistill.export.check import Domain, MapTally, Row, View, compare, disagreeing, torch_runner
 from segdistill.export.graph import (
     Graph,
     cell_grid,
@@ -28,12 +29,15 @@ from segdistill.export.graph import (
     reference_points,
     relative_positions,
 )
+from segdistill.export.objects import paired
 from segdistill.files import sha256
 from segdistill.models.segmenter import Window
+from segdistill.objects import Detections, encode
 from segdistill.runlog import Quiet
-from segdistill.sharing.pack import load_packed
+from segdistill.sharing.pack import load_packed, pack
 from segdistill.weights import RunTimePositions, resample_positions
 from tiny_runs import Child
+from tiny_runs import command as command_line
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,56 @@ def test_every_kind_of_network_in_onnxruntime_at_any_batch_and_size(name, size, 
         ["batch", "height", "width"],
         ["batch", "height", "width"],
     ]
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_objects", None), ("convnext_objects", None),
+                                            ("vit_mask2former_objects", (64, 96))])  # fmt: skip
+def test_objects_in_onnxruntime_at_any_batch_and_size(name, size, tmp_path):
+    child = Child(tmp_path / "log.txt", export_case, name, size, tmp_path / "facts.json")
+    assert child.wait(1200) == 0, child.text()
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert min(facts["equal"].values()) >= 0.999, facts["equal"]
+    assert facts["difference"] < 1e-3
+    assert facts["scores"] == [None] * 3
+    queries = 4 if "mask2former" in name else 6
+    assert facts["outputs"] == [["batch", queries, 7], ["batch", queries, facts["outputs"][1][2]]]
+    assert [shape[:2] for shape in facts["shapes"]] == [[2, queries], [2, queries]]
+
+
+def test_an_instance_run_is_exported_and_compared_by_its_detections(finished_objects, tmp_path, monkeypatch):
+    command = ["export", str(finished_objects), str(tmp_path / "objects.onnx"), "--fp16", "--int8", "--images", "2"]
+    child = Child(tmp_path / "log.txt", command_line, command)
+    assert child.wait(1200) == 0, child.text()
+    assert "equal: detections of the network, weighted by score" in child.text()
+    report = json.loads((tmp_path / "objects.onnx.json").read_text())
+    assert list(report["outputs"]) == ["scores", "masks"]
+    for row in report["domains"]["fp32"]:
+        assert row["equal"] >= 0.99
+        assert row["difference"] < 1e-4
+        expected = load_packed(pack(finished_objects, tmp_path / f"{row['domain']}.safetensors")[0])[1]
+        assert row["torch_ap"] == expected["scores"]["student"]["domains"][row["domain"]]["ap"]
+    assert report["files"]["objects.int8.onnx"]["bytes"] < 0.5 * report["files"]["objects.onnx"]["bytes"]
+    image = Image.fromarray(pixels((1, 48, 96))[0])
+    image.save(tmp_path / "street.png")
+    monkeypatch.chdir(tmp_path)
+    expected = segdistill.load(finished_objects).predict(image)
+    program = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert program is not None
+    found: dict = {}
+    exec(compile(program[1].replace("street.jpg", "street.png"), PAGE.name, "exec"), found)
+    assert len(found["objects"]) == len({runs["counts"] for runs in expected.run_lengths}) > 2
+    for score, name, mask in found["objects"]:
+        near = np.flatnonzero(np.abs(expected.scores - score) < 0.01).tolist()
+        assert max((mask == expected.mask(i)).mean() for i in near if expected.class_names[i] == name) > 0.99
+
+
+def test_pairs_are_of_one_class_and_mask_and_used_once():
+    one, other = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    one[:4], other[4:] = True, True
+    expected = Detections.of([0.9, 0.8, 0.7], [1, 1, 0], [encode(one), encode(one), encode(other)], (8, 8))
+    found = Detections.of([0.85, 0.7, 0.6], [1, 0, 1], [encode(one), encode(other), encode(other)], (8, 8))
+    assert paired(expected, found).tolist() == [pytest.approx(0.05), np.inf, 0.0]
+    assert paired(found, Detections.of([], [], [], (8, 8))).tolist() == [np.inf] * 3
 
 
 def test_export_writes_all_precisions_with_a_report_and_a_table(exported, packed):
@@ -200,7 +254,7 @@ def test_what_a_converter_raises_becomes_one_line():
     with pytest.raises(UserError, match=r"no fp16 .RuntimeError: op Foo.; nothing was written"), ship.said("no fp16"):
         raise RuntimeError("op Foo\nand a page of C++")
     with (
-        pytest.raises(UserError, match=r"nothing was written; known to export: ViT, .* with semfpn or") as error,
+        pytest.raises(UserError, match=r"nothing was written; known to export: ViT, .* with semfpn, mask") as error,
         ship.said("torch cannot export this network", ship.EXPORTED),
     ):
         raise ValueError("no such operator")
@@ -258,12 +312,14 @@ def test_the_comparison_counts_pixels_scores_and_the_largest_difference():
     other[0, 3, 7] = 0
     sure = np.full(half.shape, 0.5, np.float32)
     runners = {"same": lambda _: (half, sure), "other": lambda _: (other, sure + 0.25)}
-    rows = compare(runners, lambda _: (half, sure), [Domain("game", "source", TwoImages(), 2)], 2, Quiet().work)
+    rows = compare(
+        runners, lambda _: (half, sure), [Domain("game", "source", TwoImages(), 2)], lambda: MapTally(2), Quiet().work
+    )
     assert rows["same"] == [Row("game", "source", 2, 1.0, 0.0, 1.0, 1.0)]
     (row,) = rows["other"]
     assert row.equal == 31 / 32
     assert row.difference == pytest.approx(0.25)
-    assert row.miou == pytest.approx((28 / 30 + 26 / 28) / 2)  # 60 labelled pixels, 2 of class 1 called 0
+    assert row.score == pytest.approx((28 / 30 + 26 / 28) / 2)  # 60 labelled pixels, 2 of class 1 called 0
     assert disagreeing(rows["same"]) == []
     assert disagreeing(rows["other"]) == [row]
     assert check.EQUAL == 0.999
@@ -288,8 +344,8 @@ def test_engines_take_turns_and_a_slow_moment_does_not_count(monkeypatch):
 
 
 def test_the_tables_fit_a_terminal():
-    row = Row("a_domain_of_a_long_name", "validation", 5000, 1.0, 1e-6, 0.5, 0.51).as_dict()
-    report = {"domains": {"int8": [row]}, "latency_ms": {"torch": 12000.0, "int8": 6000.0},
+    row = Row("a_domain_of_a_long_name", "validation", 5000, 1.0, 1e-6, 0.5, 0.51).as_dict("miou")
+    report = {"task": "semantic", "domains": {"int8": [row]}, "latency_ms": {"torch": 12000.0, "int8": 6000.0},
               "files": {"model.int8.onnx": {"precision": "int8", "bytes": 2**28}}}  # fmt: skip
     for table in summary_rows(report):
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]

@@ -142,6 +142,7 @@ def export(
     print_table(files)
     network = report["network_size"]
     size_line = network if isinstance(network, str) else f"{network[0]} x {network[1]}, fixed: {report['note']}"
+    typer.echo(f"equal: {report['equal']}")
     typer.echo(f"images: uint8 (batch, height, width, 3), RGB; network input size: {size_line}")
     height, width = report["latency_image"]
     typer.echo(f"ms per image: {height} x {width} pixels, {report['latency_threads']} threads, median, engines in turn")

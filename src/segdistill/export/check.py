@@ -1,12 +1,13 @@
-"""Compares an exported graph with the segmenter that it was made from, on real pixels."""
+"""Compares an exported graph with the network that it was made from, on real pixels."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segdistill.data.dataset import Dataset
+from segdistill.data.dataset import Dataset, Sample
 from segdistill.export.onnx_file import Answer, Pixels, Runner
 from segdistill.metrics.base import plain
 from segdistill.metrics.confusion import ConfusionMatrix
@@ -46,19 +47,43 @@ class Domain:
 
 @dataclass(frozen=True)
 class Row:
-    """What one graph does on one domain. ``miou`` of graph and torch: None where there are no labels."""
+    """What one graph does on one domain. The scores of graph and torch are None where there are no labels."""
 
     domain: str
     kind: str
     images: int
-    equal: float  # share of pixels
-    difference: float  # the largest, of the confidence
-    miou: float | None
-    torch_miou: float | None
+    equal: float  # share of pixels, or of detections
+    difference: float  # the largest, of the confidence or the detections' scores
+    score: float | None
+    torch_score: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        return dict(vars(self))
+    def as_dict(self, primary: str) -> dict[str, Any]:
+        """For JSON; the scores go by the name ``primary``."""
+        found = dict(vars(self))
+        found |= {primary: found.pop("score"), f"torch_{primary}": found.pop("torch_score")}
+        return found
+
+
+class Tally(ABC):
+    """What is counted of one graph on one domain.
+
+    ``least``: the share of equal predictions that is needed; ``what`` they are; ``about``: when they are equal.
+    """
+
+    least: ClassVar[float]
+    what: ClassVar[str]
+    about: ClassVar[str]
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def add(self, own: Any, other: Any, sample: Sample) -> None:
+        """Count the answers of the graph and of the network for one image."""
+
+    @abstractmethod
+    def row(self, domain: Domain) -> Row:
+        """The counts."""
 
 
 def torch_runner(segmenter: Segmenter, view: View) -> Runner:
@@ -70,7 +95,7 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
         confidence = np.empty(images.shape[:3], np.float32)
         with evaluating(segmenter), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
-            seen = seen if view.size is None else _resized(seen, view.size)
+            seen = seen if view.size is None else resized(seen, view.size)
             for strip in segmenter.strips(seen, view.window, (height, width)):
                 rows = slice(strip.top, strip.top + len(strip.classes))
                 classes[strip.image, rows] = strip.classes.numpy()
@@ -80,7 +105,8 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
     return run
 
 
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, 3, H, W) as a graph of a fixed size resizes them."""
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
@@ -88,48 +114,52 @@ def compare(
     runners: Mapping[str, Runner],
     reference: Runner,
     domains: Sequence[Domain],
-    num_classes: int,
+    tally: Callable[[], Tally],
     progress: Callable[[str, int, int], None],
 ) -> dict[str, list[Row]]:
     """What every graph does on every domain; each image is read and predicted once by each of them."""
     rows: dict[str, list[Row]] = {name: [] for name in runners}
     for domain in domains:
-        tallies = {name: _Tally(num_classes) for name in runners}
-        torch_matrix = ConfusionMatrix(num_classes)
+        tallies = {name: tally() for name in runners}
         for number in range(domain.images):
             sample = domain.dataset[number]
-            image, label = np.asarray(sample.image)[None], sample.label
-            classes, confidence = reference(image)
-            if label is not None:
-                torch_matrix.add(_tensor(classes[0]), _tensor(label))
+            image = np.asarray(sample.image)[None]
+            expected = reference(image)
             for name, run in runners.items():
-                tallies[name].add(run(image), (classes, confidence), label)
+                tallies[name].add(run(image), expected, sample)
             progress(f"comparing on {domain.name}", number + 1, domain.images)
-        for name, tally in tallies.items():
-            rows[name].append(tally.row(domain, torch_matrix))
+        for name, each in tallies.items():
+            rows[name].append(each.row(domain))
     return rows
 
 
-class _Tally:
-    """What is counted of one graph on one domain."""
+class MapTally(Tally):
+    """Pixels with equal classes, differences of confidence, mIoU."""
+
+    least, what = EQUAL, "labels"
+    about = "pixels whose class is the network's; max diff.: of the confidence"
 
     def __init__(self, num_classes: int) -> None:
-        self.matrix = ConfusionMatrix(num_classes)
+        super().__init__(num_classes)
+        self.matrix, self.torch_matrix = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
         self.equal = self.pixels = 0
         self.difference = 0.0
 
-    def add(self, own: Answer, other: Answer, label: NDArray[np.uint8] | None) -> None:
+    def add(self, own: Answer, other: Answer, sample: Sample) -> None:
+        """See :class:`Tally`."""
         classes, confidence = own
         assert classes.shape == other[0].shape, (classes.shape, other[0].shape)
         self.equal += int((classes == other[0]).sum())
         self.pixels += classes.size
         gap = np.abs(confidence.astype(np.float64) - other[1])
         self.difference = max(self.difference, float(gap.max()) if np.isfinite(gap).all() else float("inf"))
-        if label is not None:
-            self.matrix.add(_tensor(classes[0]), _tensor(label))
+        if sample.label is not None:
+            for matrix, found in ((self.matrix, classes), (self.torch_matrix, other[0])):
+                matrix.add(_tensor(found[0]), _tensor(sample.label))
 
-    def row(self, domain: Domain, torch_matrix: ConfusionMatrix) -> Row:
-        scores = [plain(matrix.miou()) for matrix in (self.matrix, torch_matrix)]
+    def row(self, domain: Domain) -> Row:
+        """See :class:`Tally`."""
+        scores = [plain(matrix.miou()) for matrix in (self.matrix, self.torch_matrix)]
         share = self.equal / self.pixels
         return Row(domain.name, domain.kind, domain.images, share, self.difference, scores[0], scores[1])
 
@@ -138,9 +168,9 @@ def _tensor(classes: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(classes)).long()
 
 
-def disagreeing(rows: Sequence[Row]) -> list[Row]:
-    """The domains on which fewer than :data:`EQUAL` of the labels are those of the segmenter."""
-    return [row for row in rows if row.equal < EQUAL]
+def disagreeing(rows: Sequence[Row], least: float = EQUAL) -> list[Row]:
+    """The domains on which fewer than ``least`` of the predictions are those of the network."""
+    return [row for row in rows if row.equal < least]
 
 
 def latencies(runners: Mapping[str, Runner], image: Pixels) -> dict[str, float]:

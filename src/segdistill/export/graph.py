@@ -1,8 +1,9 @@
-"""The network that is exported: 8-bit pixels in, classes and confidence out.
+"""The network that is exported: 8-bit pixels in, classes and confidence or objects out.
 
 ``image`` (N, H, W, 3) uint8 RGB, as cameras and image libraries hold it -> ``classes`` (N, H, W) uint8 and
 ``confidence`` (N, H, W) float32 of the same size. Division by 255, resizing, normalisation, padding, windows and the
-enlarging of the scores are inside. Two forms:
+enlarging of the scores are inside. Of an instance model instead ``scores`` (N, Q, K) and ``masks`` (N, Q, h, w), see
+:class:`ObjectGraph`. Two forms:
 
 * ``size`` None: every image is seen at its own size (padded to whole cells by repeating the border, as the
   :class:`~segdistill.segmenter.Segmenter` does). Height and width are free where the network allows it.
@@ -11,7 +12,7 @@ enlarging of the scores are inside. Two forms:
 
 What no exporter or runtime takes is computed otherwise, to the same values: positions are resampled as in
 :mod:`segdistill.weights.resample` by a product with a matrix of cubic weights, ``grid_sample`` is four gathers, and
-DINOv3's and Mask2Former's coordinates of cells come from sizes that stay symbols.
+DINOv3's and Mask2Former's coordinates of cells come from sizes that stay symbols, and DPT's fusion always resizes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.encoders import Encoder
-from segdistill.models.segmenter import Segmenter, Window, positions
+from segdistill.heads.base import Maps
+from segdistill.models import Model
+from segdistill.models.segmenter import Window, positions
 from segdistill.ops import tokens_to_map
 from segdistill.weights.resample import OFFSET
 
@@ -42,13 +45,14 @@ ROTATIONS = "timm.layers.pos_embed_sincos._build_grid"
 REFERENCE = (
     "transformers.models.mask2former.modeling_mask2former.Mask2FormerPixelDecoderEncoderOnly.get_reference_points"
 )
+FUSION = "transformers.models.dpt.modeling_dpt"
 RESAMPLED = ("timm.models.vision_transformer.resample_abs_pos_embed", "timm.models.eva.resample_abs_pos_embed")
 
 
 class Graph(nn.Module):
     """A segmenter as it is exported; see the module's docstring."""
 
-    def __init__(self, segmenter: Segmenter, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
+    def __init__(self, segmenter: Model, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
         super().__init__()
         self.encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
         self.head, self.taps = segmenter.head, segmenter.taps
@@ -74,6 +78,15 @@ class Graph(nn.Module):
 
     def _scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Scores of whole images, as ``Segmenter.scores``."""
+        height, width = images.shape[2], images.shape[3]
+        maps, size = self._maps(images)
+        scores = self.head.scores(maps, size)
+        if self.size is None:
+            return _first(_first(scores, 2, height), 3, width)
+        return scores[:, :, :height, :width]
+
+    def _maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Maps, Any]:
+        """The maps of the head's taps for padded images, and the padded size."""
         height, width, cell = images.shape[2], images.shape[3], self.encoder.patch
         if self.size is None:
             high, wide = (height + cell - 1) // cell * cell, (width + cell - 1) // cell * cell
@@ -84,11 +97,7 @@ class Graph(nn.Module):
         encoder: Any = self.encoder
         normalised = (padded - encoder.mean) / encoder.std
         tapped, _ = encoder.walk(encoder.backbone, normalised, self.taps, encoder.mask_token, None)
-        maps = tuple(tokens_to_map(*tapped[tap]) for tap in self.taps)
-        scores = self.head.scores(maps, (high, wide))
-        if self.size is None:
-            return _first(_first(scores, 2, height), 3, width)
-        return scores[:, :, :height, :width]
+        return tuple(tokens_to_map(*tapped[tap]) for tap in self.taps), (high, wide)
 
     def _windows(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Float[Tensor, "b k h w"]:
         """As ``Segmenter.window_scores``, the windows of an image one after the other."""
@@ -101,6 +110,26 @@ class Graph(nn.Module):
                 total = total + F.pad(scores, (x, width - x - wide, y, height - y - high))
                 seen[y : y + high, x : x + wide] += 1
         return total / seen
+
+
+class ObjectGraph(Graph):
+    """An instance model as it is exported.
+
+    ``scores`` (N, Q, K) float32: class probabilities of every query, without "no object". ``masks`` (N, Q, h, w)
+    float32: mask logits at the head's own resolution; they cover the padded image, whose sides are those of the
+    network's input rounded up to whole cells. To get a mask: enlarge it bilinearly to the padded size, take its first
+    rows and columns (the input's), enlarge these to the image's size if the network resizes, and take values above 0.
+    A detection's score is its class probability times the mean of the sigmoid inside the mask.
+    """
+
+    def forward(self, image: UInt8[Tensor, "n h w 3"]) -> tuple[Float[Tensor, "n q k"], Float[Tensor, "n q _h _w"]]:  # type: ignore[override]
+        """Class probabilities and mask logits of every query."""
+        seen = image.permute(0, 3, 1, 2).float() / 255.0
+        if self.size is not None:
+            seen = F.interpolate(seen, size=self.size, mode="bilinear", align_corners=False)
+        maps, _ = self._maps(seen)
+        classes, masks = self.head.decode(maps)
+        return classes[-1].softmax(dim=-1)[..., :-1], masks[-1]
 
 
 def _repeat_border(images: Tensor, dim: int, length: int, to: int) -> Tensor:
@@ -133,6 +162,8 @@ def exportable(encoder: Encoder) -> Iterator[None]:
         stack.enter_context(patch(SAM_RELATIVE, relative_positions))
         if "transformers.models.mask2former.modeling_mask2former" in sys.modules:  # it takes seconds to import
             stack.enter_context(patch(REFERENCE, staticmethod(reference_points)))
+        if FUSION in sys.modules:
+            stack.enter_context(patch(f"{FUSION}.DPTFeatureFusionLayer.forward", fused))
         stack.enter_context(FreeSizes())
         yield
 
@@ -191,6 +222,17 @@ def reference_points(spatial_shapes_list: Any, valid_ratios: Tensor, device: Any
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack((columns.flatten(), rows.flatten()), dim=-1))
     return torch.cat(points).to(valid_ratios.dtype)[None, :, None] * valid_ratios[:, None]
+
+
+def fused(layer: Any, hidden_state: Tensor, residual: Tensor | None = None) -> Tensor:
+    """DPT's fusion as transformers computes it, for sizes that may be symbols: theirs asks whether two are equal."""
+    if residual is not None:
+        size = (hidden_state.shape[2], hidden_state.shape[3])
+        residual = F.interpolate(residual, size=size, mode="bilinear", align_corners=False)
+        hidden_state = hidden_state + layer.residual_layer1(residual)
+    hidden_state = layer.residual_layer2(hidden_state)
+    wide = F.interpolate(hidden_state, scale_factor=2.0, mode="bilinear", align_corners=layer.align_corners)
+    return layer.projection(wide)
 
 
 def gathered_grid_sample(values: Float[Tensor, "b c h w"], grid: Float[Tensor, "b p q 2"]) -> Float[Tensor, "b c p q"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ LARGEST = 2**31 - 2**24  # bytes of one protobuf file
 SMALLEST = 64  # pixels of a free side: two cells at stride 32
 AXES = ("batch", "height", "width")
 Pixels = NDArray[np.uint8]
-Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
-Runner = Callable[[Pixels], Answer]
-"""Images (N, H, W, 3) -> classes and confidence (N, H, W)."""
+Answer = tuple[NDArray[Any], NDArray[Any]]
+"""Classes and confidence (N, H, W), or class probabilities and mask logits of queries; see :mod:`.graph`."""
+
+Runner = Callable[[Pixels], Any]
+"""Images (N, H, W, 3) -> an answer; of the network itself, of objects: a list of Detections."""
 
 
 def need_extra() -> None:
@@ -55,7 +57,9 @@ def trace(graph: Graph, size: tuple[int, int]) -> ExportedProgram:
         )
 
 
-def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
+def to_onnx(
+    program: ExportedProgram, about: Mapping[str, Any], outputs: Sequence[str] = ("classes", "confidence")
+) -> Any:
     """The program as an ONNX model (opset 20) whose metadata has ``about`` as JSON under ``segdistill``."""
     with _quiet():
         converted = torch.onnx.export(
@@ -63,7 +67,7 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
             dynamo=True,
             opset_version=20,
             input_names=["image"],
-            output_names=["classes", "confidence"],
+            output_names=list(outputs),
             optimize=True,
             verbose=False,
         )
@@ -151,8 +155,8 @@ def onnx_runner(content: bytes) -> Runner:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(images: Pixels) -> Answer:
-        classes, confidence = session.run(None, {"image": images})
-        return np.asarray(classes), np.asarray(confidence)
+        one, other = session.run(None, {"image": images})
+        return np.asarray(one), np.asarray(other)
 
     return run
 
@@ -163,8 +167,8 @@ def program_runner(content: Any) -> Runner:
 
     def run(images: Pixels) -> Answer:
         with torch.inference_mode():
-            classes, confidence = module(torch.from_numpy(np.array(images)))
-        return classes.numpy(), confidence.numpy()
+            one, other = module(torch.from_numpy(np.array(images)))
+        return one.numpy(), other.numpy()
 
     return run
 

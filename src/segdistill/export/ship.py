@@ -19,8 +19,9 @@ from segdistill import environment
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
-from segdistill.export.check import Domain, View, compare, disagreeing, latencies, torch_runner
-from segdistill.export.graph import Graph
+from segdistill.export.check import Domain, MapTally, Tally, View, compare, disagreeing, latencies, torch_runner
+from segdistill.export.graph import Graph, ObjectGraph
+from segdistill.export.objects import Decoder, ObjectTally, object_runner
 from segdistill.export.onnx_file import (
     SMALLEST,
     Pixels,
@@ -35,16 +36,28 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
-from segdistill.models import as_segmenter, fit
-from segdistill.models.segmenter import Segmenter, Window
+from segdistill.models import InstanceSegmenter, Model, as_segmenter, fit
+from segdistill.models.segmenter import Window
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
 from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in
 from segdistill.sharing.packed import state_of, tensors_digest
+from segdistill.tasks.table import TASKS
 
+OUTPUTS = {
+    "semantic": {
+        "classes": "uint8 (batch, height, width)",
+        "confidence": "float32 (batch, height, width), 0 to 1",
+    },
+    "instance": {
+        "scores": "float32 (batch, queries, classes), 0 to 1: class probabilities",
+        "masks": "float32 (batch, queries, rows, columns): mask logits over the network's input, padded at the bottom "
+        "and right to multiples of 'cell' pixels",
+    },
+}
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
 FORMATS = (".onnx", ".pt2")
-EXPORTED = "known to export: ViT, DINOv2, DINOv3, DeiT, SAM, Swin and ConvNeXt encoders with semfpn or mask2former"
+EXPORTED = "known to export: ViT, DINOv2, DINOv3, DeiT, SAM, Swin, ConvNeXt; with semfpn, mask2former, masked_dpt"
 
 
 @dataclass(frozen=True)
@@ -73,40 +86,45 @@ def export(
     force: bool = False,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Write the segmenter of a run folder, a packed file or ``hf:<owner>/<name>`` to ``out`` (.onnx or .pt2).
+    """Write the network of a run folder, a packed file or ``hf:<owner>/<name>`` to ``out`` (.onnx or .pt2).
 
     ``size`` (h, w) is the network's; without it images keep their own size where the network allows it, else they get
     that of the evaluation. ``fp16`` and ``int8`` add files in lower precision, INT8 with the ranges of ``calibration``
-    source images. Before anything is written, the files are compared with the segmenter on ``images`` images of every
+    source images. Before anything is written, the files are compared with the network on ``images`` images of every
     domain of the run's evaluation, which are looked for below ``root``. Returns the report, which stands beside
-    the file as JSON. A :class:`UserError` where fewer than 99.9 % of the full-precision file's labels are equal.
+    the file as JSON. A :class:`UserError` where fewer than 99.9 % of the full-precision file's labels, or 99 % of its
+    detections, are equal.
     """
     options = Options(size, fp16, int8, images, calibration, None if root is None else Path(root))
     out, watcher = Path(out), watcher or Quiet()
     paths = _check(out, options, force=force)
-    segmenter, header, recipe = _open(what, role, options)
+    network, header, recipe = _open(what, role, options)
     domains = _domains(recipe, header, options, watcher)
     example = np.asarray(domains[0].dataset[0].image)
     watcher.work("tracing the network", 0, 1)
-    view, program, why = _trace(segmenter, header, options, example)
+    view, program, why = _trace(network, header, options, example)
     watcher.work("tracing the network", 1, 1)
-    about = _about(header, view)
+    about = _about(header, view, network)
     ranges = partial(_source_images, recipe, options, watcher)
     contents, counts = _contents(program, out.suffix, options, about, ranges)
     runners = {name: _runner(name, content, out.suffix) for name, content in contents.items()}
-    reference = torch_runner(segmenter, view)
-    rows = compare(runners, reference, domains, segmenter.num_classes, watcher.work)
-    if bad := disagreeing(rows["fp32"]):
+    reference, tally = _reference(network, view)
+    rows = compare(runners, reference, domains, tally, watcher.work)
+    kind = tally()
+    if bad := disagreeing(rows["fp32"], kind.least):
         worst = min(bad, key=lambda row: row.equal)
         raise UserError(
-            f"the exported graph gives other labels than the network: {100 * worst.equal:.2f} % are equal on "
-            f"{worst.domain} (at least 99.9 % must be); nothing was written. Report it with the encoder's name"
+            f"the exported graph gives other {kind.what} than the network: {100 * worst.equal:.2f} % are equal on "
+            f"{worst.domain} (at least {100 * kind.least:g} % must be); nothing was written. Report it with the "
+            "encoder's name"
         )
+    primary = TASKS[header["task"]].primary
     report = about | {
         "what": str(header["name"]),
         "note": why,
+        "equal": kind.about,
         "operators": counts,
-        "domains": {name: [row.as_dict() for row in each] for name, each in rows.items()},
+        "domains": {name: [row.as_dict(primary) for row in each] for name, each in rows.items()},
         "latency_ms": latencies({"torch": reference, **runners}, example[None]),
         "latency_image": [*example.shape[:2]],
         "latency_threads": torch.get_num_threads(),
@@ -143,23 +161,23 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
     return paths
 
 
-def _open(what: str | Path, role: str | None, options: Options) -> tuple[Segmenter, dict[str, Any], Recipe]:
-    """The segmenter, what a packed file says of it, and the recipe of its images."""
+def _open(what: str | Path, role: str | None, options: Options) -> tuple[Model, dict[str, Any], Recipe]:
+    """The network, what a packed file says of it, and the recipe of its images."""
     if not str(what).startswith("hf:") and (Path(what) / "recipe.yaml").is_file():
         finished = open_run(Path(what))
-        model, header = model_in(finished, role)
-        segmenter = as_segmenter(model, "export")
-        header["tensors_sha256"] = tensors_digest(state_of(segmenter))
+        network, header = model_in(finished, role)
+        header["tensors_sha256"] = tensors_digest(state_of(network))
         recipe = finished.recipe
     else:
         if role is not None:
             raise UserError("--role is for run folders; a packed file holds one network")
         path = packed_path(what)
-        model, header = load_packed(path)
-        return as_segmenter(model, "export"), header, recipe_in(header, options.root)
+        network, header = load_packed(path)
+        header.setdefault("task", "semantic")
+        return network, header, recipe_in(header, options.root)
     if options.root is not None:
         recipe = change(recipe, [f"data.root={options.root.resolve()}"])
-    return segmenter, header, recipe
+    return network, header, recipe
 
 
 def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watcher: Watcher) -> list[Domain]:
@@ -195,9 +213,19 @@ def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[P
     return [np.asarray(dataset[row].image)[None] for row in range(0, len(dataset), step)]
 
 
-def _trace(segmenter: Segmenter, header: Mapping[str, Any], options: Options, example: Pixels) -> tuple[View, Any, str]:
+def _reference(network: Model, view: View) -> tuple[Runner, Callable[[], Tally]]:
+    """The network itself, and what graphs are compared by."""
+    if isinstance(network, InstanceSegmenter):
+        decoder = Decoder(network.encoder.padded, view.size)
+        return object_runner(network, view), partial(ObjectTally, network.num_classes, decoder)
+    return torch_runner(as_segmenter(network, "export"), view), partial(MapTally, network.num_classes)
+
+
+def _trace(network: Model, header: Mapping[str, Any], options: Options, example: Pixels) -> tuple[View, Any, str]:
     """The program, how it sees images, and why its size is fixed, where it is."""
     resize, window = (header["preprocessing"][key] for key in ("resize", "window"))
+    graph: type[Graph] = ObjectGraph if isinstance(network, InstanceSegmenter) else Graph
+    window = None if graph is ObjectGraph else window  # objects are seen whole
     seen = None if window is None else Window(**window)
     own = (example.shape[0], example.shape[1])
     size, why = None, ""
@@ -212,11 +240,11 @@ def _trace(segmenter: Segmenter, header: Mapping[str, Any], options: Options, ex
         size, why = own, f"{record.timm_name} takes images of one size"
     if size is None:
         try:
-            return View(), trace(Graph(segmenter), own), ""
+            return View(), trace(graph(network), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
             size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
     with said("torch cannot export this network", EXPORTED):
-        return View(size, seen), trace(Graph(segmenter, size, seen), own), why
+        return View(size, seen), trace(graph(network, size, seen), own), why
 
 
 @contextmanager
@@ -237,7 +265,7 @@ def _line(error: Exception) -> str:
     return lines[0][:160] if lines else "no reason given"
 
 
-def _about(header: Mapping[str, Any], view: View) -> dict[str, Any]:
+def _about(header: Mapping[str, Any], view: View, network: Model) -> dict[str, Any]:
     """What a graph says of itself: its interface, classes, and what it was made from."""
     window = None if view.window is None else {"size": list(view.window.size), "stride": list(view.window.stride)}
     size = None if view.size is None else list(view.size)
@@ -246,12 +274,11 @@ def _about(header: Mapping[str, Any], view: View) -> dict[str, Any]:
             "image": "uint8 (batch, height, width, 3), RGB",
             "smallest_side": SMALLEST if view.size is None else 1,
         },
-        "outputs": {
-            "classes": "uint8 (batch, height, width)",
-            "confidence": "float32 (batch, height, width), 0 to 1",
-        },
+        "task": header["task"],
+        "outputs": OUTPUTS[header["task"]],
         "network_size": size or "that of the image",
         "window": window,
+        "cell": network.encoder.patch,
         "classes": list(header["classes"]),
         "colors": header["colors"],
         "licence": header["licence"],
@@ -273,7 +300,7 @@ def _contents(
         nodes = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         return {"fp32": buffer.getvalue()}, {name: nodes.count(name) for name in sorted(set(nodes))}
     with said("this network cannot become ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
-        model = to_onnx(program, about)
+        model = to_onnx(program, about, list(about["outputs"]))
         contents = {"fp32": model.SerializeToString()}
     if options.fp16:
         with said("the graph cannot become fp16; leave it out"):
@@ -301,13 +328,15 @@ def _versions() -> dict[str, str]:
 
 def summary_rows(report: Mapping[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
     """The report as two tables, heads first: every file on every domain, and every file's size and speed."""
-    first = [["file", "domain", "kind", "images", "equal (%)", "max diff.", "mIoU", "of torch", "loss"]]
+    task = TASKS[report["task"]]
+    primary, label = task.primary, task.metrics[task.primary]["label"]
+    first = [["file", "domain", "kind", "images", "equal (%)", "max diff.", label, "of torch", "loss"]]
     for precision, rows in report["domains"].items():
         for row in rows:
-            own, other = row["miou"], row["torch_miou"]
+            own, other = row[primary], row[f"torch_{primary}"]
             scores = (
                 [f"{100 * own:.2f}", f"{100 * other:.2f}", f"{100 * (other - own):+.2f}"]
-                if own is not None
+                if own is not None and other is not None
                 else ["-"] * 3
             )
             first.append(

@@ -45,7 +45,7 @@ class InstanceSegmenter(Model):
         height, width = images.shape[-2:]
         (classes, masks), seen = self.decoded(images)
         rows = zip(classes[-1].float().softmax(dim=-1)[..., :-1], masks[-1].float(), strict=True)
-        return [_detections(p, m, seen, (height, width), size or (height, width)) for p, m in rows]
+        return [detections_of(p, m, seen, (height, width), size or (height, width)) for p, m in rows]
 
 
 def object_masks(batch: Batch, row: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n h w"]]:
@@ -61,14 +61,14 @@ def object_masks(batch: Batch, row: int) -> tuple[Int[Tensor, " n"], Float[Tenso
     return classes[counted], masks.float()
 
 
-def _detections(
+def detections_of(
     probabilities: Float[Tensor, "q k"],
     masks: Float[Tensor, "q _h _w"],
     seen: tuple[int, int],
     shown: tuple[int, int],
     size: tuple[int, int],
 ) -> Detections:
-    """One image's objects: mask logits cover ``seen``, of which ``shown`` is the image, which gets ``size``."""
+    """One image's objects: mask logits cover ``seen``, whose first rows and columns (``shown``) get ``size``."""
     best, places = probabilities.flatten().topk(min(TOP, probabilities.numel()))
     queries, kinds = places // probabilities.shape[1], places % probabilities.shape[1]
     wanted = queries.unique()
