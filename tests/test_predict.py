@@ -279,6 +279,23 @@ def test_mistakes_are_one_line_before_torch_is_needed(call, finished, tmp_path):
         assert message in lines[0]
 
 
+def peaks(call):
+    """The result of a call, and the largest memory of NumPy's and of torch's allocations in bytes."""
+    gc.collect()
+    tracemalloc.start()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = call()
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    level = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
+            level += event.nbytes()
+            peak = max(peak, level)
+    return result, python, peak
+
+
 def test_memory_is_bounded_by_the_pixels_of_an_image(model):
     """2000 x 2500: 15 MB of pixels, 5 of classes, 20 of confidence, 60 as float; the scores alone would be 260 MB.
 
@@ -286,19 +303,8 @@ def test_memory_is_bounded_by_the_pixels_of_an_image(model):
     """
     height, width = 2000, 2500
     image = torch.from_numpy(np.tile(picture(200, 250), (10, 10, 1))).permute(2, 0, 1)
-    gc.collect()
-    tracemalloc.start()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        result = model.predict(image)
-    python = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    result, python, peak = peaks(lambda: model.predict(image))
     assert result.classes.shape == (height, width)
-    level = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
-            level += event.nbytes()
-            peak = max(peak, level)
     scores = 4 * len(model.names) * height * width
     assert python < 60e6
     assert peak < 0.7 * scores

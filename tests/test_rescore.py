@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import task_files
+from object_files import city_file, city_image, drawn, save
 from segdistill.config import UserError
 from segdistill.files import DIGEST, TEXT_MARK
 from segdistill.recipe import change, load
@@ -207,6 +208,23 @@ def test_one_stage_and_one_role_of_a_run_are_scored_alone(told, tmp_path, finish
         assert told("evaluate", whole, "--role", role)[0] == 0
         assert json.loads((whole / "on" / role / "results.json").read_text())["models"] == {"student": kept[role]}
         assert (whole / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_an_instance_run_is_scored_on_data_with_objects(told, tmp_path, finished_objects):
+    folder = shutil.copytree(finished_objects, tmp_path / "run")
+    assert told("evaluate", folder, "--data", "dusk", "evaluate.images=1")[0] == 0
+    results = json.loads((folder / "on/dusk/results.json").read_text())
+    assert (results["primary"], results["unseen"]) == ("ap", ["dusk"])
+    assert results["models"]["student"]["domains"]["dusk"]["images"] == 1
+    data = "cityscapes_instances:val"
+    city_image(tmp_path)
+    save(city_file(tmp_path, "instanceIds.png"), drawn([7, 24001, 26001, 26002]).astype(np.uint16))
+    status, _, err = told("evaluate", folder, "--data", data, "--root", tmp_path, "--role", "student")
+    assert status == 0, err
+    scored = json.loads(next((folder / "on").rglob("cityscapes_instances*/results.json")).read_text())
+    assert scored["models"]["student"]["domains"]["cityscapes_instances"]["ap"] is not None
+    _, _, line = told("evaluate", folder, "--data", "cityscapes:val", "--root", tmp_path)
+    assert "domain 'cityscapes' has class maps but no objects; choose one of: cityscapes_instances, " in line
 
 
 def test_a_task_stage_starts_from_a_head_and_is_another_one_than_without(lone, source):
