@@ -14,6 +14,7 @@ import typer
 
 from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
+from segdistill.cli.labels import pseudo_label
 from segdistill.cli.show import WIDTH, print_table, show_doubts
 from segdistill.cli.use import predict
 from segdistill.config import UserError, choose
@@ -36,6 +37,7 @@ app.command()(own.serve)
 app.command()(own.settings)
 app.command()(own.estimate)
 app.command()(predict)
+app.command()(pseudo_label)
 ship.register(app)
 
 INTERRUPTED = 130
