@@ -130,6 +130,7 @@ def test_bad_images_are_named_or_skipped(teacher, photos, tmp_path, call):
     assert not status
     assert "1 skipped" in printed
     assert "skipped: " in err
+    assert "3 already finished" in call(*arguments, "--skip-bad")[1]
 
 
 def test_mistakes_are_one_line(teacher, finished, photos, tmp_path, call):

@@ -92,7 +92,7 @@ def label_images(
     labeller, classes, view = load_labeller(what, wanted, role=role)
     labeller.network.to(torch.device(_device(device))).eval()
     if out.exists():
-        outcome = _finished(out, classes, labeller.origin, inputs)
+        outcome = _finished(out, classes, labeller.origin, inputs, skip_bad=wanted.skip_bad)
     else:
         outcome = _label(labeller, classes, view, inputs, out, wanted, watcher)
     outcome.warnings = labeller.unseen(outcome.labels.info["counts"])
@@ -180,17 +180,16 @@ def _add(error: BadSample, bad: list[str] | None) -> None:
     bad.append(str(error))
 
 
-def _finished(out: Path, classes: Sequence[str], origin: Origin, inputs: Sequence[Input]) -> Outcome:
+def _finished(out: Path, classes: Sequence[str], origin: Origin, inputs: Sequence[Input], *, skip_bad: bool) -> Outcome:
     """The document of an earlier command, if it was the same one."""
     labels = read_pseudo(out, classes)
     for key, value in asdict(origin).items():
         if labels.info.get(key) != value:
             raise UserError(f"{out} was made with another {key}: remove it, or write elsewhere")
     names = [f"{DOMAIN}/{item.name}" for each in inputs if each.count is not None for item in each.items()]
-    if missing := [name for name in names if name not in labels]:
-        raise UserError(
-            f"{out} is finished without {len(missing)} of the images, such as {missing[0]}: remove it, or write elsewhere"
-        )
+    if not skip_bad and (missing := [name for name in names if name not in labels]):
+        count = f"{len(missing)} of the images, such as {missing[0]}"
+        raise UserError(f"{out} is finished without {count}: remove it, or write elsewhere")
     return Outcome(labels, kept=len(labels))
 
 

@@ -35,9 +35,11 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
         if stage.steps:
             changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
         changes.append(f"stages.{stage.name}.data.images={images}")
-        for part in ("proxy", "unlabelled"):
-            if getattr(stage, part, None) is not None:
-                changes += [f"stages.{stage.name}.{part}.batch=2", f"stages.{stage.name}.{part}.data.images={images}"]
+        for part in ("proxy", "unlabelled", "detector", "segmenter"):
+            own, place = getattr(stage, part, None), f"stages.{stage.name}.{part}"
+            changes += [f"{place}.batch=2"] if getattr(own, "batch", None) else []
+            changes += [f"{place}.steps={steps}"] if getattr(own, "steps", None) else []
+            changes += [f"{place}.data.images={images}"] if hasattr(own, "data") else []
     return changes
 
 
