@@ -34,14 +34,14 @@ from segdistill.types import Batch, LossTerms
 
 
 class DetectorPart(DetectorTuning):
-    """How the detector is adapted; see :class:`DetectorTuning`."""
+    """How the detector is adapted: AdamW; the text encoder is frozen. The defaults are the authors'."""
 
     steps: int | None = Field(None, ge=1, le=10**8, description="None: the stage's")
     batch: int | None = Field(None, ge=1, le=2**16, description="images per step; None: the stage's")
 
 
 class SegmenterPart(SegmenterTuning):
-    """How the segmenter is adapted; see :class:`SegmenterTuning`."""
+    """How the segmenter is adapted: AdamW on its prompt encoder and mask decoder. The defaults are the authors'."""
 
     steps: int | None = Field(None, ge=1, le=10**8, description="None: the stage's")
     batch: int | None = Field(1, ge=1, le=2**16, description="images per step; None: the stage's")
