@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from segdistill.heads.base import Head, Maps
+from segdistill.heads.eomt import EoMT
 from segdistill.heads.mask2former import Mask2Former
 from segdistill.heads.masked_dpt import MaskedDPT
 from segdistill.heads.semfpn import SemFPN
 
-HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT]] = {
+HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT] | type[EoMT]] = {
     "semfpn": SemFPN,
     "mask2former": Mask2Former,
     "masked_dpt": MaskedDPT,
+    "eomt": EoMT,
 }
 
-__all__ = ["HEADS", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]
+__all__ = ["HEADS", "EoMT", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]

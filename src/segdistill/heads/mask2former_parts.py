@@ -38,6 +38,11 @@ def build_decoder(config: Any, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return transformer, SetLoss(settings)
 
 
+def build_loss(config: Any, num_classes: int) -> nn.Module:
+    """Set loss."""
+    return SetLoss(_loss_settings(config, num_classes))
+
+
 def _transformer(config: Any, settings: Mask2FormerConfig) -> hf.Mask2FormerTransformerModule:
     transformer = hf.Mask2FormerTransformerModule(config.width, settings)
     transformer.decoder.layerdrop = 0.0  # otherwise transformers skips whole layers at the dropout rate
@@ -126,16 +131,24 @@ class SetLoss(hf.Mask2FormerLoss):
 
 
 def _settings(config: Any, num_classes: int) -> Mask2FormerConfig:
-    settings = Mask2FormerConfig(
+    """For decoder and loss."""
+    return _loss_settings(
+        config,
+        num_classes,
         feature_size=config.width,
         mask_feature_size=config.width,
         hidden_dim=config.width,
-        num_queries=config.queries,
         decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer
         num_attention_heads=config.heads,
         dim_feedforward=config.decoder_feedforward,
         dropout=config.dropout,
         feature_strides=list(STRIDES),
+    )
+
+
+def _loss_settings(config: Any, num_classes: int, **more: Any) -> Mask2FormerConfig:
+    settings = Mask2FormerConfig(
+        num_queries=config.queries,
         train_num_points=config.points,
         oversample_ratio=config.oversample,
         importance_sample_ratio=config.importance,
@@ -143,6 +156,7 @@ def _settings(config: Any, num_classes: int) -> Mask2FormerConfig:
         mask_weight=config.mask_weight,
         dice_weight=config.dice_weight,
         no_object_weight=config.no_object_weight,
+        **more,
     )
     settings.num_labels = num_classes
     return settings

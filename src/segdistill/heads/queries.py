@@ -31,21 +31,15 @@ Queries = tuple[list[Float[Tensor, "b q _k"]], list[Float[Tensor, "b q _h _w"]]]
 """Class logits (K + 1, the last: no object) and mask logits of every query, before the first layer and after each."""
 
 
-class QueryConfig(HeadConfig):
-    """Defaults are the authors' (spec A.10).
+class SetConfig(HeadConfig):
+    """Number of queries and set loss. Defaults are Mask2Former's (spec A.10).
 
-    ``decoder_feedforward``: hidden width of the head's MLPs. ``points``: sampled per mask in the loss and the matcher,
-    from ``oversample`` times as many candidates; ``importance``: the share of them chosen by uncertainty. ``*_weight``:
-    weights of both loss terms and matching costs. ``no_object_weight``: weight of queries without a mask in the class
-    term.
+    ``points``: sampled per mask in the loss and the matcher, from ``oversample`` times as many candidates;
+    ``importance``: the share of them chosen by uncertainty. ``*_weight``: weights of both loss terms and matching
+    costs. ``no_object_weight``: weight of queries without a mask in the class term.
     """
 
     queries: int = Field(100, ge=1, le=10**4)
-    width: int = Field(256, ge=64, le=8192, multiple_of=32)  # group norms of 32 groups
-    decoder_layers: int = Field(9, ge=1, le=100)
-    heads: int = Field(8, ge=1, le=8192)
-    decoder_feedforward: int = Field(2048, ge=1, le=2**16)
-    dropout: float = Field(0.0, ge=0, lt=1)
     points: int = Field(12544, ge=1, le=10**6)
     oversample: float = Field(3.0, ge=1, le=100)
     importance: float = Field(0.75, ge=0, le=1)
@@ -53,6 +47,16 @@ class QueryConfig(HeadConfig):
     mask_weight: float = Field(5.0, ge=0, le=1e6)
     dice_weight: float = Field(5.0, ge=0, le=1e6)
     no_object_weight: float = Field(0.1, ge=0, le=1e6)
+
+
+class QueryConfig(SetConfig):
+    """And the masked-attention decoder. ``decoder_feedforward``: hidden width of the head's MLPs."""
+
+    width: int = Field(256, ge=64, le=8192, multiple_of=32)  # group norms of 32 groups
+    decoder_layers: int = Field(9, ge=1, le=100)
+    heads: int = Field(8, ge=1, le=8192)
+    decoder_feedforward: int = Field(2048, ge=1, le=2**16)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _divisible(self) -> QueryConfig:
