@@ -90,7 +90,9 @@ def _weights(role: str, model: ModelConfig | None) -> list[Link]:
         record = record_of(model.encoder.name)
         where = source if source.startswith("timm:") else "a file"
         links.append(_link(part, f"{model.encoder.name} ({where})", record.licence, gated=record.gated))
-    if model.head_weights is not None:
+    if model.head_weights is not None and model.head_weights.startswith("shipped"):
+        links.append(Link(part, f"head ({model.head_weights})", "Apache-2.0"))
+    elif model.head_weights is not None:
         links.append(_link(part, "head (a file)", "unknown: that of the file"))
     return links
 
