@@ -5,8 +5,7 @@
 The network has DINOv2-S's size, 100 queries and the head masked_dpt (or those named), with random weights; the image
 is 1024 x 2048 with 30 objects of 8 classes. Every row is a process of its own: the most memory that it ever held
 (``ru_maxrss``), less that of one that only builds network and image. ``forward`` is encoder and head; ``evaluate`` is
-``InstanceSegmenter.predict`` and ``InstanceMetric.add``, with the processor seconds of each part, and the most memory
-held after the forward pass had returned (the peak is reset there, which works on Linux alone).
+``InstanceSegmenter.predict`` and ``InstanceMetric.add``, with the processor seconds of each part.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 
 from segdistill.encoders import EncoderConfig, build_encoder
-from segdistill.environment import commit, forget_peak, hardware, peak_memory_mb
+from segdistill.environment import commit, hardware, peak_memory_mb
 from segdistill.heads import HEADS
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.models import InstanceSegmenter
@@ -54,17 +53,15 @@ def drawn() -> tuple[torch.Tensor, Objects]:
 
 
 def child(name: str, kind: str) -> None:
-    """One row on stdout: peak memory in MiB, and after the forward pass; seconds of forward pass, rest and metric."""
+    """One row on stdout: peak memory in MiB; processor seconds of forward pass, rest of ``predict``, and metric."""
     model, (image, objects) = network(name), drawn()
-    metric, seconds, peaks = InstanceMetric(CLASSES), [0.0, 0.0, 0.0], [peak_memory_mb()]
+    metric, seconds = InstanceMetric(CLASSES), [0.0, 0.0, 0.0]
     began = time.process_time()
     passed = model.decoded
 
     def timed(images: torch.Tensor) -> Any:
         out = passed(images)
         seconds[0] = time.process_time() - began
-        peaks[0] = peak_memory_mb()
-        forget_peak()
         return out
 
     model.decoded = timed  # type: ignore[method-assign]
@@ -77,8 +74,7 @@ def child(name: str, kind: str) -> None:
         metric.add(0, found, objects)
         seconds[2] = time.process_time() - began - sum(seconds)
         assert len(found.scores)
-    after = peak_memory_mb()
-    sys.stdout.write(" ".join(map(str, [max(peaks[0], after), after, *seconds])) + "\n")
+    sys.stdout.write(" ".join(map(str, [peak_memory_mb(), *seconds])) + "\n")
 
 
 def measured(name: str, kind: str) -> list[float]:
@@ -90,23 +86,15 @@ def measured(name: str, kind: str) -> list[float]:
 def main() -> None:
     """Print the table."""
     out = [f"{hardware()}, torch {torch.__version__}, commit {commit()}", ""]
-    out += [
-        "| head | what | peak, MiB | MiB more | x forward | more after forward | forward, s | rest, s | metric, s |"
-    ]
-    out += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    out += ["| head | what | peak, MiB | MiB more | x forward | forward, s | predict's rest, s | metric, s |"]
+    out += ["|---|---|---:|---:|---:|---:|---:|---:|"]
     for name in sys.argv[1:] or ["masked_dpt"]:
-        base = measured(name, "nothing")[0]
+        base, alone = measured(name, "nothing")[0], 0.0
         for kind in ("forward", "evaluate"):
-            peak, after, *seconds = measured(name, kind)
-            alone = peak - base if kind == "forward" else alone
-            row = [
-                name,
-                kind,
-                f"{peak:.0f}",
-                f"{peak - base:.0f}",
-                f"{(peak - base) / alone:.2f}",
-                f"{after - base:.0f}",
-            ]
+            peak, *seconds = measured(name, kind)
+            more = peak - base
+            alone = alone or more
+            row = [name, kind, f"{peak:.0f}", f"{more:.0f}", f"{more / alone:.2f}"]
             out.append(f"| {' | '.join([*row, *(f'{each:.1f}' for each in seconds)])} |")
     sys.stdout.write("\n".join(out) + "\n")
 
