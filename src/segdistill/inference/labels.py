@@ -94,7 +94,7 @@ def label_images(
     if out.exists():
         outcome = _finished(out, classes, labeller.origin, inputs, skip_bad=wanted.skip_bad)
     else:
-        outcome = _label(labeller, classes, view, inputs, out, wanted, watcher)
+        outcome = _label(labeller, classes, view, inputs, out, wanted=wanted, watcher=watcher)
     outcome.warnings = labeller.unseen(outcome.labels.info["counts"])
     if wanted.instance_ids is not None:
         write_instance_ids(outcome.labels, wanted.instance_ids, progress=watcher.work)
@@ -139,6 +139,7 @@ def _label(
     view: View,
     inputs: Sequence[Input],
     out: Path,
+    *,
     wanted: Wanted,
     watcher: Watcher,
 ) -> Outcome:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segdistill.config import Config
 from segdistill.recipe import Recipe, load
 from segdistill.runlog import Named, Watcher
 from segdistill.runs.execute import fingerprints, run
@@ -35,8 +36,10 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
         if stage.steps:
             changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
         changes.append(f"stages.{stage.name}.data.images={images}")
-        for part in ("proxy", "unlabelled", "detector", "segmenter"):
-            own, place = getattr(stage, part, None), f"stages.{stage.name}.{part}"
+        for part in type(stage).model_fields:
+            own, place = getattr(stage, part), f"stages.{stage.name}.{part}"
+            if not isinstance(own, Config):
+                continue
             changes += [f"{place}.batch=2"] if getattr(own, "batch", None) else []
             changes += [f"{place}.steps={steps}"] if getattr(own, "steps", None) else []
             changes += [f"{place}.data.images={images}"] if hasattr(own, "data") else []
