@@ -25,7 +25,11 @@ def grid(name: str, entry: Record) -> Page:
     table = raw["table"]
     values = list(table["sweep"]["values"]) if "sweep" in table else [""]
     rows = [row | {"title": today(row["title"]), "group": row.get("group", "")} for row in table["rows"]]
-    runs = [run | {"row": today(run["row"])} for run in raw["runs"]]
+    label, primary = raw.get("metric", {}).get("label", "mIoU"), raw.get("primary", "miou")
+    runs = [run | {"row": today(run["row"]), "label": label} for run in raw["runs"]]
+    for model in (*runs, *raw["teachers"]):
+        for found in model["domains"].values():
+            found["score"] = found[primary]
     lines: list[str] = []
     if "sweep" in table:
         lines += sweep(table, rows, values, runs, raw["teachers"])
@@ -72,7 +76,8 @@ def single_runs(name: str, entry: Record) -> Page:
 def scores_of(model: Record) -> Record:
     """Scores of one model of a run's results."""
     picked = ("mean_unseen", "mean_unseen_interval", "domains")
-    return {key: model[key] for key in picked if key in model}
+    found = {key: model[key] for key in picked if key in model} | {"label": "mIoU"}
+    return found | {"domains": {name: each | {"score": each["miou"]} for name, each in model["domains"].items()}}
 
 
 def overview(
@@ -117,7 +122,7 @@ def caption(runs: list[Record]) -> str:
     count = len({run["seed"] for run in runs})
     seeds = f"mean ± standard deviation of {count} seeds" if count > 1 else f"seed {runs[0]['seed']}"
     interval = ", 95 % bootstrap intervals over images in brackets" if "mean_unseen_interval" in runs[0] else ""
-    return f"mIoU in percent, {seeds}{interval if count == 1 else ''}. Best student per column in bold."
+    return f"{runs[0]['label']} in percent, {seeds}{interval if count == 1 else ''}. Best student per column in bold."
 
 
 def block(
@@ -139,7 +144,8 @@ def costs(
 ) -> list[list[str]]:
     """Gain, retention, seconds, memory and the paper's number of each row of one group."""
     has_base, has_memory, place = extra
-    base = next((row for row in rows if row.get("baseline")), None)
+    bases = [row for row in rows if row.get("baseline")]
+    base = next((row for row in bases if row["group"] == group), bases[0] if bases else None)
     lines = []
     for row in (row for row in rows if row["group"] == group):
         own, line = of_row(row, runs), []
@@ -148,7 +154,8 @@ def costs(
                 mean(run["mean_unseen"] for run in own) - mean(run["mean_unseen"] for run in of_row(base, runs))
             )
             line.append("–" if row is base else decimal(gain, sign="+"))
-        line.append(spread([100 * run["retention"] for run in own]))
+        kept = [100 * run["retention"] for run in own if run["retention"] is not None]
+        line.append(spread(kept) if kept else "–")
         line.append(f"{mean(seconds_of(run) for run in own):.0f}")
         line += [f"{mean(memory_of(run) for run in own):.0f}"] if has_memory else []
         if place is not None:
@@ -163,8 +170,8 @@ def of_row(row: Record, runs: list[Record]) -> list[Record]:
 
 
 def scores(runs: list[Record], domains: Iterable[str], average: Callable[[list[Record]], str]) -> list[str]:
-    """mIoU of every domain, and an average."""
-    return [*[spread([100 * run["domains"][name]["miou"] for run in runs]) for name in domains], average(runs)]
+    """The primary score of every domain, and an average."""
+    return [*[spread([100 * run["domains"][name]["score"] for run in runs]) for name in domains], average(runs)]
 
 
 def mean_unseen(runs: list[Record]) -> str:
@@ -177,7 +184,7 @@ def mean_unseen(runs: list[Record]) -> str:
 
 def mean_validation(runs: list[Record]) -> str:
     """Mean over the validation domains."""
-    return spread([100 * mean(run["domains"][name]["miou"] for name in VALIDATION) for run in runs])
+    return spread([100 * mean(run["domains"][name]["score"] for name in VALIDATION) for run in runs])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -213,8 +220,9 @@ def paper(place: Record, group: str, name: str | None, column: str = "Avg.") -> 
     where = place.get("paper") or place.get("papers", {}).get(group)
     if where is None:
         return "–"
-    found = paper_block(where["table"], where["block"], where.get("source", ""))
-    position = [title.split("/")[-1] for title in found.columns].index(column)
+    found = paper_block(where["table"], where["block"], where.get("source", ""), paper=where.get("paper", "gkd"))
+    heads = [title.split("/")[-1] for title in found.columns]
+    position = heads.index(column) if column in heads else len(heads) - 1
     teacher = next((row for row in found.rows if row.role == "teacher"), None)
     row = found.row(name) if name else teacher
     score = row.scores[position] if row else None
@@ -241,7 +249,7 @@ def sweep(
             named = row.get("paper")
             cells += [paper(table, "", named, columns[value]) if named else "–" for value in values]
         lines.append([row["title"], *cells])
-    return ["Mean over the unseen domains, mIoU in percent:", "", *markdown(head, lines), ""]
+    return [f"Mean over the unseen domains, {runs[0]['label']} in percent:", "", *markdown(head, lines), ""]
 
 
 def leads(sentences: Iterable[str]) -> list[str]:
@@ -255,11 +263,13 @@ def by_seed(rows: list[Record], values: Sequence[str], runs: list[Record], teach
     if len(seeds) == 1 or values[1:]:
         return []
     lines = []
-    for title in ["Teacher", *[row["title"] for row in rows]]:
-        own = teachers if title == "Teacher" else [run for run in runs if run["row"] == title]
+    several = len({row["group"] for row in rows}) > 1
+    for row in [{"title": "Teacher", "group": ""}, *rows]:
+        title = f"{row['group']}: {row['title']}" if several and row["group"] else row["title"]
+        own = teachers if title == "Teacher" else of_row(row, runs)
         found = {run["seed"]: run for run in own}
         cells = [f"{100 * found[seed]['mean_unseen']:.1f}" for seed in seeds]
-        kept = [f"{100 * found[seed]['retention']:.1f}" if title != "Teacher" else "–" for seed in seeds]
+        kept = [f"{100 * share:.1f}" if (share := found[seed].get("retention")) else "–" for seed in seeds]
         lines.append([title, *cells, *kept])
     head = ["model", *[f"seed {seed}" for seed in seeds], *[f"retention, seed {seed}" for seed in seeds]]
     return [

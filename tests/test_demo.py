@@ -33,6 +33,32 @@ def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_s
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/stages/*/*")} == before
 
 
+def test_the_instance_demo_shows_every_stage_and_trains_shared_ones_once(tmp_path, call):
+    out = tmp_path / "demo"
+    status, table, err = call("demo", "instance", "--smoke", "--out", out)
+    assert not status, err
+    results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/results.json")}
+    assert set(results) == {recipe.name for recipe in demo.load_arms(task="instance", smoke=True)}
+    for result in results.values():
+        row = next(line for line in table.splitlines() if line.startswith(f"{result['title']} "))
+        assert f"{100 * result['models']['student']['mean_unseen']:.1f}" in row
+    assert "pseudo-labels on" in table
+    adapted = [result["models"]["teacher"]["domains"] for result in results.values() if "teacher" in result["models"]]
+    assert len(adapted) == 3
+    assert adapted[0] == adapted[1] == adapted[2]
+    labels = [json.loads(line)["stage"] for line in (out / "world_instance/metrics.jsonl").read_text().splitlines()]
+    assert set(labels) == {"05-refine"}  # all other stages came from the arms before
+    page = (out / "report.html").read_text()
+    assert "AP50" in page
+    assert "mIoU" not in page
+
+
+def test_an_unknown_demo_is_one_line(call):
+    status, _, err = call("demo", "instances")
+    assert status
+    assert "unknown demo 'instances': did you mean 'instance'?" in err
+
+
 def test_the_arms_share_data_teacher_and_labelled_images():
     """What the comparison's fairness asks for: the arms differ in how they distil, and in nothing else."""
     arms = demo.load_arms()

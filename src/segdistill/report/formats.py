@@ -157,16 +157,19 @@ def _rank(column: Column) -> int:
 
 
 def _scores(found: Comparison, model: ModelResult) -> dict[str, Any]:
-    metric = found.metric
+    metric, beside = found.metric, found.first.beside if found.first else ()
     domains = {
         name: {
             metric.key: _rounded(score.score),
+            **{one.key: _rounded(score.others.get(one.key)) for one in beside},
             **({metric.by_class: [_rounded(value) for value in score.by_class]} if metric.by_class else {}),
             "images": score.images,
         }
         for name, score in model.domains.items()
     }
-    return {"mean_unseen": _rounded(model.mean_unseen), "domains": domains}
+    interval = model.mean_unseen_interval
+    bounds = {} if interval is None else {"mean_unseen_interval": [_rounded(end) for end in interval]}
+    return {"mean_unseen": _rounded(model.mean_unseen), **bounds, "domains": domains}
 
 
 def _rounded(value: float | None) -> float | None:
