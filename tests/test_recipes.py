@@ -50,11 +50,12 @@ def test_two_steps_of_every_stage_run_on_the_command_line(tmp_path, call, path):
     recipe, out = load(path), tmp_path / "run"
     status, _, err = call("run", path, *small(recipe), "--out", out)
     assert not status, err
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    labels = [f"{number:02d}-{stage.name}" for number, stage in enumerate(recipe.stages)]
+    log = out / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    labels = [f"{number:02d}-{stage.name}" for number, stage in enumerate(recipe.stages) if stage.steps]
     assert [(line["stage"], line["step"]) for line in lines] == [(label, step) for label in labels for step in (1, 2)]
     results = json.loads((out / "results.json").read_text())
-    assert [stage["steps"] for stage in results["stages"]] == [2] * len(labels)
+    assert [stage["steps"] for stage in results["stages"]] == [2 if stage.steps else 0 for stage in recipe.stages]
     if recipe.evaluate is not None:
         assert set(results["models"]["student"]["domains"]) == set(recipe.evaluate.domains)
         assert Path(out / "report.html").stat().st_size > 1000
