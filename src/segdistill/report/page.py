@@ -48,6 +48,7 @@ def render(found: Comparison) -> str:
     """The page as text."""
     details, first, colors = detail_views(found), found.first, row_colors(found)
     titles = {found.title_of(row): colors[row] for row in found.lines}
+    galleries = [(view, kept) for view in details if (kept := gallery(view))]
     return (
         _templates()
         .get_template("page.html")
@@ -71,7 +72,14 @@ def render(found: Comparison) -> str:
             views=group_views(found),
             details=details,
             front={row for row, line in enumerate(found.rows) if line.baseline},
-            galleries=[(view, kept) for view in details if (kept := gallery(view))],
+            galleries=galleries,
+            switched=any(
+                len(figure.pictures) > 1
+                for _, domains in galleries
+                for domain in domains
+                for scene in domain.scenes
+                for figure in scene.figures
+            ),
             failures=[(view, *kept) for view in details if (kept := failures(view))[1]],
             swatches=[(name, hex_color(color)) for name, color in zip(first.classes, first.colors, strict=True)]
             if first
