@@ -17,7 +17,12 @@ from segdistill.runs.demo import recipes_folder
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
 
-REAL = [path for path in sorted(recipes_folder().glob("*.yaml")) if not path.stem.startswith("world")]
+REAL = [
+    path
+    for path in sorted(recipes_folder().glob("*.yaml"))
+    if not path.stem.startswith("world") and "instance" not in path.stem
+]
+"""Of GKD."""
 IMAGES = {"gtav": 24_966, "cityscapes": 2975, "potsdam": 3456}  # of the source; EndoVis's are not established
 ITERATIONS = {"gtav": 58_200, "cityscapes": 6600, "potsdam": 7800}  # of the domain-agnostic stage: 300 epochs
 

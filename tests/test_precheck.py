@@ -61,7 +61,6 @@ MISTAKES = [
     (["stages.agnostic.method.patch_wieght=1"], "method.patch_wieght: unknown key; did you mean 'patch_weight'?"),
     (["stages.agnostic.method.mask_first=7"], "mask_first"),
     (["stages.task.optimizer.lr=0"], "lr: Input should be greater than 0, got 0"),
-    (["stages.task.augment.flop=1"], "augment: flop: unknown key; did you mean 'flip'?"),
     (["task=sematic"], "unknown task 'sematic': did you mean 'semantic'?"),
     (["stages.task.type=tsk"], "unknown stage type 'tsk': did you mean 'task'?"),
     (["stages.task.data.split=all"], "split: Input should be 'train'"),

@@ -199,7 +199,8 @@ def augmentations():
     """The distinct augmentation settings of all shipped recipes' stages, defaults filled in."""
     found = {}
     for path in recipes():
-        for stage in yaml.safe_load(path.read_text())["stages"]:
+        values = yaml.safe_load(path.read_text())
+        for stage in values["stages"] if values.get("task", "semantic") == "semantic" else ():
             for part in (stage, stage.get("proxy") or {}):
                 task = stage["type"] == "task" and part is stage
                 config = (TaskAugment if task else DistillAugment)(**part.get("augment", {}))

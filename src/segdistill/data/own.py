@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,7 +54,9 @@ class OwnConfig(Config):
     divisor: int = Field(
         1000, ge=2, le=MOST_NUMBER, description="with objects: value in the label = id of the class * divisor + number"
     )
-    stuff: tuple[int, ...] = Field((0,), description="with objects: ids of pixels that belong to no object")
+    stuff: tuple[Annotated[int, Field(ge=0, le=MOST_NUMBER)], ...] = Field(
+        (0,), description="with objects: ids of pixels that belong to no object"
+    )
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
     resize: Size | None = Field(None, description="test images are fitted inside this height and width")

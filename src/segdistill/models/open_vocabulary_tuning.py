@@ -6,7 +6,7 @@ Batches have the keys of ``data/targets.py``. Legend: B batch, N objects, S side
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class DetectorTuning(Config):
     backbone_lr_scale: float = Field(0.1, ge=0, le=1000)
     weight_decay: float = Field(0.01, ge=0, le=1)
     clip: float | None = Field(0.1, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
-    milestones: tuple[float, ...] = Field((0.7, 0.9))
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.7, 0.9))
     factor: float = Field(0.1, gt=0, le=1)
     auxiliary: bool = True
 
