@@ -76,7 +76,7 @@ def _form(value: object) -> str:
     return "runs" if isinstance(value, dict) else "polygons"
 
 
-def _packed(values: list[float]) -> array[float]:
+def _packed(values: list[float]) -> array:
     return array("d", values)
 
 
