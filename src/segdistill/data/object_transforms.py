@@ -7,6 +7,7 @@ with the number of objects.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Window:
         bounds = (columns[0], rows[0], columns[1], rows[1])
         return np.array(part.resize(self.size[::-1], Image.Resampling.BILINEAR, box=bounds))
 
-    def nearest(self, values: NDArray) -> NDArray:
+    def nearest(self, values: NDArray[Any]) -> NDArray[Any]:
         """The crop of (..., H, W): at each pixel the value of the source pixel below its centre."""
         rows, columns = (
             ((2 * np.arange(start, start + length) + 1) * side // (2 * resized))
