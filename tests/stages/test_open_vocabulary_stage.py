@@ -252,7 +252,7 @@ def test_the_teachers_licence_is_in_the_chain(folders, tmp_path):
         ("stages.first_labels.adapted=none", "stage first_labels: no earlier stage is called 'none'; allowed: adapt_l"),
         ("stages.adapt.unlabelled.labels=adapt_labels", "stage adapt_labels is of type open_vocabulary; name a pseudo"),
         ("stages.transfer.unlabelled.labels=adapt", "stage adapt is of type open_vocabulary; name a pseudo_label"),
-        ("stages.adapt.detector.milestones=[2]", "milestones are shares of the steps between 0 and 1"),
+        ("stages.adapt.detector.milestones=[2]", "milestones.0: Input should be less than 1, got 2"),
         ("stages.first_labels.open_vocabulary=null", "a stage adapts an open-vocabulary teacher; add open_vocabulary"),
         ("stages.first_labels.open_vocabulary.detector=x", "adapt_labels adapts other networks; name the same ones"),
         ("stages.adapt.detector=null", "detector and segmenter are null: nothing is adapted"),
