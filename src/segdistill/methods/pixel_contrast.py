@@ -16,7 +16,8 @@ Not established by the paper, chosen here: y is normalised over the concatenated
 view; both projections are trained (figure 1; the research code leaves the strong one at its random start); R = 200 and
 the weight 0.1 are the research code's; T is constant. Query k of two images is not the same object, so across images
 only the class part counts. The research code takes negatives from other images alone and clips them with a ``margin``.
-Ours: ``anchors`` positions per image instead of all, which bounds the cost at anchors x positions per image pair.
+Ours: ``anchors`` positions per image instead of all, which bounds the cost at anchors x positions per image pair. With
+several processes each one contrasts its own images, so that the term depends on their number.
 """
 
 from __future__ import annotations

@@ -32,7 +32,15 @@ from segdistill.models.instance import object_masks
 from segdistill.ops import derive_seed, maps
 from segdistill.stages.base import StageConfig, StageContext, StageResult, need
 from segdistill.stages.pseudo_label import LABELS, labels_faults
-from segdistill.stages.task import TaskConfig, build_model, save_network, start_network, train_network
+from segdistill.stages.task import (
+    TaskConfig,
+    build_model,
+    save_network,
+    set_frozen,
+    start_network,
+    train_network,
+    trained_parts,
+)
 from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
 from segdistill.types import Batch, LossTerms
@@ -180,16 +188,11 @@ class SemiObjective(Objective):
         self.model, self.contrast, self.average = model, contrast, average
         self.weight, self.strong = weight, strong
         self.found: dict[str, Tensor] = {}
-        if frozen:
-            model.freeze_encoder()
-        else:
-            model.encoder.requires_grad_(True)
+        set_frozen(model, frozen=frozen)
 
     def optimized(self) -> dict[str, nn.Module]:
         """Head, encoder unless it is frozen, and the contrast's projections."""
-        modules: dict[str, nn.Module] = {"head": self.model.head}
-        if not self.model.encoder_is_frozen:
-            modules["encoder"] = self.model.encoder
+        modules = trained_parts(self.model)
         if self.contrast is not None:
             modules["contrast"] = self.contrast
         return modules
@@ -220,15 +223,16 @@ class SemiObjective(Objective):
         """The set loss against the pseudo-labels."""
         head: Any = self.model.head
         rest = tuple([rows[len(batch["image"]) :] for rows in outputs] for outputs in decoded)
+        if self.average is not None and not self.average.ready(step):
+            nothing = decoded[0][-1].sum() * 0.0  # the log has the same terms at every step
+            return {f"semi_{name}": nothing for name in ("class", "mask", "dice")}
         if self.average is None:
             own = {key.removeprefix(_OTHER): value for key, value in batch.items() if key.startswith(_OTHER)}
             classes, masks = zip(*(object_masks(own, row) for row in range(len(images))), strict=True)
         else:
             classes, masks = self.average.objects(images.float() / 255.0)
         self.found["pseudo_objects"] = torch.tensor(sum(map(len, classes)) / len(images), device=images.device)
-        ready = self.average is None or self.average.ready(step)
-        terms = head.set_loss(rest, classes, masks)
-        return {f"semi_{name}": self.weight * ready * value for name, value in terms.items()}
+        return {f"semi_{name}": self.weight * value for name, value in head.set_loss(rest, classes, masks).items()}
 
     def _contrast(self, features: Any, decoded: Any, images: Tensor, batch: Batch, progress: float) -> LossTerms:
         """The pixel contrast of all images, on the deepest map that the head reads."""

@@ -134,16 +134,11 @@ class TaskObjective(Objective):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.presence = nn.Linear(width, model.head.num_classes)
-        if frozen:
-            model.freeze_encoder()
-        else:
-            model.encoder.requires_grad_(True)
+        set_frozen(model, frozen=frozen)
 
     def optimized(self) -> dict[str, nn.Module]:
         """The head, the encoder unless it is frozen, and the heads of the extra terms."""
-        modules: dict[str, nn.Module] = {"head": self.model.head}
-        if not self.model.encoder_is_frozen:
-            modules["encoder"] = self.model.encoder
+        modules = trained_parts(self.model)
         if self.distillation is not None:
             modules["method"] = self.distillation.method
         if self.presence is not None:
@@ -190,6 +185,19 @@ class TaskObjective(Objective):
         """The method's diagnostics of the last step."""
         values = {} if self.distillation is None else getattr(self.distillation.method, "diagnostics", {})
         return {name: value.item() for name, value in values.items()}
+
+
+def set_frozen(model: Model, *, frozen: bool) -> None:
+    """Freeze the encoder, or make it trainable."""
+    if frozen:
+        model.freeze_encoder()
+    else:
+        model.encoder.requires_grad_(True)
+
+
+def trained_parts(model: Model) -> dict[str, nn.Module]:
+    """The head, and the encoder unless it is frozen."""
+    return {"head": model.head} | ({} if model.encoder_is_frozen else {"encoder": model.encoder})
 
 
 def build_model(
