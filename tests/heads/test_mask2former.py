@@ -108,6 +108,22 @@ def test_without_masks_and_a_weight_of_queries_the_class_term_is_zero():
     assert terms["class"].item() == 0
 
 
+def test_no_object_scales_the_weight_of_unmatched_queries_for_one_loss_alone():
+    """As a head with that weight, and the next loss has the head's own weight again."""
+    classes, masks = present_masks(torch.zeros(2, 32, 32, dtype=torch.int64))
+    whole, less = make(no_object_weight=0.1), make(no_object_weight=0.025)
+    decoded = whole.decode(maps())
+    before = seeded(lambda: whole.set_loss(decoded, classes, masks))
+    scaled = seeded(lambda: whole.set_loss(decoded, classes, masks, no_object=0.25))
+    expected = seeded(lambda: less.set_loss(decoded, classes, masks))
+    after = seeded(lambda: whole.set_loss(decoded, classes, masks))
+    assert scaled["class"] != before["class"]
+    scaled["class"].backward()
+    for name in before:
+        torch.testing.assert_close(scaled[name], expected[name])
+        torch.testing.assert_close(after[name], before[name])
+
+
 def test_sampling_offsets_start_as_transformers_starts_them():
     ours = make(heads=4).pixel_decoder.encoder.layers[0].self_attn
 

@@ -208,6 +208,13 @@ def test_a_moving_average_labels_the_unlabelled_images(tmp_path):
     assert [entry["terms"]["semi_class"] > 0 for entry in log] == [False, False, True, True]
 
 
+def test_a_smaller_no_object_weight_changes_the_class_term_of_pseudo_labels_alone(finished, tmp_path):
+    quiet = "evaluate.images=1"
+    run(recipe(tmp_path, quiet, "stages.transfer.unlabelled.no_object=0"), tmp_path / "run", reuse=[finished])
+    first, other = (terms(folder, "transfer")[0]["terms"] for folder in (finished, tmp_path / "run"))
+    assert {name for name in first if first[name] != other[name]} == {"semi_class"}
+
+
 def test_a_moving_average_resumes_exactly(tmp_path, monkeypatch):
     quiet = MEAN_TEACHER.replace("evaluate: {domains: [game, fog], images: 2, pictures: 1}\n", "")
     run(recipe(tmp_path, text=quiet), tmp_path / "whole")

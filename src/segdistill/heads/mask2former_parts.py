@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,18 @@ class SetLoss(hf.Mask2FormerLoss):
         own = self.matcher
         self.matcher = Matcher(own.cost_class, own.cost_mask, own.cost_dice, own.num_points)
         self.masks: list[int] = []  # of each image of the whole batch
+
+    @contextmanager
+    def scaled_no_object(self, factor: float) -> Iterator[None]:
+        """While the block runs, the weight of queries without a mask is multiplied by ``factor``."""
+        before = self.empty_weight, self.eos_coef
+        scale = torch.ones_like(self.empty_weight)
+        scale[-1] = factor
+        self.empty_weight, self.eos_coef = self.empty_weight * scale, self.eos_coef * factor
+        try:
+            yield
+        finally:
+            self.empty_weight, self.eos_coef = before
 
     def get_num_masks(self, class_labels: Labels, device: torch.device) -> Tensor:
         """Mean number of masks per process; the total counts as at least 1."""

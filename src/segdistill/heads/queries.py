@@ -91,13 +91,16 @@ class QueryHead(Head):
         decoded: Queries,
         classes: Sequence[Int[Tensor, " _n"]],
         masks: Sequence[Float[Tensor, "_n _h _w"]],
+        *,
+        no_object: float = 1.0,
     ) -> LossTerms:
         """Class, mask and dice terms, each weighted and summed over the initial queries and all layers.
 
-        ``classes`` and ``masks`` of the first decoded images; any further images have none.
+        ``classes`` and ``masks`` of the first decoded images; any further images have none. ``no_object`` scales the
+        weight of queries without a mask, for images whose objects are not all annotated.
         """
         logits, shapes = ([first(rows, len(classes)) for rows in outputs] for outputs in decoded)
-        with full_precision(logits[0]):
+        with full_precision(logits[0]), self.criterion.scaled_no_object(no_object):
             outputs = [
                 {"masks_queries_logits": m.float(), "class_queries_logits": c.float()}
                 for c, m in zip(logits, shapes, strict=True)

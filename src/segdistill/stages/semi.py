@@ -56,6 +56,9 @@ class UnlabelledConfig(Config):
     weight: float = Field(1.0, ge=0, le=1e6, description="w_semi; 0: the images serve the pixel contrast alone")
     labels: str | None = Field(None, description="the pseudo_label stage whose labels they have")
     score: float = Field(0.3, ge=0, le=1, description="least score of a pseudo-label that is learned")
+    no_object: float = Field(
+        1.0, ge=0, le=1e6, description="factor on the weight of queries without a pseudo-label, which may miss objects"
+    )
 
 
 class EmaConfig(Config):
@@ -179,6 +182,7 @@ class SemiObjective(Objective):
         model: Model,
         *,
         weight: float,
+        no_object: float,
         frozen: bool,
         strong: Strong,
         contrast: PixelContrast | None,
@@ -186,7 +190,7 @@ class SemiObjective(Objective):
     ) -> None:
         super().__init__()
         self.model, self.contrast, self.average = model, contrast, average
-        self.weight, self.strong = weight, strong
+        self.weight, self.no_object, self.strong = weight, no_object, strong
         self.found: dict[str, Tensor] = {}
         set_frozen(model, frozen=frozen)
 
@@ -232,7 +236,8 @@ class SemiObjective(Objective):
         else:
             classes, masks = self.average.objects(images.float() / 255.0)
         self.found["pseudo_objects"] = torch.tensor(sum(map(len, classes)) / len(images), device=images.device)
-        return {f"semi_{name}": self.weight * value for name, value in head.set_loss(rest, classes, masks).items()}
+        terms = head.set_loss(rest, classes, masks, no_object=self.no_object)
+        return {f"semi_{name}": self.weight * value for name, value in terms.items()}
 
     def _contrast(self, features: Any, decoded: Any, images: Tensor, batch: Batch, progress: float) -> LossTerms:
         """The pixel contrast of all images, on the deepest map that the head reads."""
@@ -265,6 +270,7 @@ def run_semi(config: SemiConfig, context: StageContext) -> StageResult:
     objective = SemiObjective(
         network,
         weight=0.0 if config.unlabelled is None else config.unlabelled.weight,
+        no_object=1.0 if config.unlabelled is None else config.unlabelled.no_object,
         frozen=config.freeze_encoder,
         strong=Strong(config.strong),
         contrast=contrast,
