@@ -31,8 +31,8 @@ def small(request, tmp_path_factory):
     path = recipes_folder() / f"{request.param}.yaml"
     recipe = load(path)
     changes = [*shortened(recipe, steps=50), f"data.root={root}", "data.size=[32,64]", f"student.head={HEAD}",
-               "accelerator=cpu", "student.encoder={name: world_student}", "workers=0", "precision=32-true", "evaluate.images=1",
-               "log_every=10", "checkpoint_every=1000", "evaluate.pictures=1"]  # fmt: skip
+               "accelerator=cpu", "student.encoder={name: world_student}", "workers=0", "precision=32-true",
+               "evaluate.images=1", "log_every=10", "checkpoint_every=1000", "evaluate.pictures=1"]  # fmt: skip
     for stage in recipe.stages:
         key = {"open_vocabulary": "model", "pseudo_label": "open_vocabulary"}.get(stage.type)
         changes += [f"stages.{stage.name}.{key}.{part}={value}" for part, value in teacher.items() if key]
