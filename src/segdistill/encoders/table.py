@@ -86,7 +86,8 @@ def _mit(size: str, parameters: int, width: int = 64, drop_path: float = 0.1, **
 def _world_resnet_network(**options: Any) -> Any:
     from timm.models.resnet import BasicBlock, ResNet
 
-    return ResNet(BasicBlock, (2, 2, 2, 2), channels=(32, 64, 128, 256), **options)
+    block: Any = BasicBlock
+    return ResNet(block, (2, 2, 2, 2), channels=(32, 64, 128, 256), **options)
 
 
 def _resnet(stride: int, widths: tuple[int, ...], **others: Any) -> EncoderRecord:

@@ -55,10 +55,14 @@ class Model(nn.Module):
         by repeating the border.
         """
         height, width = images.shape[-2:]
-        high, wide = self.encoder.padded(height, width)
+        high, wide = self.padded(height, width)
         if (high, wide) != (height, width):
             images = F.pad(images, (0, wide - width, 0, high - height), mode="replicate")
         return self.decode(self.features(images)), (high, wide)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest accepted (H, W) not below ``height`` x ``width``; a :class:`UserError` if there is none."""
+        return self.encoder.padded(height, width)
 
     def decode(self, features: Features) -> Any:
         """One pass of the head over the features of its taps; the result has the head's own type."""

@@ -212,7 +212,7 @@ def build_model(
         head = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
     if model.head_weights is not None:
         head.loaded = load_head_weights(head, model.head_weights, part.type, classes)
-    return task.network(encoder, head, taps, len(classes))
+    return task.build(encoder, head, taps, len(classes))
 
 
 def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
