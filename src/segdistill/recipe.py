@@ -257,6 +257,8 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         if role == stage.learner:
             problems += _head_problems(recipe.task, model, role) + _level_problems(model, role)
             problems += _scale_problems(recipe, stage, model, role)
+            if getattr(stage, "adapter", False) and model.encoder.rein is None:
+                problems.append(f"stage {stage.name}: the {role}'s encoder has no adapter; add encoder.rein: {{}}")
             problems += _attempt(lambda role=role, model=model: need_head(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]

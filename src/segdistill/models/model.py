@@ -28,18 +28,23 @@ class Model(nn.Module):
         self.encoder: Any = encoder  # any module with the methods of an encoder
         self.head = head
         self.taps = tuple(taps)
-        self.encoder_is_frozen = False
+        self.encoder_is_frozen = self.encoder_is_evaluated = False
 
-    def freeze_encoder(self) -> None:
-        """Freeze the encoder: no gradients, and evaluation mode from now on (spec A.10)."""
-        self.encoder_is_frozen = True
+    def freeze_encoder(self, *, adapter: bool = False) -> None:
+        """Freeze the encoder: no gradients, and evaluation mode from now on (spec A.10).
+
+        With ``adapter`` its ``rein`` is trained, and features have gradients.
+        """
+        self.encoder_is_frozen, self.encoder_is_evaluated = not adapter, True
         self.encoder.requires_grad_(False)
         self.encoder.eval()
+        if adapter:
+            self.encoder.rein.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Model:
         """Like ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        if self.encoder_is_frozen:
+        if self.encoder_is_evaluated:
             self.encoder.eval()
         return self
 

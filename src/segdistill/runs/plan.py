@@ -312,9 +312,13 @@ def _learning(
     network.head.eval()
     cost.forward(lambda: network.decode(features.blank()), trains=True, times=stage.learned_per_step)
     cost.trained(network.head)
-    if frozen:
+    adapter = encoder.rein if getattr(stage, "adapter", False) else None
+    if frozen or adapter is not None:
         cost.frozen += sum(p.numel() for p in encoder.parameters())
-    else:
+    if adapter is not None:
+        cost.frozen -= sum(p.numel() for p in adapter.parameters())
+        cost.trained(adapter)
+    elif not frozen:
         cost.trained(encoder)
     return [network.head] if frozen else [network.head, encoder]
 
