@@ -149,7 +149,7 @@ def test_the_network_under_it_stays_as_it_is(tmp_path):
     }
     values |= {"teacher": None, "stages": [TASK | {"name": "task", "adapter": True}]}
     run(load(tiny_file(tmp_path, yaml.safe_dump(values, sort_keys=False))), tmp_path / "run")
-    before = load_file(start)
+    before = load_file(tmp_path / "start.safetensors")
     saved = load_file(tmp_path / "run" / "stages" / "00-task" / "encoder.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in before.items())
     assert saved["rein.refine.weight"].abs().max() > 0
