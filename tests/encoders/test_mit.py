@@ -42,7 +42,12 @@ def test_equals_transformers_and_reads_its_file(theirs):
 
 def test_reads_the_authors_names_and_no_other_size(theirs, tmp_path):
     encoder = build_encoder(EncoderConfig(name="mit_b0", weights=str(theirs[1])), seed=0)
-    state = {key.removeprefix("backbone."): value for key, value in encoder.state_dict().items() if "mask" not in key}
+    names = {"embed": "patch_embed", "blocks": "block", "norm": "norm"}
+    state = {}
+    for key, value in encoder.backbone.state_dict().items():
+        stage, part, rest = key.split(".", 2)
+        state[f"{names[part]}{stage[-1]}.{rest}"] = value
+    assert {"patch_embed1.proj.weight", "block4.1.attn.kv.bias", "block1.0.attn.sr.weight", "norm3.bias"} <= set(state)
     torch.save(state | {"head.weight": torch.zeros(3, 256), "head.bias": torch.zeros(3)}, tmp_path / "mit_b0.pth")
     other = build_encoder(EncoderConfig(name="mit_b0", weights=str(tmp_path / "mit_b0.pth")), seed=1)
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in other.state_dict().items())

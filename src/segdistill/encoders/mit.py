@@ -6,7 +6,7 @@ Four stages, each an overlapping patch embedding (convolution, LayerNorm) and bl
     x + MixFFN(LN(x))           MixFFN(x) = W2 GELU(DWConv3x3(W1 x)) (eq. 3)
 
 A LayerNorm ends each stage; its output is the stage's map, so the maps are normalised and the last one is the tap -1.
-Parameters are named as in the authors' files. The network is built here because the names of transformers'
+The network is built here because the names of transformers'
 ``SegformerModel`` differ between the releases that we support; a test compares the two.
 """
 
@@ -125,6 +125,24 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid))
 
 
+class Stage(nn.Module):
+    """A patch embedding, its blocks and a norm: map -> normalised map."""
+
+    def __init__(self, number: int, inputs: int, width: int, rates: list[float]) -> None:
+        """``rates``: of the blocks' stochastic depth."""
+        super().__init__()
+        self.embed = PatchEmbedding(inputs, width, KERNELS[number], STEPS[number])
+        self.blocks = nn.ModuleList(Block(width, HEADS[number], REDUCTIONS[number], rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, features: Float[Tensor, "b _c _h _w"]) -> Float[Tensor, "b d _p _q"]:
+        """The stage's map."""
+        tokens, grid = self.embed(features)
+        for block in self.blocks:
+            tokens = block(tokens, grid)
+        return tokens_to_map(self.norm(tokens), grid)
+
+
 class MiT(nn.Module):
     """The encoder of ``size`` with the interface of timm's hierarchical networks.
 
@@ -137,17 +155,15 @@ class MiT(nn.Module):
         self.feature_info = [
             {"num_chs": width, "reduction": stride} for width, stride in zip(size.widths, STRIDES, strict=True)
         ]
-        rates, inputs = torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist(), (3, *size.widths[:3])
+        rates = torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist()
+        inputs = (3, *size.widths[:3])
         for number, (wide, width, depth) in enumerate(zip(inputs, size.widths, size.depths, strict=True)):
             own, rates = rates[:depth], rates[depth:]
-            embedding = PatchEmbedding(wide, width, KERNELS[number], STEPS[number])
-            blocks = nn.ModuleList(Block(width, HEADS[number], REDUCTIONS[number], rate) for rate in own)
-            for name, part in (("patch_embed", embedding), ("block", blocks), ("norm", nn.LayerNorm(width, eps=EPS))):
-                self.add_module(f"{name}{number + 1}", part)
+            self.add_module(f"stage{number + 1}", Stage(number, wide, width, own))
         self.apply(_start)
 
     def forward_intermediates(
-        self, images: Float[Tensor, "b 3 h w"], indices: Any = None, *, norm: bool = False, output_fmt: str = "NCHW"
+        self, images: Float[Tensor, "b _c h w"], indices: Any = None, *, norm: bool = False, output_fmt: str = "NCHW"
     ) -> tuple[Tensor, list[Tensor]]:
         """The last stage's map, and those of the stages ``indices`` (a list, or how many of the last; None: all)."""
         assert output_fmt == "NCHW", output_fmt
@@ -155,11 +171,7 @@ class MiT(nn.Module):
         wanted = range(4) if indices is None else indices if isinstance(indices, list) else range(4 - indices, 4)
         features, maps = images, []
         for number in range(4):
-            embed, blocks, last = (getattr(self, f"{name}{number + 1}") for name in ("patch_embed", "block", "norm"))
-            tokens, grid = embed(features)
-            for block in blocks:
-                tokens = block(tokens, grid)
-            features = tokens_to_map(last(tokens), grid)
+            features = getattr(self, f"stage{number + 1}")(features)
             maps += [features] if number in wanted else []
         return features, maps
 

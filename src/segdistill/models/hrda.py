@@ -96,14 +96,19 @@ class HRDA(Segmenter):
         )
         return size, tuple((y, x) for y in rows for x in columns)
 
+    def whole_features(self, encoder: Any, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """The features of the context alone, by any encoder."""
+        height, width = images.shape[-2:]
+        half = F.interpolate(images, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
+        return encoder(half, self.taps)
+
     def features(self, images: Float[Tensor, "b 3 h w"]) -> TwoScaleFeatures:
         """The features of both scales; without gradient if the encoder is frozen."""
         height, width = images.shape[-2:]
         self.scales.check(self.encoder.patch, height, width)
         (high, wide), corners = self.crops(height, width)
-        half = F.interpolate(images, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-            context = self.encoder(half, self.taps)
+            context = self.whole_features(self.encoder, images)
             parts = [images[..., y : y + high, x : x + wide] for y, x in corners]
             detail = self.encoder(torch.cat(parts), self.taps)
         return TwoScaleFeatures(context.tokens, context.cls, context.grid, context.grids, detail, corners)

@@ -106,7 +106,7 @@ def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report:
         report.layout = "segdistill"
         return state
     wanted = {key.removeprefix("backbone.") for key in encoder.state_dict()}
-    state = unchunked(_backbone(state, wanted, report), report)
+    state = segformer.by_stage(unchunked(_backbone(state, wanted, report), report))
     state = _leave_out(state, encoder.backbone, wanted, report)
     mask_token = state.pop("mask_token", None)
     state = _without_distillation_token(state, wanted, report)

@@ -1,7 +1,7 @@
 """Names of SegFormer's encoder in transformers' files, such as nvidia/mit-b5, and in the authors' own.
 
-The authors' names are those of :class:`segdistill.encoders.mit.MiT`. In transformers' files the key and value matrices
-are apart, and the file may have a classifier or SegFormer's decode head as well.
+In transformers' files the key and value matrices are apart, and the file may have a classifier or SegFormer's decode
+head as well. :class:`segdistill.encoders.mit.MiT` groups the authors' parts by stage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from segdistill.weights.report import LoadReport
 
 MARK = re.compile(r"(^|\.)encoder\.patch_embeddings\.0\.proj\.weight$")
 ENCODER = re.compile(r"^(segformer\.)?encoder\.")
+AUTHORS = re.compile(r"^(patch_embed|block|norm)(\d)\.")
+STAGE = {"patch_embed": "embed", "block": "blocks", "norm": "norm"}
 RULES = (
     (r"^patch_embeddings\.(\d+)\.layer_norm\.", r"patch_embed\1.norm."),
     (r"^patch_embeddings\.(\d+)\.", r"patch_embed\1."),
@@ -50,3 +52,10 @@ def authors_names(state: dict[str, Tensor], report: LoadReport) -> dict[str, Ten
         pair = named.pop(key), named.pop(key.replace(".key.", ".value."), None)
         named[key.replace(".key.", ".kv.")] = torch.cat([part for part in pair if part is not None])
     return named
+
+
+def by_stage(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors by our names; those of other networks are left as they are."""
+    if "patch_embed1.proj.weight" not in state:
+        return state
+    return {AUTHORS.sub(lambda found: f"stage{found[2]}.{STAGE[found[1]]}.", key): state[key] for key in state}
