@@ -18,6 +18,9 @@ CASES = {
     "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
     "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
     "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
+    "resnet_deeplabv3plus": ({"name": "world_resnet"}, {"type": "deeplabv3plus", "width": 8, "low_width": 8}),
+    "mit_daformer": ({"name": "world_mit"}, {"type": "daformer", "width": 8}),
+    "vit_rein": ({"name": "timm:test_vit", "image_size": [64, 64], "rein": {"tokens": 5, "rank": 2}}, SEMFPN),
     "vit_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASKED_DPT),
     "convnext_objects": ({"name": "timm:test_convnext"}, MASKED_DPT),
     "vit_mask2former_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
@@ -63,8 +66,10 @@ def build(encoder: dict, head: dict, classes: int = 7, task: str = "semantic"):
     from segdistill.tasks.table import TASKS
 
     model = parse(ModelConfig, {"encoder": encoder, "head": head})
-    names = [f"class {number}" for number in range(classes)]
-    return build_model(TASKS[task], model, build_encoder(model.encoder, seed=0), names, seed=0, stage="test").eval()
+    names, network = [f"class {number}" for number in range(classes)], build_encoder(model.encoder, seed=0)
+    if network.rein is not None:  # it starts by changing nothing
+        network.rein.refine.weight.data.fill_(0.01)
+    return build_model(TASKS[task], model, network, names, seed=0, stage="test").eval()
 
 
 def pixels(shape: tuple[int, int, int]):

@@ -99,6 +99,7 @@ def test_windows_are_inside_the_graph():
 
 
 EXPORTED = [("vit", None), ("convnext", None), ("vit_mask2former", None),
+            ("resnet_deeplabv3plus", None), ("mit_daformer", None), ("vit_rein", None),
             ("deit", None), ("dinov3", None), ("sam", (64, 96)), ("swin", (64, 96))]  # fmt: skip
 
 

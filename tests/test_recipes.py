@@ -27,7 +27,13 @@ def small(recipe):
         return [*changes, *(change for change in SMOKE if recipe.evaluate or "evaluate" not in change)]
     own = [f"stages.{stage.name}.{key}=null" for stage in recipe.stages if stage.type == "distill"
            for key in ("size", "patch", "teacher_resample")]  # fmt: skip
-    return [*changes, *own, *NARROW]
+    return [*changes, *own, *NARROW, *adapted(recipe)]
+
+
+def adapted(recipe):
+    """Overrides that keep the adapter of an encoder that another one stands in for."""
+    models = {"student": recipe.student, "teacher": recipe.teacher}
+    return [f"{role}.encoder.rein={{}}" for role, model in models.items() if model is not None and model.encoder.rein]
 
 
 def test_the_demonstration_and_the_list_show_recipes_that_are_there():
@@ -97,7 +103,7 @@ def at_own_augmentation(recipe, steps):
     own = [f"stages.{stage.name}.{key}=null" for stage in recipe.stages if stage.type == "distill"
            for key in ("size", "patch", "teacher_resample")]  # fmt: skip
     return [*shortened(recipe, steps=steps), *own, *NARROW, "teacher.encoder={name: world_student}",
-            "log_every=10", "checkpoint_every=1000"]  # fmt: skip
+            *adapted(recipe), "log_every=10", "checkpoint_every=1000"]  # fmt: skip
 
 
 REAL = [path for path in RECIPES if not path.stem.startswith("world") and path.stem not in OBJECTS]

@@ -256,11 +256,17 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
         problems += _size_problems(recipe, stage, role, model.encoder)
         if role == stage.learner:
             problems += _head_problems(recipe.task, model, role) + _level_problems(model, role)
+            problems += _scale_problems(recipe, stage, model, role)
+            if getattr(stage, "adapter", False) and model.encoder.rein is None:
+                problems.append(f"stage {stage.name}: the {role}'s encoder has no adapter; add encoder.rein: {{}}")
             problems += _attempt(lambda role=role, model=model: need_head(model, role, stage.name))
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
     problems += _earlier_problems(recipe, number)
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
+    other = None if recipe.teacher is None or recipe.teacher.head is None else recipe.teacher.head.settings
+    if stage.reads_logits and getattr(other, "two_scale", None) is not None:
+        problems.append(f"stage {stage.name}: its method compares class scores, of one scale; remove head.two_scale")
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
             f"stage {stage.name}: its method compares class scores, but no earlier stage trains the teacher's "
@@ -296,6 +302,21 @@ def _size_problems(recipe: Recipe, stage: StageConfig, role: str, encoder: Encod
     where = "data.size" if size == recipe.data.size else f"stage {stage.name}: size"
     faults = _attempt(lambda: stage.fit(encoder, teacher=role == "teacher").check(*size))
     return [f"{where}: {line}" for line in faults]
+
+
+def _scale_problems(recipe: Recipe, stage: StageConfig, model: ModelConfig, role: str) -> list[str]:
+    """What a head with two scales cannot do."""
+    scales = getattr(model.head.settings, "two_scale", None) if model.head is not None else None
+    if scales is None:
+        return []
+    size, cell = stage.crop(recipe.data.size), stage.fit(model.encoder).cell
+    problems = [f"{role}.head: {line}" for line in _attempt(lambda: scales.check(cell, *size))]
+    if stage.method is not None:
+        problems.append(
+            f"stage {stage.name}: a head with two_scale trains without a distillation term; remove the method, or "
+            "distil the encoder in a distill stage"
+        )
+    return problems
 
 
 def _batch_problems(recipe: Recipe, stage: StageConfig) -> list[str]:

@@ -191,7 +191,8 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
             more += ", patch: 16"
         facts[f"{role}_more"] = more
         own = next((f"shipped:{asset}" for asset in shipped_assets() if asset.startswith(name)), "random")
-        facts[f"{role}_weights"] = own if record.timm_name is None else f"timm:{record.timm_weights}"
+        named = f"timm:{record.timm_weights}" if record.hub is None else f"hf:{record.hub}"
+        facts[f"{role}_weights"] = own if record.family == "world" else named
     return facts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,6 +42,11 @@ class Features:
             grid=grids[-1] if grids else self.grid,
             grids=grids,
         )
+
+    def blank(self) -> Features:
+        """Zeros of the same shapes for one image, without a CLS token."""
+        tokens = tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in self.tokens)
+        return Features(tokens=tokens, cls=None, grid=self.grid, grids=self.grids)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from segdistill.encoders import ENCODERS, Encoder, EncoderConfig, record_of
 from segdistill.encoders.anytimm import blueprint
 from segdistill.encoders.record import block_taps, stage_taps
 
-SMALLEST = ("world_student", "dinov2_s_reg", "dinov3_s", "dinov3_convnext_ti", "deit_ti", "eva02_ti", "sam_b")
+SMALLEST = ("world_student", "dinov2_s_reg", "dinov3_s", "dinov3_convnext_ti", "deit_ti", "eva02_ti", "sam_b",
+            "world_resnet", "world_mit", "resnet18", "resnet18_os16", "resnet18_os8")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -54,7 +55,7 @@ def test_tokens_have_the_shapes_that_the_record_promises(name):
 def test_the_weights_that_a_record_names_are_known_to_timm():
     for name, record in ENCODERS.items():
         if record.timm_weights is None:
-            assert record.family == "world"
+            assert record.family == "world" or record.hub == f"nvidia/{name.replace('_', '-')}"
             continue
         assert is_model(record.timm_name), name
         known = get_pretrained_cfg(record.timm_weights, allow_unregistered=False)
@@ -116,7 +117,7 @@ def test_deriving_a_record_draws_no_random_number():
     ("settings", "message"),
     [
         ({"name": "dinov3"}, "unknown encoder 'dinov3': did you mean 'dinov3_"),
-        ({"name": "resnet18"}, "unknown encoder 'resnet18': did you mean 'timm:resnet18'"),
+        ({"name": "resnet34"}, "unknown encoder 'resnet34': did you mean 'timm:resnet34'"),
         ({"name": "timm:convnext_tinny"}, "timm has no backbone 'convnext_tinny': did you mean 'convnext_tiny'"),
         ({"name": "timm:test_vit.r160"}, "knows no weights 'test_vit.r160': did you mean 'test_vit.r160_in1k'"),
         ({"name": "timm:pit_ti_224"}, "timm's pit_ti_224 cannot be an encoder.*27 x 27 for 224 x 224"),

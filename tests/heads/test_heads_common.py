@@ -17,6 +17,8 @@ SMALL = {
         "neck_channels": (8, 8, 8, 8),
     },
     "eomt": {"queries": 6, "decoder_layers": 3, "heads": 1, "points": 64, "masked": 1.0},
+    "deeplabv3plus": {"width": 16, "low_width": 8, "dropout": 0.0},
+    "daformer": {"width": 16, "dropout": 0.0},
 }  # fmt: skip
 CHANGED = {
     "semfpn": {"width": 8, "strides": (8, 16, 32, 64), "dropout": 0.5},
@@ -35,11 +37,17 @@ CHANGED = {
         "points": 32, "oversample": 2.0, "importance": 0.25, "class_weight": 1.0, "mask_weight": 1.0,
         "dice_weight": 1.0, "no_object_weight": 0.5,
     },
+    "deeplabv3plus": {"width": 8, "low_width": 4, "dilations": (1, 2, 3), "auxiliary": 0.2, "dropout": 0.5},
+    "daformer": {"width": 8, "dilations": (1, 2, 3), "dropout": 0.5},
 }  # fmt: skip
 FIELDS = [(name, field) for name, head in HEADS.items() for field in head.Config.model_fields
-          if field not in HeadConfig.model_fields]  # tests/weights/test_heads.py  # fmt: skip
+          if field not in HeadConfig.model_fields  # tests/weights/test_heads.py
+          and field != "two_scale"]  # tests/models/test_hrda.py  # fmt: skip
 OWN = {"masked_dpt": (16, 16)}  # the grid of its logits for 32 x 32 pixels; else stride 4
 DEEPEST = {"eomt"}  # heads that read the last tap alone
+CONVOLUTIONS = {"deeplabv3plus", "daformer"}  # narrow here and with batch norm: a higher learning rate
+LOSS = {"eomt": (3,), "deeplabv3plus": (0, 2, 3)}  # the taps whose maps reach the loss; else all
+SCORES = LOSS | {"deeplabv3plus": (0, 3)}  # and the scores
 K, STRIDE, CHANNELS = 3, 8, (4, 5, 6, 7)
 
 every = pytest.mark.parametrize("name", HEADS)
@@ -56,9 +64,9 @@ def some_maps(batch=2, grid=(4, 4), channels=CHANNELS):
     return seeded(lambda: tuple(torch.randn(batch, c, *grid) for c in channels), 1)
 
 
-def read(name, maps):
-    """Those of the maps that the head reads."""
-    return maps[-1:] if name in DEEPEST else maps
+def read(name, maps, taps=SCORES):
+    """Those of the maps that reach the scores (or, with ``LOSS``, the loss)."""
+    return [maps[tap] for tap in taps.get(name, range(4))]
 
 
 def some_labels(batch=2, size=(32, 32)):
@@ -121,7 +129,7 @@ def test_gradient_reaches_every_parameter_and_every_map(name):
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.abs().max() > 0, key
-    assert all(m.grad.abs().max() > 0 for m in read(name, maps))
+    assert all(m.grad.abs().max() > 0 for m in read(name, maps, LOSS))
 
 
 @every
@@ -135,7 +143,7 @@ def test_scores_are_differentiable(name):
 def test_a_tiny_set_is_learnt(name):
     channels = (4, 5, 6, 64) if name in DEEPEST else CHANNELS  # such a head has the width of its tap
     head, maps, labels = build(name, channels=channels), some_maps(channels=channels), some_labels()
-    optimiser = torch.optim.AdamW(head.parameters(), lr=0.001)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=0.01 if name in CONVOLUTIONS else 0.001)
     first = loss_of(head.eval(), maps, labels).item()
     head.train()
     for step in range(30):
@@ -219,7 +227,7 @@ def test_the_softmax_of_the_logits_is_the_normalised_score(name):
     head = build(name).eval()
     decoded = head.decode(some_maps())
     scores, logits = head.scores_of(decoded, OWN.get(name, (8, 8))), head.logits_of(decoded)
-    share = scores.softmax(1) if name == "semfpn" else scores / scores.sum(1, keepdim=True)
+    share = scores.softmax(1) if head.scores_are_logits else scores / scores.sum(1, keepdim=True)
     torch.testing.assert_close(logits.softmax(1), share)
 
 

@@ -52,7 +52,7 @@ PERTURBED = {
     },
     PolyConfig: {
         "lr": 1e-3, "encoder_lr_scale": 1.0, "power": 2.0, "warmup": 0.9, "weight_decay": 0.1, "clip": 1.0,
-        "algorithm": {"type": "sgd"},
+        "algorithm": {"type": "sgd"}, "decay_norms": True,
     },
 }  # fmt: skip
 ELSEWHERE = {
@@ -60,6 +60,7 @@ ELSEWHERE = {
     "algorithm",
     "clip",
     "encoder_lr_scale",
+    "decay_norms",
 }  # perturbed by the stages' tests
 
 
@@ -88,7 +89,9 @@ VECTORS = {"linear.bias", "block.0.bias", "block.1.weight", "block.1.bias", "que
 NORMS = {"block.1.weight", "block.1.bias", "query.weight", "out_norm_gain"}
 
 
-@pytest.mark.parametrize(("config", "spared"), [(CosineConfig(), VECTORS), (PolyConfig(), NORMS)])
+@pytest.mark.parametrize(
+    ("config", "spared"), [(CosineConfig(), VECTORS), (PolyConfig(), NORMS), (PolyConfig(decay_norms=True), set())]
+)
 def test_what_does_not_decay_is_what_the_authors_spare_in_that_kind_of_stage(config, spared):
     """Distillation: vectors and biases (spec A.7). Task: norms and query embeddings, biases decay (spec A.10)."""
     net, other = Net(), nn.Linear(2, 2, bias=False)

@@ -5,6 +5,8 @@
 :mod:`.anytimm`         every other backbone of timm, as ``timm:<name>``: its record is derived
 :mod:`.record`          ``EncoderRecord``: the facts about one encoder
 :mod:`.world`           the convolutional stem of the world's own encoders
+:mod:`.mit`             MiT, the encoder of SegFormer
+:mod:`.rein`            Rein's learnt tokens between the blocks of a frozen ViT
 :mod:`.walks`           images -> tokens of the taps, for plain ViTs, SAM's, and everything else
 :mod:`.encoder`         ``Encoder`` and its settings
 ======================= =========================================================================

@@ -13,6 +13,7 @@ windows.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from segdistill.config import Config, Size, UserError
 from segdistill.encoders.anytimm import record_of, takes
-from segdistill.encoders.walks import mask_shape, walk_of
+from segdistill.encoders.rein import Rein
+from segdistill.encoders.walks import mask_shape, walk_of, walk_vit
 from segdistill.types import Features, FeatureSpec
 from segdistill.weights import LoadReport, Resample, RunTimePositions, load_encoder_weights
 
@@ -51,6 +53,7 @@ class EncoderConfig(Config):
     )
     image_size: Size | None = Field(None, description="(H, W) of the positional embedding, pixels; None: the record's")
     patch: int | None = Field(None, ge=1, le=1024, description="patch side, pixels; None: the record's")
+    rein: Rein.Config | None = Field(None, description="Rein's learnt tokens after every block; None: none")
 
     @field_validator("name")
     @classmethod
@@ -65,6 +68,8 @@ class EncoderConfig(Config):
             raise UserError(f"{self.name} is not a plain ViT, its patch of {record.patch} is fixed: leave `patch` out")
         if not record.plain and self.layer_scale:
             raise UserError(f"{self.name} is not a plain ViT: leave `layer_scale` out")
+        if not record.plain and self.rein is not None:
+            raise UserError(f"{self.name} is not a plain ViT, whose blocks Rein refines: leave `rein` out")
         if not record.sized and self.image_size is not None:
             raise UserError(f"{self.name} takes images of any size: leave `image_size` out")
         if record.timm_name is None and patch != record.patch:
@@ -162,11 +167,16 @@ class Encoder(nn.Module):
         if config.layer_scale:
             settings["init_values"] = 1.0
         self.backbone: Any = self.record.build(**settings)
-        self.walk = walk_of(self.backbone)
+        self.rein = None if config.rein is None else Rein(config.rein, self.record.depth, self.record.width)
         self.loaded: LoadReport | None = None  # how the keys of the weight file were used
         self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
         for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    @property
+    def walk(self) -> Any:
+        """The forward pass through the backbone; see :data:`segdistill.encoders.walks.Walk`."""
+        return walk_of(self.backbone) if self.rein is None else partial(walk_vit, refine=self.rein)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ PLAIN: Mapping[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_i
 class EncoderRecord:
     """One encoder. Its taps are its blocks (plain ViT) or stages, counted from 0, and ``-1``, after the final norm."""
 
-    timm_name: str | None  # architecture in timm; None for the world's own encoders
+    timm_name: str | None  # architecture in timm; None for the package's own networks (the world's, MiT)
     build: Callable[..., Any]  # (img_size if `sized`, patch_size if plain, `switches`) -> a timm network
     patch: int  # pixels per cell of the tap -1: the patch of a plain ViT, the last stride of a hierarchical network
     depth: int  # blocks or stages
@@ -35,6 +35,7 @@ class EncoderRecord:
     has_cls: bool = True
     family: str = ""  # e.g. DINOv2
     timm_weights: str | None = None  # timm's name for the weights; gives the normalisation statistics
+    hub: str | None = None  # Hugging Face repository of the weights, if timm has none
     stages: tuple[tuple[int, int], ...] = ()  # (channels, pixels per cell) of every tap; none: all `width`, `patch`
     sized: bool = True  # built for one size (positions, windows), set by `image_size`
     flexible: bool = True  # takes any multiple of `patch`; False: only the built size

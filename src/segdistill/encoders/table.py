@@ -56,6 +56,74 @@ def _convnext(weights: str, width: int, **others: Any) -> EncoderRecord:
     )
 
 
+def _mit_network(size: str, drop_path: float) -> Any:
+    from segdistill.encoders.mit import SIZES, MiT
+
+    return MiT(SIZES[size], drop_path)
+
+
+def _mit(size: str, parameters: int, width: int = 64, drop_path: float = 0.1, **others: Any) -> EncoderRecord:
+    """SegFormer's encoder, whose first stage has ``width`` channels; its maps are normalised."""
+    widths = tuple(width * factor // 2 for factor in (2, 4, 10, 16))
+    return EncoderRecord(
+        timm_name=None,
+        build=partial(_mit_network, size, drop_path),
+        patch=32,
+        depth=4,
+        width=widths[-1],
+        taps=(0, 1, 2, 3),
+        image_size=(256, 256),
+        parameters=parameters,
+        has_cls=False,
+        hub=f"nvidia/mit-{size}" if drop_path else None,
+        stages=tuple((each, 4 << stage) for stage, each in enumerate(widths)),
+        sized=False,
+        switches={},
+        **others,
+    )
+
+
+def _world_resnet_network(**options: Any) -> Any:
+    from timm.models.resnet import BasicBlock, ResNet
+
+    block: Any = BasicBlock
+    return ResNet(block, (2, 2, 2, 2), channels=(32, 64, 128, 256), **options)
+
+
+def _resnet(stride: int, widths: tuple[int, ...], **others: Any) -> EncoderRecord:
+    """A ResNet with output stride 8, 16 or 32: below 32 the last stages are dilated, with the same weights.
+
+    Tap 0 is the stem at stride 2, taps 1 to 4 are ``layer1`` to ``layer4``.
+    """
+    strides = (2, 4, 8, min(16, stride), stride)
+    return EncoderRecord(
+        patch=stride,
+        depth=5,
+        width=widths[-1],
+        taps=(1, 2, 3, 4),
+        image_size=(256, 256),
+        has_cls=False,
+        stages=tuple(zip((64, *widths), strides, strict=True)),
+        sized=False,
+        switches={"num_classes": 0, "output_stride": stride},
+        **others,
+    )
+
+
+def _resnets() -> dict[str, EncoderRecord]:
+    """``resnet101`` and others with output stride 32, ``resnet101_os8`` and ``resnet101_os16``."""
+    wide, narrow = (256, 512, 1024, 2048), (64, 128, 256, 512)
+    sizes = {"resnet18": (narrow, 11_176_515), "resnet50": (wide, 23_508_035), "resnet101": (wide, 42_500_163)}
+    return {
+        name if stride == 32 else f"{name}_os{stride}": _resnet(
+            stride, widths, timm_name=name, build=partial(_timm, name), parameters=parameters, licence="BSD-3-Clause",
+            family="ResNet", timm_weights=f"{name}.tv_in1k",
+        )
+        for name, (widths, parameters) in sizes.items()
+        for stride in (32, 16, 8)
+    }  # fmt: skip
+
+
 def _sam(weights: str, parameters: int) -> EncoderRecord:
     """SAM's ViT-B, whose neck has 256 channels."""
     name = weights.partition(".")[0]
@@ -84,11 +152,17 @@ _dinov3_convnext = partial(_convnext, **_dinov3)
 _dino = partial(_vit, patch=16, depth=12, size=224, licence="Apache-2.0", family="DINO")
 _deit = partial(_vit, patch=16, depth=12, size=224, licence="Apache-2.0", family="DeiT")
 _eva02 = partial(_vit, patch=14, size=224, licence="MIT", family="EVA02")
+_WORLD = {"licence": "Apache-2.0", "family": "world"}
+_mit_imagenet = partial(_mit, licence="NVIDIA Source Code License, non-commercial", family="MiT")
 _REG = "_reg4_dinov2.lvd142m"
 
 ENCODERS: dict[str, EncoderRecord] = {
     "world_teacher": _world(256, 32, parameters=4_899_104),
     "world_student": _world(128, 16, parameters=1_238_672),
+    "world_resnet": _resnet(
+        8, (32, 64, 128, 256), timm_name=None, build=_world_resnet_network, parameters=2_814_979, **_WORLD
+    ),
+    "world_mit": _mit("b0", 3_319_395, 32, drop_path=0.0, **_WORLD),
     "dinov2_s": _dinov2("vit_small_patch14_dinov2.lvd142m", depth=12, width=384, parameters=22_056_576),
     "dinov2_b": _dinov2("vit_base_patch14_dinov2.lvd142m", depth=12, width=768, parameters=86_580_480),
     "dinov2_l": _dinov2("vit_large_patch14_dinov2.lvd142m", depth=24, width=1024, parameters=304_368_640),
@@ -121,5 +195,12 @@ ENCODERS: dict[str, EncoderRecord] = {
     "eva02_s": _eva02("eva02_small_patch14_224.mim_in22k", depth=12, width=384, parameters=21_621_504),
     "eva02_b": _eva02("eva02_base_patch14_224.mim_in22k", depth=12, width=768, parameters=85_759_488),
     "eva02_l": _eva02("eva02_large_patch14_224.mim_m38m", depth=24, width=1024, parameters=303_269_824),
+    **_resnets(),
+    "mit_b0": _mit_imagenet("b0", 3_319_395, 32),
+    "mit_b1": _mit_imagenet("b1", 13_151_427),
+    "mit_b2": _mit_imagenet("b2", 24_196_291),
+    "mit_b3": _mit_imagenet("b3", 44_072_131),
+    "mit_b4": _mit_imagenet("b4", 60_842_691),
+    "mit_b5": _mit_imagenet("b5", 81_443_011),
     "sam_b": _sam("samvit_base_patch16.sa1b", parameters=89_671_680),
 }

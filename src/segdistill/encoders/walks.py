@@ -64,8 +64,9 @@ def walk_vit(
     taps: tuple[int, ...],
     mask_token: Float[Tensor, "1 1 c"],
     hidden: Bool[Tensor, "b _h _w"] | None,
+    refine: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Walked:
-    """Through a plain ViT."""
+    """Through a plain ViT; ``refine`` changes the output of every block (its number, tokens (B, prefix + N, C))."""
     tokens = _hide(network.patch_embed(images), mask_token, hidden)  # (B, h, w, C)
     grid = (tokens.shape[1], tokens.shape[2])
     positioned = network._pos_embed(tokens)
@@ -76,6 +77,7 @@ def walk_vit(
     for index, block in enumerate(network.blocks):
         rotation = {} if rope is None else {"rope": rope[index] if per_block else rope}
         tokens = block(tokens, **rotation)
+        tokens = tokens if refine is None else refine(index, tokens)
         if index in taps:
             tapped[index] = tokens[:, prefix:], grid
     tokens = network.norm(tokens)

@@ -31,9 +31,10 @@ from timm.layers import pos_embed_sincos
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segdistill.config import UserError
 from segdistill.encoders import Encoder
 from segdistill.heads.base import Maps
-from segdistill.models import Model
+from segdistill.models import HRDA, Model
 from segdistill.models.segmenter import Window, positions
 from segdistill.ops import tokens_to_map
 from segdistill.weights.resample import OFFSET
@@ -54,6 +55,8 @@ class Graph(nn.Module):
 
     def __init__(self, segmenter: Model, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
         super().__init__()
+        if isinstance(segmenter, HRDA):
+            raise UserError("a network with two scales cannot be exported: train a daformer head without two_scale")
         self.encoder: Encoder = segmenter.encoder  # type: ignore[assignment]  # of a recipe's model
         self.head, self.taps = segmenter.head, segmenter.taps
         self.size, self.window = size, window

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from segdistill.heads.base import Head, Maps
+from segdistill.heads.daformer import DAFormer
+from segdistill.heads.deeplabv3plus import DeepLabV3Plus
 from segdistill.heads.eomt import EoMT
 from segdistill.heads.mask2former import Mask2Former
 from segdistill.heads.masked_dpt import MaskedDPT
 from segdistill.heads.semfpn import SemFPN
 
-HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT] | type[EoMT]] = {
+AnyHead = type[SemFPN] | type[Mask2Former] | type[MaskedDPT] | type[EoMT] | type[DeepLabV3Plus] | type[DAFormer]
+
+HEADS: dict[str, AnyHead] = {
     "semfpn": SemFPN,
     "mask2former": Mask2Former,
     "masked_dpt": MaskedDPT,
     "eomt": EoMT,
+    "deeplabv3plus": DeepLabV3Plus,
+    "daformer": DAFormer,
 }
 
-__all__ = ["HEADS", "EoMT", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]
+__all__ = ["HEADS", "DAFormer", "DeepLabV3Plus", "EoMT", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads.base import Maps
@@ -63,3 +63,9 @@ def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...
     """
     sizes = level_sizes(maps, strides, levels)
     return [resize(features, size) for features, size in zip(per_level(maps, len(sizes)), sizes, strict=True)]
+
+
+def conv_block(inputs: int, width: int, kernel: int) -> nn.Sequential:
+    """A convolution that keeps the size, batch norm and ReLU."""
+    convolution = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())

@@ -1,11 +1,13 @@
 """Encoder and head as one network, with ``loss(batch)`` for training and ``predict(images)`` for inference."""
 
+from segdistill.models.hrda import HRDA
 from segdistill.models.instance import InstanceSegmenter
 from segdistill.models.model import Model
 from segdistill.models.segmenter import Segmenter, Window, as_segmenter, positions
 from segdistill.models.view import View, fit, prepare, sliding
 
 __all__ = [
+    "HRDA",
     "InstanceSegmenter",
     "Model",
     "Segmenter",

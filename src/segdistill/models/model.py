@@ -28,18 +28,23 @@ class Model(nn.Module):
         self.encoder: Any = encoder  # any module with the methods of an encoder
         self.head = head
         self.taps = tuple(taps)
-        self.encoder_is_frozen = False
+        self.encoder_is_frozen = self.encoder_is_evaluated = False
 
-    def freeze_encoder(self) -> None:
-        """Freeze the encoder: no gradients, and evaluation mode from now on (spec A.10)."""
-        self.encoder_is_frozen = True
+    def freeze_encoder(self, *, adapter: bool = False) -> None:
+        """Freeze the encoder: no gradients, and evaluation mode from now on (spec A.10).
+
+        With ``adapter`` its ``rein`` is trained, and features have gradients.
+        """
+        self.encoder_is_frozen, self.encoder_is_evaluated = not adapter, True
         self.encoder.requires_grad_(False)
         self.encoder.eval()
+        if adapter:
+            self.encoder.rein.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Model:
         """Like ``nn.Module.train``, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
-        if self.encoder_is_frozen:
+        if self.encoder_is_evaluated:
             self.encoder.eval()
         return self
 
@@ -55,10 +60,14 @@ class Model(nn.Module):
         by repeating the border.
         """
         height, width = images.shape[-2:]
-        high, wide = self.encoder.padded(height, width)
+        high, wide = self.padded(height, width)
         if (high, wide) != (height, width):
             images = F.pad(images, (0, wide - width, 0, high - height), mode="replicate")
         return self.decode(self.features(images)), (high, wide)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest accepted (H, W) not below ``height`` x ``width``; a :class:`UserError` if there is none."""
+        return self.encoder.padded(height, width)
 
     def decode(self, features: Features) -> Any:
         """One pass of the head over the features of its taps; the result has the head's own type."""

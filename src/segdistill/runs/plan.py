@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -306,14 +306,19 @@ def _learning(
     model, frozen = need(getattr(recipe, stage.learner), stage.learner, stage.name), "encoder" not in stage.trains
     network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.learned_per_step, recipe.data.size)
-    features = cost.forward(lambda: encoder(images, network.taps), trains=not frozen)
-    # Mask2Former branches on its own values, so the head is counted on one image with real data.
-    one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
-    cost.forward(lambda: network.decode(one), trains=True, times=stage.learned_per_step)
+    features = cost.forward(lambda: network.features(images), trains=not frozen)
+    # Mask2Former branches on its own values, so the head is counted on one image with real data; in evaluation mode,
+    # since batch norm may need more than one.
+    network.head.eval()
+    cost.forward(lambda: network.decode(features.blank()), trains=True, times=stage.learned_per_step)
     cost.trained(network.head)
-    if frozen:
+    adapter = encoder.rein if getattr(stage, "adapter", False) else None
+    if frozen or adapter is not None:
         cost.frozen += sum(p.numel() for p in encoder.parameters())
-    else:
+    if adapter is not None:
+        cost.frozen -= sum(p.numel() for p in adapter.parameters())
+        cost.trained(adapter)
+    elif not frozen:
         cost.trained(encoder)
     return [network.head] if frozen else [network.head, encoder]
 
@@ -322,9 +327,9 @@ def _predicting(cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encode
     """One image through a trained network."""
     model = need(getattr(recipe, stage.roles[0]), stage.roles[0], stage.name)
     network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
-    features = cost.forward(lambda: encoder(_images(1, recipe.data.size), network.taps), trains=False)
-    one = replace(features, tokens=tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in features.tokens), cls=None)
-    cost.forward(lambda: network.decode(one), trains=False)
+    network.eval()
+    features = cost.forward(lambda: network.features(_images(1, recipe.data.size)), trains=False)
+    cost.forward(lambda: network.decode(features.blank()), trains=False)
     cost.frozen += sum(p.numel() for p in network.parameters())
 
 

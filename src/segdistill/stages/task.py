@@ -67,6 +67,9 @@ class TaskConfig(StageConfig):
     type: Literal["task"] = "task"
     model: Literal["student", "teacher"] = "student"
     freeze_encoder: bool = Field(False, description="GKD: true; always true for the teacher")
+    adapter: bool = Field(
+        False, description="ours: of the encoder, also the teacher's, train its adapter (encoder.rein) alone"
+    )
     task: str = Field("semantic", exclude=True, description="set from the recipe")
     augment: AnyAugment = Field(
         {}, validate_default=True, description="augmentation of the labelled images; its settings depend on the task"
@@ -90,8 +93,9 @@ class TaskConfig(StageConfig):
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """The head, and the student's encoder unless it is frozen."""
-        return ("head",) if self.freeze_encoder or self.model == "teacher" else ("encoder", "head")
+        """The head, and the student's encoder unless it is frozen, or an adapter, which is saved with its encoder."""
+        frozen = (self.freeze_encoder or self.model == "teacher") and not self.adapter
+        return ("head",) if frozen else ("encoder", "head")
 
     @property
     def images_per_step(self) -> int:
@@ -108,6 +112,8 @@ class TaskConfig(StageConfig):
         lines = super().faults()
         if self.method is not None and (self.freeze_encoder or self.model == "teacher"):
             lines.append("a distillation term cannot train a frozen encoder; remove the method or unfreeze it")
+        if self.adapter and self.freeze_encoder:
+            lines.append("adapter trains a part of the encoder; remove freeze_encoder")
         if self.proxy is not None and self.method is None:
             lines.append("proxy images are for the distillation term; add a method or remove proxy")
         return lines
@@ -121,7 +127,14 @@ class TaskObjective(Objective):
     """Trains a model from labels, with an optional distillation term."""
 
     def __init__(
-        self, model: Model, *, frozen: bool, distillation: Distillation | None, presence_weight: float, seed: int
+        self,
+        model: Model,
+        *,
+        frozen: bool,
+        distillation: Distillation | None,
+        presence_weight: float,
+        seed: int,
+        adapter: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.distillation = model, distillation
@@ -134,7 +147,7 @@ class TaskObjective(Objective):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.presence = nn.Linear(width, model.head.num_classes)
-        set_frozen(model, frozen=frozen)
+        set_frozen(model, frozen=frozen, adapter=adapter)
 
     def optimized(self) -> dict[str, nn.Module]:
         """The head, the encoder unless it is frozen, and the heads of the extra terms."""
@@ -187,10 +200,10 @@ class TaskObjective(Objective):
         return {name: value.item() for name, value in values.items()}
 
 
-def set_frozen(model: Model, *, frozen: bool) -> None:
-    """Freeze the encoder, or make it trainable."""
-    if frozen:
-        model.freeze_encoder()
+def set_frozen(model: Model, *, frozen: bool, adapter: bool = False) -> None:
+    """Freeze the encoder, or all of it except its adapter, or make it trainable."""
+    if frozen or adapter:
+        model.freeze_encoder(adapter=adapter)
     else:
         model.encoder.requires_grad_(True)
 
@@ -212,7 +225,7 @@ def build_model(
         head = build(part.settings, encoder.spec(taps).channels, encoder.strides(taps), len(classes))
     if model.head_weights is not None:
         head.loaded = load_head_weights(head, model.head_weights, part.type, classes)
-    return task.network(encoder, head, taps, len(classes))
+    return task.build(encoder, head, taps, len(classes))
 
 
 def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadReport | None:
@@ -235,6 +248,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     objective = TaskObjective(
         network,
         frozen="encoder" not in config.trains,
+        adapter=config.adapter,
         distillation=distillation,
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from torch import nn
 
 from segdistill.config import Config
 from segdistill.data.dataset import Sample
 from segdistill.data.loader import stacked
+from segdistill.heads import Head
 from segdistill.metrics.base import Metric, Samples
 from segdistill.models import Model, View
 from segdistill.types import Batch
@@ -33,6 +35,10 @@ class Task(ABC):
     network: ClassVar[type[Model]]
     kept: ClassVar[type[Samples]]
     objects: ClassVar[bool] = False
+
+    def build(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> Model:
+        """The network of ``encoder`` and ``head``."""
+        return self.network(encoder, head, taps, num_classes)
 
     @abstractmethod
     def transform(self, augment: Any, size: tuple[int, int]) -> Callable[[Sample], Batch]:

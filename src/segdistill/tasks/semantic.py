@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from segdistill.data.dataset import Sample
 from segdistill.data.transforms import TaskAugment, TaskTransform
+from segdistill.heads import DAFormer, Head
 from segdistill.metrics.base import Array, Metric, Samples, interval, plain
 from segdistill.metrics.confusion import Calibration, ConfusionMatrix, ImageCounts
 from segdistill.metrics.unlabelled import ImageNotes, Note, notes_of
-from segdistill.models import Model, Segmenter, View
+from segdistill.models import HRDA, Model, Segmenter, View
 from segdistill.pictures import indexed
 from segdistill.tasks.base import Task
 from segdistill.types import Batch
@@ -126,6 +127,11 @@ class Semantic(Task):
     }
     Augment = TaskAugment
     network, kept = Segmenter, SemanticSamples
+
+    def build(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> Model:
+        """A :class:`Segmenter`, or HRDA's network for a head with two scales."""
+        two = isinstance(head, DAFormer) and head.config.two_scale is not None
+        return (HRDA if two else Segmenter)(encoder, head, taps, num_classes)
 
     def transform(self, augment: TaskAugment, size: tuple[int, int]) -> Callable[[Sample], Batch]:
         """A random crop of the image and its ``label`` (H, W) int64, 255 = ignored (spec A.10)."""

@@ -111,10 +111,13 @@ class PolyConfig(Config):
     algorithm: part_of("optimizer", OPTIMIZERS, "adamw") = Field({}, validate_default=True)  # type: ignore[valid-type]
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
     clip: float | None = Field(None, gt=0, le=1e6, description="largest gradient norm; None: no clipping")
+    decay_norms: bool = Field(
+        False, description="weight decay on norms and embeddings too, as in SHADE's and AdvStyle's training of CNNs"
+    )
 
     def spared(self, module: nn.Module) -> set[str]:
         """Names of the parameters that do not decay."""
-        return norms_and_embeddings(module)
+        return set() if self.decay_norms else norms_and_embeddings(module)
 
     def schedule(self, batch: int) -> Schedule:
         """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10)."""

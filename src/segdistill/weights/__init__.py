@@ -54,6 +54,7 @@ __all__ = [
     "weights_path",
 ]  # fmt: skip
 
+ADAPTER = "rein."  # parameters that start weights have no part of
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 RELATIVE = re.compile(r"\.rel_pos_[hw]$")
 IN_FOLDER = ("encoder.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -127,7 +128,8 @@ def load_encoder_weights(
     kernels and positional embeddings of another size are resampled in float32 (``resample``). The report lists every
     key. A :class:`UserError` is raised for an unknown key, for another width or depth, and if less than 95 % of the
     parameters are in the file. A tensor may be missing only where the encoder's own is neutral (a mask token or bias
-    of 0, a gain of 1), and in our own files only the mask token of an encoder that was loaded without one.
+    of 0, a gain of 1), and in our own files only the mask token of an encoder that was loaded without one. An adapter
+    (``rein``) stays fresh if the file has none.
     """
     if source == "random":
         return None
@@ -169,9 +171,13 @@ def _account(state: State, wanted: State, header: Mapping[str, str], report: Loa
     missing = sorted(wanted.keys() - state.keys())
     report.unexpected += sorted(state.keys() - wanted.keys())
     report.loaded = [key for key in wanted if key in state]
-    total = sum(value.numel() for value in wanted.values())
+    fresh = [key for key in missing if key.startswith(ADAPTER)]
+    if any(key.startswith(ADAPTER) for key in state):
+        fresh = []
+    total = sum(value.numel() for key, value in wanted.items() if key not in fresh)
     report.share = sum(wanted[key].numel() for key in report.loaded) / total
-    forgiven = [] if report.layout == "segdistill" else [key for key in missing if _neutral(key, wanted[key])]
+    neutral = [] if report.layout == "segdistill" else [key for key in missing if _neutral(key, wanted[key])]
+    forgiven = [key for key in missing if key in fresh or key in neutral]
     report.missing = forgiven
     needed = [key for key in missing if key not in forgiven]
     if not needed and not report.unexpected and report.share >= NEEDED:

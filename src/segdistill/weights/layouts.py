@@ -6,7 +6,8 @@ official, timm     flat, or in ``model`` / ``module`` / ``state_dict``: DINOv2 (
 GKD stage          ``model`` with ``student.backbone.*``, ``teacher.backbone.*`` and three heads: the student alone
 mmengine           ``state_dict`` with ``backbone.*`` and ``decode_head.*``: the backbone alone
 training tools     unwrapped first by :mod:`segdistill.weights.wrappers`
-transformers       ViT, DeiT, DINOv2 (with and without registers), DINOv3's ViTs (``embeddings.*``, ``*layer.*``)
+transformers       ViT, DeiT, DINOv2 (with and without registers), DINOv3's ViTs (``embeddings.*``, ``*layer.*``),
+                   SegFormer's encoder (:mod:`segdistill.weights.segformer`)
 segdistill         ``backbone.*`` and ``mask_token``: our own stages
 =================  ====================================================================================================
 
@@ -29,6 +30,7 @@ from timm.models import convnext, eva, vision_transformer, vision_transformer_sa
 from torch import Tensor
 
 from segdistill.config import UserError
+from segdistill.weights import segformer
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.wrappers import (
     SELF_DISTILLATION,
@@ -104,7 +106,7 @@ def encoder_state(content: Any, header: Mapping[str, str], encoder: Any, report:
         report.layout = "segdistill"
         return state
     wanted = {key.removeprefix("backbone.") for key in encoder.state_dict()}
-    state = unchunked(_backbone(state, wanted, report), report)
+    state = segformer.by_stage(unchunked(_backbone(state, wanted, report), report))
     state = _leave_out(state, encoder.backbone, wanted, report)
     mask_token = state.pop("mask_token", None)
     state = _without_distillation_token(state, wanted, report)
@@ -142,6 +144,9 @@ def _backbone(state: State, wanted: set[str], report: LoadReport) -> State:
             f"'{report.source}' has a task head ({HEAD}*) and no backbone.*: give the weights of its encoder in a "
             "file of their own, as encoder.weights"
         )
+    if segformer.is_transformers(state):
+        report.layout = "transformers"
+        return segformer.authors_names(state, report)
     state = _common_prefix(one_network(state, report), wanted)
     if any(key.endswith(("embeddings.patch_embeddings.projection.weight", DINOV3_KERNEL)) for key in state):
         report.layout = "transformers"
