@@ -16,6 +16,8 @@ from torch import nn
 from checks import MethodCase
 from segdistill.config import UserError
 from segdistill.criteria import pixel_cross_entropy, presence_loss
+from segdistill.generalize import Facts, FeatureDistance, Seen
+from segdistill.generalize.tldr import gram, gram_distance
 from segdistill.heads import Mask2Former, SemFPN
 from segdistill.heads.semfpn import ChannelDropout
 from segdistill.ops import generator, own_mask, random_mask
@@ -110,6 +112,23 @@ def batch_norm():
     return loss, network
 
 
+def things():
+    """Cells of cars: three in the first image, none in the second."""
+    part = FeatureDistance(FeatureDistance.Config(weight=1.0), Facts(("road", "car"), (3,)))
+    made = torch.zeros(2, 4, 4, dtype=torch.int64)
+    made[0, 1:] = 1
+    head = nn.Linear(5, 3)
+    maps = [Features((own_rows(drawn(name, 2, 16, 5)),), None, (4, 4)) for name in ("own", "start")]
+    seen = Seen(own_rows(made), *(Features((head(each.tokens[0]),), None, (4, 4)) for each in maps))
+    return part.terms(seen)["feature_distance"], head
+
+
+def grams():
+    head = nn.Linear(5, 3)
+    own, other = (gram(head(own_rows(drawn(name, 4, 16, 5)))) for name in ("own grams", "other grams"))
+    return gram_distance(own, other.detach(), other.detach() > 0), head
+
+
 CASES = {
     "cross entropy": cross_entropy,
     "cross entropy of one pixel": lambda: cross_entropy("one"),
@@ -130,6 +149,8 @@ CASES = {
     "afdcd": lambda: method("afdcd", pixel_weight=0.0),
     "mse": lambda: method("mse"),
     "cwd": lambda: method("cwd"),
+    "thing distance": things,
+    "gram distance": grams,
     "dropout": dropped,
     "batch norm": batch_norm,
 }

@@ -19,6 +19,7 @@ from PIL import Image
 
 from segdistill.encoders import ENCODERS
 from segdistill.files import write_signed
+from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.methods.gkd import GKD
@@ -43,7 +44,8 @@ def test_help_needs_no_heavy_module(tmp_path):
 
 
 def test_lists_show_every_table(call):
-    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("heads", HEADS), ("methods", METHODS)):
+    for what, names in (("encoders", [*ENCODERS, "timm:NAME"]), ("heads", HEADS), ("methods", METHODS),
+                        ("generalizers", GENERALIZERS)):  # fmt: skip
         status, out, _ = call("list", what)
         assert status == 0
         assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")][1:] == list(names)

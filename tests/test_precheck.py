@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 from mutations import spoiled
 from segdistill.config import Config, UserError
+from segdistill.generalize import GENERALIZERS
 from segdistill.grid.table import cells_of, load_table
 from segdistill.methods import METHODS
 from segdistill.overrides import apply
@@ -31,8 +32,9 @@ TABLES = sorted((recipes_folder() / "tables").glob("*.yaml"))
 def test_the_classes_that_are_read_have_the_fields_of_those_that_run():
     pairs = [(Recipe, *RECIPE), (DistillConfig, "segdistill.stages.distill", "DistillConfig"),
              (TaskConfig, "segdistill.stages.task", "TaskConfig")]  # fmt: skip
-    pairs += [(METHODS[name].Config, home, f"{each}.Config")
-              for name, (home, each) in classes_of("segdistill.methods", "METHODS").items()]  # fmt: skip
+    for table, package, listed in ((METHODS, "methods", "METHODS"), (GENERALIZERS, "generalize", "GENERALIZERS")):
+        pairs += [(table[name].Config, home, f"{each}.Config")
+                  for name, (home, each) in classes_of(f"segdistill.{package}", listed).items()]  # fmt: skip
     for real, module, name in pairs:
         read = light(module, name)
         assert issubclass(read, Config)

@@ -155,6 +155,22 @@ def test_random_points_and_batch_statistics_do_not_depend_on_the_number_of_proce
     assert_same(execute(1, recipe, tmp_path / "one"), execute(2, recipe, tmp_path / "two"), 4)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"generalize": [{"type": "advstyle"}]},
+        {"generalize": [{"type": "tldr"}], "styles": {"data": {"domains": ["proxy"], "images": 4}}},
+        {"generalize": [{"type": "shade", "prototypes": 3, "every": 2}, {"type": "feature_distance", "weight": 0.5}],
+         "rare_class": {"min_pixels": 10}},
+    ],
+    ids=["advstyle", "tldr", "shade, feature distance, rare classes"],
+)  # fmt: skip
+def test_generalisation_baselines_do_not_depend_on_the_number_of_processes(tmp_path, settings):
+    """Style statistics, prototypes, thing cells and the norms of Gram matrices are those of the whole batch."""
+    recipe = write(tmp_path, stage("task", **settings))
+    assert_same(execute(1, recipe, tmp_path / "one"), execute(2, recipe, tmp_path / "two"), 4)
+
+
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_its_step(tmp_path):
     for child in torchrun(2, tmp_path / "output", spoil, tmp_path, ranked=True):
         assert child.wait() == 0, child.text()

@@ -11,6 +11,7 @@ from segdistill.data.files import FilesSource
 from segdistill.data.own import OwnConfig
 from segdistill.data.rendered import WorldSource
 from segdistill.encoders import EncoderConfig
+from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import EvaluateConfig, Recipe
@@ -22,7 +23,8 @@ PAGE = Path(__file__).parents[1] / "docs/settings.md"
 CLASSES = {
     **{cls.__name__: cls for cls in (Recipe, OwnConfig, WorldSource, FilesSource, EncoderConfig, EvaluateConfig,
                                      DistillConfig, TaskConfig)},
-    **{f"{kind}: {name}": cls.Config for kind, table in (("method", METHODS), ("head", HEADS))
+    **{f"{kind}: {name}": cls.Config
+       for kind, table in (("method", METHODS), ("generalizer", GENERALIZERS), ("head", HEADS))
        for name, cls in table.items()},
 }  # fmt: skip
 

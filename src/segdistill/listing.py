@@ -30,6 +30,11 @@ def methods() -> Rows:
     return _documented("method", "segdistill.methods", "METHODS")
 
 
+def generalizers() -> Rows:
+    """The domain generalisation baselines and their papers."""
+    return _documented("generalizer", "segdistill.generalize", "GENERALIZERS")
+
+
 def domains() -> Rows:
     """The built-in world's domains and their roles."""
     from segdistill.world import DOMAINS
@@ -79,6 +84,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "encoders": encoders,
     "heads": heads,
     "methods": methods,
+    "generalizers": generalizers,
     "domains": domains,
     "recipes": recipes,
     "tables": tables,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,17 @@ def generator(*parts: int | str) -> torch.Generator:
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Switches autocast off on the device of ``like``; does nothing for tensors without data (``meta``)."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode before afterwards."""
+    before = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before)
 
 
 def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:

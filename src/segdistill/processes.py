@@ -73,6 +73,16 @@ def gather_rows(values: Sequence[int], device: torch.device) -> list[int]:
     return torch.stack(parts, dim=1).flatten().tolist()
 
 
+def gather(own: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "_m ..."]:
+    """The rows of all processes, each with as many, in the order of the whole batch; detached."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return own.detach()
+    parts = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(parts, own.detach().contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
 def least(value: Tensor) -> Tensor:
     """The elementwise minimum of ``value`` over all processes."""
     if rank_and_size()[1] == 1:

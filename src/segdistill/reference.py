@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from segdistill.data.dataset import DataSource
 from segdistill.data.files import FilesSource
 from segdistill.data.own import OwnConfig
 from segdistill.data.rendered import WorldSource
+from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
@@ -56,7 +57,10 @@ def settings_page() -> str:
             if each not in done:
                 done.add(each)
                 parts.append(_section(each.__name__, each, PLACES.get(each.__name__)))
-    for kind, table in (("method", METHODS), ("head", HEADS), ("optimizer", OPTIMIZERS)):
+    tables: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("method", METHODS), ("generalizer", GENERALIZERS), ("head", HEADS), ("optimizer", OPTIMIZERS)
+    )  # fmt: skip
+    for kind, table in tables:
         parts += [
             _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()

@@ -66,8 +66,13 @@ class StepBatches(TorchDataset[Batch]):
         for position, index in zip(self.positions, self.indices(step), strict=True):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
-                samples.append(self.transform(self.dataset[index]))
+                samples.append(self.drawn(index, step * self.batch + position))
         return self.collate(samples)
+
+    def drawn(self, index: int, slot: int) -> Batch:
+        """The augmented image ``index`` for ``slot``."""
+        del slot
+        return self.transform(self.dataset[index])
 
     def _order(self, epoch: int) -> list[int]:
         """:meth:`_permutation`, which takes time, kept for as long as steps ask for it."""

@@ -12,7 +12,8 @@ windows.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 from segdistill.config import Config, Size, UserError
 from segdistill.encoders.anytimm import record_of, takes
 from segdistill.encoders.rein import Rein
-from segdistill.encoders.walks import mask_shape, walk_of, walk_vit
+from segdistill.encoders.walks import Alter, has_stem, mask_shape, stem, walk_of, walk_vit
+from segdistill.ops import evaluation_mode
 from segdistill.types import Features, FeatureSpec
 from segdistill.weights import LoadReport, Resample, RunTimePositions, load_encoder_weights
 
@@ -169,6 +171,7 @@ class Encoder(nn.Module):
         self.backbone: Any = self.record.build(**settings)
         self.rein = None if config.rein is None else Rein(config.rein, self.record.depth, self.record.width)
         self.loaded: LoadReport | None = None  # how the keys of the weight file were used
+        self._alter: Alter | None = None
         self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
         for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -225,9 +228,40 @@ class Encoder(nn.Module):
         where = None if hidden is None else hidden.view(-1, *self.mask_grid(height, width))
         resized = self.record.sized and (height, width) != self.config.built_for and self.config.resample != "timm"
         with _attention(images), RunTimePositions() if resized else nullcontext():
-            tapped, cls = self.walk(self.backbone, (images - self.mean) / self.std, taps, self.mask_token, where)
+            normalised = (images - self.mean) / self.std
+            tapped, cls = self.walk(self.backbone, normalised, taps, self.mask_token, where, self._alter)
         tokens, grids = zip(*(tapped[tap] for tap in taps), strict=True)
         return Features(tokens=tokens, cls=cls, grid=grids[-1], grids=grids)
+
+    def stem(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """The early map of RGB images in [0, 1] (see :mod:`segdistill.encoders.walks`), unaltered."""
+        with _attention(images):
+            return stem(self.backbone, (images - self.mean) / self.std)
+
+    def stem_channels(self) -> int:
+        """Channels of the early map; a :class:`UserError` if the network has none that can be altered."""
+        refused = UserError(
+            f"{self.name} has no early map that can be altered: choose a ViT, a ResNet, an EfficientNet, a MobileNet, "
+            "a RegNet, a ConvNeXt or a MiT"
+        )
+        if not has_stem(self.backbone):
+            raise refused
+        height, width = self.config.built_for
+        with torch.no_grad(), evaluation_mode(self):
+            shape = self.stem(torch.zeros(1, 3, height, width, device=self.mean.device)).shape
+        if len(shape) != 4 or height * shape[3] != width * shape[2] or height % shape[2]:
+            raise refused
+        return shape[1]
+
+    @contextmanager
+    def altered(self, alter: Alter) -> Iterator[None]:
+        """Inside, ``alter`` is called on the early map of every forward pass, which goes on with what it returns."""
+        assert self._alter is None, "one alteration at a time"
+        self._alter = alter
+        try:
+            yield
+        finally:
+            self._alter = None
 
 
 def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:

@@ -13,10 +13,16 @@ Three kinds, chosen by the network's class:
   normalised image, initially the mean colour. The tap -1 is the output of timm's ``forward_features``, with the norm
   that ConvNeXt and similar networks apply after pooling applied to every cell. The CLS token is that of the network, if
   it has one; a pooled map does not count as one.
+
+An ``alter`` function changes the early map between the network's stem and the rest, as style augmentation in feature
+space does. Early maps: the patch embedding of a ViT before its positions, the output of a ResNet's max-pooling, of
+``conv_stem`` and its norm (EfficientNet, MobileNet), of a module called ``stem`` (ConvNeXt, RegNet), or of MiT's first
+stage with its norm.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +34,21 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
+from segdistill.encoders.mit import MiT
 from segdistill.ops import map_to_tokens
 
 Grid = tuple[int, int]
 Walked = tuple[dict[int, tuple[Tensor, Grid]], Tensor | None]
 """Tokens (B, h * w, C) and grid (h, w) of each requested tap, and the CLS token (B, C) after the final norm."""
 
-Walk = Callable[[Any, Tensor, tuple[int, ...], Tensor, Tensor | None], Walked]
-"""(network, normalised images, taps, mask token, hidden cells) -> tokens and CLS token."""
+Alter = Callable[[Tensor], Tensor]
+"""Early map (B, C, h, w) -> the map to go on with; it has the same C, h and w and may have more images."""
+
+Walk = Callable[..., Walked]
+"""(network, normalised images, taps, mask token, hidden cells, alter or None) -> tokens and CLS token."""
+
+STEMS = (("conv1", "bn1", "act1", "maxpool"), ("conv_stem", "bn1"), ("stem",))
+"""The modules, in their order, that compute the early map of a network with ``forward_intermediates``."""
 
 
 def is_plain(network: nn.Module) -> bool:
@@ -64,10 +77,12 @@ def walk_vit(
     taps: tuple[int, ...],
     mask_token: Float[Tensor, "1 1 c"],
     hidden: Bool[Tensor, "b _h _w"] | None,
+    alter: Alter | None = None,
+    *,
     refine: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Walked:
     """Through a plain ViT; ``refine`` changes the output of every block (its number, tokens (B, prefix + N, C))."""
-    tokens = _hide(network.patch_embed(images), mask_token, hidden)  # (B, h, w, C)
+    tokens = _hide(_altered(network.patch_embed(images), alter), mask_token, hidden)  # (B, h, w, C)
     grid = (tokens.shape[1], tokens.shape[2])
     positioned = network._pos_embed(tokens)
     tokens, rope = positioned if isinstance(positioned, tuple) else (positioned, None)  # Eva adds a rotation
@@ -91,9 +106,10 @@ def walk_sam(
     taps: tuple[int, ...],
     mask_token: Float[Tensor, "1 1 c"],
     hidden: Bool[Tensor, "b _h _w"] | None,
+    alter: Alter | None = None,
 ) -> Walked:
     """Through SAM's image encoder."""
-    cells = _hide(network.patch_embed(images), mask_token, hidden)  # (B, h, w, C)
+    cells = _hide(_altered(network.patch_embed(images), alter), mask_token, hidden)  # (B, h, w, C)
     grid = (cells.shape[1], cells.shape[2])
     if network.pos_embed is not None:
         cells = cells + resample_abs_pos_embed_nhwc(network.pos_embed, grid)
@@ -114,10 +130,13 @@ def walk_maps(
     taps: tuple[int, ...],
     mask_token: Float[Tensor, "1 3 1 1"],
     hidden: Bool[Tensor, "b _h _w"] | None,
+    alter: Alter | None = None,
 ) -> Walked:
     """Through any network with ``forward_intermediates``."""
     if hidden is not None:
         images = torch.where(_pixels(hidden, images), mask_token.to(images.dtype), images)
+    if alter is not None:
+        network, images = _after_stem(network), alter(stem(network, images))
     wanted = sorted({tap for tap in taps if tap >= 0})
     final, maps = network.forward_intermediates(images, indices=wanted or 1, norm=False, output_fmt="NCHW")
     tapped = {
@@ -135,6 +154,43 @@ def walk_maps(
         final = norm(final)
     tapped[-1] = map_to_tokens(final), (final.shape[-2], final.shape[-1])
     return tapped, None
+
+
+def has_stem(network: Any) -> bool:
+    """Whether :func:`stem` knows the network's early map."""
+    return walk_of(network) is not walk_maps or _stem_names(network) is not None
+
+
+def stem(network: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """The early map of normalised images; see the module's text. Only for networks that :func:`has_stem`."""
+    if walk_of(network) is not walk_maps:
+        return network.patch_embed(images).permute(0, 3, 1, 2)
+    names = _stem_names(network)
+    assert names is not None, type(network)
+    for name in names:
+        images = getattr(network, name)(images)
+    return images
+
+
+def _stem_names(network: Any) -> tuple[str, ...] | None:
+    if isinstance(network, MiT):
+        return ("stage1",)
+    found = (names for names in STEMS if all(isinstance(getattr(network, name, None), nn.Module) for name in names))
+    return next(found, None)
+
+
+def _after_stem(network: Any) -> Any:
+    """The network without its stem; shares all other modules."""
+    names = _stem_names(network)
+    assert names is not None, type(network)
+    rest = copy.copy(network)
+    rest.__dict__["_modules"] = network._modules | {name: nn.Identity() for name in names}
+    return rest
+
+
+def _altered(cells: Float[Tensor, "b h w c"], alter: Alter | None) -> Float[Tensor, "_b h w c"]:
+    """Patch embeddings, altered as a map."""
+    return cells if alter is None else alter(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def final_norm(network: nn.Module) -> nn.Module | None:

@@ -69,6 +69,14 @@ class Model(nn.Module):
         """The smallest accepted (H, W) not below ``height`` x ``width``; a :class:`UserError` if there is none."""
         return self.encoder.padded(height, width)
 
+    def whole(self, features: Features) -> Features:
+        """The part of :meth:`features` that covers whole images, for terms that compare features."""
+        return features
+
+    def whole_features(self, encoder: Any, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """What :meth:`whole` would be with another encoder of the same kind."""
+        return encoder(images, self.taps)
+
     def decode(self, features: Features) -> Any:
         """One pass of the head over the features of its taps; the result has the head's own type."""
         return self.head.decode(maps(features))

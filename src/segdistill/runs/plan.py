@@ -307,6 +307,9 @@ def _learning(
     network = build_model(TASKS[recipe.task], model.bare(), encoder, classes, seed=0, stage=stage.name)
     images = _images(stage.learned_per_step, recipe.data.size)
     features = cost.forward(lambda: network.features(images), trains=not frozen)
+    if stage.compares_start:
+        cost.forward(lambda: encoder(_images(stage.batch, recipe.data.size), network.taps), trains=False)
+        cost.frozen += sum(p.numel() for p in encoder.parameters())
     # Mask2Former branches on its own values, so the head is counted on one image with real data; in evaluation mode,
     # since batch norm may need more than one.
     network.head.eval()

@@ -161,6 +161,11 @@ class StageConfig(Config):
         """Images per step that its head learns from, all processes together."""
         return self.batch
 
+    @property
+    def compares_start(self) -> bool:
+        """Whether a frozen copy of its first network's encoder runs on its labelled images."""
+        return False
+
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
         """Everything that it reads: a name for messages, the images, and whether they need labels."""
         return (("", self.data, False),)

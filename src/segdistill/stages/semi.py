@@ -121,6 +121,8 @@ class SemiConfig(TaskConfig):
             lines.append(f"a semi stage learns objects; the task '{self.task}' has none")
         if self.method is not None or self.proxy is not None or self.presence_weight:
             lines.append("method, proxy and presence_weight are for task stages; remove them")
+        if self.generalize or self.styles is not None or self.rare_class is not None:
+            lines.append("generalize, styles and rare_class are for task stages; remove them")
         if self.contrast is not None and self.freeze_encoder:
             lines.append("the pixel contrast trains the encoder; unfreeze it or remove contrast")
         other = self.unlabelled

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, UserError, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
-from segdistill.data.loader import StepBatches, batches
-from segdistill.data.transforms import DistillAugment, DistillTransform
+from segdistill.data.loader import batches
+from segdistill.data.rare_class import RareClassConfig
+from segdistill.data.transforms import DistillAugment
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
+from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.models import Model
@@ -35,6 +37,14 @@ from segdistill.stages.base import (
     weights_read,
 )
 from segdistill.stages.distill import Distillation
+from segdistill.stages.generalized import (
+    GeneralizedObjective,
+    StyleConfig,
+    build_generalizers,
+    generalize_faults,
+    wants_of,
+)
+from segdistill.stages.task_batches import labelled_batches, task_batches
 from segdistill.stages.views import split_taps, student_views
 from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
@@ -80,6 +90,13 @@ class TaskConfig(StageConfig):
     presence_weight: float = Field(
         0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
     )
+    generalize: tuple[part_of("generalizer", GENERALIZERS), ...] = Field(  # type: ignore[valid-type]
+        (), description="domain generalisation baselines; none: plain training"
+    )
+    styles: StyleConfig | None = Field(None, description="style images for the baselines that read some")
+    rare_class: RareClassConfig | None = Field(
+        None, description="choose images and crops with rare classes; None: every image once per epoch"
+    )
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -99,13 +116,24 @@ class TaskConfig(StageConfig):
 
     @property
     def images_per_step(self) -> int:
-        """Labelled and proxy images together."""
-        return self.batch + (0 if self.proxy is None else self.proxy.batch)
+        """Labelled, proxy and style images together."""
+        further = 0 if self.styles is None else self.batch
+        return self.batch + further + (0 if self.proxy is None else self.proxy.batch)
+
+    @property
+    def learned_per_step(self) -> int:
+        """Images that its head learns from, as many as they cost with all views."""
+        return self.batch * max([1, *(GENERALIZERS[part.type].passes for part in self.generalize)])
+
+    @property
+    def compares_start(self) -> bool:
+        """Whether the encoder is compared with a frozen copy of itself."""
+        return any(wants_of(part).reference for part in self.generalize)
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
-        """The labelled images and the proxy images."""
-        labelled = ("", self.data, True)
-        return (labelled,) if self.proxy is None else (labelled, (", proxy", self.proxy.data, False))
+        """The labelled images, the proxy images and the style images."""
+        others = (("proxy", self.proxy), ("styles", self.styles))
+        return ("", self.data, True), *((f", {name}", part.data, False) for name, part in others if part is not None)
 
     def faults(self) -> list[str]:
         """Also a distillation term that cannot work."""
@@ -116,7 +144,15 @@ class TaskConfig(StageConfig):
             lines.append("adapter trains a part of the encoder; remove freeze_encoder")
         if self.proxy is not None and self.method is None:
             lines.append("proxy images are for the distillation term; add a method or remove proxy")
-        return lines
+        if (self.generalize or self.rare_class is not None) and TASKS[self.task].objects:
+            lines.append(f"generalize and rare_class need a class for every pixel; the task '{self.task}' has objects")
+        if self.generalize and "encoder" not in self.trains:
+            lines.append("generalize: the baselines train the encoder; unfreeze the student's or remove them")
+        if self.generalize and (self.method is not None or self.presence_weight):
+            lines.append("generalize: remove method, proxy and presence_weight, which do not see the restyled images")
+        if self.rare_class is not None and self.data.weights:
+            lines.append("rare_class chooses the images of every step; remove data.weights")
+        return [*lines, *generalize_faults(self.generalize, self.styles)]
 
     def run(self, context: StageContext) -> StageResult:
         """See :func:`run_task`."""
@@ -244,6 +280,8 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     dataset = context.open(config.data)
     network = start_network(config, context, dataset.names)
     seed = (context.seed, config.name)
+    if config.generalize:
+        return _run_generalized(config, context, network, dataset)
     distillation = _distillation(config, context, network.encoder, dataset.names)
     objective = TaskObjective(
         network,
@@ -253,12 +291,27 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),
     )
-    seconds = train_network(config, context, objective, _task_batches(config, context, dataset, seed))
+    seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed))
     result = save_network(config, context, network, seconds, dataset.names)
     if distillation is not None:
         teacher = cast(Encoder, distillation.teacher)
         result.weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
     return result
+
+
+def _run_generalized(config: TaskConfig, context: StageContext, network: Model, dataset: Dataset) -> StageResult:
+    """The same with generalisation baselines."""
+    parts = zip(config.generalize, build_generalizers(config.generalize, network, dataset.names), strict=True)
+    seed = (context.seed, config.name)
+
+    def sources(step: int, least: int) -> Iterator[Batch]:
+        images = labelled_batches(config, context, dataset, (*seed, "styles", step))
+        count = max(1, len(dataset) // config.batch, -(-least // config.batch))  # whole batches of one epoch, or more
+        return batches(images, range(count), context.workers)
+
+    objective = GeneralizedObjective(network, tuple(parts), sources)
+    seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed))
+    return save_network(config, context, network, seconds, dataset.names)
 
 
 def start_network(config: TaskConfig, context: StageContext, classes: Sequence[str]) -> Model:
@@ -306,33 +359,3 @@ def _distillation(
         head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)
-
-
-def _task_batches(config: TaskConfig, context: StageContext, dataset: Dataset, seed: tuple[int | str, ...]):  # noqa: ANN202
-    """A function: order of steps -> labelled batches, each with the step's proxy images if the stage has any."""
-    fabric, size = context.fabric, context.source.size
-    processes = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    task = TASKS[config.task]
-    labelled = StepBatches(
-        dataset,
-        task.transform(config.augment, size),
-        collate=task.collate,
-        batch=config.batch,
-        seed=seed,
-        **processes,
-    )
-    if config.proxy is None:
-        return lambda order: batches(labelled, order, context.workers)
-    proxy = StepBatches(
-        context.open(config.proxy.data, "proxy_images.txt"),
-        DistillTransform(config.proxy.augment, size),
-        batch=config.proxy.batch,
-        seed=(*seed, "proxy"),
-        **processes,
-    )
-
-    def both(order: Sequence[int]) -> Iterator[Batch]:
-        pairs = zip(batches(labelled, order, context.workers), batches(proxy, order, context.workers), strict=True)
-        return (batch | {"proxy": extra["image"]} for batch, extra in pairs)
-
-    return both
