@@ -101,6 +101,18 @@ def test_the_network_is_what_the_parts_give_alone():
     assert (attention < 1).all()
 
 
+def test_a_context_of_no_whole_cells_is_padded():
+    model, images = build().eval(), picture(40, 72)
+    half = images.unflatten(2, (20, 2)).unflatten(4, (36, 2)).mean((3, 5))
+    padded = torch.nn.functional.pad(half, (0, 4, 0, 4), mode="replicate")
+    with torch.no_grad():
+        features = model.features(images)
+        assert features.grid == (3, 5)
+        assert features.cells == (5, 9)
+        assert model.decode(features).fused.shape == (2, K, 10, 18)
+        torch.testing.assert_close(features.tokens, model.encoder(padded, TAPS).tokens)
+
+
 def test_crops_cover_the_image_in_evaluation_and_are_drawn_in_training():
     model = build()
     size, corners = model.eval().crops(48, 64)
@@ -152,7 +164,7 @@ def test_images_of_any_size_are_scored_and_the_state_loads_again():
     one, other = build(1).eval(), build(2).eval()
     with torch.no_grad():
         assert one.scores(picture(37, 50)).shape == (2, K, 37, 50)
-        assert one.padded(37, 50) == (48, 64)
+        assert one.padded(37, 50) == (40, 56)
         other.load_state_dict(one.state_dict())
         assert torch.equal(one.scores(picture()), other.scores(picture()))
         assert one.predict(picture()).shape == (2, 32, 64)
@@ -172,7 +184,7 @@ def test_what_two_scales_cannot_do_is_refused_in_one_line():
     model = build()
     for call, message in (
         (lambda: model.decode(model.encoder(picture(), TAPS)), "needs features of both scales"),
-        (lambda: model.features(picture(24, 64)), "24 x 64 is not divisible by 16"),
+        (lambda: model.features(picture(28, 64)), "28 x 64 is not divisible by 8"),
         (lambda: build(detail=(12, 32)).features(picture()), r"two_scale.detail: \(12, 32\) is not divisible by 8"),
         (lambda: Graph(model), "cannot be exported"),
         (lambda: DAFormer(DAFormer.Config(width=8), (6,), (8,), K).attend((torch.ones(1, 6, 2, 2),)), "has one scale"),
@@ -188,7 +200,7 @@ HEAD = {"type": "daformer", "width": 8, "two_scale": {"detail": [16, 32]}}
 @pytest.mark.parametrize(
     ("size", "stage", "teacher", "message"),
     [
-        ([24, 64], {}, None, "student.head: image size 24 x 64 is not divisible by 16"),
+        ([32, 60], {}, None, "32 x 60 is not divisible by 8"),
         ([32, 64], {"method": {"type": "mse"}}, None, "a head with two_scale trains without a distillation term"),
         ([32, 64], {"method": {"type": "logit_kd"}}, HEAD, "its method compares class scores, of one scale"),
     ],

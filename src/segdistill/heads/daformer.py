@@ -41,13 +41,14 @@ class TwoScale(Config):
 
     def multiple(self, cell: int) -> int:
         """What the sides of images are multiples of, pixels, for an encoder of ``cell`` pixels per cell."""
-        return math.lcm(2 * cell, ALIGNED)
+        return math.lcm(cell, ALIGNED)
 
     def check(self, cell: int, height: int, width: int) -> None:
-        """Raise a :class:`UserError` unless images of this size have two scales that the encoder takes."""
-        if any(side % (unit := math.lcm(cell, ALIGNED)) for side in self.detail):
+        """Raise a :class:`UserError` unless images of this size can be seen in two scales."""
+        unit = self.multiple(cell)
+        if any(side % unit for side in self.detail):
             raise UserError(f"two_scale.detail: {self.detail} is not divisible by {unit}: choose multiples of it")
-        if height % (unit := self.multiple(cell)) or width % unit:
+        if height % unit or width % unit:
             raise UserError(
                 f"image size {height} x {width} is not divisible by {unit}, as two scales of a patch of {cell} need: "
                 f"choose multiples of {unit}"

@@ -37,6 +37,7 @@ class TwoScaleFeatures(Features):
 
     detail: Features | None = None
     corners: Corners = ()  # (y, x) of the crops, pixels
+    cells: tuple[int, int] = (0, 0)  # (h, w) of the context's logits, without padding
 
     def part(self, *, rows: slice = slice(None), taps: slice = slice(None)) -> TwoScaleFeatures:
         """The features of the given images and taps, in both scales."""
@@ -51,7 +52,7 @@ class TwoScaleFeatures(Features):
             grid=grids[-1] if grids else detail.grid,
             grids=grids,
         )
-        return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners)
+        return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners, self.cells)
 
     def blank(self) -> TwoScaleFeatures:
         """Zeros of the same shapes for one image, in both scales."""
@@ -59,7 +60,7 @@ class TwoScaleFeatures(Features):
         assert detail is not None
         zeros = tuple(torch.zeros(len(self.corners), *tokens.shape[1:]) for tokens in detail.tokens)
         kept = Features(tokens=zeros, cls=None, grid=detail.grid, grids=detail.grids)
-        return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners)
+        return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners, self.cells)
 
 
 class HRDA(Segmenter):
@@ -75,10 +76,10 @@ class HRDA(Segmenter):
         return self.head.config.two_scale
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest size (H, W) not below ``height`` x ``width`` whose half the encoder takes."""
+        """The smallest size (H, W) not below ``height`` x ``width`` that can be seen in two scales."""
         unit = self.scales.multiple(self.encoder.patch)
         size = (height + -height % unit, width + -width % unit)
-        self.encoder.padded(*(side // 2 for side in size))
+        self.encoder.padded(*size)
         return size
 
     def crops(self, height: int, width: int) -> tuple[tuple[int, int], Corners]:
@@ -97,10 +98,11 @@ class HRDA(Segmenter):
         return size, tuple((y, x) for y in rows for x in columns)
 
     def whole_features(self, encoder: Any, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """The features of the context alone, by any encoder."""
-        height, width = images.shape[-2:]
-        half = F.interpolate(images, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
-        return encoder(half, self.taps)
+        """The features of the context alone, by any encoder; padded as in ``Model.decoded`` if it is no whole cells."""
+        height, width = (side // 2 for side in images.shape[-2:])
+        half = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+        high, wide = encoder.padded(height, width)
+        return encoder(F.pad(half, (0, wide - width, 0, high - height), mode="replicate"), self.taps)
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> TwoScaleFeatures:
         """The features of both scales; without gradient if the encoder is frozen."""
@@ -111,7 +113,8 @@ class HRDA(Segmenter):
             context = self.whole_features(self.encoder, images)
             parts = [images[..., y : y + high, x : x + wide] for y, x in corners]
             detail = self.encoder(torch.cat(parts), self.taps)
-        return TwoScaleFeatures(context.tokens, context.cls, context.grid, context.grids, detail, corners)
+        cells = (height // ALIGNED, width // ALIGNED)
+        return TwoScaleFeatures(context.tokens, context.cls, context.grid, context.grids, detail, corners, cells)
 
     def decode(self, features: Features) -> Fused:
         """The logits of both scales, fused."""
@@ -119,7 +122,9 @@ class HRDA(Segmenter):
             raise UserError("a two-scale head needs features of both scales: train it without a distillation term")
         context = maps(features)
         details = self.head.decode(maps(features.detail)).unflatten(0, (len(features.corners), -1))
-        fused = fuse(self.head.decode(context), self.head.attend(context), details, features.corners)
+        h, w = features.cells
+        logits, attention = (part[..., :h, :w] for part in (self.head.decode(context), self.head.attend(context)))
+        fused = fuse(logits, attention, details, features.corners)
         return Fused(fused, details, features.corners)
 
 
