@@ -102,6 +102,24 @@ def test_advstyles_step_is_an_ascent_and_its_images_are_pixels(step):
     assert (made.min(), made.max()) == (0, 1)
 
 
+def test_advstyle_ascends_in_full_precision_under_half():
+    """Slopes of single pixels vanish in fp16."""
+    images, kernel = noise("pixels", 2, 3, 8, 8).sigmoid().float(), noise("kernel", 5, 3, 3, 3).float()
+    labels, seen = torch.randint(0, 5, (2, 8, 8), generator=generator("labels")), []
+
+    def loss(x):
+        scores = F.conv2d(x, kernel, padding=1)
+        seen.append(scores.dtype)
+        return F.cross_entropy(scores.float(), labels)
+
+    exact = advstyle.ascended(images, 1.0, loss)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            made = advstyle.ascended(images, 1.0, loss)
+        torch.testing.assert_close(made, exact, rtol=0, atol=0.0 if dtype is torch.float16 else 0.02)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+
+
 def test_restyled_maps_have_the_statistics_that_they_are_given():
     maps, styles = noise("maps", 3, 4, 6, 6), noise("styles", 3, 8).exp()
     made = shade.restyled(maps, styles)

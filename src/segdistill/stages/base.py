@@ -187,6 +187,10 @@ class StageConfig(Config):
             if part not in self.trains
         ]
 
+    def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
+        """Raise a :class:`UserError` for settings that do not fit the network that it trains, or the classes."""
+        del model, classes
+
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""
         raise NotImplementedError

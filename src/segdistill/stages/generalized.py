@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import Config, Part
+from segdistill.config import Config, Part, Range, Shares
 from segdistill.data.dataset import DataSelection
+from segdistill.data.randaugment import RandAugment
 from segdistill.data.transforms import DistillAugment
 from segdistill.generalize import GENERALIZERS, Facts, Generalizer, Seen, Wants
 from segdistill.models import Model
@@ -27,13 +29,21 @@ Views = Callable[[int, int], Iterator[Batch]]
 """(step, least number) -> this process's source images, augmented, for a collection before that step."""
 
 
+class StyleAugment(DistillAugment):
+    """Style images: whole, in the shape of a crop, flipped half of the time; see :class:`DistillAugment`."""
+
+    crop_scale: Shares = Field((1.0, 1.0), description="area of the random crop")
+    crop_ratio: Range = (1.0, 1.0)
+    keep_aspect: bool = Field(True, description="multiply crop_ratio by the crop's own width / height")
+    rand_augment: RandAugment | None = Field(None, description="timm's RandAugment string; None: off")
+    erase: float = Field(0.0, ge=0, le=1)
+
+
 class StyleConfig(Config):
     """Unlabelled images whose style others take; every step reads as many as labelled images."""
 
     data: DataSelection
-    augment: DistillAugment = DistillAugment(
-        crop_scale=(1.0, 1.0), keep_aspect=True, rand_augment=None, erase=0.0, flip=0.5
-    )
+    augment: StyleAugment = StyleAugment()
 
 
 def wants_of(part: Part) -> Wants:

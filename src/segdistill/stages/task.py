@@ -154,6 +154,13 @@ class TaskConfig(StageConfig):
             lines.append("rare_class chooses the images of every step; remove data.weights")
         return [*lines, *generalize_faults(self.generalize, self.styles)]
 
+    def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
+        """Builds the network, with random weights, if baselines read it."""
+        if self.generalize:
+            encoder = build_encoder(model.bare().encoder, seed=0)
+            network = build_model(TASKS[self.task], model.bare(), encoder, classes, seed=0, stage=self.name)
+            build_generalizers(self.generalize, network, classes)
+
     def run(self, context: StageContext) -> StageResult:
         """See :func:`run_task`."""
         return run_task(self, context)
