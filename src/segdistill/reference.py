@@ -65,6 +65,10 @@ def settings_page() -> str:
             _section(f"{kind}: {name}", _config(cls), f"`{{type: {name}, ...}}`, {_first_line(cls).rstrip('.:')}")
             for name, cls in table.items()
         ]
+        for each in (inner for cls in table.values() for inner in _reachable(_config(cls)) if inner != _config(cls)):
+            if each not in done:
+                done.add(each)
+                parts.append(_section(each.__name__, each, None))
     return "\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from segdistill.config import UserError, parse
 from segdistill.encoders import EncoderConfig, build_encoder
-from segdistill.encoders.rein import Rein
+from segdistill.encoders.rein import Rein, ReinConfig
 from segdistill.ops import generator
 from segdistill.recipe import Recipe, load
 from segdistill.runs.execute import run
@@ -24,7 +24,7 @@ REIN = {"tokens": 5, "rank": 2}
 
 def jittered(**settings):
     torch.manual_seed(0)
-    module = Rein(Rein.Config(**(REIN | settings)), depth=3, width=6)
+    module = Rein(ReinConfig(**(REIN | settings)), depth=3, width=6)
     with torch.no_grad():
         for each in module.parameters():
             each.add_(0.3 * torch.randn(each.shape))
@@ -67,7 +67,7 @@ def test_every_setting_matters(change):
 
 def test_the_gradient_reaches_every_parameter_after_a_step():
     torch.manual_seed(0)
-    module, features = Rein(Rein.Config(**REIN), depth=1, width=6), torch.randn(1, 4, 6)
+    module, features = Rein(ReinConfig(**REIN), depth=1, width=6), torch.randn(1, 4, 6)
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()

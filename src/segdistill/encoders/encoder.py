@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from segdistill.config import Config, Size, UserError
 from segdistill.encoders.anytimm import record_of, takes
-from segdistill.encoders.rein import Rein
+from segdistill.encoders.rein import Rein, ReinConfig
 from segdistill.encoders.walks import Alter, has_stem, mask_shape, stem, walk_of, walk_vit
 from segdistill.ops import evaluation_mode
 from segdistill.types import Features, FeatureSpec
@@ -55,7 +55,7 @@ class EncoderConfig(Config):
     )
     image_size: Size | None = Field(None, description="(H, W) of the positional embedding, pixels; None: the record's")
     patch: int | None = Field(None, ge=1, le=1024, description="patch side, pixels; None: the record's")
-    rein: Rein.Config | None = Field(None, description="Rein's learnt tokens after every block; None: none")
+    rein: ReinConfig | None = Field(None, description="Rein's learnt tokens after every block; None: none")
 
     @field_validator("name")
     @classmethod

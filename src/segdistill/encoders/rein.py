@@ -18,19 +18,20 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill import config as base
+from segdistill.config import Config
+
+
+class ReinConfig(Config):
+    """Rein's learnt tokens; the defaults are the authors'."""
+
+    tokens: int = Field(100, ge=2, le=2**16, description="m, learnt tokens per block")
+    rank: int = Field(16, ge=1, le=2**16, description="r, rank of a block's tokens")
 
 
 class Rein(nn.Module):
     """Refines the tokens of ``depth`` blocks of ``width`` channels."""
 
-    class Config(base.Config):
-        """The authors' sizes."""
-
-        tokens: int = Field(100, ge=2, le=2**16, description="m, learnt tokens per block")
-        rank: int = Field(16, ge=1, le=2**16, description="r, rank of a block's tokens")
-
-    def __init__(self, config: Config, depth: int, width: int) -> None:
+    def __init__(self, config: ReinConfig, depth: int, width: int) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.randn(depth, config.tokens, config.rank) / config.rank**0.5)
         self.b = nn.Parameter(torch.randn(depth, config.rank, width))
