@@ -1,18 +1,20 @@
-"""Heads: the maps of an encoder's taps -> a loss on labels, and class scores per pixel."""
+"""Heads: the maps of an encoder's taps -> a loss on labels, and class scores per pixel or boxes."""
 
 from __future__ import annotations
 
 from segdistill.heads.base import Head, Maps
 from segdistill.heads.eomt import EoMT
+from segdistill.heads.faster_rcnn import FasterRCNN
 from segdistill.heads.mask2former import Mask2Former
 from segdistill.heads.masked_dpt import MaskedDPT
 from segdistill.heads.semfpn import SemFPN
 
-HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT] | type[EoMT]] = {
+HEADS: dict[str, type[SemFPN] | type[Mask2Former] | type[MaskedDPT] | type[EoMT] | type[FasterRCNN]] = {
     "semfpn": SemFPN,
     "mask2former": Mask2Former,
     "masked_dpt": MaskedDPT,
     "eomt": EoMT,
+    "faster_rcnn": FasterRCNN,
 }
 
-__all__ = ["HEADS", "EoMT", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]
+__all__ = ["HEADS", "EoMT", "FasterRCNN", "Head", "Maps", "Mask2Former", "MaskedDPT", "SemFPN"]
