@@ -97,6 +97,11 @@ class Objects:
         """Pixels of each object (N,)."""
         return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
 
+    def box_areas(self) -> NDArray[np.int64]:
+        """Area of the box of each object (N,), in whole pixels."""
+        boxes = self.boxed()
+        return np.rint((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)).astype(np.int64)
+
     def class_map(self) -> NDArray[np.uint8]:
         """The class at each pixel (H, W), that of the smallest object where several overlap; 255: none, or a crowd."""
         classes = np.concatenate([[255], np.where(self.crowd, 255, self.classes)]).astype(np.uint8)

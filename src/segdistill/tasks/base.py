@@ -24,7 +24,7 @@ class Task(ABC):
     ``label``, its ``unit`` (``%``: a share in [0, 1]), if it has values per class their key ``by_class`` and their
     ``by_class_label``, and whether tables show it ``beside`` the primary score. ``Augment`` holds the settings of
     :meth:`transform`, ``network`` combines an encoder with a head of :data:`segdistill.heads.HEADS`, and ``kept`` is
-    what the metric stores per image. ``objects``: whether its data must have objects; ``masks``: with their masks.
+    what the metric stores per image. ``objects``: whether its data must have objects; ``boxes``: their boxes suffice.
     """
 
     primary: ClassVar[str]
@@ -33,7 +33,7 @@ class Task(ABC):
     network: ClassVar[type[Model]]
     kept: ClassVar[type[Samples]]
     objects: ClassVar[bool] = False
-    masks: ClassVar[bool] = False
+    boxes: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, augment: Any, size: tuple[int, int]) -> Callable[[Sample], Batch]:

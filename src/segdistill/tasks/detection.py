@@ -23,7 +23,7 @@ class Detection(Task):
     """Detection: objects with a class and a box."""
 
     primary = "ap50"
-    objects = True
+    objects = boxes = True
     metrics: ClassVar = {
         "ap50": {"label": "AP50", "unit": "%", "by_class": "ap50_by_class", "by_class_label": "AP50"},
         "ap50_11": {"label": "AP50, 11 points", "unit": "%"},

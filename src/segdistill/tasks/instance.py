@@ -25,7 +25,7 @@ class Instance(Task):
     """Instance segmentation: objects with a class and a mask."""
 
     primary = "ap"
-    objects = masks = True
+    objects = True
     metrics: ClassVar = {
         "ap": {"label": "AP", "unit": "%", "by_class": "ap_by_class", "by_class_label": "AP"},
         "ap50": {"label": "AP50", "unit": "%", "beside": True},
