@@ -125,7 +125,7 @@ class CocoImage(_Entry):
 
 
 class CocoObject(_Entry):
-    """One object: a list of polygons x, y, x, y, ..., or run lengths. ``bbox``: left, top, width and height, or None."""
+    """One object: a list of polygons x, y, x, y, ..., or run lengths; ``bbox``: left, top, width, height."""
 
     image_id: Whole
     category_id: Whole

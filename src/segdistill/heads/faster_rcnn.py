@@ -2,8 +2,8 @@
 
 The parts of torchvision. Maps of one stride, those of a plain ViT, become a simple feature pyramid (Li et al.,
 "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022): the last map after the final norm,
-enlarged or pooled to the strides 4 to 32. Maps of the strides 4 to 32 become a feature pyramid network (Lin et al., CVPR
-2017). Both have a fifth level of stride 64, of every second cell.
+enlarged or pooled to the strides 4 to 32. Maps of the strides 4 to 32 become a feature pyramid network (Lin et al.,
+CVPR 2017). Both have a fifth level of stride 64, of every second cell.
 
 The defaults are those of mmdetection's Pascal VOC recipe, except for what is torchvision's: smooth L1 with beta 1/9 in
 both box losses, and boxes regressed for each class. Table 10 does not name its pyramid.
