@@ -188,8 +188,8 @@ class SimplePyramid(nn.Module):
         steps = round(math.log2(self.base / side))
         for step in range(steps):
             layers += [LayerNorm2d(channels), nn.GELU()] if step else []
-            layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
-            channels //= 2
+            layers.append(nn.ConvTranspose2d(channels, max(1, channels // 2), 2, stride=2))
+            channels = max(1, channels // 2)
         layers += [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-steps)]
         layers += [nn.Conv2d(channels, width, 1, bias=False), LayerNorm2d(width)]
         layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
