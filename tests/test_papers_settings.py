@@ -20,7 +20,7 @@ from segdistill.stages.task import TaskConfig
 REAL = [
     path
     for path in sorted(recipes_folder().glob("*.yaml"))
-    if not path.stem.startswith("world") and "instance" not in path.stem
+    if not path.stem.startswith("world") and not {"instance", "detection"} & set(path.stem.split("_"))
 ]
 """Of GKD."""
 IMAGES = {"gtav": 24_966, "cityscapes": 2975, "potsdam": 3456}  # of the source; EndoVis's are not established

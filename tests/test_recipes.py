@@ -16,8 +16,8 @@ from segdistill.runs.demo import DEMOS, SMOKE, recipes_folder, shortened
 pytestmark = pytest.mark.usefixtures("official_files")
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
-OBJECTS = ("ade20k_instance", "cityscapes_instance")
-"""Real recipes with objects, which test_instance_recipes.py runs."""
+OBJECTS = ("ade20k_instance", "cityscapes_instance", "voc_detection", "voc_detection_gkd")
+"""Real recipes with objects, which test_instance_recipes.py and test_detection.py run."""
 
 
 def small(recipe):

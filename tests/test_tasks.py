@@ -95,7 +95,7 @@ def test_a_table_compares_its_runs(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("task=tag", "unknown task 'tag': did you mean 'tags'.*allowed: instance, semantic, tags"),
+        ("task=tag", "unknown task 'tag': did you mean 'tags'.*allowed: detection, instance, semantic, tags"),
         ("stages.task.task=semantic", "stage 'task': task is a setting of the recipe"),
         ("stages.task.augment.flop=1", "augment: flop: unknown key"),
         ("student.head.type=semfpn", "student.head: semfpn is for the task semantic; allowed for tags: tags"),

@@ -1,6 +1,7 @@
 """Objects of one image: ground truth as layers of object ids, predictions as run lengths. Does not import torch.
 
 Legend: H W pixels, N objects, L layers. Run lengths are COCO's compressed form, ``{"size": [H, W], "counts": bytes}``.
+A box is (left, top, right, bottom) in pixels from the image's corner; its area is (right - left) * (bottom - top).
 """
 
 from __future__ import annotations
@@ -25,12 +26,27 @@ class Objects:
     pixels of an object are in one layer only. A single layer is enough unless objects overlap. ``classes`` (N,) int64;
     ``crowd`` (N,) bool: a region with several objects, which is neither learned nor counted. ``void`` (H, W) bool:
     pixels without annotation; None: every pixel is annotated. An object may have no pixels, for example after a crop.
+    ``boxes`` (N, 4) float64: the annotated boxes; None: those of the pixels. Data sets of boxes have no pixels.
     """
 
     ids: NDArray[np.int32]
     classes: NDArray[np.int64]
     crowd: Mask
     void: Mask | None = None
+    boxes: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of_boxes(
+        cls,
+        boxes: Sequence[Sequence[float]] | NDArray[np.float64],
+        classes: Sequence[int] | NDArray[np.int64],
+        crowd: Sequence[bool] | Mask,
+        size: tuple[int, int],
+    ) -> Objects:
+        """Objects without pixels in an image of ``size`` (H, W)."""
+        table = np.asarray(boxes, np.float64).reshape(-1, 4)
+        ids = np.zeros((1, *size), np.int32)
+        return cls(ids, np.asarray(classes, np.int64), np.asarray(crowd, bool), boxes=table)
 
     @classmethod
     def of_map(cls, instance: NDArray[np.integer], label: NDArray[np.integer], *, void: Mask | None = None) -> Objects:
@@ -65,9 +81,26 @@ class Objects:
         height, width = self.ids.shape[-2:]
         return height, width
 
+    def boxed(self) -> NDArray[np.float64]:
+        """The box of every object (N, 4); zeros where it has neither a box nor pixels."""
+        if self.boxes is not None:
+            return self.boxes
+        found = np.zeros((len(self.classes), 4))
+        for layer in self.ids:
+            for number, box in enumerate(boxes_of(layer, len(self.classes))):
+                if box is not None:
+                    top, left, bottom, right = box
+                    found[number] = left, top, right, bottom
+        return found
+
     def areas(self) -> NDArray[np.int64]:
         """Pixels of each object (N,)."""
         return np.bincount(self.ids.ravel(), minlength=len(self.classes) + 1)[1:]
+
+    def box_areas(self) -> NDArray[np.int64]:
+        """Area of the box of each object (N,), in whole pixels."""
+        boxes = self.boxed()
+        return np.rint((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)).astype(np.int64)
 
     def class_map(self) -> NDArray[np.uint8]:
         """The class at each pixel (H, W), that of the smallest object where several overlap; 255: none, or a crowd."""
@@ -96,13 +129,14 @@ class Objects:
 class Detections:
     """Predicted objects of an image: ``scores`` (N,) float32 in [0, 1], ``classes`` (N,) int64, their masks.
 
-    Sorted by descending score. Masks may overlap.
+    Sorted by descending score. Masks may overlap. ``boxes`` (N, 4) float64: a detector's boxes, and then no masks.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
     masks: list[RunLengths]
     size: tuple[int, int]
+    boxes: NDArray[np.float64] | None = None
 
     @classmethod
     def of(
@@ -117,7 +151,16 @@ class Detections:
     def above(self, score: float) -> Detections:
         """Those with at least ``score``."""
         count = int((self.scores >= score).sum())
-        return Detections(self.scores[:count], self.classes[:count], self.masks[:count], self.size)
+        boxes = None if self.boxes is None else self.boxes[:count]
+        return Detections(self.scores[:count], self.classes[:count], self.masks[:count], self.size, boxes)
+
+    def boxed(self) -> NDArray[np.float64]:
+        """The box of every object (N, 4): its own or that of its mask."""
+        if self.boxes is not None:
+            return self.boxes
+        found = np.array([tools.toBbox(runs) for runs in self.masks], np.float64).reshape(-1, 4)
+        found[:, 2:] += found[:, :2]
+        return found
 
     def painted(self, *, least: int = 1) -> Objects:
         """As objects that do not overlap: a pixel belongs to the detection with the highest score.

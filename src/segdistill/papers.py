@@ -28,6 +28,7 @@ class PaperPlace(Config):
     def caption(self) -> str:
         """Where the numbers are from, and their unit."""
         arxiv, unit = PAPERS[self.paper]
+        unit = _tables(self.paper)[self.table].get("unit", unit)
         return f"arXiv {arxiv}, Table {self.table}, {self.block}: {unit} in percent, as printed"
 
 

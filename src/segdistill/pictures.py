@@ -114,6 +114,28 @@ def object_picture(image: Pixels, objects: Objects, colors: Colors, alpha: float
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
+def box_picture(
+    image: Pixels,
+    boxes: NDArray[np.float64],
+    classes: NDArray[np.int64],
+    colors: Colors,
+    *,
+    crowd: NDArray[np.bool_] | None = None,
+) -> Image.Image:
+    """Boxes (N, 4) on ``image`` (H, W, 3) in their class colours on a dark line; crowds are grey. First ones on top."""
+    picture = Image.fromarray(image).convert("RGB")
+    draw, width = ImageDraw.Draw(picture), max(1, round(min(image.shape[:2]) / 150))
+    table = np.clip(np.asarray(colors, np.int64) + 20, 0, 255)
+    for number in reversed(range(len(boxes))):
+        left, top, right, bottom = (round(float(side)) for side in boxes[number])
+        grey = crowd is not None and crowd[number]
+        color = (128, 128, 128) if grey else tuple(int(part) for part in table[classes[number]])
+        place = (left, top, max(left, right - 1), max(top, bottom - 1))  # the last pixels inside
+        draw.rectangle(place, outline=INK, width=width + 1)
+        draw.rectangle(place, outline=color, width=width)
+    return picture
+
+
 def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
     """Wrong pixels in vermilion, correct ones in the pale grey ``image`` (or plain grey), ignored ones dark."""
     _same_size(prediction, truth)

@@ -138,17 +138,22 @@ def reading_stage(data: DataSource, stages: Sequence[StageConfig], domain: str, 
 
 @dataclass(frozen=True)
 class Reading:
-    """Images that a recipe reads: ``where`` ("stage task", "evaluate"), and whether they need labels and objects."""
+    """Images that a recipe reads: ``where`` ("stage task", "evaluate"), and whether they need labels and objects.
+
+    ``pixels``: labels of boxes alone do not suffice.
+    """
 
     where: str
     source: DataSource
     selection: DataSelection
     labelled: bool
     objects: bool = False
+    pixels: bool = False
 
     def problems(self) -> list[str]:
         """One line for each reason why they cannot be read."""
-        return self.source.problems(self.selection, labelled=self.labelled, objects=self.objects)
+        boxes = self.source.box_problems(self.selection) if self.pixels else []
+        return boxes or self.source.problems(self.selection, labelled=self.labelled, objects=self.objects)
 
     def doubts(self) -> list[str]:
         """One warning for each thing that looks like a mistake, after inspecting a few images."""
@@ -215,16 +220,18 @@ class Recipe(Config):
 
     def readings(self, *, training: bool = True) -> list[Reading]:
         """Everything that is read: by the stages in order (only with ``training``), then by the evaluation."""
-        objects = TASKS[self.task].objects
+        objects, pixels = TASKS[self.task].objects, not TASKS[self.task].boxes
         found = [
-            Reading(f"stage {stage.name}{part}", self.data, selection, labelled, labelled and objects)
+            Reading(
+                f"stage {stage.name}{part}", self.data, selection, labelled, labelled and objects, labelled and pixels
+            )
             for stage in (self.stages if training else ())
             for part, selection, labelled in stage.reads()
         ]
         source, config = self.scored_source, self.evaluate
         if config is not None:
             scored = [config.selection(source, name) for name in config.domains]
-            found += [Reading("evaluate", source, selection, True, objects) for selection in scored]
+            found += [Reading("evaluate", source, selection, True, objects, pixels) for selection in scored]
         return found
 
     def classes(self) -> tuple[str, ...]:
@@ -263,6 +270,8 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     problems += _batch_problems(recipe, stage)
     problems += [f"stage {stage.name}: {line}" for line in stage.faults()]
     problems += _earlier_problems(recipe, number)
+    if stage.learner and stage.reads_logits:
+        problems += _logit_problems(recipe, stage)
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     other = None if recipe.teacher is None or recipe.teacher.head is None else recipe.teacher.head.settings
     if stage.reads_logits and getattr(other, "two_scale", None) is not None:
@@ -337,6 +346,17 @@ def _head_problems(task: str, model: ModelConfig, role: str) -> list[str]:
     own = ", ".join(name for name, head in HEADS.items() if task in head.tasks) or "none"
     made = ", ".join(HEADS[model.head.type].tasks)
     return [f"{role}.head: {model.head.type} is for the task {made}; allowed for {task}: {own}"]
+
+
+def _logit_problems(recipe: Recipe, stage: StageConfig) -> list[str]:
+    """A method that compares class logits, with a head that has none."""
+    heads = {model.head.type for model in (recipe.student, recipe.teacher) if model is not None and model.head}
+    return [
+        f"stage {stage.name}: its method compares class scores of pixels, which the head {name} does not have; choose "
+        "a method that compares features, such as mse or gkd"
+        for name in sorted(heads)
+        if not HEADS[name].has_logits
+    ]
 
 
 def _level_problems(model: ModelConfig, role: str) -> list[str]:

@@ -40,7 +40,8 @@ CHANGED = {
     "deeplabv3plus": {"width": 8, "low_width": 4, "dilations": (1, 2, 3), "auxiliary": 0.2, "dropout": 0.5},
     "daformer": {"width": 8, "dilations": (1, 2, 3), "dropout": 0.5},
 }  # fmt: skip
-FIELDS = [(name, field) for name, head in HEADS.items() for field in head.Config.model_fields
+CLASSIFIERS = {name: head for name, head in HEADS.items() if "semantic" in head.tasks}  # detection: test_faster_rcnn.py
+FIELDS = [(name, field) for name, head in CLASSIFIERS.items() for field in head.Config.model_fields
           if field not in HeadConfig.model_fields  # tests/weights/test_heads.py
           and field != "two_scale"]  # tests/models/test_hrda.py  # fmt: skip
 OWN = {"masked_dpt": (16, 16)}  # the grid of its logits for 32 x 32 pixels; else stride 4
@@ -50,7 +51,7 @@ LOSS = {"eomt": (3,), "deeplabv3plus": (0, 2, 3)}  # the taps whose maps reach t
 SCORES = LOSS | {"deeplabv3plus": (0, 3)}  # and the scores
 K, STRIDE, CHANNELS = 3, 8, (4, 5, 6, 7)
 
-every = pytest.mark.parametrize("name", HEADS)
+every = pytest.mark.parametrize("name", CLASSIFIERS)
 
 
 def build(name, *, channels=CHANNELS, pixels=None, seed=0, **settings):
@@ -110,7 +111,7 @@ def test_one_tap_serves_all_levels(name):
     torch.testing.assert_close(single.scores(one, (32, 32)), four.scores(one * 4, (32, 32)))
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name not in DEEPEST])
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in DEEPEST])
 def test_a_wrong_number_of_taps_is_a_users_mistake(name):
     with pytest.raises(UserError, match="4 levels but is given 3 taps: choose 4 taps or 1"):
         build(name, channels=(4, 4, 4))

@@ -31,7 +31,8 @@ class Census:
     def add(self, objects: Objects) -> None:
         """Count the objects of one more image."""
         single = ~objects.crowd
-        areas = objects.areas()[single]
+        areas = objects.areas() if objects.boxes is None or objects.ids.any() else objects.box_areas()
+        areas = areas[single]
         self.images += 1
         self.per_image[len(areas)] += 1
         self.classes.update(objects.classes[single].tolist())

@@ -8,7 +8,7 @@ of one object are joined, and a polygon that crosses itself follows the even-odd
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -123,7 +123,8 @@ class CocoStore(Folder):
         entries, size = content.objects.get(image.id, []), (image.height, image.width)
         masks = [mask(entry.segmentation, size, image.file_name) for entry in entries]
         classes = [content.numbers[entry.category_id] for entry in entries]
-        return Objects.of_masks(masks, classes, [entry.iscrowd for entry in entries], size)
+        objects = Objects.of_masks(masks, classes, [entry.iscrowd for entry in entries], size)
+        return replace(objects, boxes=_boxes(entries, objects)) if any(entry.bbox for entry in entries) else objects
 
     def _content(self, split: str) -> Content:
         """One annotation file, read once."""
@@ -155,6 +156,16 @@ class CocoStore(Folder):
         for painted, number in sorted(masks, key=lambda pair: -int(pair[0].sum())):
             pixels[painted] = number
         return pixels
+
+
+def _boxes(entries: Sequence[CocoObject], objects: Objects) -> NDArray[np.float64]:
+    """The annotated boxes (N, 4), and those of the pixels where there are none."""
+    boxes = objects.boxed()
+    for number, entry in enumerate(entries):
+        if entry.bbox:
+            left, top, width, height = entry.bbox
+            boxes[number] = left, top, left + width, top + height
+    return boxes
 
 
 def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:

@@ -68,6 +68,17 @@ def _crowd(value: object) -> bool:
     return bool(value)
 
 
+def _box(value: object) -> Sequence[float] | None:
+    """Left, top, width, height; None or an empty list: the box is that of the mask."""
+    if value is None or value == []:
+        return None
+    numbers = value if isinstance(value, list) and len(value) == 4 else []
+    sound = [isinstance(each, int | float) and not isinstance(each, bool) and abs(each) <= PIXELS for each in numbers]
+    if not numbers or not all(sound):
+        raise ValueError("expected four numbers: left, top, width, height")
+    return array("d", numbers)
+
+
 def _some(value: object) -> object:
     return [] if value is None else value
 
@@ -114,7 +125,7 @@ class CocoImage(_Entry):
 
 
 class CocoObject(_Entry):
-    """One object: a list of polygons x, y, x, y, ..., or run lengths."""
+    """One object: a list of polygons x, y, x, y, ..., or run lengths; ``bbox``: left, top, width, height."""
 
     image_id: Whole
     category_id: Whole
@@ -124,6 +135,7 @@ class CocoObject(_Entry):
         BeforeValidator(_some),
     ] = []
     iscrowd: Annotated[bool, PlainValidator(_crowd)] = False
+    bbox: Annotated[Polygon | None, PlainValidator(_box)] = None
 
 
 class CocoCategory(_Entry):

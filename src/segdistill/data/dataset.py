@@ -159,6 +159,18 @@ class DataSource(Config):
         """Whether labelled samples of ``domain`` have objects; the files need not exist."""
         return False
 
+    def has_pixels(self, domain: str) -> bool:
+        """Whether labels of ``domain`` have classes of pixels; False: boxes alone. The files need not exist."""
+        return True
+
+    def box_problems(self, selection: DataSelection) -> list[str]:
+        """One line for each domain of ``selection`` whose labels are boxes alone."""
+        return [
+            f"domain '{name}' has boxes and no masks; set task: detection, or choose another one"
+            for name in selection.domains
+            if not self.has_pixels(name)
+        ]
+
     def with_objects(self) -> tuple[str, ...]:
         """Some domains with objects, for messages."""
         return ()

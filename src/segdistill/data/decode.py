@@ -138,6 +138,19 @@ def turn(pixels: Array, orientation: int) -> Array:
     return np.ascontiguousarray(pixels)
 
 
+def turn_boxes(boxes: NDArray[np.float64], size: tuple[int, int], orientation: int) -> NDArray[np.float64]:
+    """Boxes (N, 4) in an image of ``size`` (H, W) turned like its pixels by :func:`turn`."""
+    left, top, right, bottom = boxes.T
+    height, width = size
+    if orientation in (5, 6, 7, 8):
+        left, top, right, bottom, height, width = top, left, bottom, right, width, height
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    return np.stack([left, top, right, bottom], axis=1)
+
+
 @contextmanager
 def _decoding(name: str, size: int = 0) -> Iterator[None]:
     """Lifts Pillow's size limit, silences its warnings, and turns its exceptions into one line."""

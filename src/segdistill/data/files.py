@@ -109,6 +109,11 @@ class FilesSource(DataSource):
         record = self._record(domain)
         return record is None or record.objects
 
+    def has_pixels(self, domain: str) -> bool:
+        """From the data set's record; unknown data sets are reported by problems()."""
+        record = self._record(domain)
+        return record is None or record.pixels
+
     def object_problems(self, selection: DataSelection) -> list[str]:
         """Of domains with labels; problems() reports the others."""
         records = {name: self._record(name) for name in selection.domains}
@@ -190,13 +195,17 @@ class FilesSource(DataSource):
     def _described(self, name: str, selection: DataSelection) -> dict[str, Any]:
         part = self._part(name, selection)
         encoding = part.read_label.encoding if part.read_label else None
-        return {
-            "domain": name,
-            "count": len(part.items),
-            "images": _digest(item.key for item in part.items),
-            "labels": encoding and _digest([*encoding.ids.items(), *encoding.colors.items(), encoding.channel]),
-            "classes": part.place.record.classes,
-        } | ({} if encoding is None or encoding.objects is None else {"objects": _numbering(encoding.objects)})
+        return (
+            {
+                "domain": name,
+                "count": len(part.items),
+                "images": _digest(item.key for item in part.items),
+                "labels": encoding and _digest([*encoding.ids.items(), *encoding.colors.items(), encoding.channel]),
+                "classes": part.place.record.classes,
+            }
+            | ({} if encoding is None or encoding.objects is None else {"objects": _numbering(encoding.objects)})
+            | ({} if encoding is None or not encoding.names else {"names": list(encoding.names.items())})
+        )
 
 
 class FilesDataset(Dataset):

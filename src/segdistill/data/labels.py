@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import Encoding
-from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn
+from segdistill.data.decode import UPRIGHT, Picture, open_picture, turn, turn_boxes
 from segdistill.data.index import Item
 from segdistill.objects import Objects
 
@@ -102,7 +102,8 @@ class Drawing:
             return replace(self, label=turn(self.label, orientation))
         ids = turn(self.objects.ids.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
         void = None if self.objects.void is None else turn(self.objects.void, orientation)
-        objects = replace(self.objects, ids=np.ascontiguousarray(ids), void=void)
+        boxes = None if self.objects.boxes is None else turn_boxes(self.objects.boxes, self.objects.size, orientation)
+        objects = replace(self.objects, ids=np.ascontiguousarray(ids), void=void, boxes=boxes)
         return replace(self, label=turn(self.label, orientation), objects=objects)
 
 

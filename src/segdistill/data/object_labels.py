@@ -13,6 +13,7 @@ from segdistill.data.catalog import IGNORE, Encoding
 from segdistill.data.decode import Picture, open_picture
 from segdistill.data.labels import Drawing, LabelReader, ranges
 from segdistill.data.outlines import painted
+from segdistill.data.voc_xml import BoxReader
 from segdistill.objects import Objects
 
 VALUES = 1 << 16
@@ -24,6 +25,8 @@ STUFF, VOID, UNLISTED = -1, -2, -3
 
 def reader_of(encoding: Encoding) -> LabelReader:
     """The reader of label files of ``encoding``."""
+    if encoding.names:
+        return BoxReader(encoding)
     return LabelReader(encoding) if encoding.objects is None else ObjectReader(encoding)
 
 

@@ -90,21 +90,13 @@ class ObjectTransform:
         if torch.rand(()).item() < self.config.flip:
             image, ids = image[:, ::-1], ids[..., ::-1]
             void = None if void is None else void[:, ::-1]
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if self.config.photometric:
-            pixels = distort(pixels, draw_distortion())
-        padded = torch.tensor(MEAN_COLOR, dtype=torch.uint8)[:, None, None].repeat(1, *self.size)
-        padded[:, : window.size[0], : window.size[1]] = pixels
-        return {"image": padded} | object_targets(self._padded(Objects(ids, objects.classes, objects.crowd, void)))
+        pixels = finished(image, self.size, distorted=self.config.photometric)
+        return {"image": pixels} | object_targets(self._padded(Objects(ids, objects.classes, objects.crowd, void)))
 
     def _window(self, source: tuple[int, int]) -> Window:
         low, high = self.config.scale
         factor = low + (high - low) * torch.rand(()).item()
-        ratio = factor * min(self.size) / min(source)
-        h, w = (max(1, round(side * ratio)) for side in source)
-        top = int(torch.randint(max(1, h - self.size[0] + 1), ()).item())
-        left = int(torch.randint(max(1, w - self.size[1] + 1), ()).item())
-        return Window(source, (h, w), (top, left), (min(h, self.size[0]), min(w, self.size[1])))
+        return random_window(source, factor * min(self.size) / min(source), self.size)
 
     def _padded(self, objects: Objects) -> Objects:
         """Without object and void beyond the image."""
@@ -114,6 +106,24 @@ class ObjectTransform:
         void = np.ones(self.size, bool)
         void[:h, :w] = False if objects.void is None else objects.void
         return Objects(ids, objects.classes, objects.crowd, void)
+
+
+def random_window(source: tuple[int, int], ratio: float, size: tuple[int, int]) -> Window:
+    """A random window of at most ``size`` in the image of size ``source``, resized by ``ratio``."""
+    h, w = (max(1, round(side * ratio)) for side in source)
+    top = int(torch.randint(max(1, h - size[0] + 1), ()).item())
+    left = int(torch.randint(max(1, w - size[1] + 1), ()).item())
+    return Window(source, (h, w), (top, left), (min(h, size[0]), min(w, size[1])))
+
+
+def finished(image: NDArray[np.uint8], size: tuple[int, int], *, distorted: bool) -> Tensor:
+    """The crop (h, w, 3) as (3, H, W) of ``size``: distorted if asked for, then padded with the mean colour."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if distorted:
+        pixels = distort(pixels, draw_distortion())
+    padded = torch.tensor(MEAN_COLOR, dtype=torch.uint8)[:, None, None].repeat(1, *size)
+    padded[:, : image.shape[0], : image.shape[1]] = pixels
+    return padded
 
 
 def cropped(objects: Objects, window: Window) -> Objects:

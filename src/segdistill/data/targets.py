@@ -15,6 +15,9 @@ from segdistill.types import Batch
 NONE = -1
 """Class of the entries that fill up ``classes`` in a batch."""
 
+FILLED = {"ids": 0, "boxes": 0, "classes": NONE, "crowd": 0}
+"""The keys that differ in length from sample to sample, and what fills them up."""
+
 
 def object_targets(objects: Objects) -> Batch:
     """``ids`` (L, H, W) int32, ``classes`` (N,) int64, ``crowd`` (N,) bool and ``void`` (H, W) bool."""
@@ -27,19 +30,30 @@ def object_targets(objects: Objects) -> Batch:
     }
 
 
+def box_targets(objects: Objects) -> Batch:
+    """``boxes`` (N, 4) float64 (left, top, right, bottom), ``classes`` (N,) int64 and ``crowd`` (N,) bool.
+
+    Objects without box or pixels are left out.
+    """
+    boxes = objects.boxed()
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return {
+        "boxes": torch.tensor(boxes[kept]),
+        "classes": torch.tensor(objects.classes[kept]),
+        "crowd": torch.tensor(objects.crowd[kept]),
+    }
+
+
 def collated(samples: Sequence[Batch]) -> Batch:
-    """A batch of samples with objects: layers are filled up with 0, ``classes`` with -1, ``crowd`` with False."""
-    layers = max(len(sample["ids"]) for sample in samples)
-    count = max(len(sample["classes"]) for sample in samples)
-    filled = [
-        sample
-        | {
-            "ids": F.pad(sample["ids"], (0, 0, 0, 0, 0, layers - len(sample["ids"]))),
-            "classes": F.pad(sample["classes"], (0, count - len(sample["classes"])), value=NONE),
-            "crowd": F.pad(sample["crowd"], (0, count - len(sample["crowd"]))),
-        }
-        for sample in samples
-    ]
+    """A batch of samples with objects: layers and boxes are filled up with 0, ``classes`` with -1, ``crowd`` with
+    False.
+    """
+    filled = [dict(sample) for sample in samples]
+    for key in FILLED.keys() & filled[0].keys():
+        most = max(len(sample[key]) for sample in samples)
+        for sample in filled:
+            value, beyond = sample[key], (0, 0) * (sample[key].ndim - 1)
+            sample[key] = F.pad(value, (*beyond, 0, most - len(value)), value=FILLED[key])
     return {key: torch.stack([sample[key] for sample in filled]) for key in filled[0]}
 
 
@@ -53,3 +67,12 @@ def objects_of(batch: Mapping[str, Tensor], row: int) -> Objects:
         batch["crowd"][row, :count].cpu().numpy(),
         batch["void"][row].cpu().numpy(),
     )
+
+
+def boxes_of(batch: Mapping[str, Tensor], row: int) -> Objects:
+    """The objects of one image of a batch of :func:`box_targets`; they have boxes and no pixels."""
+    classes = batch["classes"][row].cpu().numpy()
+    count = int((classes != NONE).sum())
+    height, width = batch["image"].shape[-2:]
+    boxes, crowd = (batch[key][row, :count].cpu().numpy() for key in ("boxes", "crowd"))
+    return Objects.of_boxes(boxes, classes[:count], crowd, (height, width))

@@ -36,7 +36,7 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
-from segdistill.models import InstanceSegmenter, Model, as_segmenter, fit
+from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, fit
 from segdistill.models.segmenter import Window
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
@@ -99,6 +99,11 @@ def export(
     out, watcher = Path(out), watcher or Quiet()
     paths = _check(out, options, force=force)
     network, header, recipe = _open(what, role, options)
+    if isinstance(network, Detector):
+        raise UserError(
+            "detectors cannot be exported: which boxes remain is decided outside of a fixed graph; use predict or "
+            "serve, or pack the model as one file"
+        )
     domains = _domains(recipe, header, options, watcher)
     example = np.asarray(domains[0].dataset[0].image)
     watcher.work("tracing the network", 0, 1)

@@ -31,15 +31,23 @@ class Head(nn.Module):
 
     Built as ``Head(config, channels, strides, num_classes)``: ``channels`` and ``strides`` (pixels per cell) of the
     taps. :meth:`decode` is the forward pass; :meth:`loss_of`, :meth:`scores_of` and :meth:`logits_of` read its output.
-    ``scores_are_logits``: whether the softmax of the scores gives class probabilities.
+    ``scores_are_logits``: whether the softmax of the scores gives class probabilities. ``has_logits``: whether it has
+    class logits for methods that compare them; heads for detection have their own loss and neither scores nor logits.
     """
 
     tasks: tuple[str, ...] = ("semantic",)  # keys of TASKS
     scores_are_logits: bool = True
+    has_logits: bool = True
     undecayed: tuple[str, ...] = ()  # prefixes of parameters without weight decay, besides norms
     strides: tuple[int, ...]
     num_classes: int
     loaded: LoadReport | None = None  # how the keys of the weight file were used
+
+    @staticmethod
+    def taps_of(taps: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+        """The taps that the head reads of an encoder whose record has ``taps`` with these ``strides``: all of them."""
+        del strides
+        return taps
 
     def decode(self, maps: Maps) -> Any:
         """The network's output for the maps, in the head's own format."""

@@ -129,7 +129,7 @@ def load_labeller(
         licence = record_of(scored.model.encoder.name).licence
         origin = Origin(scored.title, licence, fingerprint=scored.fingerprint)
     if not isinstance(segmenter, InstanceSegmenter):
-        raise UserError(f"{what} predicts class maps, not objects; give a model of the task instance")
+        raise UserError(f"{what} predicts no masks of objects; give a model of the task instance")
     return own_labeller(segmenter, origin, **kept), classes, view
 
 

@@ -28,7 +28,7 @@ from segdistill.inference.arrays import as_tensor
 from segdistill.inference.inputs import Input, find_inputs
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
-from segdistill.models import InstanceSegmenter, Segmenter, Window, as_segmenter, prepare, sliding
+from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare, sliding
 from segdistill.recipe import Recipe
 from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
@@ -43,7 +43,7 @@ WHOLE = 2**21
 GROUP = 2**22
 """Pixels of the images that are held and predicted together."""
 
-Network = TypeVar("Network", Segmenter, InstanceSegmenter)
+Network = TypeVar("Network", Segmenter, Finder)
 Answer = TypeVar("Answer", Result, ObjectResult)
 Own = TypeVar("Own", bound="Predictor")
 
@@ -121,7 +121,7 @@ class Predictor(Generic[Network, Answer]):
             return self
         _check_size("resize", resize)
         _check_size("window", window)
-        if window is not None and isinstance(self.segmenter, InstanceSegmenter):
+        if window is not None and isinstance(self.segmenter, Finder):
             raise UserError("windows would cut objects at their borders; use --resize H W for large images")
         other = object.__new__(type(self))
         other.__dict__.update({key: value for key, value in vars(self).items() if key not in ("digest", "teacher")})
@@ -193,8 +193,9 @@ class Model(Predictor[Segmenter, Result]):
         ]
 
 
-class ObjectModel(Predictor[InstanceSegmenter, ObjectResult]):
-    """A finished instance segmentation model with its class names and colours. Get one with :func:`segdistill.load`.
+class ObjectModel(Predictor[Finder, ObjectResult]):
+    """A finished model of objects, with masks (task instance) or boxes (task detection), with its class names and
+    colours. Get one with :func:`segdistill.load`.
 
     It sees every image at once, without windows.
 
@@ -219,7 +220,7 @@ def _shown(images: Tensor) -> NDArray[np.uint8]:
 
 def of_network(network: models.Model, names: Sequence[str], **settings: Any) -> Model | ObjectModel:
     """The model of a network; ``settings`` as for :class:`Predictor`."""
-    if isinstance(network, InstanceSegmenter):
+    if isinstance(network, Finder):
         return ObjectModel(network, names, **settings)
     return Model(as_segmenter(network, "predict"), names, **settings)
 

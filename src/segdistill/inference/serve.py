@@ -1,7 +1,8 @@
 """A page on this computer to drop images on: model, teacher, confidence or scores, and where the two differ.
 
 A program can post images to ``/predict`` too and gets JSON: class shares of a model of class maps; score, class, box
-and run lengths of every object that a model of objects finds (``?score=0.3``: of at least this score, by default 0.5).
+and run lengths of every object that a model of objects finds (``?score=0.3``: of at least this score, by default 0.5);
+a detector's objects have no run lengths.
 
 The standard library's server, bound to 127.0.0.1. Only requests that name this server as their host and their origin
 are answered, so that no other page in the browser can use it; nothing is written to disk.

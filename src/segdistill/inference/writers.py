@@ -2,8 +2,9 @@
 
 Class maps: ``classes/NAME.png``, indexed PNG with the classes' colours. Objects: ``ids/NAME.png``, 16-bit PNG with the
 number of the object at each pixel (0: none), ``objects/NAME.json`` with every object's score, class, box and run
-lengths, and ``objects.json``, all of them in COCO's form. Beside both: ``overlay``, and ``side_by_side`` (image,
-teacher where there is one, model); for class maps also ``confidence`` (grey, 255 is certain).
+lengths, and ``objects.json``, all of them in COCO's form; a detector's have boxes alone and no ``ids``. Beside both:
+``overlay``, and ``side_by_side`` (image, teacher where there is one, model); for class maps also ``confidence`` (grey,
+255 is certain).
 
 Of an image, the class map or ``objects/NAME.json`` is written last: its mark means that everything is there.
 """
@@ -27,6 +28,7 @@ from segdistill.files import write_atomic
 from segdistill.inference.model import Model, ObjectModel
 from segdistill.inference.objects import KEPT, SHOWN, ObjectResult
 from segdistill.inference.result import Result, fitted, foreign, mark_of, save_png, side_by_side
+from segdistill.models import Detector
 from segdistill.pictures import contact_sheet
 
 CLASSES, OVERLAY, CONFIDENCE, SIDE, IDS, OBJECTS = "classes", "overlay", "confidence", "side_by_side", "ids", "objects"
@@ -145,7 +147,8 @@ class ObjectWriter(Writer):
                 "objects of the id maps must be in objects.json"
             )
         chosen = ((OVERLAY, wanted.overlay), (SIDE, wanted.side_by_side))
-        self.kinds = (*(kind for kind, on in chosen if on), IDS, OBJECTS)
+        maps = () if isinstance(model.segmenter, Detector) else (IDS,)
+        self.kinds = (*(kind for kind, on in chosen if on), *maps, OBJECTS)
         super().__init__(model, out, wanted, self.score, self.keep)
         _json_mark(out / ALL)
 
@@ -178,8 +181,8 @@ class ObjectWriter(Writer):
     def close(self) -> None:
         """Write ``objects.json``, one image's objects at a time: ``images``, ``categories`` and ``annotations``.
 
-        The annotations have a ``score`` and are what COCO calls results. They have no ``bbox``: COCO's tools would
-        take a result's area from it.
+        The annotations have a ``score`` and are what COCO calls results. Those with masks have no ``bbox``: COCO's
+        tools would take a result's area from it.
         """
         mark = hashlib.sha256(self.base.encode()).hexdigest()
         write_atomic(self.out / ALL, lambda file: self._write_all(file, mark))
@@ -199,7 +202,8 @@ class ObjectWriter(Writer):
             for each in content["objects"]:
                 count += 1
                 entry = {"id": count, "image_id": image, "iscrowd": 0, **each}
-                del entry["bbox"]
+                if "segmentation" in entry:
+                    del entry["bbox"]
                 file.write((",\n" * (count > 1) + json.dumps(entry)).encode())
         file.write(b"]}\n")
 

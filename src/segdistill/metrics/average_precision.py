@@ -1,18 +1,23 @@
-"""Average precision and recall of matched objects: COCO's, also for weighted images, and Cityscapes'.
+"""Average precision and recall of matched objects: COCO's and Pascal VOC's, also for weighted images, and Cityscapes'.
 
 Legend: N detections, I images, R sets of image weights, K classes, T IoU thresholds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from segdistill.metrics.matching import LIMIT, RANGES, THRESHOLDS, Matches
+from segdistill.metrics.matching import LIMIT, RANGES, THRESHOLDS, Flags, Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which COCO reads the precision."""
+
+VOC_RECALLS = np.linspace(0.0, 1.0, 11)
+"""Recalls at which Pascal VOC 2007 reads the precision."""
 
 ELEMENTS = 2**22
 """Size of the largest array, in numbers, that holds sets of image weights."""
@@ -39,40 +44,72 @@ def coco_ap(matches: Matches, num_classes: int, weights: Floats | None = None, *
 
     NaN for a class without objects. The result of a set of weights does not depend on the other sets.
     """
+    return _table(matches, num_classes, weights, RANGES.index(area), range(len(THRESHOLDS)), RECALLS)
+
+
+def voc_ap(matches: Matches, num_classes: int, weights: Floats | None = None, *, points: bool = False) -> Floats:
+    """Pascal VOC's AP (K, 1, R) at IoU 0.5, of boxes matched by its rules; otherwise like :func:`coco_ap`.
+
+    The area below the highest precision at each recall or above, as since VOC 2010; with ``points`` its mean at 11
+    recalls, as in VOC 2007.
+    """
+    return _table(matches, num_classes, weights, len(RANGES) - 1, range(1), VOC_RECALLS if points else None)
+
+
+def _table(
+    matches: Matches,
+    num_classes: int,
+    weights: Floats | None,
+    column: int,
+    levels: Sequence[int],
+    recalls: Floats | None,
+) -> Floats:
+    """AP (K, ``levels``, R) by the rules of ``column``; see :func:`_ap`."""
     weights = np.ones((1, matches.size)) if weights is None else weights
     largest = np.bincount(matches.object_classes, minlength=1).max()
     blocks = np.array_split(weights, len(weights) * int(largest) // ELEMENTS + 1)
-    column, total = RANGES.index(area), totals(matches, num_classes, area)
-    result = np.zeros((num_classes, len(THRESHOLDS), len(weights)))
+    total = totals(matches, num_classes, RANGES[column])
+    result = np.zeros((num_classes, len(levels), len(weights)))
     for number in range(num_classes):
         rows = ranked(matches, number)
-        found = [_ap(matches, rows, column, block.T.copy(), block @ total[:, number]) for block in blocks]
+        right, wrong = (
+            np.stack([flags[rows, column] >> level & 1 for level in levels]).astype(bool)
+            for flags in (matches.right, matches.wrong)
+        )
+        found = [
+            _ap(right, wrong, matches.images[rows], block.T.copy(), block @ total[:, number], recalls)
+            for block in blocks
+        ]
         result[number] = np.concatenate(found, axis=1)
     return result
 
 
-def _ap(matches: Matches, rows: Rows, column: int, weights: Floats, total: Floats) -> Floats:
-    """AP (T, R) of one class: ``rows`` by descending score, ``weights`` (I, R), and its objects ``total`` (R,).
+def _ap(
+    right: Flags, wrong: Flags, images: NDArray[np.int32], weights: Floats, total: Floats, recalls: Floats | None
+) -> Floats:
+    """AP (T, R) of one class with detections by descending score: true and false positives (T, N), their images.
 
-    Precision is highest and recall rises only at true positives, so nothing is computed at the other detections.
+    ``weights`` (I, R); ``total`` (R,) objects. The precision is the highest at a recall or above, read at ``recalls``,
+    or with None integrated. Precision is highest and recall rises only at true positives, so nothing is computed at
+    the other detections.
     """
-    result = np.zeros((len(THRESHOLDS), len(total)))
-    for level in range(len(THRESHOLDS)):
-        right, wrong = ((flags[rows, column] >> level & 1).astype(bool) for flags in (matches.right, matches.wrong))
-        images, before = matches.images[rows], np.cumsum(right) - right  # true positives above each detection
-        count = int(right.sum())
-        early = wrong & (before < count)
+    result = np.zeros((len(right), len(total)))
+    for level, (hit, miss) in enumerate(zip(right, wrong, strict=True)):
+        before = np.cumsum(hit) - hit  # true positives above each detection
+        count = int(hit.sum())
+        early = miss & (before < count)
         places = (before[early], images[early])
         between = csr_array((np.ones(early.sum()), places), shape=(count, len(weights)))
-        hits = weights[images[right]].cumsum(axis=0)  # (true positives, R)
+        hits = weights[images[hit]].cumsum(axis=0)  # (true positives, R)
         alarms = (between @ weights).cumsum(axis=0)
         precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits > 0)
         highest = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
         recall = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-        reached = np.searchsorted(RECALLS, recall, side="right")
+        reached = recall if recalls is None else np.searchsorted(recalls, recall, side="right")
         steps = np.diff(reached, axis=0, prepend=0)
         if count:
-            result[level] = np.cumsum(steps * highest, axis=0)[-1] / len(RECALLS)  # in order, as below
+            result[level] = np.cumsum(steps * highest, axis=0)[-1]  # in order, as below
+    result /= 1 if recalls is None else len(recalls)
     result[:, total == 0] = np.nan
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -49,12 +49,16 @@ class InstanceSamples(Samples):
             return np.full(RESAMPLES, np.nan)
         return mean(coco_ap(self.matches, self.num_classes, draws(name, self.size)))
 
+    def single(self) -> NDArray[np.float64]:
+        """COCO's AP of every image (N,); NaN without objects."""
+        return mean(coco_ap(self.matches, self.num_classes, np.eye(self.size)))
+
     def by_image(self) -> NDArray[np.float64]:
-        """COCO's AP of every image (N,) over the classes of its objects.
+        """The primary score of every image (N,) over the classes of its objects.
 
         0 if there are detections, but no objects; NaN if there are neither. Ignored detections do not count.
         """
-        found = mean(coco_ap(self.matches, self.num_classes, np.eye(self.size)))
+        found = self.single()
         wrong = np.bincount(self.matches.images[self.matches.wrong[:, 0] > 0], minlength=self.size) > 0
         return np.where(np.isnan(found) & wrong, 0.0, found)
 
@@ -91,24 +95,23 @@ class InstanceSamples(Samples):
         }
 
 
-class InstanceMetric(Metric):
-    """AP by the rules of COCO and of Cityscapes, from detections and objects at the resolution of the annotations.
+class ObjectMetric(Metric):
+    """Scores of objects, from their matches; masks and boxes are not kept.
 
-    ``min_pixels``: Cityscapes ignores smaller objects. Masks are not kept.
+    ``primary`` is the score with an interval, ``kept`` the class of :meth:`samples`.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu", *, min_pixels: int = MIN_PIXELS) -> None:
+    primary: ClassVar[str]
+    kept: ClassVar[type[InstanceSamples]]
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.num_classes, self.device, self.min_pixels = num_classes, device, min_pixels
+        self.num_classes, self.device = num_classes, device
         self.seen: dict[int, Matches]
 
-    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
-        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :mod:`segdistill.data.targets`."""
-        height, width = batch["ids"].shape[-2:]
-        images = view.prepare(batch["image"].to(self.device))
-        predictions = cast(Predictor, model).predict(images, size=(height, width))
-        for row, (index, detections) in enumerate(zip(self.numbers(batch), predictions, strict=True)):
-            self.add(index, detections, objects_of(batch, row))
+    def matched(self, detections: Detections, objects: Objects) -> Matches:
+        """The matches of one image."""
+        raise NotImplementedError
 
     def add(self, index: int, detections: Detections, objects: Objects) -> None:
         """Match the ``detections`` of image ``index`` with its ``objects``."""
@@ -119,22 +122,47 @@ class InstanceMetric(Metric):
                 "map the annotations to the classes of the model"
             )
         assert ((detections.classes >= 0) & (detections.classes < self.num_classes)).all(), "not a class of the model"
-        self.seen[index] = match(detections, objects, min_pixels=self.min_pixels)
+        self.seen[index] = self.matched(detections, objects)
 
     def samples(self) -> InstanceSamples:
         """The matches of every image, in the order of the indices."""
-        return InstanceSamples(self.num_classes, Matches.joined([self.seen[index] for index in sorted(self.seen)]))
+        return self.kept(self.num_classes, Matches.joined([self.seen[index] for index in sorted(self.seen)]))
 
     def result(self, name: str) -> dict[str, Any]:
-        """All scores, the interval of ``ap``, and the number of images, objects (without crowds) and detections."""
+        """All scores, the primary one's interval, and the number of images, objects (no crowds) and detections."""
         samples = self.samples()
         scores = {
             key: [plain(each) for each in value] if isinstance(value, list) else plain(value)
             for key, value in samples.scores().items()
         }
         return scores | {
-            "ap_interval": interval(samples.resampled(name)),
+            f"{self.primary}_interval": interval(samples.resampled(name)),
             "images": samples.size,
             "objects": int(samples.matches.counted[:, 0].sum()),
             "detections": len(samples.matches.scores),
         }
+
+
+class InstanceMetric(ObjectMetric):
+    """AP by the rules of COCO and of Cityscapes, from detections and objects at the resolution of the annotations.
+
+    ``min_pixels``: Cityscapes ignores smaller objects.
+    """
+
+    primary, kept = "ap", InstanceSamples
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu", *, min_pixels: int = MIN_PIXELS) -> None:
+        super().__init__(num_classes, device)
+        self.min_pixels = min_pixels
+
+    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
+        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :mod:`segdistill.data.targets`."""
+        height, width = batch["ids"].shape[-2:]
+        images = view.prepare(batch["image"].to(self.device))
+        predictions = cast(Predictor, model).predict(images, size=(height, width))
+        for row, (index, detections) in enumerate(zip(self.numbers(batch), predictions, strict=True)):
+            self.add(index, detections, objects_of(batch, row))
+
+    def matched(self, detections: Detections, objects: Objects) -> Matches:
+        """See :func:`.matching.match`."""
+        return match(detections, objects, min_pixels=self.min_pixels)

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from segdistill.objects import Detections, Objects, RunLengths, encode
 
 RANGES = ("all", "small", "medium", "large", "cityscapes")
-"""COCO's area ranges, then Cityscapes' own rules. Columns of a table have this order."""
+"""COCO's area ranges, then Cityscapes' own rules. Columns of a table have this order.
+
+The last column of matched boxes is Pascal VOC's rules instead (:mod:`segdistill.metrics.boxes`).
+"""
 
 AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 """Least and largest area in pixels of COCO's ranges, both included."""
@@ -36,6 +39,8 @@ MIN_PIXELS = 100
 BITS = 1 << np.arange(len(THRESHOLDS))
 
 Flags = NDArray[np.bool_]
+Areas = NDArray[np.int64] | NDArray[np.float64]
+"""Numbers of pixels, or areas of boxes in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +102,8 @@ def match(detections: Detections, objects: Objects, *, min_pixels: int = MIN_PIX
     for number in np.unique(guesses):
         mine, theirs = np.flatnonzero(guesses == number), np.flatnonzero(classes == number)
         shared = _intersections([masks[place] for place in mine], pixels[mine], [regions[place] for place in theirs])
-        pair = _Pair(shared, pixels[mine], areas[theirs], crowd[theirs], void[mine])
-        right[mine, :-1], wrong[mine, :-1], overlaps[mine] = _coco(pair)
+        pair = Pair(shared, pixels[mine], areas[theirs], crowd[theirs], void[mine])
+        right[mine, :-1], wrong[mine, :-1], overlaps[mine] = coco(pair)
         right[mine, -1], wrong[mine, -1] = _cityscapes(pair, min_pixels)
     within = (areas[:, None] >= AREAS[:, 0]) & (areas[:, None] <= AREAS[:, 1])
     counted = np.concatenate([within, areas[:, None] >= min_pixels], axis=1) & ~crowd[:, None]
@@ -117,14 +122,14 @@ def match(detections: Detections, objects: Objects, *, min_pixels: int = MIN_PIX
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class Pair:
     """N detections, by descending score, and M objects of one class in one image."""
 
-    shared: NDArray[np.int64]  # (N, M) common pixels
-    pixels: NDArray[np.int64]  # (N,) of the detections
-    areas: NDArray[np.int64]  # (M,) pixels of the objects
+    shared: Areas  # (N, M) common pixels
+    pixels: Areas  # (N,) of the detections
+    areas: Areas  # (M,) pixels of the objects
     crowd: Flags  # (M,)
-    void: NDArray[np.int64]  # (N,) void pixels of the detections
+    void: Areas  # (N,) void pixels of the detections
 
 
 def _areas(masks: list[RunLengths]) -> NDArray[np.int64]:
@@ -140,20 +145,20 @@ def _intersections(masks: list[RunLengths], pixels: NDArray[np.int64], regions: 
     return np.rint(shares * pixels[:, None]).astype(np.int64)
 
 
-def _iou(shared: NDArray[np.int64], pixels: NDArray[np.int64], areas: NDArray[np.int64]) -> NDArray[np.float64]:
+def iou_of(shared: Areas, pixels: Areas, areas: Areas) -> NDArray[np.float64]:
     """IoU (N, M)."""
     return shared / (pixels[:, None] + areas - shared)
 
 
-def _coco(pair: _Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float64]]:
+def coco(pair: Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float64]]:
     """True and false positives (N, 4) as bits, and IoU of the matches at threshold 0.5 in the range "all" (N,).
 
     By descending score, each detection takes the free object with the greatest IoU, and an ignored object (a crowd, or
     one outside the area range) only if no other matches. A crowd is never taken; of equal IoUs, the last one counts.
     """
     count, total = pair.shared.shape
-    iou = _iou(pair.shared, pair.pixels, pair.areas)
-    share = pair.shared / np.maximum(pair.pixels, 1)[:, None]
+    iou = iou_of(pair.shared, pair.pixels, pair.areas)
+    share = pair.shared / np.where(pair.pixels > 0, pair.pixels, 1)[:, None]
     iou = np.where(pair.crowd, share, iou)
     low, high = AREAS.T[:, :, None]
     ignored = pair.crowd | (pair.areas < low) | (pair.areas > high)  # (4, M)
@@ -175,10 +180,10 @@ def _coco(pair: _Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[
     outside = ((pair.pixels < low) | (pair.pixels > high)).T[..., None]  # (N, 4, 1)
     missed = ~matched & ~outside
     missed[LIMIT:] = False
-    return _bits(matched & ~passed), _bits(missed), overlaps
+    return bits(matched & ~passed), bits(missed), overlaps
 
 
-def _cityscapes(pair: _Pair, min_pixels: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+def _cityscapes(pair: Pair, min_pixels: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """True and false positives (N,) as bits.
 
     An object is found by the detection with the highest score among those that match; the others are false positives.
@@ -188,15 +193,15 @@ def _cityscapes(pair: _Pair, min_pixels: int) -> tuple[NDArray[np.uint16], NDArr
     """
     pixels, small = np.maximum(pair.pixels, 1), ~pair.crowd & (pair.areas < min_pixels)
     large = ~pair.crowd & ~small
-    hit = _iou(pair.shared[:, large], pixels, pair.areas[large]) > STRICT_THRESHOLDS[:, None, None]  # (T, N, M)
+    hit = iou_of(pair.shared[:, large], pixels, pair.areas[large]) > STRICT_THRESHOLDS[:, None, None]  # (T, N, M)
     right = (hit & (hit.cumsum(axis=1) == 1)).any(axis=-1).T  # (N, T)
     matched = hit.any(axis=-1).T
     group = pair.shared[:, pair.crowd].sum(axis=1) * (2 if pair.areas[pair.crowd].sum() < min_pixels else 1)
     share = (pair.void + group + pair.shared[:, small].sum(axis=1)) / pixels
     loose = ~matched & (share[:, None] <= STRICT_THRESHOLDS) & (pair.pixels > 0)[:, None]
-    return _bits(right), _bits((matched & ~right) | loose)
+    return bits(right), bits((matched & ~right) | loose)
 
 
-def _bits(flags: Flags) -> NDArray[np.uint16]:
+def bits(flags: Flags) -> NDArray[np.uint16]:
     """Flags (..., T) as one number."""
     return (flags * BITS).sum(axis=-1).astype(np.uint16)

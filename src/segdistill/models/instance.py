@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from segdistill.config import UserError
 from segdistill.data.targets import NONE
 from segdistill.heads.pyramid import resize
-from segdistill.models.model import Model
+from segdistill.models.model import Finder, need_floats
 from segdistill.objects import Detections, RunLengths, encode
 from segdistill.types import Batch, LossTerms
 
@@ -21,7 +20,7 @@ TOP = 100
 _CHUNK = 4  # masks enlarged at once; limits memory, changes no value
 
 
-class InstanceSegmenter(Model):
+class InstanceSegmenter(Finder):
     """An instance segmentation model with ``num_classes`` classes, whose head is a :class:`.queries.QueryHead`.
 
     Images are RGB in [0, 1], (B, 3, H, W), of any size.
@@ -40,8 +39,7 @@ class InstanceSegmenter(Model):
         A score is the class probability times the mean mask probability inside the mask (the pixels above 0.5), as in
         Mask2Former. Masks are enlarged a few at a time. The mode of the model is not changed; call ``eval()`` first.
         """
-        if not images.is_floating_point():
-            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+        need_floats(images)
         height, width = images.shape[-2:]
         (classes, masks), seen = self.decoded(images)
         rows = zip(classes[-1].float().softmax(dim=-1)[..., :-1], masks[-1].float(), strict=True)

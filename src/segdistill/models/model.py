@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads import Head
+from segdistill.objects import Detections
 from segdistill.ops import maps
 from segdistill.types import Batch, Features, LossTerms
 
@@ -96,3 +97,17 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """:meth:`loss`, as the entry point for distributed wrappers."""
         return self.loss(batch)
+
+
+class Finder(Model):
+    """A network that finds objects: with masks (instance segmentation) or with boxes (detection)."""
+
+    def predict(self, images: Num[Tensor, "b 3 h w"], size: tuple[int, int] | None = None) -> list[Detections]:
+        """The objects in each of the images, float in [0, 1], at the images' size or at ``size`` (h, w)."""
+        raise NotImplementedError
+
+
+def need_floats(images: Num[Tensor, "b 3 h w"]) -> None:
+    """Raise a :class:`UserError` unless images are floating-point numbers."""
+    if not images.is_floating_point():
+        raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")

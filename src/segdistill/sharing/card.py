@@ -24,6 +24,7 @@ class _Text:
     article: str
     predict: str
     limits: tuple[str, ...]
+    hub_task: str = "image-segmentation"
 
 
 TEXTS = {
@@ -46,6 +47,17 @@ TEXTS = {
             "It returns at most 100 objects per image, most of them with low scores; masks may overlap.",
             "A score is no probability of being right: choose the threshold on images of your own domain.",
         ),
+    ),
+    "detection": _Text(
+        tag="object-detection",
+        metric="average_precision",
+        article="A detection",
+        predict="objects = model.predict(images)  # (B, 3, H, W) in [0, 1] -> per image: scores, classes, boxes",
+        limits=(
+            "It returns at most as many boxes per image as its head is set to, most of them with low scores.",
+            "A score is no probability of being right: choose the threshold on images of your own domain.",
+        ),
+        hub_task="object-detection",
     ),
 }
 
@@ -92,12 +104,12 @@ def _front_matter(header: Mapping[str, Any]) -> str:
     text, (primary, about) = _text(header), _primary(header)
     front |= {
         "library_name": "segdistill",
-        "pipeline_tag": "image-segmentation",
+        "pipeline_tag": text.hub_task,
         "tags": [text.tag, "knowledge-distillation", "domain-generalization"],
     }
     metrics = [
         {
-            "task": {"type": "image-segmentation"},
+            "task": {"type": text.hub_task},
             "dataset": {"type": name, "name": f"{name} ({kind})"},
             "metrics": [
                 {"type": text.metric, "value": round(100 * score[primary], 2), "name": f"{about['label']} (%)"}

@@ -129,8 +129,8 @@ class OpenVocabularyStageConfig(StageConfig):
     def faults(self) -> list[str]:
         """Also nothing to adapt, and a task without objects."""
         lines = super().faults()
-        if not TASKS[self.task].objects:
-            lines.append(f"an open_vocabulary stage learns objects; the task '{self.task}' has none")
+        if not TASKS[self.task].objects or TASKS[self.task].boxes:
+            lines.append(f"an open_vocabulary stage learns objects; the task '{self.task}' has none with masks")
         if not self.parts:
             lines.append("detector and segmenter are null: nothing is adapted; set one of them, or remove the stage")
         if self.model.segmenter is None:

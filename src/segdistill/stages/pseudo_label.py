@@ -110,8 +110,8 @@ class PseudoLabelConfig(StageConfig):
     def faults(self) -> list[str]:
         """Also a task whose predictions are not objects."""
         lines = super().faults()
-        if not TASKS[self.task].objects:
-            lines.append(f"pseudo-labels are objects; the task '{self.task}' has none")
+        if not TASKS[self.task].objects or TASKS[self.task].boxes:
+            lines.append(f"pseudo-labels are objects; the task '{self.task}' has none with masks")
         if self.adapted is not None and self.open_vocabulary is None:
             lines.append("adapted: a stage adapts an open-vocabulary teacher; add open_vocabulary, or remove adapted")
         return lines

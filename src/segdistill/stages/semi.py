@@ -117,8 +117,8 @@ class SemiConfig(TaskConfig):
     def faults(self) -> list[str]:
         """Also settings that contradict each other."""
         lines = super().faults()
-        if not TASKS[self.task].objects:
-            lines.append(f"a semi stage learns objects; the task '{self.task}' has none")
+        if not TASKS[self.task].objects or TASKS[self.task].boxes:
+            lines.append(f"a semi stage learns objects; the task '{self.task}' has none with masks")
         if self.method is not None or self.proxy is not None or self.presence_weight:
             lines.append("method, proxy and presence_weight are for task stages; remove them")
         if self.generalize or self.styles is not None or self.rare_class is not None:

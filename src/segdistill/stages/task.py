@@ -261,7 +261,7 @@ def build_model(
 ) -> Model:
     """The encoder with a head on the taps of its record; the head is fresh or loaded from the file in its settings."""
     part = need_head(model, "model", stage)
-    taps = encoder.record.taps
+    taps = HEADS[part.type].taps_of(encoder.record.taps, encoder.strides(encoder.record.taps))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build: Any = HEADS[part.type]  # its Config is the class of part.settings

@@ -26,7 +26,7 @@ class Task(ABC):
     ``label``, its ``unit`` (``%``: a share in [0, 1]), if it has values per class their key ``by_class`` and their
     ``by_class_label``, and whether tables show it ``beside`` the primary score. ``Augment`` holds the settings of
     :meth:`transform`, ``network`` combines an encoder with a head of :data:`segdistill.heads.HEADS`, and ``kept`` is
-    what the metric stores per image. ``objects``: whether its data must have objects.
+    what the metric stores per image. ``objects``: whether its data must have objects; ``boxes``: their boxes suffice.
     """
 
     primary: ClassVar[str]
@@ -35,6 +35,7 @@ class Task(ABC):
     network: ClassVar[type[Model]]
     kept: ClassVar[type[Samples]]
     objects: ClassVar[bool] = False
+    boxes: ClassVar[bool] = False
 
     def build(self, encoder: nn.Module, head: Head, taps: tuple[int, ...], num_classes: int) -> Model:
         """The network of ``encoder`` and ``head``."""

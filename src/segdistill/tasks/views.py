@@ -9,5 +9,6 @@ from segdistill.pictures import Colors, Panel, Views, object_views, scene_views
 VIEWS: dict[str, Callable[[Sequence[Panel], Colors], list[tuple[Panel, Views]]]] = {
     "semantic": scene_views,
     "instance": object_views,
+    "detection": object_views,
 }
 """By task: a scene's panels (image, ground truth, predictions) and the class colours -> pictures per panel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segdistill.data.catalog.boxes import VOC2007_BOXES, VOC2012_BOXES
 from segdistill.data.catalog.driving import (
     ACDC,
     BDD100K,
@@ -55,4 +56,6 @@ DATASETS: dict[str, DatasetRecord] = {
     "mapillary_instances": MAPILLARY_INSTANCES,
     "ade20k_instances": ADE20K_INSTANCES,
     "coco_instances": COCO_INSTANCES,
+    "voc2007_boxes": VOC2007_BOXES,
+    "voc2012_boxes": VOC2012_BOXES,
 }

@@ -63,12 +63,15 @@ class Encoding:
     number in files with several. Values mapped to 255 are ignored; values that are missing are errors.
 
     With ``objects`` the numbers are ids of things, and those mapped to 255 are void; labels are the things' classes.
+
+    ``names``: classes by name, in Pascal VOC's XML. Its objects have boxes and no pixels.
     """
 
     ids: Mapping[int, int] = field(default_factory=dict)
     colors: Mapping[RGB, int] = field(default_factory=dict)
     channel: int | None = None
     objects: ObjectNumbers | None = None
+    names: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ class DatasetRecord:
     def objects(self) -> bool:
         """Whether its samples have objects."""
         return any(layout.objects for layout in self.layouts)
+
+    @property
+    def pixels(self) -> bool:
+        """Whether its labels have classes of pixels; False: boxes alone."""
+        return not any(layout.encoding is not None and layout.encoding.names for layout in self.layouts)
 
     @property
     def protocol(self) -> Protocol:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from segdistill.config import UserError, choose
 from segdistill.data.catalog import DatasetRecord
+from segdistill.data.catalog.boxes import VOC2007_BOXES, VOC2012_BOXES
 from segdistill.data.catalog.driving import ACDC, BDD100K, CITYSCAPES, GTAV, MAPILLARY, SYNTHIA, URBANSYN
 from segdistill.data.catalog.others import (
     ADE20K,
@@ -28,7 +29,7 @@ from segdistill.data.catalog.others import (
     VOC2012,
 )
 from segdistill.data.catalog.things import ADE20K_INSTANCES, CITYSCAPES_INSTANCES, COCO_INSTANCES
-from segdistill.data.sample import driving, others, own, things
+from segdistill.data.sample import boxes, driving, others, own, things
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.files import write_atomic, write_json
 
@@ -276,6 +277,8 @@ SAMPLES: dict[str, Kind] = {
     ),
     "ade20k_instances": Kind(ADE20K_INSTANCES, {"official": Layout(things.ade20k)}, varied=True),
     "coco_instances": Kind(COCO_INSTANCES, {"official": Layout(things.coco)}, varied=True),
+    "voc2007_boxes": Kind(VOC2007_BOXES, {"official": Layout(partial(boxes.voc, year=2007))}, varied=True),
+    "voc2012_boxes": Kind(VOC2012_BOXES, {"official": Layout(partial(boxes.voc, year=2012))}, varied=True),
     "custom": Kind(
         CITYSCAPES,
         {"dataset.yaml": Layout(own.custom), "objects": Layout(partial(own.custom, objects=True))},
