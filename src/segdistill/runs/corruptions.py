@@ -159,5 +159,5 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
+def _finite(value: float | int | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
