@@ -17,7 +17,7 @@ from segdistill.data.dataset import DataSelection
 from segdistill.data.rendered import WorldSource
 from segdistill.grid import load_table
 from segdistill.recipe import load
-from segdistill.report import corruption_table, main_table, render, to_json
+from segdistill.report import corruption_table, headline, main_table, render, to_json
 from segdistill.report.corruptions import severity_panels
 from segdistill.report.views import group_views
 from segdistill.results import collect, load_run
@@ -190,7 +190,7 @@ def test_the_page_draws_a_curve_per_corruption_from_clean_to_the_last_severity(t
     make_run(tmp_path / "a", "gkd", "GKD")
     found = collect([corrupted(tmp_path / "a", 0.5)])
     panels = severity_panels(group_views(found)[0])
-    assert [title for title, _ in panels] == ["Mean of 2 common corruptions", "fog", "contrast"]
+    assert [title for title, _ in panels] == ["Mean of 2 common", "fog", "contrast"]
     student = panels[1][1].shapes[-1]
     assert student.title == "GKD: 0 50.0, 1 40.0, 5 30.0"
     heights = [y for _, y in student.points]
@@ -198,6 +198,14 @@ def test_the_page_draws_a_curve_per_corruption_from_clean_to_the_last_severity(t
     page = render(found)
     assert 'id="corruptions"' in page
     assert "Corrupted images" in page
+
+
+def test_without_unseen_domains_the_headline_is_the_best_under_corruption(tmp_path) -> None:
+    for name, level in (("gkd", 0.5), ("none", 0.4)):
+        make_run(tmp_path / name, name, name, source=["game"], unseen=[], validation=[], retention=None)
+        corrupted(tmp_path / name, level)
+    found = collect([tmp_path / "gkd", tmp_path / "none"])
+    assert headline(found) == "gkd is best under corruption: mPC 30.0 mIoU, 60.0 % of its score on clean images."
 
 
 def test_runs_of_other_corruptions_are_not_compared(tmp_path) -> None:

@@ -46,7 +46,7 @@ def severity_panels(view: View) -> list[tuple[str, Plot]]:
     first = next((run.student.corruptions for *_, run in view.runs if run.student.corruptions), None)
     if first is None or not known:
         return []
-    subjects = [(f"Mean of {len(first.common)} common corruptions", first.common)] if len(first.common) > 1 else []
+    subjects = [(f"Mean of {len(first.common)} common", first.common)] if len(first.common) > 1 else []
     subjects += [(label(name), (name,)) for names in first.families.values() for name in names]
     levels = (0, *first.severities)
     curves = [(title, [(entry, points) for entry, _ in known if (points := _points(entry, names, levels))])
