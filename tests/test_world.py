@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -47,6 +48,8 @@ PINNED: dict[str, tuple[str, tuple[float, float, float]]] = {
     "drizzle": ("db7706b19e67d31d", (100.16, 95.9, 92.97)),
     "proxy": ("f6e1a24dc3d5b10e", (89.36, 92.46, 86.86)),
     "broad": ("414963432f0052ca", (104.32, 105.2, 102.49)),
+    "arcade": ("5dfed110578fab76", (106.72, 105.63, 93.83)),
+    "studio": ("5f1e257ba1c7a852", (113.58, 118.56, 114.31)),
 }
 
 
@@ -182,7 +185,7 @@ def test_unseen_domains_have_disjoint_definitions() -> None:
         assert not any(inside(drawn, DOMAINS[n], tolerance=0.06) for n in others for drawn in own)
 
 
-@pytest.mark.parametrize("name", ["broad", "proxy", "game", "dusk", "haze", "drizzle"])
+@pytest.mark.parametrize("name", ["broad", "proxy", "game", "arcade", "studio", "dusk", "haze", "drizzle"])
 def test_training_and_validation_never_enter_an_unseen_box(name: str) -> None:
     for redraw in (0, 1, 2):
         look = redrawn(DOMAINS[name], redraw).look
@@ -216,6 +219,14 @@ def test_colour_is_a_shortcut_in_the_source_only() -> None:
     assert (distance > 0.15).sum() >= 13
     things = list(THINGS)
     assert COAST.spread[things].mean() < 0.3 * INLAND.spread[things].mean()
+
+
+def test_the_three_sources_share_no_colour_of_a_class() -> None:
+    """What a network may learn by heart in one source is wrong in the others."""
+    three = [DOMAINS[name].look.palette for name in ("game", "arcade", "studio")]
+    for a, b in itertools.combinations(three, 2):
+        assert (np.linalg.norm(a.colours[:19] - b.colours[:19], axis=1) > 0.15).sum() >= 17
+    assert len({DOMAINS[name].city for name in ("game", "arcade", "studio")}) == 3
 
 
 def test_layouts_differ_between_domains() -> None:
@@ -296,6 +307,7 @@ def test_label_spaces() -> None:
 def test_domain_table() -> None:
     roles = [(d.role, n) for n, d in DOMAINS.items()]
     assert [n for role, n in roles if role == "source"] == ["game"]
+    assert [n for role, n in roles if role == "more"] == ["arcade", "studio"]
     assert UNSEEN == ["clear", "night", "fog", "snow", "rain"]
     assert [n for role, n in roles if role == "validation"] == ["dusk", "haze", "drizzle"]
     assert [n for n, d in DOMAINS.items() if not d.labelled] == ["proxy"]

@@ -123,16 +123,28 @@ def evaluate(
     recipe: PathLike | None = None,
     role: str | None = None,
     out: PathLike | None = None,
+    corrupt: Sequence[str] = (),
+    severities: Sequence[int] | None = None,
+    images: int | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Score a run folder, a stage folder, or (with ``recipe``) a checkpoint file.
+
+    ``corrupt`` names corruptions or groups of them to score too, such as ``["common"]`` or ``["fog", "noise"]``, at
+    ``severities`` (default: 1 to 5) and on so many ``images`` per domain (default: all).
 
     ``data`` names other data, such as ``["cityscapes:val", "acdc:night"]``, below ``root``. The scores are written to
     ``out``; the default is the run folder, or a folder below it with ``data``. Returns the content of ``results.json``.
     """
     from segdistill.runs.rescore import Wanted, rescore
 
-    wanted = Wanted(list(data), None if root is None else Path(root), list(overrides))
+    settings = list(overrides)
+    if corrupt:
+        strengths = None if severities is None else ",".join(map(str, severities))
+        settings.insert(0, Wanted.corrupted(",".join(corrupt), strengths, images))
+    elif severities is not None or images is not None:
+        raise UserError("severities and images belong to corrupt; name the corruptions, or omit them")
+    wanted = Wanted(list(data), None if root is None else Path(root), settings)
     scores = rescore(
         Path(what),
         wanted,

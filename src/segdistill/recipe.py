@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from segdistill.config import SLUG, Config, Names, Size, UserError, choose, parse, read_yaml
+from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
@@ -82,6 +83,7 @@ class EvaluateConfig(Config):
         le=1000,
         description="number of first images, and of worst images, whose pictures are saved per domain",
     )
+    corrupt: CorruptConfig | None = Field(None, description="also score corrupted images; None: none")
 
     def selection(self, source: DataSource, domain: str) -> DataSelection:
         """The images of one domain in ``source``."""
@@ -106,7 +108,15 @@ class EvaluateConfig(Config):
             trained = [name for name in names if type(source) is type(data)
                        and reading_stage(data, stages, name, split.get(name))]  # fmt: skip
             values["unseen"] = tuple(name for name in names if name not in (*validation, *trained))
+        if self.corrupt is not None and not self.corrupt.domains:
+            apart = (*validation, *values.get("unseen", self.unseen))
+            chosen = tuple(name for name in names if name not in apart) or names
+            values["corrupt"] = self.corrupt.model_copy(update={"domains": chosen})
         return self.model_copy(update=values)._checked()
+
+    def facts(self) -> dict[str, Any]:
+        """The settings, for keys of stored results; those of corruptions only where there are any."""
+        return self.model_dump(mode="json", exclude={"corrupt"} if self.corrupt is None else None)
 
     @model_validator(mode="after")
     def _known(self) -> EvaluateConfig:
@@ -117,6 +127,9 @@ class EvaluateConfig(Config):
         for field in ("unseen", "validation", "splits"):
             if self.domains and (strange := set(getattr(self, field)) - set(self.domains)):
                 raise ValueError(f"{field} names {', '.join(sorted(strange))}, missing from 'domains'; add them there")
+        corrupted = self.corrupt.domains if self.corrupt is not None else ()
+        if self.domains and (strange := sorted(set(corrupted) - set(self.domains))):
+            raise ValueError(f"corrupt.domains names {', '.join(strange)}, missing from 'domains'; add them there")
         if both := set(self.unseen) & set(self.validation):
             raise ValueError(f"{', '.join(sorted(both))}: validation domains cannot count as unseen")
         return self

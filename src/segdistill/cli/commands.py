@@ -157,8 +157,16 @@ def evaluate(
         Path | None,
         typer.Option(help="folder for the scores; default: the run folder, beside a file; with --data a subfolder"),
     ] = None,
+    corrupt: Annotated[
+        str | None,
+        typer.Option(metavar="all|common|NAME,...", help="also score corrupted images: names or groups, see the docs"),
+    ] = None,
+    severity: Annotated[
+        str | None, typer.Option(metavar="1,3,5", help="severities of --corrupt; default: 1 to 5")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="images per domain of --corrupt; default: all")] = None,
 ) -> None:
-    """Score trained models on the same or other domains, datasets, images or windows."""
+    """Score trained models on the same or other domains, datasets, images or windows, also under corruption."""
     from segdistill.progress import Bars
 
     if not what.exists():
@@ -169,7 +177,12 @@ def evaluate(
 
     words = overrides or []  # typer parses the names after the first one as arguments
     names = data + [word for word in words if "=" not in word] if data else []
-    wanted = Wanted(names, root, [word for word in words if "=" in word] if data else words)
+    settings = [word for word in words if "=" in word] if data else words
+    if corrupt is not None:
+        settings = [Wanted.corrupted(corrupt, severity, images), *settings]
+    elif severity is not None or images is not None:
+        raise UserError("--severity and --images belong to --corrupt; for all images: evaluate.images=N")
+    wanted = Wanted(names, root, settings)
     with Bars(what.resolve().name, 0) as bars:
         scores = rescore(what, wanted, recipe=recipe, role=role, out=out, watcher=bars)
     _show([scores], scores / "report.html")
@@ -330,9 +343,11 @@ def _show(folders: Sequence[Path], page: Path) -> None:
 
 def _print_comparison(found: Comparison) -> None:
     """Print a table and the notes below it."""
-    from segdistill.report import to_terminal
+    from segdistill.report import corruptions_to_terminal, to_terminal
 
     rows, below = to_terminal(found, WIDTH)
     print_table(rows)
+    if corruptions := corruptions_to_terminal(found):
+        print_table(corruptions)
     for line in below:
         typer.echo(line)

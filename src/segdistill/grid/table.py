@@ -153,7 +153,7 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
         raise UserError(f"{path} has no 'evaluate', which a table needs")
     recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
     doubts, prints = check(recipe), fingerprints(recipe)
-    facts = [prints, evaluate.model_dump(mode="json")]
+    facts = [prints, evaluate.facts()]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Cell(number, value, seed, recipe, tuple(prints), key, tuple(doubts))
 

@@ -27,9 +27,27 @@ def headline(found: Comparison) -> str:
     if found.shortcomings:
         return f"Too short to compare: {'; '.join(found.shortcomings)}."
     lines = group_answers(found)
+    if not lines and (line := _corrupted_answer(found)):
+        return line
     if not lines:
         return "No unseen domain was measured, so nothing can be said about robustness."
     return " ".join(lines) if found.sweep else lines[0]
+
+
+def _corrupted_answer(found: Comparison) -> str:
+    """The row with the highest mPC; empty without one."""
+    stats = {row: stat.mean for row in range(len(found.rows))
+             if (arm := found.arm(row, found.last_value)) and (stat := arm.corrupted(lambda one: one.mpc))}  # fmt: skip
+    if not stats:
+        return ""
+    best = max(stats, key=lambda row: stats[row])
+    arm, metric = found.arm(best, found.last_value), found.metric
+    kept = arm.corrupted(lambda one: one.rpc) if arm else None
+    share = f", {100 * kept.mean:.1f} % of its score on clean images" if kept else ""
+    who = "is best" if len(stats) > 1 else "was measured"
+    return (
+        f"{found.rows[best].full_title} {who} under corruption: mPC {metric.text(stats[best])} {metric.label}{share}."
+    )
 
 
 def group_answers(found: Comparison) -> list[str]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from segdistill.report.corruptions import corruption_table
 from segdistill.report.table import DASH, Column, Table, main_table, summaries
 from segdistill.results import Comparison, ModelResult
 
-FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "source", "gain", "retention", "unseen")
+FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "source", "gain", "retention", "unseen", "clean")
 """Groups and keys of columns in the order in which a narrow terminal goes without them."""
 
 ENVIRONMENT = ("version", "commit", "hardware", "system", "python", "torch", "lightning", "timm", "started")
@@ -87,6 +88,14 @@ def to_terminal(found: Comparison, width: int = 100) -> tuple[list[list[str]], l
     if titles:
         below.insert(0, f"Left out here, shown on the page: {', '.join(titles)}")
     return _plain_rows(table, kept), below + summaries(found)
+
+
+def corruptions_to_terminal(found: Comparison, width: int = 100) -> list[list[str]]:
+    """A row per corruption and a column per model, as many as fit into ``width``; empty without corrupted images."""
+    if (table := corruption_table(found)) is None:
+        return []
+    fits = [n for n in range(1, len(table.columns) + 1) if _width(_plain_rows(table, range(n))) <= width]
+    return _plain_rows(table, range(max(fits, default=1)))
 
 
 def to_json(found: Comparison) -> str:
@@ -169,7 +178,15 @@ def _scores(found: Comparison, model: ModelResult) -> dict[str, Any]:
     }
     interval = model.mean_unseen_interval
     bounds = {} if interval is None else {"mean_unseen_interval": [_rounded(end) for end in interval]}
-    return {"mean_unseen": _rounded(model.mean_unseen), **bounds, "domains": domains}
+    return {"mean_unseen": _rounded(model.mean_unseen), **bounds, "domains": domains, **_corrupted(model)}
+
+
+def _corrupted(model: ModelResult) -> dict[str, Any]:
+    if (one := model.corruptions) is None:
+        return {}
+    scores = {name: [_rounded(value) for value in values] for name, values in one.scores.items()}
+    means = {key: _rounded(getattr(one, key)) for key in ("clean", "mpc", "rpc")}
+    return {"corruptions": one.model_dump(mode="json") | means | {"scores": scores}}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from segdistill.files import write_atomic
 from segdistill.report import charts
 from segdistill.report.answer import headline, remarks, tiles
+from segdistill.report.corruptions import corruption_table, severity_panels
 from segdistill.report.formats import to_csv, to_json, to_latex, to_markdown
 from segdistill.report.gallery import failures, gallery
 from segdistill.report.table import cost_table, main_table, paper_table, shared_runs, stage_table
@@ -64,6 +65,8 @@ def render(found: Comparison) -> str:
             main=main_table(found),
             costs=cost_table(found),
             stages=stage_table(found),
+            corruptions=corruption_table(found),
+            severities=[(view, panels) for view in details if (panels := severity_panels(view))],
             papers=[paper_table(place) for place in found.places],
             colors=colors,
             all_entries=[{"title": title, "color": color} for title, color in titles.items()],

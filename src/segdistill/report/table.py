@@ -11,7 +11,7 @@ from typing import Literal
 from segdistill.papers import PaperPlace
 from segdistill.results import TEACHER, Arm, Comparison, Run, Stat
 
-Group = Literal["source", "unseen", "mean", "validation", "cost", "paper", "text"]
+Group = Literal["source", "unseen", "mean", "corrupted", "validation", "cost", "paper", "text"]
 Value = float | int | str | None
 Number = Stat | float | int | None
 
@@ -19,6 +19,7 @@ DASH = "–"
 HEADS: dict[Group, str] = {
     "source": "source",
     "unseen": "unseen domains",
+    "corrupted": "corrupted images",
     "validation": "validation, not unseen",
     "cost": "cost",
     "paper": "the paper",
@@ -210,12 +211,27 @@ def _domain_columns(found: Comparison) -> list[Column]:
         columns.append(
             Column("retention", "retention (%)", "mean", of, lambda share: f"{100 * share:.1f}", ranked=True)
         )
+    columns += _corrupted_columns(found)
     columns += domains(first.validation, "validation", ranked=False)
     columns.append(Column("parameters", "parameters (M)", "cost", _of(found, "size", ""), millions))
     columns.append(Column("seconds", "seconds", "cost", _of(found, "seconds", ""), _seconds))
     if any(arm.memory for arm in found.arms.values()):
         columns.append(Column("memory", "peak MiB", "cost", _of(found, "memory", ""), _whole))
     return columns
+
+
+def _corrupted_columns(found: Comparison) -> list[Column]:
+    """Clean images, mPC and rPC, where any model was scored on corrupted images."""
+    if found.corruptions is None:
+        return []
+
+    def column(key: str, title: str, show: Callable[[float], str]) -> Column:
+        of = _of(found, lambda arm: arm.corrupted(lambda one: getattr(one, key)), "")
+        return Column(key, title, "corrupted", of, show, ranked=True)
+
+    text = found.metric.text
+    return [column("clean", "clean", text), column("mpc", "mPC", text),
+            column("rpc", "rPC (%)", lambda share: f"{100 * share:.1f}")]  # fmt: skip
 
 
 def _sweep_columns(found: Comparison) -> list[Column]:
@@ -300,12 +316,29 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
         notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
     if "seconds" in keys:
         notes.append("Seconds: training of all the row's own stages.")
+    if "mpc" in keys:
+        notes += corruption_notes(found)
     if any(one.group == "validation" for one in measured):
         notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
     notes += summaries(found)
     if any(one.group == "paper" for one in measured):
         notes.append("The paper's numbers are of other data, networks and schedules.")
     return notes
+
+
+def corruption_notes(found: Comparison) -> tuple[str, ...]:
+    """What was corrupted, and what mPC and rPC are."""
+    first = found.corruptions
+    if first is None:
+        return ()
+    count = len(first.common)
+    levels = ", ".join(map(str, first.severities))
+    several = f"mean of {', '.join(first.domains)}" if len(first.domains) > 1 else first.domains[0]
+    lines = [f"Corrupted images: {first.images:,} of {several}, severities {levels}, seed {first.seed}."]
+    if count:
+        part = "the 15 common corruptions" if count == 15 else f"{count} of the 15 common corruptions"
+        lines.append(f"mPC: mean over {part} and the severities; rPC = mPC / clean.")
+    return tuple(lines)
 
 
 def summaries(found: Comparison) -> list[str]:

@@ -13,12 +13,14 @@ from segdistill.results.compare import (
     picture_indices,
     worst_images,
 )
+from segdistill.results.corruptions import Corruptions
 from segdistill.results.run import DomainScore, Metric, ModelResult, Run, Stage, Step, load_run
 
 __all__ = [
     "TEACHER",
     "Arm",
     "Comparison",
+    "Corruptions",
     "DomainScore",
     "Lead",
     "Metric",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,9 +11,10 @@ from typing import Any
 from segdistill.config import UserError
 from segdistill.papers import PaperPlace
 from segdistill.pictures import Panel
+from segdistill.results.corruptions import Corruptions
 from segdistill.results.run import Metric, ModelResult, Run, load_run
+from segdistill.results.shared import check_shared
 
-_SHARED = ("metric", "classes", "source", "unseen", "validation")
 FEWEST_STEPS, FEWEST_IMAGES = 50, 10  # per stage and per unseen domain; below that, scores mean nothing
 TEACHER = -1
 """The row number of the teacher."""
@@ -54,6 +55,10 @@ class Arm:
                 for model in self.models]  # fmt: skip
         return _stat(fmean(known) if (known := [v for v in row if v is not None]) and len(known) == len(row) else None
                      for row in rows)  # fmt: skip
+
+    def corrupted(self, pick: Callable[[Corruptions], float | None]) -> Stat | None:
+        """A number of the models' scores on corrupted images over the seeds."""
+        return _stat(None if model.corruptions is None else pick(model.corruptions) for model in self.models)
 
     @property
     def mean_unseen(self) -> Stat | None:
@@ -169,6 +174,12 @@ class Comparison:
     @property
     def unseen(self) -> tuple[str, ...]:
         return self.first.unseen if self.first else ()
+
+    @property
+    def corruptions(self) -> Corruptions | None:
+        """The first model's scores on corrupted images: their names and severities are those of all others."""
+        models = (model for run in self.runs.values() for _, model in run.models)
+        return next((model.corruptions for model in models if model is not None and model.corruptions), None)
 
     @property
     def lines(self) -> tuple[int, ...]:
@@ -345,21 +356,6 @@ def panels(titled: Sequence[tuple[str, Run]], teacher: str, domain: str, index: 
         *[Panel(teacher, "label", path) for path in teachers if path.is_file()][:1],
         *(Panel(title, "label", folder / "student" / name) for title, folder in zip(kept, folders, strict=True)),
     )
-
-
-def check_shared(runs: Sequence[Run]) -> None:
-    """Raise a :class:`UserError` if runs differ in primary score, classes or domains and so cannot share a table."""
-    for run in runs:
-        for what in _SHARED:
-            if getattr(run, what) != getattr(runs[0], what):
-                theirs, ours = (_listed(getattr(r, what)) for r in (run, runs[0]))
-                raise UserError(
-                    f"{run.folder} and {runs[0].folder} differ in {what}: {theirs} and {ours}; report them separately"
-                )
-
-
-def _listed(value: tuple[str, ...] | Metric) -> str:
-    return value.label if isinstance(value, Metric) else ", ".join(value) or "none"
 
 
 def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:

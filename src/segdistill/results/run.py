@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from segdistill.config import UserError, parse
 from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
+from segdistill.results.corruptions import Corruptions
+from segdistill.results.record import Number, Record
 
 TOLERANCE = 1e-3  # between a stored mean and the mean of the stored domains; more than rounding means damage
 
 R = TypeVar("R", bound=BaseModel)
 
 
-def _finite(value: Any) -> Any:
-    """Map NaN and infinity, which the JSON writer allows, to None (not measured)."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Record(BaseModel):
-    """A JSON object of a run folder. Unknown keys, such as those of later versions, are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Metric(_Record):
+class Metric(Record):
     """A score: its key in the files, its display name and its unit; higher is better.
 
     With the unit ``%``, values are shares in [0, 1] and displayed in percent; otherwise they are displayed unchanged.
@@ -67,7 +56,7 @@ class Metric(_Record):
         return f"{self.number(value):.{self.decimals}f}"
 
 
-class DomainScore(_Record):
+class DomainScore(Record):
     """One model on one domain: the primary score and its values per class; None where undefined."""
 
     score: Number
@@ -90,7 +79,7 @@ class DomainScore(_Record):
         }
 
 
-class ModelResult(_Record):
+class ModelResult(Record):
     """A scored network: parameters by part, training seconds, scores by domain."""
 
     title: str
@@ -99,6 +88,7 @@ class ModelResult(_Record):
     domains: dict[str, DomainScore]
     mean_unseen: Number = None
     mean_unseen_interval: tuple[float, float] | None = None  # 95 %, bootstrap over images
+    corruptions: Corruptions | None = None
 
     @property
     def size(self) -> int | None:
@@ -106,12 +96,12 @@ class ModelResult(_Record):
         return sum(self.parameters.values()) if self.parameters else None
 
 
-class _Models(_Record):
+class _Models(Record):
     teacher: ModelResult | None = None
     student: ModelResult
 
 
-class _Pictures(_Record):
+class _Pictures(Record):
     domains: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     worst: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict)  # (image, score), worst first
 
@@ -121,7 +111,7 @@ class _Pictures(_Record):
         return tuple(dict.fromkeys((*self.domains.get(domain, ()), *worst)))
 
 
-class Stage(_Record):
+class Stage(Record):
     """A finished stage, as described by its manifest or the results."""
 
     name: str
@@ -133,7 +123,7 @@ class Stage(_Record):
     finished: str | None = None
 
 
-class Step(_Record):
+class Step(Record):
     """One line of ``metrics.jsonl``."""
 
     stage: str
@@ -146,7 +136,7 @@ class Step(_Record):
     diagnostics: dict[str, Number] | None = None
 
 
-class _Head(_Record):
+class _Head(Record):
     """The part of ``results.json`` that names the primary score, read before the rest."""
 
     format: Literal[1]
@@ -154,7 +144,7 @@ class _Head(_Record):
     metrics: dict[str, Metric]
 
 
-class Run(_Record):
+class Run(Record):
     """The content of a run folder: ``results.json``, log and stages. ``metric`` is the primary score, ``beside`` those
     shown beside it.
     """
@@ -188,6 +178,11 @@ class Run(_Record):
     @property
     def teacher(self) -> ModelResult | None:
         return self.models.teacher
+
+    @property
+    def corruptions(self) -> str | None:
+        """The corruptions that its models were scored on, in words; None: none."""
+        return self.student.corruptions.setup if self.student.corruptions else None
 
     @property
     def memory(self) -> float | None:

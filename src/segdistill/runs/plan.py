@@ -118,6 +118,10 @@ def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
         for name in recipe.evaluate.domains:
             selection = recipe.evaluate.selection(source, name)
             evaluation[name] = _attempt(lambda s=selection: source.look(s)[0], problems) or 0
+        if (corrupt := recipe.evaluate.corrupt) is not None:
+            times = 1 + len(corrupt.corruptions()) * len(corrupt.severities)
+            evaluation |= {f"{name}, corrupted": times * min(evaluation[name], corrupt.images or evaluation[name])
+                           for name in corrupt.domains}  # fmt: skip
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
     classes = recipe.classes()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from segdistill.config import UserError, choose, nearest, parse
+from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.environment import within_memory
 from segdistill.locking import locked
@@ -51,6 +52,17 @@ class Wanted:
     data: Sequence[str] = ()
     root: Path | None = None
     overrides: Sequence[str] = ()
+
+    @staticmethod
+    def corrupted(names: str, severities: str | None = None, images: int | None = None) -> str:
+        """The override for corruptions: names and severities separated by commas, images per domain."""
+        values: dict[str, Any] = {"names": [name.strip() for name in names.split(",")]}
+        if severities is not None:
+            values["severities"] = [_number(each.strip()) for each in severities.split(",")]
+        if images is not None:
+            values["images"] = images
+        parse(CorruptConfig, values, "corrupt")  # its mistakes, before anything is read
+        return f"evaluate.corrupt={json.dumps(values)}"
 
     def applied(self, recipe: Recipe) -> Recipe:
         """``recipe`` with this evaluation."""
@@ -290,12 +302,19 @@ def retarget(recipe: Recipe, items: Sequence[str], root: Path | None = None, ove
     seen = [name for name, split in splits.items() if recipe.trained_on(name, split or source.evaluation_split(name))]
     unseen = [name for name in splits if name not in validation and not (at_home and name in seen)]
     config |= {"domains": list(splits), "unseen": unseen, "validation": validation, "split": None}
+    if config.get("corrupt"):
+        config |= {"corrupt": config["corrupt"] | {"domains": []}}
     config |= {"data": None if data == values["data"] else data}
     config |= {"splits": {name: split for name, split in splits.items() if split is not None}}
     values["evaluate"] = config
     for override in overrides:
         apply(values, override)
     return parse(Recipe, values)
+
+
+def _number(text: str) -> int | str:
+    """A whole number; other text stays as it is, for the message of the setting that it is for."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else text
 
 
 def _knows(source: DataSource, name: str) -> bool:

@@ -16,6 +16,7 @@ from lightning.fabric import Fabric
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
@@ -23,6 +24,7 @@ from segdistill.metrics.base import Samples
 from segdistill.models import Model, View
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
+from segdistill.runs.corruptions import Store, Subjects, measure
 from segdistill.runs.evaluation import (
     evaluate,
     evaluating,
@@ -102,7 +104,7 @@ def score(
     facts = [
         FORMAT,
         scored.fingerprint,
-        config.model_dump(mode="json", exclude={"data"}),  # the location of the images does not matter
+        config.model_dump(mode="json", exclude={"data", "corrupt"}),  # where the images are does not matter
         recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
         [[view.resize, view.window and view.window.model_dump(mode="json")] for view in seen.views.values()],
     ]
@@ -115,7 +117,10 @@ def score(
     found = _read(scored.folder, scored.role, key)
     if found is None:
         found = _measure(scored, config, seen, path, key, fabric=fabric, watcher=watcher)
-    models = results.get("models", {}) | {scored.role: _entry(scored, found)}
+    entry = _entry(scored, found)
+    if config.corrupt is not None:
+        entry["corruptions"] = _corruptions(recipe, scored, config.corrupt, seen, reuse, fabric=fabric, watcher=watcher)
+    models = results.get("models", {}) | {scored.role: entry}
     return results | {
         "task": scored.task,
         "primary": seen.task.primary,
@@ -186,6 +191,44 @@ def _measure(
         files = [path.with_suffix(".npz"), *pictures]
         digests = {str(file.relative_to(scored.folder)): sha256(file) for file in files}
         write_signed(path, {"key": key, **found, "files": digests})
+    fabric.barrier()
+    return found
+
+
+def _corruptions(
+    recipe: Recipe,
+    scored: Scored,
+    corrupt: CorruptConfig,
+    seen: _Seen,
+    reuse: Sequence[Path],
+    *,
+    fabric: Fabric,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """The model's scores on corrupted images, summarised; only what is not stored yet is measured."""
+    config, processes = recipe.evaluate, {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    assert config is not None
+    views = {name: seen.views[name] for name in corrupt.domains}
+    facts = [
+        FORMAT,
+        scored.fingerprint,
+        corrupt.model_dump(mode="json", include={"images", "seed"}),
+        recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in views)),
+        [[view.resize, view.window and view.window.model_dump(mode="json")] for view in views.values()],
+    ]
+    subjects = Subjects(
+        datasets={name: seen.datasets[name] for name in views},
+        views=views,
+        load=lambda dataset: Loader(seen.task, dataset, config.batch, **processes),
+        metric=lambda: seen.task.metric(len(seen.names), fabric.device),
+        primary=seen.task.primary,
+        precision=fabric.autocast,
+        progress=lambda name, done, total: watcher.work(f"scoring the {scored.role} on {name}", done, total or done),
+    )
+    path = scored.folder / "scores" / f"{scored.role}-corruptions.json"
+    store = Store(path, facts, reuse, writes=fabric.is_global_zero)
+    fabric.barrier()  # all processes have read the same scores before one writes more
+    found = measure(lambda: load_model(scored, seen.names).to(fabric.device), corrupt, subjects, store)
     fabric.barrier()
     return found
 

@@ -11,12 +11,14 @@ from segdistill.world.city import City
 from segdistill.world.dice import Dice
 from segdistill.world.style import SPANS, Look, Style
 
-Role = Literal["source", "unseen", "validation", "proxy", "broad"]
+Role = Literal["source", "more", "unseen", "validation", "proxy", "broad"]
 
 
 @dataclass(frozen=True)
 class Domain:
     """One domain: street layout, appearance, role. ``key`` must not change: images depend on it.
+
+    ``source`` is the benchmark's own training domain; those of role ``more`` are further sources beside it.
 
     ``defining`` names the spans of ``look`` that characterise the domain; broad and proxy images stay outside them.
     """
@@ -53,6 +55,18 @@ HARBOUR_CITY = City(
     gable=0.4, trees=(1, 6), barrier=(0.35, 0.3), things=(5.0, 0.8, 5.0, 0.6, 0.4, 0.3, 0.6, 0.9),
     camera=(1.2, 1.6), focal=(0.75, 1.0), horizon=(0.4, 0.48), hood=0.1,
 )  # fmt: skip
+ARCADE_CITY = City(
+    lane=(3.2, 3.8), lanes=(2.0, 4.0), sidewalk=(2.5, 4.5), verge=(-1.0, 1.0), setback=(0.0, 4.0), height=(10.0, 26.0),
+    length=(12.0, 26.0), density=(0.65, 0.95), gable=0.05, trees=(1, 5), bushes=(0, 3), hills=0.1, barrier=(0.3, 0.3),
+    poles=(2, 6), lights=(0, 3), signs=(1, 5), things=(6.0, 0.9, 5.0, 0.7, 0.6, 0.5, 0.7, 1.0), parked=0.45,
+    camera=(1.5, 2.3), focal=(0.65, 0.9), horizon=(0.42, 0.54), kinds=("broad", "conifer"),
+)  # fmt: skip
+STUDIO_CITY = City(
+    lane=(2.9, 3.5), lanes=(1.4, 3.2), sidewalk=(1.8, 4.2), verge=(-1.0, 2.0), setback=(1.0, 7.0), height=(5.0, 12.0),
+    length=(8.0, 18.0), density=(0.5, 0.8), gable=0.7, trees=(3, 8), bushes=(1, 4), hills=0.5, barrier=(0.3, 0.35),
+    poles=(2, 6), lights=(0, 2), signs=(1, 5), things=(5.0, 0.9, 5.5, 0.5, 0.5, 0.4, 0.6, 1.1), parked=0.5,
+    camera=(1.2, 1.6), focal=(0.8, 1.05), horizon=(0.4, 0.5), hood=0.1,
+)  # fmt: skip
 ANY_CITY = City(
     lane=(2.7, 4.2), lanes=(1.0, 5.0), sidewalk=(1.2, 6.0), verge=(-3.0, 3.0), setback=(0.0, 9.0), height=(4.0, 28.0),
     length=(6.0, 28.0), density=(0.2, 1.0), gable=0.4, trees=(0, 10), bushes=(0, 5), hills=0.5, barrier=(0.35, 0.35),
@@ -63,6 +77,15 @@ ANY_CITY = City(
 
 _COAST = Look(
     palettes.COAST, sun=(0.55, 0.7), ambient=(0.5, 0.6), texture=(0.05, 0.12), saturation=(1.05, 1.2), noise=(0.0, 0.0),
+)  # fmt: skip
+_ARCADE = Look(
+    palettes.ARCADE, texture=(0.0, 0.05), sun=(0.3, 0.5), elevation=(0.25, 0.5), ambient=(0.6, 0.75), warmth=(0.1, 0.2),
+    clouds=(0.0, 0.2), saturation=(1.1, 1.3), contrast=(1.0, 1.15), noise=(0.0, 0.0),
+)  # fmt: skip
+_STUDIO = Look(
+    palettes.STUDIO, jitter=(0.01, 0.03), texture=(0.15, 0.35), grain=(0.6, 1.6), sun=(0.2, 0.5), ambient=(0.65, 0.85),
+    clouds=(0.3, 0.8), gamma=(0.95, 1.1), saturation=(0.85, 1.05), vignette=(0.0, 0.2), blur=(0.0, 1.0),
+    noise=(0.0, 0.01),
 )  # fmt: skip
 _CLEAR = Look(
     palettes.INLAND, jitter=(0.02, 0.05), texture=(0.25, 0.5), grain=(0.5, 2.0), sun=(0.05, 0.45), elevation=(0.3, 0.9),
@@ -133,6 +156,8 @@ DOMAINS: dict[str, Domain] = {
         Domain("drizzle", 9, "validation", HARBOUR_CITY, _DRIZZLE),
         Domain("proxy", 10, "proxy", ANY_CITY, _ANY, labelled=False),
         Domain("broad", 11, "broad", ANY_CITY, _ANY),
+        Domain("arcade", 12, "more", ARCADE_CITY, _ARCADE),
+        Domain("studio", 13, "more", STUDIO_CITY, _STUDIO),
     )
 }
 

@@ -77,6 +77,25 @@ COAST = palette(
     shop=("#c87a58", 0.06), roof=("#a04a34", 0.04), cab=("#d84a3a", 0.08), stripe=("#f0f0f0", 0.04),
     trousers=("#3a4a7a", 0.06),
 )  # fmt: skip
+# A second source: a garish model town, each class in one flat colour, other ones than the coast's.
+ARCADE = palette(
+    road=("#8a8070", 0.01), sidewalk=("#a8b4d0", 0.02), building=("#7fa0b8", 0.06), wall=("#c8a060", 0.03),
+    fence=("#6a3c2a", 0.03), pole=("#d0d0c0", 0.03), traffic_light=("#303030", 0.02), traffic_sign=("#e8d820", 0.02),
+    vegetation=("#8ab83c", 0.05), terrain=("#c89858", 0.04), sky=("#f0c8a0", 0.03), person=("#2a9a6a", 0.08),
+    rider=("#3a5ad8", 0.06), car=("#c42f3a", 0.12), truck=("#5a8a3a", 0.06), bus=("#8a3ac8", 0.05),
+    train=("#e8e8e8", 0.05), motorcycle=("#f08020", 0.06), bicycle=("#202880", 0.06),
+    shop=("#9ab0c8", 0.06), roof=("#3a5a78", 0.04), cab=("#e8c040", 0.08), stripe=("#303030", 0.04),
+    trousers=("#7a7a3a", 0.06),
+)  # fmt: skip
+# A third source: a carefully modelled suburb in muted colours, vehicles of a small fleet.
+STUDIO = palette(
+    road=("#454a50", 0.02), sidewalk=("#a49c94", 0.03), building=("#c8c0a8", 0.09), wall=("#a86a50", 0.05),
+    fence=("#7a8a70", 0.06), pole=("#484e58", 0.04), traffic_light=("#7a8010", 0.03), traffic_sign=("#b0c8e8", 0.03),
+    vegetation=("#2c5a48", 0.06), terrain=("#7a9a50", 0.05), sky=("#a0c8f0", 0.04), person=("#8a5a2a", 0.14),
+    rider=("#a03050", 0.12), car=("#a8b0b8", 0.18), truck=("#c06a30", 0.12), bus=("#3a6aa0", 0.1),
+    train=("#c82a4a", 0.08), motorcycle=("#2a4a3a", 0.1), bicycle=("#b0a030", 0.1),
+    shop=("#8a98a0", 0.1), roof=("#7a4a3c", 0.06), trousers=("#46505a", 0.1),
+)  # fmt: skip
 # An old inland town (unseen): greys, creams and brick; vehicles and clothes in any colour.
 INLAND = palette(
     road=("#6b6763", 0.03), sidewalk=("#7f7b78", 0.05), building=("#9c948a", 0.16), wall=("#84776a", 0.12),
