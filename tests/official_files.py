@@ -9,7 +9,8 @@ import pytest
 
 NEEDED = {  # sample -> the layout that recipes read; None: its first one
     "gtav": None, "synthia": None, "urbansyn": None, "cityscapes": None, "bdd100k": None, "mapillary": None,
-    "acdc": None, "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None,
+    "acdc": None, "potsdam": "clips", "vaihingen": "clips", "endovis18": None, "imagenet": None, "voc2007_boxes": None,
+    "voc2012_boxes": None,
 }  # fmt: skip
 
 # Encoders and pixels of the world in place of the papers': what runs is the recipe's stages on the official files.

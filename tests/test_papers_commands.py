@@ -38,6 +38,7 @@ def test_the_figures_on_the_world_are_what_their_titles_say() -> None:
     settings = list(table.sweep.values.values())
     assert [one[0].count(",") + 1 if one else 1 for one in settings] == [1, 2, 3]
     assert [row.recipe for row in load_table(recipes_folder() / "tables/figure8_world.yaml").rows] == [
+        "world_daformer",
         "world_vitkd",
         "world_gkd",
     ]
