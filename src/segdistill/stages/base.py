@@ -68,6 +68,9 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1, le=10**8)
     batch: int = Field(16, ge=1, le=2**16, description="images per step, all processes together")
+    accumulate: int = Field(
+        1, ge=1, le=2**16, description="micro-batches per step, one after the other: less memory, the same batch"
+    )
     seed: int | None = Field(
         None,
         ge=0,
@@ -152,9 +155,14 @@ class StageConfig(Config):
         return self.method is not None and needs_of(self.method).logits
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Images per step of each kind that it reads, all processes together."""
+        return (self.batch,)
+
+    @property
     def images_per_step(self) -> int:
-        """Images per step, all processes together."""
-        return self.batch
+        """Images per step of all kinds, all processes together."""
+        return sum(self.batches)
 
     @property
     def learned_per_step(self) -> int:
@@ -176,11 +184,14 @@ class StageConfig(Config):
 
     def faults(self) -> list[str]:
         """One line for each combination of its settings that cannot work."""
-        return [
+        lines = [
             f"hands_over: the {part} is not trained here; allowed: {', '.join(self.trains)}"
             for part in self.hands_over or ()
             if part not in self.trains
         ]
+        uneven = [batch for batch in self.batches if batch % self.accumulate]
+        lines += [f"accumulate {self.accumulate} does not divide the batch {each}; choose a divisor" for each in uneven]
+        return lines
 
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""
@@ -270,6 +281,7 @@ class StageContext:
             clip=clip,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
+            accumulate=config.accumulate,
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:

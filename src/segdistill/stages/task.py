@@ -94,9 +94,9 @@ class TaskConfig(StageConfig):
         return ("head",) if self.freeze_encoder or self.model == "teacher" else ("encoder", "head")
 
     @property
-    def images_per_step(self) -> int:
-        """Labelled and proxy images together."""
-        return self.batch + (0 if self.proxy is None else self.proxy.batch)
+    def batches(self) -> tuple[int, ...]:
+        """Labelled and proxy images."""
+        return (self.batch,) if self.proxy is None else (self.batch, self.proxy.batch)
 
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
         """The labelled images and the proxy images."""
