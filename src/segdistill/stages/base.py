@@ -19,6 +19,7 @@ from segdistill.files import write_atomic
 from segdistill.heads import HEADS, Head
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
+from segdistill.train.blocks import shard
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
@@ -247,6 +248,8 @@ class StageContext:
     log_every: int
     checkpoint_every: int
     workers: int
+    compiles: bool = False  # the blocks of encoders
+    shards: bool = False  # frozen teachers, over the processes
 
     def train(
         self,
@@ -282,6 +285,7 @@ class StageContext:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             accumulate=config.accumulate,
+            compiles=self.compiles,
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
@@ -303,6 +307,11 @@ class StageContext:
     def build_teacher(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """The teacher's encoder, frozen: evaluation mode, no gradients."""
         return self.build("teacher", fit).eval().requires_grad_(False)
+
+    def shard(self, network: Encoder) -> None:
+        """Shard a frozen network over the processes, if the recipe says so."""
+        if self.shards:
+            shard(network, self.fabric.device)
 
     def build(self, role: str, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """A network's encoder with the weights that the last stage handed over, or its start weights.

@@ -197,6 +197,8 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
             progress=context.progress,
         )
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
+    else:
+        context.shard(teacher)
     data = StepBatches(
         dataset,
         transform,

@@ -253,6 +253,8 @@ def start_network(config: TaskConfig, context: StageContext, classes: Sequence[s
     encoder = context.build(config.model)
     if "encoder" not in config.trains:
         encoder.eval().requires_grad_(False)
+        if config.model == "teacher":
+            context.shard(encoder)
     # The seed's word is part of every score: another one draws other weights.
     seed = derive_seed(context.seed, config.name, "decoder")
     return build_model(TASKS[config.task], model, encoder, classes, seed=seed, stage=context.label)
@@ -291,6 +293,7 @@ def _distillation(
         assert model.head_weights is not None, "validation of the recipe guarantees it"
         head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
+    context.shard(teacher)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)
 
 

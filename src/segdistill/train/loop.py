@@ -17,6 +17,7 @@ from segdistill.interrupts import Stopped, postponed
 from segdistill.ops import derive_seed
 from segdistill.processes import micro_batch
 from segdistill.train import checkpoint
+from segdistill.train.blocks import compile_blocks, hide_shards
 from segdistill.train.finite import Finite
 from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Groups, Schedule
@@ -75,6 +76,7 @@ class LoopSettings:
     fingerprint: str  # of everything the stage's result depends on; other checkpoints are refused
     clip: float | None = None
     accumulate: int = 1  # micro-batches per step
+    compiles: bool = False  # the blocks of encoders
     log_every: int = 20
     checkpoint_every: int = 200
 
@@ -122,6 +124,9 @@ def train(
     step; a single process then saves a checkpoint.
     """
     share_statistics(objective)
+    hide_shards(objective)
+    if settings.compiles:
+        compile_blocks(objective)
     wrapped, updates = fabric.setup(objective, optimizer(groups))
     start, spent, totals = _restore(fabric, objective, updates, folder, settings)
     log.rewind(settings.stage, start)
