@@ -135,7 +135,7 @@ def paired(old: Path, rounds: int, steps: int, images: int) -> Iterator[str]:
     with ExitStack() as stack:
         sides = [Side(old.resolve(), stack), Side(new, stack)]
         for stage in STAGES:
-            found: tuple[list[float], list[float]] = ([], [])
+            found: list[list[float]] = [[], []]
             losses = [0.0, 0.0]
             for number in range(rounds + 1):  # the first round warms up and renders the images
                 for place, side in enumerate(sides):
