@@ -27,6 +27,7 @@ from segdistill.tasks.table import TASKS
 
 SIZES = ((1024, 2048), (2000, 2500), (4000, 2500), (4000, 5000))
 CLASSES = 19
+NAMES = tuple(map(str, range(CLASSES)))
 WINDOW = Window(size=(512, 512), stride=(341, 341))
 
 
@@ -34,9 +35,7 @@ def narrow() -> Model:
     """timm's smallest ConvNeXt with a narrow SemFPN."""
     values = {"encoder": {"name": "timm:test_convnext"}, "head": {"type": "semfpn", "width": 16}}
     model = parse(ModelConfig, values)
-    return build_model(
-        TASKS["semantic"], model, build_encoder(model.encoder, seed=0), CLASSES, seed=0, stage="benchmark"
-    )
+    return build_model(TASKS["semantic"], model, build_encoder(model.encoder, seed=0), NAMES, seed=0, stage="benchmark")
 
 
 def score(segmenter: Model, size: tuple[int, int]) -> float:

@@ -187,7 +187,7 @@ def test_masked_images_are_spread_evenly_and_are_those_of_one_process(monkeypatc
     for size in (2, 3, 4):
         found = {}
         for rank in range(size):
-            monkeypatch.setattr(ops, "rank_and_size", lambda rank=rank, size=size: (rank, size))
+            monkeypatch.setattr(ops, "share", lambda rank=rank, size=size: (rank, size))
             mine = own_mask(whole)
             assert len(mine.samples) in (6 // size, -(-6 // size))
             found |= {
@@ -204,7 +204,7 @@ def test_channel_dropout_draws_what_torch_draws(monkeypatch):
     whole = nn.Dropout2d(0.4)(features)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(semfpn, "rank_and_size", lambda: (0, 2))
+        monkeypatch.setattr(semfpn, "share", lambda: (0, 2))
         monkeypatch.setattr(semfpn, "own_rows", lambda kept, rank=rank: kept[rank::2])
         torch.manual_seed(3)
         parts.append(semfpn.ChannelDropout(0.4)(features[rank::2]))

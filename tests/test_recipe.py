@@ -153,6 +153,8 @@ def prints(*changes):
         (("checkpoint_every",), 3, []),
         (("workers",), 1, []),
         (("tracker",), "none", []),
+        (("compile",), True, []),
+        (("strategy",), "fsdp", []),
     ],
 )
 def test_a_stage_is_another_one_where_its_outcome_may_be_another(path, value, differs):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segdistill.processes import rank_and_size, shared_count
+from segdistill.processes import share, shared_count
 from segdistill.types import Features, Mask
 
 
@@ -90,13 +90,13 @@ def random_mask(
 
 
 def own_mask(whole: Mask) -> Mask:
-    """The part of a whole batch's mask for the samples of this process (see :mod:`segdistill.processes`).
+    """The part of a whole batch's mask for the samples of this share (see :mod:`segdistill.processes`).
 
-    If the first samples are masked, the counts of two processes differ by at most one.
+    If the first samples are masked, the counts of two shares differ by at most one.
     """
-    rank, size = rank_and_size()
-    own = whole.samples % size == rank
-    return Mask(samples=whole.samples[own] // size, tokens=whole.tokens[own])
+    number, count = share()
+    own = whole.samples % count == number
+    return Mask(samples=whole.samples[own] // count, tokens=whole.tokens[own])
 
 
 def mean_over_hidden(

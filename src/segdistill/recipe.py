@@ -93,6 +93,12 @@ class Recipe(Config):
     evaluate: EvaluateConfig | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = Field(
+        False, description="torch.compile for the blocks of encoders; the result is the same up to rounding"
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several processes; fsdp: frozen teachers are sharded, every process keeps a part"
+    )
     workers: int = Field(0, ge=0, le=128, description="data-loading processes; 0: load in the training process")
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)

@@ -61,13 +61,13 @@ DISTILL = {
     "name": "other", "steps": 3, "batch": 4, "repeats": 1, "data.images": 3, "data.domains": "[game]",
     "data.first": 2, "data.split": "val", "method.type": "mse", "method.feature_weight": 0.5, "augment.erase": 1.0,
     "optimizer.lr": 1.0, "optimizer.weight_decay": 1.0, "optimizer.algorithm.betas": "[0.1, 0.9]",
-    "optimizer.clip": 1.0e-9, "optimizer.algorithm": "{type: sgd}",
+    "optimizer.clip": 1.0e-9, "optimizer.algorithm": "{type: sgd}", "accumulate": 2,
 }  # fmt: skip
 TASK = {
     "name": "other", "steps": 3, "batch": 4, "freeze_encoder": True, "presence_weight": 0.5, "data.images": 3,
     "method": "{type: mse}", "augment.flip": 1.0, "optimizer.lr": 1.0, "optimizer.encoder_lr_scale": 1.0,
     "optimizer.weight_decay": 1.0, "optimizer.algorithm.betas": "[0.1, 0.9]",
-    "optimizer.clip": 1.0e-9, "model": "teacher",
+    "optimizer.clip": 1.0e-9, "model": "teacher", "accumulate": 2,
 }  # fmt: skip
 RUN = {"seed": 1, "data.seed": 1, "data.redraw": 1, "data.size": "[32, 32]", "student.encoder.weights": "WEIGHTS"}
 COSMETIC = {"title": "x", "log_every": 1, "checkpoint_every": 1}

@@ -130,6 +130,24 @@ def prepare(
     typer.echo(f"{folder}: {counts.made} files made, {counts.kept} kept, {counts.unlabelled} images without label")
 
 
+@data_app.command()
+def shard(
+    name: Annotated[str, typer.Argument(help="a dataset such as imagenet, or your dataset.yaml")],
+    out: Annotated[Path, typer.Option(help="folder of the shards and their dataset.yaml")],
+    *,
+    part: Annotated[str, typer.Option("--split", help="split of the dataset")] = "train",
+    size: Annotated[int, typer.Option(min=1, max=10**6, help="images per shard")] = 1000,
+    root: Annotated[Path | None, typer.Option(help="folder of the datasets; default: SEGDISTILL_DATA")] = None,
+) -> None:
+    """Write a split as tar shards in WebDataset's form, each with a digest."""
+    from segdistill.data.shard_writing import write_shards
+    from segdistill.progress import Bars
+
+    with Bars(name, 0) as bars:
+        shards, images = write_shards(name, out, split=part, size=size, root=root, progress=bars.work)
+    typer.echo(f"{out / 'dataset.yaml'}: {images:,} images in {shards} shard{'s' * (shards != 1)}")
+
+
 def _print_check(outcome: Check, show: int) -> None:
     """Print the splits, their faults, and how often each class occurs."""
     rows = [["split", "images", "official", "labelled", "sizes", "layout", "where"]]

@@ -70,6 +70,10 @@ class Store:
         """Usable but suspicious content, as far as it can be found without reading labels."""
         return []
 
+    def damaged(self, split: str) -> list[str]:
+        """One line for each file of ``split`` that is not as it was written; reads all of them."""
+        return []
+
     def read(self, name: str) -> bytes:
         """The content of one file; :class:`BadSample` if it cannot be read."""
         raise NotImplementedError

@@ -137,6 +137,7 @@ def _check_split(where: Place, split: Split, found: Found, processes: int, progr
         missing=found.missing,
         pixels=np.zeros(len(record.classes), np.int64),
     )
+    report.faults += found.store.damaged(split)
     done, evidence = 0, Evidence(report.images)
     for inspections in _inspected(found, processes):
         for inspection in inspections:

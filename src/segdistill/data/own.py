@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from segdistill.config import Config, Size, UserError, parse, read_yaml
-from segdistill.data.archives import is_text, kind_of
+from segdistill.data.archives import Store, is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
 from segdistill.data.catalog.record import coco_files, interleaved_colors
 from segdistill.data.catalog.things import THINGS, cityscapes_encoding
@@ -23,6 +23,7 @@ from segdistill.data.coco import CocoStore, category_names
 from segdistill.data.coco_file import read_coco
 from segdistill.data.dataset import Split
 from segdistill.data.index import Place
+from segdistill.data.shards import LABELS, ShardStore
 
 MOST_CLASSES, MOST_NUMBER = 254, 0xFFFF
 
@@ -38,12 +39,16 @@ class OwnConfig(Config):
         (), max_length=MOST_CLASSES, description="names of classes 0, 1, ...; none: no labels"
     )
     colors: tuple[RGB, ...] = Field((), description="RGB of each class, for pictures and for coloured labels")
-    layout: Literal["folders", "cityscapes", "coco"] = "folders"
+    layout: Literal["folders", "cityscapes", "coco", "webdataset"] = "folders"
     images: str = Field("images", description="folder of the images")
     labels: str | None = Field("labels", description="folder of the label maps; null: there are none")
-    label_suffix: str = Field("", description="suffix of a label's name after its image's, such as _mask")
+    label_suffix: str = Field(
+        "", description="suffix of a label's name after its image's, such as _mask; layout webdataset: .label"
+    )
     splits: dict[Split, str] = Field(
-        {"train": "train", "val": "val"}, min_length=1, description="folder below images and labels, or list file .txt"
+        {"train": "train", "val": "val"},
+        min_length=1,
+        description="folder below images and labels, or list file .txt; layout webdataset: folder or pattern of tars",
     )
     coloured: bool = Field(False, description="labels are pictures in the classes' colors instead of numbers")
     ids: dict[int, int | str] = Field({}, description="number in the label -> class; none: the numbers are the classes")
@@ -223,7 +228,7 @@ def own_place(name: str, path: Path) -> Place:
     path = path / "dataset.yaml" if path.is_dir() else path
     config = load_own(path)
     folder = path.parent
-    store = None
+    store: Store | None = None
     classes = config.classes
     if config.layout == "coco":
         annotations = {split: folder / file for split, file in config.annotations.items()}
@@ -233,6 +238,9 @@ def own_place(name: str, path: Path) -> Place:
         if len(classes) > MOST_CLASSES:
             raise UserError(f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} are supported")
         store = CocoStore(folder, _coco_images(config), annotations, classes, config.background, read=read)
+    if config.layout == "webdataset":
+        shards = folder / config.images if "images" in config.model_fields_set else folder
+        store = ShardStore(shards, config.splits, config.label_suffix or ".label")
     layout = Layout(config.layout, _splits(config), _encoding(config, classes), upright=True)
     record = DatasetRecord(
         title=config.title or f"'{name}' ({path})",
@@ -261,6 +269,9 @@ def _splits(config: OwnConfig) -> dict[Split, Files]:
     if config.layout == "coco":
         folders = _coco_images(config)
         return {split: coco_files(split, folder) for split, folder in folders.items()}
+    if config.layout == "webdataset":
+        names = {split: f"{split}/{{path}}.{{ext}}" for split in config.splits}
+        return {split: Files(name, f"{LABELS}/{name}" if labels else None) for split, name in names.items()}
     if config.layout == "cityscapes":
         values: Any = {
             "images": "leftImg8bit" if config.images == "images" else config.images,

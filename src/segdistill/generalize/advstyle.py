@@ -24,7 +24,7 @@ from torch import Tensor
 from segdistill import config as base
 from segdistill.generalize.base import Facts, Generalizer, Loss, Wants
 from segdistill.ops import full_precision
-from segdistill.processes import rank_and_size
+from segdistill.processes import share
 
 EPS = 1e-5
 
@@ -70,7 +70,7 @@ def ascended(images: Float[Tensor, "b 3 h w"], step: float, loss: Loss) -> Float
     with torch.enable_grad(), full_precision(images) if half else nullcontext():
         value = loss(flat * std + mean)
     slopes = torch.autograd.grad(value, (mean, std))
-    own = step / rank_and_size()[1]  # a process's loss counts its images as often as there are processes
+    own = step / share()[1]  # the loss of a share counts its images as often as there are shares
     return (flat * (std + own * slopes[1]) + mean + own * slopes[0]).detach()
 
 

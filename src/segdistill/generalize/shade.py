@@ -31,7 +31,7 @@ from segdistill.config import UserError
 from segdistill.generalize.base import Facts, Generalizer, Seen, Wants
 from segdistill.generalize.things import IGNORE, ThingsConfig, reduced, thing_classes, thing_distance
 from segdistill.ops import full_precision
-from segdistill.processes import own_rows, rank_and_size
+from segdistill.processes import own_rows, share
 from segdistill.types import LossTerms
 
 EPS = 1e-7
@@ -87,7 +87,7 @@ class Shade(Generalizer):
 
     def alter(self, early: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c h w"]:
         """e and e', with other weights in every call."""
-        count, most = len(self.prototypes), len(early) * rank_and_size()[1]
+        count, most = len(self.prototypes), len(early) * share()[1]
         concentration = torch.full((most, count), self.config.concentration or 1 / count, dtype=torch.float64)
         weights = own_rows(torch.distributions.Dirichlet(concentration).sample())  # on the CPU, for every device
         styles = weights.to(early.device, torch.float32) @ self.prototypes.float()

@@ -123,7 +123,10 @@ def gained(new: Float[Tensor, "b c c"], old: Float[Tensor, "b c c"], threshold: 
 def gram_distance(
     own: Float[Tensor, "b c c"], other: Float[Tensor, "b c c"], mask: Bool[Tensor, "b c c"] | None = None
 ) -> Float[Tensor, ""]:
-    """Frobenius norm of the difference of all images of all processes, over the channels; its gradient at 0 is 0."""
+    """Frobenius norm of the difference of all images (of a micro-batch) of all processes, over the channels.
+
+    Its gradient at 0 is 0.
+    """
     difference = own - other if mask is None else (own - other) * mask
     norm, size = torch.linalg.vector_norm(difference), rank_and_size()[1]
     if size > 1:  # the gradient of the norm over all processes, which DDP averages

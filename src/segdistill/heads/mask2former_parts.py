@@ -14,7 +14,7 @@ from transformers.models.dpt.modeling_dpt import DPTFeatureFusionStage
 from transformers.models.mask2former import modeling_mask2former as hf
 
 from segdistill.heads.pyramid import STRIDES
-from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, shared_count
+from segdistill.processes import gather_rows, mean_over_processes, rank_and_size, share, shared_count
 
 Labels = Any
 """A list of one tensor per image, where transformers' signatures say Tensor."""
@@ -51,27 +51,27 @@ def _transformer(config: Any, settings: Mask2FormerConfig) -> hf.Mask2FormerTran
 
 
 class Matcher(hf.Mask2FormerHungarianMatcher):
-    """transformers' matcher; the points drawn for an image do not depend on the process."""
+    """transformers' matcher; the points drawn for an image do not depend on its process and micro-batch."""
 
     def forward(
         self, masks_queries_logits: Tensor, class_queries_logits: Tensor, mask_labels: Labels, class_labels: Labels
     ) -> Any:
-        """Pairs (queries, labels) for each image of this process."""
-        rank, size = rank_and_size()
-        if size == 1:
+        """Pairs (queries, labels) for each image of this share of the batch."""
+        number, count = share()
+        if count == 1:
             return super().forward(masks_queries_logits, class_queries_logits, mask_labels, class_labels)
         matched: list[Any] = []
         for image in range(len(masks_queries_logits)):
             one = slice(image, image + 1)
-            self._skip(rank, masks_queries_logits.device)
+            self._skip(number, masks_queries_logits.device)
             matched += super().forward(
                 masks_queries_logits[one], class_queries_logits[one], mask_labels[one], class_labels[one]
             )
-            self._skip(size - 1 - rank, masks_queries_logits.device)
+            self._skip(count - 1 - number, masks_queries_logits.device)
         return matched
 
     def _skip(self, images: int, device: torch.device) -> None:
-        """Advance the generator by the draws of other processes for their images."""
+        """Advance the generator by the draws of other shares for their images."""
         for _ in range(images):
             torch.rand(1, self.num_points, 2, device=device)
 
@@ -125,7 +125,8 @@ class SetLoss(hf.Mask2FormerLoss):
     ) -> Tensor:
         """Points (M, P, 2) in [0, 1] of this process's M masks: the most uncertain candidates and some others.
 
-        With several processes the numbers are drawn for the masks of all of them, in the order of one process.
+        With several processes the numbers are drawn for the masks of all of them, in the order of one process. A
+        micro-batch does not know the masks of the others and draws for its own.
         """
         rank, size = rank_and_size()
         if size == 1:

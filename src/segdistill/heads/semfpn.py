@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.heads.base import Head, HeadConfig, Maps, first
 from segdistill.heads.pyramid import level_sizes, per_level, resize
-from segdistill.processes import own_rows, rank_and_size
+from segdistill.processes import own_rows, share
 from segdistill.types import LossTerms
 
 
@@ -97,11 +97,11 @@ class SemFPN(Head):
 
 
 class ChannelDropout(nn.Dropout2d):
-    """Channel dropout that drops the same channels for any number of processes."""
+    """Channel dropout that drops the same channels for any number of processes and micro-batches."""
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """As ``nn.Dropout2d``, with random numbers drawn for the samples of all processes."""
-        size = rank_and_size()[1]
+        """As ``nn.Dropout2d``, with random numbers drawn for the samples of the whole batch."""
+        size = share()[1]
         if size == 1 or not self.training or self.p == 0:
             return super().forward(features)
         batch, channels = features.shape[:2]

@@ -55,7 +55,7 @@ def enlarge(
     last_rows = below.tolist()
     kept, first, done = None, 0, 0  # source rows from ``first`` on; target rows already yielded
     for band in bands:
-        kept = band if kept is None else torch.cat([kept, band], dim=2)
+        kept = band if kept is None or not kept.shape[2] else torch.cat([kept, band], dim=2)
         ready = bisect_left(last_rows, first + kept.shape[2])
         shrink = -(-source[0] // target[0])  # source rows per target row, at least one
         step = max(1, BAND // (kept.shape[1] * max(source[1], target[1]) * shrink))
@@ -73,7 +73,7 @@ def enlarge(
                 yield image, top, upper_part.mul_(1 - lower).add_(lower_part.mul_(lower))
         done = ready
         drop = min(int(above[done]) - first if done < target[0] else kept.shape[2], kept.shape[2])
-        kept, first = kept[:, :, drop:], first + drop
+        kept, first = kept[:, :, drop:].clone(), first + drop  # a band's memory is used again
 
 
 def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:

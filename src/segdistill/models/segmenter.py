@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -63,13 +62,13 @@ class Segmenter(Model):
 
         An image smaller than the window is a single window of its own size.
         """
-        return torch.cat(list(self.window_bands(images, window)), dim=2)
+        return torch.cat([band.clone() for band in self.window_bands(images, window)], dim=2)
 
     def window_bands(self, images: Float[Tensor, "b 3 h w"], window: Window) -> Iterator[Tensor]:
         """:meth:`window_scores` in bands (B, K, rows, w) from top to bottom, each yielded once it is complete.
 
-        Windows of all images are batched together. Only rows that unfinished windows reach are held: with windows V
-        rows high and R rows of windows per batch, B x K x (V + R x stride) x w float32 values.
+        A band is valid until the next one is requested: its memory is used again. Windows of all images are batched
+        together. Held are the sums of one row of windows, B x K x V x w float32 values for windows V rows high.
         """
         batch, _, height, width = images.shape
         rows = positions(height, window.size[0], window.stride[0])
@@ -80,18 +79,18 @@ class Segmenter(Model):
             _covering(starts, size, length).to(images.device)
             for starts, size, length in ((rows, high, height), (columns, wide, width))
         )
-        total, top = torch.zeros(batch, self.num_classes, 0, width, device=images.device), 0
+        total = torch.zeros(batch, self.num_classes, high, width, device=images.device)  # rows from `top` on
         for start in range(0, len(places), window.batch):
             chunk = places[start : start + window.batch]
             scores = self.scores(torch.stack([images[i, :, y : y + high, x : x + wide] for y, i, x in chunk]))
-            total = F.pad(total, (0, 0, 0, chunk[-1][0] + high - top - total.shape[2]))
-            for (y, i, x), score in zip(chunk, scores, strict=True):
-                total[i, :, y - top : y - top + high, x : x + wide] += score.float()
-            ahead = places[start + window.batch : start + window.batch + 1]
-            ready = ahead[0][0] if ahead else height
-            if ready > top:
-                yield total[:, :, : ready - top] / torch.outer(down[top:ready], across)
-                total, top = total[:, :, ready - top :], ready
+            for number, (top, i, x) in enumerate(chunk):
+                total[i, :, :, x : x + wide] += scores[number].float()
+                ahead = places[start + number + 1 : start + number + 2]
+                ready = ahead[0][0] if ahead else height
+                if ready > top:
+                    yield total[:, :, : ready - top].div_(torch.outer(down[top:ready], across))
+                    _move_up(total, ready - top)
+            del scores
 
     @torch.no_grad()
     def strips(
@@ -125,6 +124,15 @@ def as_segmenter(model: Model, what: str) -> Segmenter:
     if not isinstance(model, Segmenter):
         raise UserError(f"{what} needs a model that predicts class maps (task: semantic); this one finds objects")
     return model
+
+
+def _move_up(total: Float[Tensor, "b k v w"], rows: int) -> None:
+    """Drop the first ``rows``, move the others up in place and fill with zeros; copies never overlap."""
+    kept = total.shape[2] - rows
+    for first in range(0, kept, rows):
+        last = min(first + rows, kept)
+        total[:, :, first:last] = total[:, :, first + rows : last + rows]
+    total[:, :, kept:] = 0
 
 
 def _covering(starts: list[int], size: int, length: int) -> Float[Tensor, " n"]:

@@ -47,7 +47,10 @@ from segdistill.stages.base import CHECKPOINT, ModelConfig
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
 KEPT = (".safetensors", ".json", ".png")
 """Suffixes of a stage's results, whose digests its manifest stores."""
-COSMETIC = ("title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator", "tracker")
+COSMETIC = (
+    "title", "paper", "evaluate", "workers", "log_every", "checkpoint_every", "accelerator", "compile", "strategy",
+    "tracker",
+)  # fmt: skip
 
 
 @environment.within_memory()
@@ -169,6 +172,8 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         log_every=recipe.log_every,
         checkpoint_every=recipe.checkpoint_every,
         workers=recipe.workers,
+        compiles=recipe.compile,
+        shards=recipe.strategy == "fsdp",
     )
 
 

@@ -205,7 +205,7 @@ def _stage(
         frozen=cost.frozen,
         flops=cost.flops,
         seconds=(stage.steps if stage.predicts is None else images) * cost.flops / speed,
-        memory=cost.kept + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
+        memory=cost.kept // stage.accumulate + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
         note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
     )
@@ -218,7 +218,7 @@ def _own_plan(number: int, stage: StageConfig, images: int, passes: Sequence[Pas
         one = _Cost()
         one.forward(each.call, trains=bool(each.trained))
         flops += one.flops * (images if each.steps is None else each.images * each.steps)
-        kept = max(kept, one.kept * each.images + ADAM * each.trained)
+        kept = max(kept, one.kept * each.images // stage.accumulate + ADAM * each.trained)
     trained, parameters = sum(each.trained for each in passes), sum(each.parameters for each in passes)
     return StagePlan(
         label=f"{number:02d}-{stage.name}",

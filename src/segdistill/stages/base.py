@@ -19,6 +19,7 @@ from segdistill.files import write_atomic
 from segdistill.heads import HEADS, Head
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
+from segdistill.train.blocks import shard
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
@@ -68,6 +69,9 @@ class StageConfig(Config):
     data: DataSelection
     steps: int = Field(ge=1, le=10**8)
     batch: int = Field(16, ge=1, le=2**16, description="images per step, all processes together")
+    accumulate: int = Field(
+        1, ge=1, le=2**16, description="micro-batches per step, one after the other: less memory, the same batch"
+    )
     seed: int | None = Field(
         None,
         ge=0,
@@ -152,9 +156,14 @@ class StageConfig(Config):
         return self.method is not None and needs_of(self.method).logits
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Images per step of each kind that it reads, all processes together."""
+        return (self.batch,)
+
+    @property
     def images_per_step(self) -> int:
-        """Images per step, all processes together."""
-        return self.batch
+        """Images per step of all kinds, all processes together."""
+        return sum(self.batches)
 
     @property
     def learned_per_step(self) -> int:
@@ -181,11 +190,14 @@ class StageConfig(Config):
 
     def faults(self) -> list[str]:
         """One line for each combination of its settings that cannot work."""
-        return [
+        lines = [
             f"hands_over: the {part} is not trained here; allowed: {', '.join(self.trains)}"
             for part in self.hands_over or ()
             if part not in self.trains
         ]
+        uneven = [batch for batch in self.batches if batch % self.accumulate]
+        lines += [f"accumulate {self.accumulate} does not divide the batch {each}; choose a divisor" for each in uneven]
+        return lines
 
     def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
         """Raise a :class:`UserError` for settings that do not fit the network that it trains, or the classes."""
@@ -245,6 +257,8 @@ class StageContext:
     log_every: int
     checkpoint_every: int
     workers: int
+    compiles: bool = False  # the blocks of encoders
+    shards: bool = False  # frozen teachers, over the processes
 
     def train(
         self,
@@ -279,6 +293,8 @@ class StageContext:
             clip=clip,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
+            accumulate=config.accumulate,
+            compiles=self.compiles,
         )
 
     def open(self, selection: DataSelection, listing: str = "images.txt") -> Dataset:
@@ -300,6 +316,11 @@ class StageContext:
     def build_teacher(self, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """The teacher's encoder, frozen: evaluation mode, no gradients."""
         return self.build("teacher", fit).eval().requires_grad_(False)
+
+    def shard(self, network: Encoder) -> None:
+        """Shard a frozen network over the processes, if the recipe says so."""
+        if self.shards:
+            shard(network, self.fabric.device)
 
     def build(self, role: str, fit: Callable[[EncoderConfig], EncoderConfig] | None = None) -> Encoder:
         """A network's encoder with the weights that the last stage handed over, or its start weights.

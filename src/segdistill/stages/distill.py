@@ -22,7 +22,7 @@ from segdistill.heads import Head
 from segdistill.heads.pyramid import resize
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
-from segdistill.processes import rank_and_size
+from segdistill.processes import share
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
 from segdistill.stages.teacher_cache import CacheConfig, Numbers, TeacherCache, open_cache
 from segdistill.stages.views import student_views, teacher_views
@@ -120,12 +120,12 @@ class Distillation(nn.Module):
     def mask(self, images: Tensor, step: int) -> Mask | None:
         """The tokens hidden in the student's masked view at this step: a function of (seed, step, sample).
 
-        The mask is drawn for the global batch; each process keeps its own samples.
+        The mask is drawn for the global batch; each process and micro-batch keeps its own samples.
         """
         if not self.needs.masked:
             return None
         h, w = self.mask_grid(images.shape[-2], images.shape[-1])
-        rng, batch = generator(*self.seed, "mask", step, 0), images.shape[0] * rank_and_size()[1]
+        rng, batch = generator(*self.seed, "mask", step, 0), images.shape[0] * share()[1]
         mask = own_mask(random_mask(batch, h * w, rng=rng, **self.method.mask_settings()))
         return Mask(samples=mask.samples.to(images.device), tokens=mask.tokens.to(images.device))
 
@@ -197,6 +197,8 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
             progress=context.progress,
         )
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
+    else:
+        context.shard(teacher)
     data = StepBatches(
         dataset,
         transform,

@@ -21,7 +21,7 @@ from segdistill.data.transforms import DistillAugment
 from segdistill.generalize import GENERALIZERS, Facts, Generalizer, Seen, Wants
 from segdistill.models import Model
 from segdistill.ops import evaluation_mode
-from segdistill.processes import gather
+from segdistill.processes import first_micro_batch, gather
 from segdistill.train.loop import Objective
 from segdistill.types import Batch, Features, LossTerms
 
@@ -172,9 +172,11 @@ class GeneralizedObjective(Objective):
     def _renew(self, step: int, steps: int) -> None:
         """Collect the styles of the source images for the baselines that ask for them before this step."""
         encoder = self.model.encoder
+        if not first_micro_batch():
+            return
         for part in self._generalizers:
-            if part.due(step, steps):
-                with torch.no_grad(), evaluation_mode(encoder):
+            if part.due(step, steps):  # every micro-batch goes on with the same random numbers
+                with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(encoder):
                     batches = self.sources(step, part.least())
                     images = (batch["image"].to(encoder.mean.device).float() / 255.0 for batch in batches)
                     part.renew(gather(torch.cat([part.style_of(encoder.stem(each)) for each in images])))

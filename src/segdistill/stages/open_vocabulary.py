@@ -96,6 +96,11 @@ class OpenVocabularyStageConfig(StageConfig):
         return self.parts[part].steps or self.steps
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Of each part."""
+        return tuple(map(self.images_of, self.parts)) or (self.batch,)
+
+    @property
     def images_per_step(self) -> int:
         """Of the part with the larger batch."""
         return max(map(self.images_of, self.parts), default=self.batch)

@@ -110,6 +110,8 @@ class PseudoLabelConfig(StageConfig):
     def faults(self) -> list[str]:
         """Also a task whose predictions are not objects."""
         lines = super().faults()
+        if self.accumulate > 1:
+            lines.append("accumulate is for stages that train; remove it")
         if not TASKS[self.task].objects or TASKS[self.task].boxes:
             lines.append(f"pseudo-labels are objects; the task '{self.task}' has none with masks")
         if self.adapted is not None and self.open_vocabulary is None:

@@ -30,6 +30,7 @@ from segdistill.methods.pixel_contrast import PixelContrast
 from segdistill.models import Model
 from segdistill.models.instance import object_masks
 from segdistill.ops import derive_seed, maps
+from segdistill.processes import first_micro_batch
 from segdistill.stages.base import StageConfig, StageContext, StageResult, need
 from segdistill.stages.pseudo_label import LABELS, labels_faults
 from segdistill.stages.task import (
@@ -88,9 +89,9 @@ class SemiConfig(TaskConfig):
         return ("head",) if self.freeze_encoder else ("encoder", "head")
 
     @property
-    def images_per_step(self) -> int:
-        """Labelled and unlabelled images together."""
-        return self.batch + (0 if self.unlabelled is None else self.unlabelled.batch)
+    def batches(self) -> tuple[int, ...]:
+        """Labelled and unlabelled images."""
+        return (self.batch,) if self.unlabelled is None else (self.batch, self.unlabelled.batch)
 
     @property
     def learned_per_step(self) -> int:
@@ -214,7 +215,8 @@ class SemiObjective(Objective):
         seen = images
         if self.average is not None:
             assert other is not None
-            self.average.follow(self.model, step)
+            if first_micro_batch():
+                self.average.follow(self.model, step)
             seen = torch.cat([labelled, self.strong(other)])
         features = self.model.features(seen.float() / 255.0)
         decoded = self.model.decode(features)

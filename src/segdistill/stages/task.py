@@ -115,10 +115,10 @@ class TaskConfig(StageConfig):
         return ("head",) if frozen else ("encoder", "head")
 
     @property
-    def images_per_step(self) -> int:
-        """Labelled, proxy and style images together."""
-        further = 0 if self.styles is None else self.batch
-        return self.batch + further + (0 if self.proxy is None else self.proxy.batch)
+    def batches(self) -> tuple[int, ...]:
+        """Labelled, proxy and style images."""
+        further = () if self.proxy is None else (self.proxy.batch,)
+        return (self.batch, *further) if self.styles is None else (self.batch, *further, self.batch)
 
     @property
     def learned_per_step(self) -> int:
@@ -327,6 +327,8 @@ def start_network(config: TaskConfig, context: StageContext, classes: Sequence[s
     encoder = context.build(config.model)
     if "encoder" not in config.trains:
         encoder.eval().requires_grad_(False)
+        if config.model == "teacher":
+            context.shard(encoder)
     # The seed's word is part of every score: another one draws other weights.
     seed = derive_seed(context.seed, config.name, "decoder")
     return build_model(TASKS[config.task], model, encoder, classes, seed=seed, stage=context.label)
@@ -365,4 +367,5 @@ def _distillation(
         assert model.head_weights is not None, "validation of the recipe guarantees it"
         head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
+    context.shard(teacher)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)

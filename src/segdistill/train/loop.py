@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from segdistill.config import UserError
 from segdistill.interrupts import Stopped, postponed
 from segdistill.ops import derive_seed
+from segdistill.processes import micro_batch
 from segdistill.train import checkpoint
+from segdistill.train.blocks import compile_blocks, hide_shards
 from segdistill.train.finite import Finite
 from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Groups, Schedule
@@ -44,7 +46,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
-        """Values of the last forward pass to log besides the loss; the log holds their mean over the processes."""
+        """Values of the last forward pass (of the last micro-batch) to log besides the loss.
+
+        The log holds their mean over the processes.
+        """
         return {}
 
 
@@ -70,6 +75,8 @@ class LoopSettings:
     seed: tuple[int | str, ...]
     fingerprint: str  # of everything the stage's result depends on; other checkpoints are refused
     clip: float | None = None
+    accumulate: int = 1  # micro-batches per step
+    compiles: bool = False  # the blocks of encoders
     log_every: int = 20
     checkpoint_every: int = 200
 
@@ -117,6 +124,9 @@ def train(
     step; a single process then saves a checkpoint.
     """
     share_statistics(objective)
+    hide_shards(objective)
+    if settings.compiles:
+        compile_blocks(objective)
     wrapped, updates = fabric.setup(objective, optimizer(groups))
     start, spent, totals = _restore(fabric, objective, updates, folder, settings)
     log.rewind(settings.stage, start)
@@ -136,11 +146,8 @@ def train(
         lr = schedule(step, settings.steps)
         for group in updates.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # the same in every process
-        terms = wrapped(batch, step, settings.steps)
-        loss = torch.stack(list(terms.values())).sum()
-        finite.see(step, loss, terms)
-        fabric.backward(loss)
+        terms = _gradients(fabric, wrapped, batch, step, settings)
+        finite.see(step, torch.stack(list(terms.values())).sum(), terms)
         if settings.clip:
             fabric.clip_gradients(wrapped, updates, max_norm=settings.clip, error_if_nonfinite=False)
         updates.step()
@@ -161,6 +168,32 @@ def train(
         if saves:
             save(done)
     return time.perf_counter() - began
+
+
+def _gradients(fabric: Fabric, wrapped: Any, batch: dict[str, Tensor], step: int, settings: LoopSettings) -> LossTerms:
+    """Add the gradients of the mean loss of the micro-batches; returns its detached terms.
+
+    Every pass draws its random numbers from the seed of (seed, step), as one pass over the whole batch would (see
+    :mod:`segdistill.processes`). Processes exchange gradients after the last one.
+    """
+    count: int = settings.accumulate
+    sums: LossTerms = {}
+    if uneven := [len(value) for value in batch.values() if len(value) % count]:
+        raise UserError(
+            f"stage {settings.stage}: {uneven[0]} images per process cannot be divided into {count} micro-batches; "
+            "choose another batch, accumulate or number of processes"
+        )
+    for number in range(count):
+        part = batch if count == 1 else {name: value[number::count] for name, value in batch.items()}
+        torch.manual_seed(derive_seed(*settings.seed, "model", step, 0))  # the same in every process
+        with micro_batch(number, count), fabric.no_backward_sync(wrapped, enabled=number < count - 1):
+            terms = wrapped(part, step, settings.steps)
+            loss = torch.stack(list(terms.values())).sum() / count
+            fabric.backward(loss)
+        for name, value in terms.items():
+            own = value.detach() / count
+            sums[name] = sums[name] + own if name in sums else own
+    return sums
 
 
 def _uncut(pairs: Iterable[tuple[int, T]], save: Callable[[int], None] | None) -> Iterator[tuple[int, T]]:
