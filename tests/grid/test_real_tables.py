@@ -27,7 +27,8 @@ CHECKPOINTS = {  # as their owners name them
 }  # fmt: skip
 TARGETS = {
     "Citys": "cityscapes", "BDD": "bdd100k", "Map": "mapillary_half", "Night": "acdc:night", "Snow": "acdc:snow",
-    "Fog": "acdc:fog", "Rain": "acdc:rain", "ACDC": "acdc", "P-I": "potsdam_irrg", "V-I": "vaihingen_irrg", "5-7": "endovis18",
+    "Fog": "acdc:fog", "Rain": "acdc:rain", "ACDC": "acdc", "P-I": "potsdam_irrg", "V-I": "vaihingen_irrg",
+    "5-7": "endovis18",
 }  # fmt: skip
 BESIDE = {"table6_gtav": ("acdc",), "table10_voc": ("voc2007_boxes",)}  # domains that are not part of the mean
 PAIRS = [  # docs/data.md, "Other pairs"
