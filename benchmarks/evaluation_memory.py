@@ -88,21 +88,26 @@ def scoring(model: Segmenter, image: torch.Tensor, label: torch.Tensor) -> Calla
     return run
 
 
+def show(line: str) -> None:
+    """Print a line at once: a run that is stopped leaves the rows that it has."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048))
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, help="default: all")
     options = parser.parse_args()
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(256, (1, 3, *options.size), dtype=torch.uint8, generator=rng)
     label = torch.randint(CLASSES, (1, *options.size), dtype=torch.uint8, generator=rng)
-    out = [f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.size[0]} x {options.size[1]}", ""]
-    out += [
-        "| network | forward, MiB | scoring, MiB | ratio | forward, s | scoring, s | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in NETWORKS:
+    show(f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.size[0]} x {options.size[1]}\n")
+    show("| network | forward, MiB | scoring, MiB | ratio | forward, s | scoring, s | ratio |")
+    show("|---|---|---|---|---|---|---|")
+    for name in options.networks or NETWORKS:
         model = network(name)
         calls = (passes(model, image), scoring(model, image, label))
         low, high = (peak(call) / 2**20 for call in calls)
@@ -115,8 +120,7 @@ def main() -> None:
             seconds.append((marks[1] - marks[0], marks[2] - marks[1]))
         first, second = (statistics.median(times) for times in zip(*seconds, strict=True))
         ratio = statistics.median(own / bare for bare, own in seconds)
-        out.append(f"| {name} | {low:.0f} | {high:.0f} | {high / low:.2f} | {first:.1f} | {second:.1f} | {ratio:.2f} |")
-    sys.stdout.write("\n".join(out) + "\n")
+        show(f"| {name} | {low:.0f} | {high:.0f} | {high / low:.2f} | {first:.1f} | {second:.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
