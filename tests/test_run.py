@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from segdistill.config import UserError
+from segdistill.files import sealed_text
 from segdistill.recipe import load
 from segdistill.runlog import Quiet
 from segdistill.runs.execute import fingerprints, run
@@ -164,6 +166,19 @@ def test_a_stage_of_other_settings_is_not_taken_from_another_run(tmp_path, finis
     record = Record()
     run(recipe, tmp_path / "run", reuse=[finished], watcher=record)
     assert record.states == [("00-teacher", "running")]
+
+
+def test_a_folder_from_before_a_setting_existed_continues(tmp_path, finished):
+    """A setting that the stored recipe does not have has its default."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del stored["strategy"], stored["stages"][1]["accumulate"], stored["evaluate"]["corrupt"]
+    (folder / "recipe.yaml").write_text(sealed_text(yaml.safe_dump(stored, sort_keys=False)))
+    record, recipe = Record(), load(tiny_file(tmp_path))
+    run(recipe, folder, watcher=record)
+    assert {state for _, state in record.states} == {"finished"}
+    with pytest.raises(UserError, match="different stages"):
+        run(load(tiny_file(tmp_path), ["stages.agnostic.accumulate=2"]), folder)
 
 
 def test_results_have_what_the_report_reads_and_retention_is_the_ratio_of_the_means_over_unseen(finished):

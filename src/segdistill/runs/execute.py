@@ -19,7 +19,7 @@ from lightning.fabric.strategies import DDPStrategy
 from lightning_utilities.core import rank_zero
 
 from segdistill import environment
-from segdistill.config import UserError
+from segdistill.config import UserError, parse
 from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
@@ -216,13 +216,18 @@ def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
 
 
 def _old_recipe(path: Path) -> dict[str, Any] | None:
-    """The settings stored in a run folder; None if the file is damaged."""
+    """The settings stored in a run folder, with the defaults of newer ones; None if the file is damaged."""
     data = path.read_bytes()
     try:
         old = yaml.safe_load(data.decode()) if text_is_whole(data) else None
     except (yaml.YAMLError, ValueError, RecursionError):
         old = None
-    return old if isinstance(old, dict) else None
+    if not isinstance(old, dict):
+        return None
+    try:
+        return yaml.safe_load(dump(parse(Recipe, old)))
+    except UserError:  # it has a setting that no longer exists
+        return old
 
 
 def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[str, Any]:
