@@ -17,10 +17,13 @@ from segdistill.runs.demo import recipes_folder
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
 
+OTHERS = {"instance", "detection", "deeplabv3plus", "daformer", "hrda", "rein"}
+"""Recipes with schedules of their own: other tasks, and the networks of Table 6."""
+
 REAL = [
     path
     for path in sorted(recipes_folder().glob("*.yaml"))
-    if not path.stem.startswith("world") and not {"instance", "detection"} & set(path.stem.split("_"))
+    if not path.stem.startswith("world") and not OTHERS & set(path.stem.split("_"))
 ]
 """Of GKD."""
 IMAGES = {"gtav": 24_966, "cityscapes": 2975, "potsdam": 3456}  # of the source; EndoVis's are not established
@@ -42,13 +45,31 @@ def test_there_are_real_recipes():
     assert len(REAL) >= 11
 
 
+BASELINES = {  # batch, rate of encoder and head, power, weight decay, optimiser, warm-up (spec gkd, C.2 and C.4; Rein)
+    "gtav_deeplabv3plus": (8, 0.01, 0.01, 0.9, 5e-4, "sgd", 0.0),
+    "gtav_daformer_plain": (2, 6e-5, 6e-4, 1.0, 0.01, "adamw", 0.0375),
+    "gtav_hrda_plain": (2, 6e-5, 6e-4, 1.0, 0.01, "adamw", 0.0375),
+    "gtav_rein": (4, 1e-4, 1e-4, 0.9, 0.05, "adamw", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_networks_of_table_6_have_their_authors_schedule(name):
+    (stage,) = stages(recipes_folder() / f"{name}.yaml", TaskConfig)
+    own = stage.optimizer
+    batch, slow, rate, power, decay, algorithm, warmup = BASELINES[name]
+    assert (stage.steps, stage.batch, own.algorithm.type) == (40_000, batch, algorithm)
+    assert (own.lr * own.encoder_lr_scale, own.lr) == pytest.approx((slow, rate))
+    assert (own.power, own.weight_decay, own.warmup, own.clip) == (power, decay, warmup, None)
+
+
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_task_stages_have_the_authors_schedule_and_augmentation(path):
     for stage in stages(path, TaskConfig):
         assert (stage.steps, stage.batch) == (40_000, 4)
         assert stage.optimizer.model_dump() == {
             "lr": 1e-4, "encoder_lr_scale": 0.1, "power": 0.9, "weight_decay": 0.05, "algorithm": ADAMW,
-            "warmup": 0.0, "clip": None,
+            "warmup": 0.0, "clip": None, "decay_norms": False,
         }  # fmt: skip
         assert stage.augment.model_dump() == {
             "scale": (0.5, 2.0), "max_share": 0.75, "tries": 10, "flip": 0.5, "photometric": True

@@ -276,7 +276,7 @@ def test_every_appearance_setting_matters() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"domain": "nihgt"}, r"unknown domain 'nihgt': did you mean 'night'\? allowed: broad, clear"),
+        ({"domain": "nihgt"}, r"unknown domain 'nihgt': did you mean 'night'\? allowed: arcade, broad, clear"),
         ({"split": "validation"}, "unknown split 'validation': .*allowed: pretrain, test, train, val"),
         ({"index": 100_000}, "index of split 'val' must be from 0 to 99999, got 100000"),
         ({"index": -1}, "index of split 'val' must be from 0"),
