@@ -55,7 +55,7 @@ class Pyramid:
     image: tuple[int, int]
 
     @property
-    def scale(self) -> Float[Tensor, "4"]:
+    def scale(self) -> Float[Tensor, " 4"]:
         """A box in the pyramid divided by the same box in the image."""
         down, across = (own / given for own, given in zip(self.size, self.image, strict=True))
         return tensor([across, down, across, down], device=self.levels[0].device)
