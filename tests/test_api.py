@@ -47,7 +47,7 @@ def test_importing_costs_neither_torch_nor_numpy_nor_a_third_of_a_second():
     command = [sys.executable, "-c", code]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for _ in range(3)]
     assert {run.partition(" ")[2] for run in runs} == {"[]"}
-    assert min(float(run.partition(" ")[0]) for run in runs) < 0.33  # other work on the machine only adds
+    assert min(float(run.partition(" ")[0]) for run in runs) < 0.3  # other work on the machine only adds
 
 
 def test_functions_stay_functions_after_their_modules_are_imported(finished):
