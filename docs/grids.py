@@ -35,6 +35,7 @@ def grid(name: str, entry: Record) -> Page:
         lines += sweep(table, rows, values, runs, raw["teachers"])
     lines += overview(rows, values, runs, raw["teachers"], table, raw["unseen"])
     lines += leads(raw["leads"])
+    lines += corrupted(rows, runs, raw["teachers"])
     lines += by_seed(rows, values, runs, raw["teachers"])
     lines += settings_of(rows, table)
     facts = sources_of([run["environment"] for run in runs]) | {
@@ -91,7 +92,8 @@ def overview(
     has_paper = any(row.get("paper") for row in rows) and not values[1:]
     head = ["model", f"{source} (source)", *unseen, "mean unseen"]
     head += ["gain"] * has_base + ["retention (%)", "seconds"] + ["peak MiB"] * has_memory
-    head += ["paper: mean unseen"] * has_paper
+    printed = f"paper: {paper_column(place)}"
+    head += [printed] * has_paper
     body, validation = [], []
     for value in values:
         own = [teacher for teacher in teachers if teacher["sweep"] == value]
@@ -111,7 +113,7 @@ def overview(
             body += [line + cost for line, cost in zip(lines, more, strict=True)]
             validation += block(rows, group, picked, VALIDATION, mean_validation)
     checked = markdown(["model", *VALIDATION, "mean validation"], validation)
-    first = ["model", f"{source} (source)", "mean unseen", "gain", "retention (%)", "paper: mean unseen"]
+    first = ["model", f"{source} (source)", "mean unseen", "gain", "retention (%)", printed]
     order = sorted(range(len(head)), key=lambda place: first.index(head[place]) if head[place] in first else len(first))
     shown = [[line[place] for place in order] for line in (head, *body)]
     return [*markdown(shown[0], shown[1:]), "", caption(runs), "", "Validation domains:", "", *checked, ""]
@@ -227,6 +229,35 @@ def paper(place: Record, group: str, name: str | None, column: str = "Avg.") -> 
     row = found.row(name) if name else teacher
     score = row.scores[position] if row else None
     return "–" if score is None else f"{score:.1f}"
+
+
+def paper_column(place: Record, column: str = "Avg.") -> str:
+    """Which of the paper's columns :func:`paper` reads."""
+    where = place.get("paper") or next(iter(place.get("papers", {}).values()), None)
+    if where is None:
+        return "mean unseen"
+    found = paper_block(where["table"], where["block"], where.get("source", ""), paper=where.get("paper", "gkd"))
+    heads = [title.split("/")[-1] for title in found.columns]
+    return "mean unseen" if column in heads else heads[-1]
+
+
+def corrupted(rows: list[Record], runs: list[Record], teachers: list[Record]) -> list[str]:
+    """Scores on corrupted images, corruption by corruption."""
+    if not any("corruptions" in run for run in runs):
+        return []
+    models = [("Teacher", teachers), *[(row["title"], of_row(row, runs)) for row in rows]]
+    first = runs[0]["corruptions"]
+    lines = []
+    for title, own in models:
+        found = [each["corruptions"] for each in own]
+        shares = [spread([100 * each[key] for each in found]) for key in ("clean", "mpc", "rpc")]
+        lines.append([title, *shares, *[spread([100 * mean(each["scores"][name]) for each in found])
+                                        for name in first["scores"]]])  # fmt: skip
+    severities = ", ".join(map(str, first["severities"]))
+    head = ["model", "clean", "mPC", "rPC (%)", *[name.replace("_", " ") for name in first["scores"]]]
+    where = ", ".join(first["domains"])
+    about = f"{runs[0]['label']} in percent on {first['images']} images of {where}, mean over the severities {severities}:"
+    return ["## Under corruption", "", about, "", *markdown(head, lines), ""]
 
 
 def sweep(
