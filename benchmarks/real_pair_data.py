@@ -2,9 +2,9 @@
 
     uv run python benchmarks/real_pair_data.py FACADES OUT --proxy PHOTOGRAPHS ...
 
-``FACADES`` is the folder of LabelMeFacade (``images``, ``labels``; github.com/cvjena/labelmefacade). The place is in the
-file name. Boston and Cambridge are the source, north-western and central Spain validate, and Mallorca, Barcelona by day
-and by night, and London with Paris are unseen. No image is copied: ``OUT`` holds links, lists and descriptions.
+``FACADES`` is the folder of LabelMeFacade (``images``, ``labels``; github.com/cvjena/labelmefacade), whose file names
+have the place. Boston and Cambridge are the source, Spain without Barcelona validates, and Mallorca, Barcelona by day,
+Barcelona by night, and London with Paris are unseen. No image is copied: ``OUT`` holds links, lists and descriptions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import yaml
 from segdistill.files import write_atomic
 
 CLASSES = ("building", "car", "door", "pavement", "road", "sky", "vegetation", "window")
-COLORS = ((128, 64, 0), (128, 0, 128), (128, 128, 0), (128, 128, 128), (0, 0, 128), (0, 128, 128), (0, 128, 0), (0, 0, 255))
+COLORS = (
+    (128, 64, 0), (128, 0, 128), (128, 128, 0), (128, 128, 128), (0, 0, 128), (0, 128, 128), (0, 128, 0), (0, 0, 255)
+)  # fmt: skip
 PLACES = {  # name: words of which one is in the file name; the first place that fits has the image
     "night": ("night",),
     "barcelona": ("barcelona",),

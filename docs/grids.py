@@ -256,7 +256,9 @@ def corrupted(rows: list[Record], runs: list[Record], teachers: list[Record]) ->
     severities = ", ".join(map(str, first["severities"]))
     head = ["model", "clean", "mPC", "rPC (%)", *[name.replace("_", " ") for name in first["scores"]]]
     where = ", ".join(first["domains"])
-    about = f"{runs[0]['label']} in percent on {first['images']} images of {where}, mean over the severities {severities}:"
+    about = (
+        f"{runs[0]['label']} in percent on {first['images']} images of {where}, mean over the severities {severities}:"
+    )
     return ["## Under corruption", "", about, "", *markdown(head, lines), ""]
 
 

@@ -1,12 +1,13 @@
-"""The commands for a user's own images: init, serve, settings and estimate."""
+"""The commands for a user's own images: init, serve, settings, estimate and probe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from segdistill.cli.show import print_table
 from segdistill.config import UserError
 
 
@@ -84,3 +85,28 @@ def estimate(
     typer.echo(f"picture: {out}")
     if found.miou is None:
         raise typer.Exit(1)
+
+
+def probe(
+    recipe: Annotated[Path, typer.Argument(help="a recipe file, or the name of a shipped recipe")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="changed settings, such as teacher.encoder.name=dinov2_b")
+    ] = None,
+    *,
+    model: Annotated[Literal["teacher", "student"], typer.Option(help="which of its networks")] = "teacher",
+    images: Annotated[int, typer.Option(min=5, help="labelled images of the source to fit on, at most")] = 200,
+) -> None:
+    """Score every block of an encoder with a frozen linear probe: which one is worth distilling, and is it any good?"""
+    from segdistill.precheck import check_recipe
+    from segdistill.shipped import recipe_path
+
+    path = recipe_path(recipe)
+    check_recipe(path, overrides or [])  # before torch is imported
+    from segdistill import recipe as recipes
+    from segdistill.estimation.probe import probe as probe_recipe
+    from segdistill.progress import Bars
+
+    with Bars("probe", 0) as bars:
+        found = probe_recipe(recipes.load(path, overrides), model=model, images=images, watcher=bars)
+    print_table(found.table())
+    typer.echo(found.line())
