@@ -68,7 +68,7 @@ def test_task_stages_have_the_authors_schedule_and_augmentation(path):
     for stage in stages(path, TaskConfig):
         assert (stage.steps, stage.batch) == (40_000, 4)
         assert stage.optimizer.model_dump() == {
-            "lr": 1e-4, "encoder_lr_scale": 0.1, "power": 0.9, "weight_decay": 0.05, "algorithm": ADAMW,
+            "lr": 1e-4, "encoder_lr_scale": 0.1, "power": 0.9, "drops": (), "weight_decay": 0.05, "algorithm": ADAMW,
             "warmup": 0.0, "clip": None, "decay_norms": False,
         }  # fmt: skip
         assert stage.augment.model_dump() == {

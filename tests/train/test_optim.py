@@ -38,6 +38,12 @@ def test_no_learning_rate_is_negative_or_not_a_number_whatever_the_length():
             assert all(0 <= config.schedule(16)(step, steps) <= 5e-4 for step in range(steps))
 
 
+def test_drops_replace_the_polynomial():
+    lr = PolyConfig(lr=0.01, drops=(0.75, 0.9), warmup=0.02).schedule(4)
+    rates = [lr(step, 100) for step in (0, 1, 2, 74, 75, 89, 90, 99)]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
 @pytest.mark.parametrize("config", [CosineConfig(warmup=0.1, lr_reference_batch=None), PolyConfig(warmup=0.1)])
 def test_warm_up_grows_in_equal_steps_to_the_base_rate(config):
     rates = [config.schedule(8)(step, 100) for step in range(12)]

@@ -17,7 +17,7 @@ from segdistill.data.targets import boxes_of
 from segdistill.metrics.average_precision import coco_ap, mean, voc_ap
 from segdistill.metrics.base import RESAMPLES, draws
 from segdistill.metrics.instances import InstanceSamples, ObjectMetric, Predictor
-from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, bits, coco, iou_of
+from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, bits, coco, iou_of, one_image
 from segdistill.models import Model, View
 from segdistill.objects import Detections, Objects
 
@@ -95,18 +95,7 @@ def match_boxes(detections: Detections, objects: Objects) -> Matches:
         right[rows, -1], wrong[rows, -1] = voc(pair)
     within = (areas[:, None] >= AREAS[:, 0]) & (areas[:, None] <= AREAS[:, 1])
     counted = np.concatenate([within, np.ones((len(areas), 1), bool)], axis=1) & ~crowd[:, None]
-    return Matches(
-        1,
-        np.zeros(count, np.int32),
-        detections.classes.astype(np.int16),
-        detections.scores.astype(np.float32),
-        overlaps,
-        right,
-        wrong,
-        np.zeros(len(areas), np.int32),
-        classes.astype(np.int16),
-        counted,
-    )
+    return one_image(detections, classes, right, wrong, overlaps, counted=counted)
 
 
 def voc(pair: Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:

@@ -107,15 +107,28 @@ def match(detections: Detections, objects: Objects, *, min_pixels: int = MIN_PIX
         right[mine, -1], wrong[mine, -1] = _cityscapes(pair, min_pixels)
     within = (areas[:, None] >= AREAS[:, 0]) & (areas[:, None] <= AREAS[:, 1])
     counted = np.concatenate([within, areas[:, None] >= min_pixels], axis=1) & ~crowd[:, None]
+    return one_image(detections, classes, right, wrong, overlaps, counted=counted)
+
+
+def one_image(
+    detections: Detections,
+    classes: NDArray[Any],
+    right: NDArray[np.uint16],
+    wrong: NDArray[np.uint16],
+    overlaps: NDArray[np.float64],
+    *,
+    counted: NDArray[np.bool_],
+) -> Matches:
+    """The matches of one image, whose objects have ``classes``; the other arrays are those of :class:`Matches`."""
     return Matches(
         1,
-        np.zeros(len(masks), np.int32),
-        guesses.astype(np.int16),
+        np.zeros(len(right), np.int32),
+        detections.classes.astype(np.int16),
         detections.scores.astype(np.float32),
         overlaps,
         right,
         wrong,
-        np.zeros(len(areas), np.int32),
+        np.zeros(len(classes), np.int32),
         classes.astype(np.int16),
         counted,
     )

@@ -227,9 +227,13 @@ class Comparison:
         return None if mean is None else round(self.metric.number(mean), self.metric.decimals)
 
     def ranked(self, group: str, value: str = "") -> list[int]:
-        """The rows of a group with a mean over the unseen domains, best first; empty if there are shortcomings."""
+        """The rows of a group with a mean over the unseen domains, best first; empty if there are shortcomings.
+
+        A network that nothing was trained in is only ranked among its like.
+        """
         known = [row for row, line in enumerate(self.rows) if line.group == group and self.mean(row, value) is not None]
-        return [] if self.shortcomings else sorted(known, key=lambda row: -(self.mean(row, value) or 0.0))
+        trained = [row for row in known if any(run.fewest_steps is not None for run in self.runs_of(row, value))]
+        return [] if self.shortcomings else sorted(trained or known, key=lambda row: -(self.mean(row, value) or 0.0))
 
     def tops(self, value: str = "") -> list[list[int]]:
         """:meth:`ranked` for every group with scores; the group with the best row comes first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -107,6 +107,10 @@ class PolyConfig(Config):
         0.1, gt=0, le=1000, description="factor on the encoder's learning rate, if it is trained"
     )
     power: float = Field(0.9, ge=0, le=100)
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="shares of the steps after which lr falls to a tenth, for detectors; none: polynomial",
+    )
     weight_decay: float = Field(0.05, ge=0, le=1)
     algorithm: part_of("optimizer", OPTIMIZERS, "adamw") = Field({}, validate_default=True)  # type: ignore[valid-type]
     warmup: float = Field(0.0, ge=0, lt=1, description="ours: share of the steps with linearly growing lr")
@@ -120,12 +124,17 @@ class PolyConfig(Config):
         return set() if self.decay_norms else norms_and_embeddings(module)
 
     def schedule(self, batch: int) -> Schedule:
-        """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10)."""
+        """``lr * (1 - t / (steps - 1)) ** power``: the last step's rate is zero, as in mmengine (spec A.10).
+
+        With ``drops``, ``lr * 0.1 ** (drops passed)`` instead.
+        """
         del batch
 
         def lr(step: int, steps: int) -> float:
             if step < self.warmup * steps:
                 return self.lr * min(1.0, (step + 1) / (self.warmup * steps))
+            if self.drops:
+                return self.lr * 0.1 ** sum(step >= drop * steps for drop in self.drops)
             return self.lr * (1 - step / max(1, steps - 1)) ** self.power
 
         return lr
