@@ -95,28 +95,36 @@ def overview(
     printed = f"paper: {paper_column(place)}"
     head += [printed] * has_paper
     body, validation = [], []
+    checked = [VALIDATION] if set(VALIDATION) <= set(runs[0]["domains"]) else []
     for value in values:
         own = [teacher for teacher in teachers if teacher["sweep"] == value]
         picked = [run for run in runs if run["sweep"] == value]
         groups = list(dict.fromkeys(row["group"] for row in rows))
         line = [*scores(own, [source, *unseen], mean_unseen), *["–"] * (1 + has_base), teacher_seconds(picked)]
         line += ["–"] * has_memory + ([paper(place, groups[0], None)] if has_paper else [])
-        for table, cells in ((body, line), (validation, scores(own, VALIDATION, mean_validation))):
+        for table, cells in ((body, line), *((validation, scores(own, each, mean_validation)) for each in checked)):
             table += [[f"*{value}*", *[""] * len(cells)]] if value else []
             table.append(["Teacher", *cells])
         for group in groups:
             extra = (has_base, has_memory, place if has_paper else None)
-            for table, cells in ((body, len(head)), (validation, 5)):
+            for table, cells in ((body, len(head)), (validation, len(VALIDATION) + 2)):
                 table += [[f"*{group}*", *[""] * (cells - 1)]] if group else []
             lines = block(rows, group, picked, [source, *unseen], mean_unseen)
             more = costs(rows, group, picked, extra)
             body += [line + cost for line, cost in zip(lines, more, strict=True)]
-            validation += block(rows, group, picked, VALIDATION, mean_validation)
-    checked = markdown(["model", *VALIDATION, "mean validation"], validation)
+            for each in checked:
+                validation += block(rows, group, picked, each, mean_validation)
+    beside = markdown(["model", *VALIDATION, "mean validation"], validation)
     first = ["model", f"{source} (source)", "mean unseen", "gain", "retention (%)", printed]
     order = sorted(range(len(head)), key=lambda place: first.index(head[place]) if head[place] in first else len(first))
     shown = [[line[place] for place in order] for line in (head, *body)]
-    return [*markdown(shown[0], shown[1:]), "", caption(runs), "", "Validation domains:", "", *checked, ""]
+    return [
+        *markdown(shown[0], shown[1:]),
+        "",
+        caption(runs),
+        "",
+        *(["Validation domains:", "", *beside, ""] if checked else []),
+    ]
 
 
 def caption(runs: list[Record]) -> str:

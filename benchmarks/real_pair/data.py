@@ -1,6 +1,6 @@
-"""LabelMeFacade by place: one data set per place, and the proxy photographs, for recipes/tables/real_pair.yaml.
+"""LabelMeFacade by place: one data set per place, and the proxy photographs.
 
-    uv run python benchmarks/real_pair_data.py FACADES OUT --proxy PHOTOGRAPHS ...
+    uv run python benchmarks/real_pair/data.py FACADES OUT --proxy PHOTOGRAPHS ...
 
 ``FACADES`` is the folder of LabelMeFacade (``images``, ``labels``; github.com/cvjena/labelmefacade), whose file names
 have the place. Boston and Cambridge are the source, Spain without Barcelona validates, and Mallorca, Barcelona by day,
