@@ -27,6 +27,18 @@ def test_one_seed_has_the_interval_of_its_images_and_several_their_own_spread(tm
     assert "In brackets" not in (tmp_path / "page.html").read_text()
 
 
+def test_a_network_that_nothing_was_trained_in_is_not_called_best(tmp_path):
+    folders = [flat(tmp_path / name, score, name) for name, score in (("start", 0.45), ("a", 0.4), ("b", 0.3))]
+    assert headline(collect(folders)).startswith("start is best")
+    for manifest in (folders[0] / "stages").glob("*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"steps": 0}))
+    found = collect(folders)
+    assert headline(found).startswith("a is best")
+    assert [found.rows[row].title for row in found.ranked("")] == ["a", "b"]
+    alone = collect(folders[:1])
+    assert alone.ranked("") == [0]
+
+
 def test_runs_that_are_too_short_claim_nothing(tmp_path):
     folders = [flat(tmp_path / name, score, name) for name, score in (("a", 0.4), ("b", 0.3))]
     long = collect(folders)
