@@ -97,6 +97,7 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "mse": {
         "weight": ({}, 0.5),
         "cls_weight": ({}, 0.5),
+        "relative": ({}, True),
         "taps": ({}, (2,)),
     },
     "proteus": {

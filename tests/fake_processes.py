@@ -148,6 +148,7 @@ CASES = {
     "vitkd": lambda: method("vitkd"),
     "afdcd": lambda: method("afdcd", pixel_weight=0.0),
     "mse": lambda: method("mse"),
+    "mse, relative": lambda: method("mse", relative=True),
     "cwd": lambda: method("cwd"),
     "thing distance": things,
     "gram distance": grams,

@@ -116,7 +116,8 @@ def test_domains_get_roles_and_unlabelled_images_are_the_proxy(tmp_path):
     recipe = load(started.recipe)
     assert recipe.evaluate.unseen == ("fog",)
     assert recipe.evaluate.validation == ("dusk",)
-    assert recipe.stages[1].data.domains == ("more", "street")
+    assert recipe.stages[1].data.domains == ("street",)
+    assert recipe.stages[1].proxy.data.domains == ("more", "street")
     scored = [recipe.data.open(recipe.evaluate.selection(recipe.data, name)) for name in recipe.evaluate.domains]
     assert [len(data) for data in scored] == [2, 2, 3]
 
@@ -140,11 +141,12 @@ def test_coco_files_are_known_by_their_content(tmp_path):
 
 
 @pytest.mark.parametrize("student", ["timm:test_convnext.r160_in1k", "timm:test_vit.r160_in1k"])
-def test_students_without_a_cls_token_get_pooled_tokens(student, tmp_path):
+def test_students_with_and_without_a_cls_token_are_distilled_in_one_stage(student, tmp_path):
     write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
     started = start(tmp_path / "a", tmp_path / "recipe.yaml", teacher="world_teacher", student=student)
-    method = load(started.recipe).stages[1].method.settings
-    assert method.token == ("pooled" if "convnext" in student else "cls")
+    teacher, task = load(started.recipe).stages
+    assert (teacher.model, task.model, task.method.type, task.freeze_encoder) == ("teacher", "student", "mse", False)
+    assert task.method.settings.relative
 
 
 def spoiled_jpeg(root):

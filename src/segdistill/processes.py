@@ -72,7 +72,7 @@ def rand(rows: int, *sizes: int, device: torch.device | None = None) -> Float[Te
     return own_rows(torch.rand(rows * share()[1], *sizes, device=device))
 
 
-def total(value: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
+def total(value: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
     """The sum over the processes, detached."""
     if rank_and_size()[1] == 1:
         return value.detach()
@@ -81,7 +81,7 @@ def total(value: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
     return summed
 
 
-def mean_over_processes(value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def mean_over_processes(value: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """The mean over the processes, detached."""
     return total(value) / rank_and_size()[1]
 

@@ -62,3 +62,32 @@ def test_wrong_number_of_taps_and_missing_cls_are_user_errors():
         MSE(MSE.Config(), one, two)
     with pytest.raises(UserError, match="CLS token"):
         MSE(MSE.Config(cls_weight=1.0), one, none)
+
+
+def test_the_relative_error_is_one_minus_the_coefficient_of_determination():
+    case = MethodCase("mse", relative=True, weight=0.5)
+    student, teacher = case.views()
+    target = teacher.plain.tokens[0].numpy().reshape(-1, teacher.plain.tokens[0].shape[-1])
+    found = numpy_adapter(case.method.adapters[0], student.plain.tokens[0].numpy()).reshape(target.shape)
+    residual, total = ((found - target) ** 2).sum(0), ((target - target.mean(0)) ** 2).sum(0)
+    assert case.method(student, teacher)["feature"].item() == pytest.approx(0.5 * (residual / total).mean(), rel=1e-12)
+
+
+def test_the_relative_error_ignores_the_scale_of_a_channel():
+    case = MethodCase("mse", relative=True)
+    student, teacher = case.views()
+    scale = torch.logspace(-1, 3, teacher.plain.tokens[0].shape[-1], dtype=torch.float64)
+    before = case.method(student, teacher)["feature"].item()
+    linear = case.method.adapters[0][1]
+    with torch.no_grad():
+        linear.weight.mul_(scale[:, None])
+        linear.bias.mul_(scale)
+    scaled = Views(plain=Features((teacher.plain.tokens[0] * scale,), teacher.plain.cls, case.grid))
+    assert case.method(student, scaled)["feature"].item() == pytest.approx(before, rel=1e-9)
+
+
+def test_a_constant_channel_does_no_harm():
+    case = MethodCase("mse", relative=True)
+    student, teacher = case.views()
+    constant = Views(plain=Features((torch.ones_like(teacher.plain.tokens[0]),), teacher.plain.cls, case.grid))
+    assert case.method(student, constant)["feature"].isfinite()

@@ -41,7 +41,7 @@ class Probed:
 
     block: int
     domains: dict[str, float]
-    validation: float  # mean over the validation domains
+    mean: float  # over the domains that the answer is chosen on
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,26 @@ class Probe:
     source: tuple[str, ...]
     images: int
     blocks: tuple[Probed, ...]
+    chosen_on: tuple[str, ...]  # the validation domains; without any, the source
 
     @property
     def best(self) -> Probed:
-        """The block with the highest mean over the validation domains."""
-        return max(self.blocks, key=lambda each: each.validation)
+        """The block with the highest mean over the domains that the answer is chosen on."""
+        return max(self.blocks, key=lambda each: each.mean)
 
     def table(self) -> list[list[str]]:
         """Header and rows, mIoU in percent."""
-        rows = [["block", *self.blocks[0].domains, "mean validation"]]
+        rows = [["block", *self.blocks[0].domains, f"mean of {', '.join(self.chosen_on)}"]]
         for each in self.blocks:
-            scores = [f"{100 * value:.1f}" for value in (*each.domains.values(), each.validation)]
+            scores = [f"{100 * value:.1f}" for value in (*each.domains.values(), each.mean)]
             rows.append([name_of(each.block), *scores])
         return rows
 
     def line(self) -> str:
         """The answer."""
         return (
-            f"{self.encoder}: {name_of(self.best.block)} is best on the validation domains "
-            f"({100 * self.best.validation:.1f} mIoU; {self.images} images of {', '.join(self.source)})"
+            f"{self.encoder}: {name_of(self.best.block)} is best on {', '.join(self.chosen_on)} "
+            f"({100 * self.best.mean:.1f} mIoU; fitted on {self.images} images of {', '.join(self.source)})"
         )
 
 
@@ -133,7 +134,8 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
     """Probe every block of the recipe's teacher or student, with its start weights.
 
     The source's images are those of the last task stage, at most ``images`` of them; images and labels are resized to
-    ``data.size``. Raises a :class:`UserError` if the recipe has no such model, source labels or validation domains.
+    ``data.size``. Without validation domains the answer is chosen on the source's own test images. Raises a
+    :class:`UserError` if the recipe has no such model, no source labels, or no domain to score.
     """
     config, stage = recipe.evaluate, _last_task(recipe)
     network = getattr(recipe, model)
@@ -141,8 +143,9 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
         raise UserError(f"the recipe has no {model}; add one, or choose the other with --model")
     if recipe.task != "semantic":
         raise UserError(f"probe needs a class for every pixel; the recipe's task is '{recipe.task}'")
-    if config is None or not config.validation:
-        raise UserError("probe chooses on validation domains; name some: evaluate.validation=[NAME]")
+    domains = () if config is None else tuple(name for name in config.domains if name not in config.unseen)
+    if config is None or not domains:
+        raise UserError("probe scores the source and validation domains; name some: evaluate.validation=[NAME]")
     encoder = build_encoder(network.encoder, seed=recipe.seed).eval()
     size = recipe.data.size
     encoder.config.check(*size)
@@ -152,16 +155,15 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
     batches = _batches(encoder, taps, source, size, "probing the source", watcher=watcher)
     weights = _learned(batches, encoder.spec(taps).channels, len(source.names))
     found: dict[str, list[float]] = {}
-    domains = [name for name in config.domains if name not in config.unseen]
     for name in domains:
         dataset = recipe.scored_source.open(config.selection(recipe.scored_source, name), watcher.work)
         batches = _batches(encoder, taps, dataset, size, f"probing {name}", watcher=watcher)
         found[name] = _scored(batches, weights, size, len(source.names))
-    blocks = []
+    blocks, chosen_on = [], config.validation or domains
     for number, tap in enumerate(taps):
         scores = {name: values[number] for name, values in found.items()}
-        blocks.append(Probed(tap, scores, fmean(scores[name] for name in config.validation)))
-    return Probe(network.encoder.name, stage.data.domains, len(source), tuple(blocks))
+        blocks.append(Probed(tap, scores, fmean(scores[name] for name in chosen_on)))
+    return Probe(network.encoder.name, stage.data.domains, len(source), tuple(blocks), chosen_on)
 
 
 def _last_task(recipe: Recipe) -> StageConfig:

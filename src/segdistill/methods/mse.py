@@ -6,6 +6,10 @@ FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) on encoder tokens, as in GKD
 the same as "MSE, single stage", ``||F_t(x) - F_s(x)||^2`` beside the task loss. Layer, adapter and weight are not
 published (spec B.1); ours: final-norm patch tokens, weight 1. Tokens on another grid are resampled to the grid of the
 teacher's tap before the adapter. Several taps are averaged; ``cls_weight`` adds the CLS token (ours, off).
+
+``relative`` (ours, off) divides the error of every channel by the channel's variance over the batch's teacher tokens,
+which is 1 - R^2: 1 for an adapter that knows the mean alone, 0 for a perfect copy. A weight then means the same for
+every teacher, and the few channels of large variance that foundation models have do not outweigh all others.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import norm_linear, resize_tokens
+from segdistill.ops import full_precision, norm_linear, resize_tokens
+from segdistill.processes import mean_over_processes
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -33,6 +39,9 @@ class MSE(nn.Module):
 
         weight: float = Field(1.0, ge=0, le=1e6, description="weight of the patch-token term")
         cls_weight: float = Field(0.0, ge=0, le=1e6, description="ours: weight of the CLS term; 0: none")
+        relative: bool = Field(
+            False, description="ours: each channel's error as a share of the channel's variance in the batch"
+        )
         taps: tuple[Annotated[int, Field(ge=-1, le=1000)], ...] = Field(
             (-1,),
             min_length=1,
@@ -66,7 +75,7 @@ class MSE(nn.Module):
         ours, theirs = student.plain, teacher.plain
         pairs = zip(self.adapters, ours.tokens, ours.grids, theirs.tokens, theirs.grids, strict=True)
         errors = [
-            F.mse_loss(adapter(resize_tokens(tokens, grid, to)), target.detach())
+            self._error(adapter(resize_tokens(tokens, grid, to)), target.detach())
             for adapter, tokens, grid, target, to in pairs
         ]
         terms = {"feature": self.config.weight * torch.stack(errors).mean()}
@@ -76,3 +85,14 @@ class MSE(nn.Module):
             error = F.mse_loss(self.cls_adapter(student.plain.cls), teacher.plain.cls.detach())
             terms["token"] = self.config.cls_weight * error
         return terms
+
+    def _error(self, found: Float[Tensor, "b n c"], target: Float[Tensor, "b n c"]) -> Float[Tensor, ""]:
+        """The mean squared error of one tap, relative to the targets' variance if so configured."""
+        if not self.config.relative:
+            return F.mse_loss(found, target)
+        precision = torch.promote_types(found.dtype, torch.float32)
+        found, target = found.to(precision), target.to(precision)
+        with full_precision(target):
+            mean = mean_over_processes(target.mean(dim=(0, 1)))
+            variance = mean_over_processes((target - mean).square().mean(dim=(0, 1)))
+            return ((found - target).square().mean(dim=(0, 1)) / variance.clamp(min=1e-6)).mean()
