@@ -58,7 +58,7 @@ PERTURBED = {
     },
     PolyConfig: {
         "lr": 1e-3, "encoder_lr_scale": 1.0, "power": 2.0, "warmup": 0.9, "weight_decay": 0.1, "clip": 1.0,
-        "algorithm": {"type": "sgd"}, "decay_norms": True,
+        "drops": (0.5,), "algorithm": {"type": "sgd"}, "decay_norms": True,
     },
 }  # fmt: skip
 ELSEWHERE = {
