@@ -48,7 +48,8 @@ stages:
     name: task
     method: {{type: mse, relative: true}}
     data: {{domains: [{source}]}}
-    proxy: {{data: {{domains: [{proxy}]}}, augment: {{crop_scale: [0.3, 1.0], rand_augment: null}}, batch: 8}}
+    proxy: {{data: {{domains: [{proxy}]}}, batch: 8,
+            augment: {{crop_scale: [0.3, 1.0], keep_aspect: true, rand_augment: null, erase: 0.0}}}}
     optimizer: {{lr: 1.0e-3, encoder_lr_scale: 0.1, warmup: 0.05, clip: 1.0}}
     batch: 8
     steps: 4000

@@ -18,7 +18,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from segdistill.config import UserError
-from segdistill.criteria import IGNORE
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.metrics.confusion import ConfusionMatrix
@@ -125,8 +124,8 @@ def fit(learned: Sums, held: Sums) -> Float[Tensor, "_d k"]:
 
 def shares_of(label: Integer[Tensor, "b H W"], classes: int, grid: tuple[int, int]) -> Float[Tensor, "_n k"]:
     """The share of every class among the pixels of each cell of a grid (h, w); ignored pixels belong to none."""
-    one_hot = F.one_hot(torch.where(label == IGNORE, classes, label).long(), classes + 1)[..., :classes]
-    pooled = F.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), grid)
+    one_hot = (label[:, None] == torch.arange(classes)[:, None, None]).float()
+    pooled = F.adaptive_avg_pool2d(one_hot, grid)
     return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
@@ -157,6 +156,8 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
     found: dict[str, list[float]] = {}
     for name in domains:
         dataset = recipe.scored_source.open(config.selection(recipe.scored_source, name), watcher.work)
+        if dataset.names != source.names:
+            raise UserError(f"probe: '{name}' has other classes than the source; leave it out of evaluate.domains")
         batches = _batches(encoder, taps, dataset, size, f"probing {name}", watcher=watcher)
         found[name] = _scored(batches, weights, size, len(source.names))
     blocks, chosen_on = [], config.validation or domains
@@ -179,10 +180,10 @@ def _learned(found: Iterator[Batched], widths: Sequence[int], classes: int) -> l
     sums = [[Sums(width, classes) for width in widths] for _ in range(2)]
     for rows, label, tokens, grids in found:
         held = torch.tensor([row % HELD_OUT == HELD_OUT - 1 for row in rows])
+        shares = {grid: shares_of(label, classes, grid).view(len(rows), -1, classes) for grid in set(grids)}
         for number, (values, grid) in enumerate(zip(tokens, grids, strict=True)):
-            shares = shares_of(label, classes, grid).view(len(rows), -1, classes)
             for part, kept in ((0, ~held), (1, held)):
-                sums[part][number].add(values[kept].flatten(0, 1), shares[kept].flatten(0, 1))
+                sums[part][number].add(values[kept].flatten(0, 1), shares[grid][kept].flatten(0, 1))
     return [fit(learned, held) for learned, held in zip(*sums, strict=True)]
 
 
