@@ -62,10 +62,16 @@ class FeatureSpec:
 class Needs:
     """The inputs of a method, which the stage supplies."""
 
-    taps: tuple[int, ...] = (-1,)
+    taps: tuple[int, ...] = (-1,)  # of the student
+    teacher_taps: tuple[int, ...] | None = None  # None: the same blocks as the student's
     plain: bool = True  # the student's features of whole images; False: the student runs on masked samples only
     masked: bool = False  # student features with some patch tokens replaced by the mask token
     logits: bool = False  # class logits of both heads, at one size; only in task stages
+
+    @property
+    def of_teacher(self) -> tuple[int, ...]:
+        """The teacher's taps."""
+        return self.taps if self.teacher_taps is None else self.teacher_taps
 
 
 @dataclass(frozen=True)

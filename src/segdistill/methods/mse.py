@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from segdistill import config as base
@@ -46,8 +46,19 @@ class MSE(nn.Module):
             (-1,),
             min_length=1,
             max_length=100,
-            description="blocks compared, the same in both networks; -1: final-norm tokens",
+            description="blocks compared; -1: final-norm tokens",
         )
+        teacher_taps: tuple[Annotated[int, Field(ge=-1, le=1000)], ...] | None = Field(
+            None, min_length=1, max_length=100, description="ours: the teacher's blocks; None: those of taps"
+        )
+
+        @model_validator(mode="after")
+        def _pairs(self) -> MSE.Config:
+            if self.teacher_taps is not None and len(self.teacher_taps) != len(self.taps):
+                raise ValueError(
+                    f"mse compares pairs of blocks: got {len(self.taps)} taps and {len(self.teacher_taps)} teacher_taps"
+                )
+            return self
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
@@ -68,7 +79,7 @@ class MSE(nn.Module):
     @staticmethod
     def needs_for(config: Config) -> Needs:
         """The configured taps."""
-        return Needs(taps=config.taps)
+        return Needs(taps=config.taps, teacher_taps=config.teacher_taps)
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """Weighted ``feature`` (and ``token``) terms."""

@@ -29,6 +29,7 @@ from segdistill.stages import StageConfig
 from segdistill.stages.base import ModelConfig, Pass, need, needs_of
 from segdistill.stages.task import build_model, check_head
 from segdistill.stages.teacher_cache import shape_of
+from segdistill.stages.views import teacher_views
 from segdistill.tasks.table import TASKS
 
 UTILISED = 0.15  # of a large matrix product's speed: 0.08 to 0.19 in the demo's stages (LOG.md, 2026-11-21)
@@ -207,7 +208,7 @@ def _stage(
         seconds=(stage.steps if stage.predicts is None else images) * cost.flops / speed,
         memory=cost.kept // stage.accumulate + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
-        note=_cache_note(stage, encoders["teacher"], images, size, speed) if stage.cache is not None else "",
+        note=_cache_note(recipe, stage, encoders["teacher"], classes, speed) if stage.caches else "",
     )
 
 
@@ -235,14 +236,21 @@ def _own_plan(number: int, stage: StageConfig, images: int, passes: Sequence[Pas
     )
 
 
-def _cache_note(stage: StageConfig, teacher: Encoder, images: int, size: tuple[int, int], speed: float) -> str:
-    """The cost of a cache of the teacher's tokens, if it does not exist yet."""
-    taps, views, cost = needs_of(stage.method).taps, images * stage.cache.views, _Cost()
-    cost.forward(lambda: teacher(_images(1, size), taps), trains=False)
-    size_on_disk, time = views * shape_of(teacher, taps, size).nbytes(stage.cache.dtype), views * cost.flops / speed
+def _cache_note(recipe: Recipe, stage: StageConfig, teacher: Encoder, classes: Sequence[str], speed: float) -> str:
+    """The cost of the stage's caches of the teacher's tokens, if they do not exist yet."""
+    needs, size, cost, head = needs_of(stage.method), stage.crop(recipe.data.size), _Cost(), None
+    if needs.logits:
+        model = need(recipe.teacher, "teacher", stage.name).bare()
+        head = build_model(TASKS[recipe.task], model, teacher, classes, seed=0, stage=stage.name).head.to("meta").eval()
+    cost.forward(lambda: teacher_views(teacher, _images(1, size), needs.of_teacher, head), trains=False)
+    views, nbytes = 0, 0
+    for selection, config, labelled in stage.caches:
+        count = recipe.data.look(selection)[0] * config.views
+        shape = shape_of(teacher, needs.of_teacher, size, head, labelled=labelled)
+        views, nbytes = views + count, nbytes + count * shape.nbytes(config.dtype)
     return (
-        f"a teacher cache of {views:,} views, {size_on_disk / 2**30:.2f} GiB, takes about {_time(time)} to build, once "
-        "for all runs with this teacher and these views"
+        f"a teacher cache of {views:,} views, {nbytes / 2**30:.2f} GiB, takes about "
+        f"{_time(views * cost.flops / speed)} to build, once for all runs with this teacher and these views"
     )
 
 
@@ -288,7 +296,7 @@ def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: En
     """One pass of the teacher, the student's views, and the method's parameters."""
     method: Any = METHODS[stage.method.type]
     needs = method.needs_for(stage.method.settings)
-    heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.taps))
+    heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.of_teacher))
     cost.trained(heads)
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     batch = stage.images_per_step

@@ -89,6 +89,11 @@ class StageConfig(Config):
     cache: Any = None  # the settings of a cache of the teacher's tokens, if any
 
     @property
+    def caches(self) -> tuple[tuple[DataSelection, Any, bool], ...]:
+        """Its caches of the teacher's tokens: the images, the settings, and whether labels are kept."""
+        return () if self.cache is None else ((self.data, self.cache, False),)
+
+    @property
     def kind(self) -> str:
         """Its type, the key in the table of stages."""
         return str(getattr(self, "type", ""))

@@ -107,7 +107,7 @@ class Distillation(nn.Module):
         taps, method = self.needs.taps, METHODS[part.type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
-            self.method: Any = method(part.settings, student.spec(taps), teacher.spec(taps))
+            self.method: Any = method(part.settings, student.spec(taps), teacher.spec(self.needs.of_teacher))
 
     def train(self, mode: bool = True) -> Distillation:
         """Set the mode of everything except the teacher, which stays in evaluation mode."""
@@ -138,7 +138,7 @@ class Distillation(nn.Module):
         if hasattr(self.method, "set_progress"):
             self.method.set_progress(step / steps)
         if teacher is None:
-            teacher = teacher_views(self.teacher, images, self.needs.taps, self.teacher_head)
+            teacher = teacher_views(self.teacher, images, self.needs.of_teacher, self.teacher_head)
         if teacher.logits is not None:
             assert student.logits is not None
             height, width = teacher.logits.shape[-2:]
@@ -186,7 +186,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         cache = open_cache(
             config.cache,
             teacher,
-            distillation.needs.taps,
+            distillation.needs.of_teacher,
             dataset,
             transform,
             facts,

@@ -8,7 +8,7 @@ single-stage protocol of vanilla KD and similar methods).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -18,7 +18,6 @@ from segdistill.config import Config, UserError, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import batches
 from segdistill.data.rare_class import RareClassConfig
-from segdistill.data.transforms import DistillAugment
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import write_atomic
 from segdistill.generalize import GENERALIZERS
@@ -44,7 +43,15 @@ from segdistill.stages.generalized import (
     generalize_faults,
     wants_of,
 )
-from segdistill.stages.task_batches import labelled_batches, task_batches
+from segdistill.stages.task_batches import (
+    ProxyConfig,
+    TaskCaches,
+    cache_faults,
+    labelled_batches,
+    open_task_caches,
+    task_batches,
+)
+from segdistill.stages.teacher_cache import CacheConfig
 from segdistill.stages.views import split_taps, student_views
 from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
@@ -52,14 +59,6 @@ from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import Batch, LossTerms, Views
 from segdistill.weights import LoadReport, load_head_weights, safetensors_bytes, save_encoder
-
-
-class ProxyConfig(Config):
-    """Unlabelled images for the distillation term of a task stage alone (control: vanilla KD with proxy images)."""
-
-    data: DataSelection
-    augment: DistillAugment = DistillAugment()
-    batch: int = Field(16, ge=1, le=2**16, description="proxy images per step, all processes together")
 
 
 def _read_augment(value: object, info: Any) -> object:
@@ -87,6 +86,11 @@ class TaskConfig(StageConfig):
     optimizer: PolyConfig = PolyConfig()
     method: part_of("method", METHODS) | None = None  # type: ignore[valid-type]
     proxy: ProxyConfig | None = Field(None, description="unlabelled images for the distillation term alone")
+    cache: CacheConfig | None = Field(
+        None,
+        description="cache of augmented views of the labelled images, with the teacher's tokens, on disk; "
+        "None: the teacher runs at every step",
+    )
     presence_weight: float = Field(
         0.0, ge=0, le=1e6, description="ours: weight of a class-presence loss on the CLS token"
     )
@@ -144,6 +148,7 @@ class TaskConfig(StageConfig):
             lines.append("adapter trains a part of the encoder; remove freeze_encoder")
         if self.proxy is not None and self.method is None:
             lines.append("proxy images are for the distillation term; add a method or remove proxy")
+        lines += cache_faults(self)
         if (self.generalize or self.rare_class is not None) and TASKS[self.task].objects:
             lines.append(f"generalize and rare_class need a class for every pixel; the task '{self.task}' has objects")
         if self.generalize and "encoder" not in self.trains:
@@ -153,6 +158,12 @@ class TaskConfig(StageConfig):
         if self.rare_class is not None and self.data.weights:
             lines.append("rare_class chooses the images of every step; remove data.weights")
         return [*lines, *generalize_faults(self.generalize, self.styles)]
+
+    @property
+    def caches(self) -> tuple[tuple[DataSelection, CacheConfig, bool], ...]:
+        """Of the labelled and of the proxy images."""
+        parts = ((self, True), *(() if self.proxy is None else ((self.proxy, False),)))
+        return tuple((part.data, part.cache, labelled) for part, labelled in parts if part.cache is not None)
 
     def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
         """Builds the network, with random weights, if baselines read it."""
@@ -178,9 +189,10 @@ class TaskObjective(Objective):
         presence_weight: float,
         seed: int,
         adapter: bool = False,
+        caches: TaskCaches | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.distillation = model, distillation
+        self.model, self.distillation, self.caches = model, distillation, caches
         self.presence_weight = presence_weight
         self.presence: nn.Linear | None = None
         if presence_weight:
@@ -227,7 +239,8 @@ class TaskObjective(Objective):
             mask=views.mask,
             logits=self.model.head.logits_of(decoded) if needs.logits else None,
         )
-        return terms | self.distillation(student, images, step, steps)
+        teacher = None if self.caches is None else self.caches.views_of(batch)
+        return terms | self.distillation(student, images, step, steps, teacher)
 
     def _task_terms(self, decoded: Any, cls: Tensor | None, batch: Batch) -> LossTerms:
         """The task's terms and the presence term, given the CLS tokens (B, C) of the labelled images."""
@@ -289,7 +302,11 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     seed = (context.seed, config.name)
     if config.generalize:
         return _run_generalized(config, context, network, dataset)
-    distillation = _distillation(config, context, network.encoder, dataset.names)
+    distillation, caches = _distillation(config, context, network.encoder, dataset.names), None
+    teacher: Any = None if distillation is None else (distillation.teacher, distillation.teacher_head)
+    if config.cache is not None and distillation is not None:
+        caches = open_task_caches(config, context, dataset, distillation)
+        distillation.teacher, distillation.teacher_head = nn.Identity(), None
     objective = TaskObjective(
         network,
         frozen="encoder" not in config.trains,
@@ -297,12 +314,12 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
         distillation=distillation,
         presence_weight=config.presence_weight,
         seed=derive_seed(*seed, "presence"),
+        caches=caches,
     )
-    seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed))
+    seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed, caches))
     result = save_network(config, context, network, seconds, dataset.names)
-    if distillation is not None:
-        teacher = cast(Encoder, distillation.teacher)
-        result.weights |= weights_read(teacher=teacher, teacher_head=distillation.teacher_head)
+    if teacher is not None:
+        result.weights |= weights_read(teacher=teacher[0], teacher_head=teacher[1])
     return result
 
 
@@ -367,5 +384,6 @@ def _distillation(
         assert model.head_weights is not None, "validation of the recipe guarantees it"
         head = build_model(TASKS[config.task], model, teacher, classes, seed=0, stage=context.label).head
         head.eval().requires_grad_(False)
-    context.shard(teacher)
+    if config.cache is None:
+        context.shard(teacher)
     return Distillation(student, teacher, config.method, (context.seed, config.name), head)

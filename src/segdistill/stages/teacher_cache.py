@@ -1,8 +1,9 @@
 """A disk cache of teacher tokens: a fixed number of augmented views of every image, each with the teacher's features.
 
 The tokens of a flipped image are not the flipped tokens, so every view has tokens of its own. They depend only on the
-images, the augmentation, the teacher and the method's taps, so methods, students and seeds share them. A cache is a
-folder of shards, each a few ``.npy`` files with digests, written atomically: building it resumes after an interruption,
+images, the augmentation, the teacher and the method's taps, so methods, students and seeds share them. Views of a task
+stage also have their labels, and the logits of the teacher's head if the method reads them. A cache is a folder of
+shards, each a few ``.npy`` files with digests, written atomically: building it resumes after an interruption,
 and a damaged shard is reported and rebuilt. This is our addition; no paper has it.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segdistill.config import Config, UserError
 from segdistill.data.dataset import Dataset, Progress, Sample
-from segdistill.data.loader import loaded
+from segdistill.data.loader import loaded, stacked
 from segdistill.data.rendered import cache_folder
 from segdistill.encoders import Encoder
 from segdistill.files import is_whole, sweep, write_atomic, write_sealed
+from segdistill.heads import Head
 from segdistill.ops import derive_seed
-from segdistill.stages.views import teacher_views
+from segdistill.stages.views import joined_views, teacher_views
 from segdistill.types import Batch, Features, Views
 
 FORMAT = 1
@@ -52,12 +55,15 @@ class CacheConfig(Config):
 
 @dataclass(frozen=True)
 class Shape:
-    """Shapes of the stored arrays per view: image size, and the teacher's token grid and width per tap."""
+    """Shapes of the stored arrays per view: image size, the teacher's token grid and width per tap, its logits."""
 
     size: tuple[int, int]
+    grid: tuple[int, int]  # of the teacher's last tap
     grids: tuple[tuple[int, int], ...]
     widths: tuple[int, ...]
     cls: int | None
+    logits: tuple[int, int, int] | None = None  # (K, h, w)
+    labelled: bool = False
 
     def nbytes(self, dtype: str) -> int:
         """Size of one view in bytes."""
@@ -66,7 +72,8 @@ class Shape:
         tokens = sum(
             n * (width * np.dtype(_TYPES[dtype]).itemsize + scale) for n, width in zip(cells, self.widths, strict=True)
         )
-        return 3 * self.size[0] * self.size[1] + tokens + 4 * (self.cls or 0)
+        scores = 0 if self.logits is None else math.prod(self.logits) * (4 if dtype == "fp32" else 2)
+        return (3 + self.labelled) * self.size[0] * self.size[1] + tokens + 4 * (self.cls or 0) + scores
 
 
 class TeacherCache:
@@ -95,7 +102,12 @@ class TeacherCache:
         found = ["image", *(f"tokens{tap}" for tap in taps)]
         if self.config.dtype == "int8":
             found += [f"scale{tap}" for tap in taps]
-        return found if self.shape.cls is None else [*found, "cls"]
+        more = {
+            "cls": self.shape.cls is not None,
+            "logits": self.shape.logits is not None,
+            "label": self.shape.labelled,
+        }
+        return [*found, *(name for name, kept in more.items() if kept)]
 
     def usable(self, shard: int) -> bool:
         """Whether a shard exists and is intact; a damaged one is reported."""
@@ -107,9 +119,15 @@ class TeacherCache:
             logging.getLogger(__name__).warning("warning: damaged teacher cache %s: rebuilding the shard", path)
         return not damaged
 
-    def write(self, shard: int, images: Tensor, features: Features) -> None:
-        """Write a shard: images (n, 3, H, W) uint8 and the teacher's features of them."""
-        arrays: dict[str, NDArray[Any]] = {"image": images.numpy()}
+    def write(self, shard: int, batch: Batch, views: Views) -> None:
+        """Write a shard: ``image`` (n, 3, H, W) uint8, ``label`` (n, H, W) if stored, and the teacher's views."""
+        arrays: dict[str, NDArray[Any]] = {"image": batch["image"].numpy()}
+        if self.shape.labelled:
+            arrays["label"] = batch["label"].numpy().astype(np.uint8)
+        if views.logits is not None:
+            wide = np.float32 if self.config.dtype == "fp32" else np.float16
+            arrays["logits"] = views.logits.float().cpu().numpy().astype(wide)
+        features = views.plain
         for tap, tokens in enumerate(features.tokens):
             values = tokens.float().cpu().numpy()
             if self.config.dtype == "int8":
@@ -132,22 +150,24 @@ class TeacherCache:
         return self.view(int(sample.name), int(torch.randint(self.config.views, ()).item()))
 
     def view(self, image: int, view: int) -> Batch:
-        """``image`` (3, H, W) uint8 and the teacher's arrays of one view."""
+        """``image`` (3, H, W) uint8, ``label`` (H, W) int64 if stored, and the teacher's arrays of one view."""
         shard, row = divmod(image * self.config.views + view, self.per_shard)
         if shard not in self._open:
             paths = {name: self.path(shard, name) for name in self.names()}
             self._open[shard] = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
         found = {name: torch.from_numpy(np.array(array[row])) for name, array in self._open[shard].items()}
-        return {name if name == "image" else f"teacher.{name}": value for name, value in found.items()}
+        label = {"label": found.pop("label").long()} if self.shape.labelled else {}
+        return {name if name == "image" else f"teacher.{name}": value for name, value in found.items()} | label
 
-    def views_of(self, batch: Batch) -> Views:
-        """The teacher's tokens in a batch, in float32."""
+    def views_of(self, batch: Batch, prefix: str = "") -> Views:
+        """The teacher's tokens and logits in a batch, in float32; ``prefix`` of their names in it."""
         tokens = []
         for tap in range(len(self.shape.widths)):
-            values = batch[f"teacher.tokens{tap}"].float()
-            tokens.append(values * batch[f"teacher.scale{tap}"] if self.config.dtype == "int8" else values)
-        cls = None if self.shape.cls is None else batch["teacher.cls"]
-        return Views(Features(tuple(tokens), cls, self.shape.grids[-1], self.shape.grids))
+            values = batch[f"{prefix}teacher.tokens{tap}"].float()
+            tokens.append(values * batch[f"{prefix}teacher.scale{tap}"] if self.config.dtype == "int8" else values)
+        cls = None if self.shape.cls is None else batch[f"{prefix}teacher.cls"]
+        logits = None if self.shape.logits is None else batch[f"{prefix}teacher.logits"].float()
+        return Views(Features(tuple(tokens), cls, self.shape.grid, self.shape.grids), logits=logits)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
@@ -172,8 +192,11 @@ class Numbers(Dataset):
         return Sample(np.empty((0, 0, 3), np.uint8), None, "", str(index))
 
 
-class _Images(TorchDataset[Tensor]):
-    """The views of whole shards, (n, 3, H, W) uint8; the randomness of a view is a function of its index."""
+class _Images(TorchDataset[Batch]):
+    """The views of whole shards: ``image`` (n, 3, H, W) uint8, and ``label`` (n, H, W) if they are labelled.
+
+    The randomness of a view is a function of its index.
+    """
 
     def __init__(
         self, dataset: Dataset, transform: Callable[[Sample], Batch], cache: TeacherCache, shards: Sequence[int]
@@ -183,23 +206,30 @@ class _Images(TorchDataset[Tensor]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, number: int) -> Tensor:
-        images = []
+    def __getitem__(self, number: int) -> Batch:
+        samples = []
         for row in self.cache.rows(self.shards[number]):
             image, view = divmod(row, self.cache.config.views)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed("teacher cache", image, view))
-                images.append(self.transform(self.dataset[image])["image"])
-        return torch.stack(images)
+                samples.append(self.transform(self.dataset[image]))
+        return stacked(samples)
 
 
-def shape_of(teacher: Encoder, taps: tuple[int, ...], size: tuple[int, int]) -> Shape:
-    """The shapes of the teacher's features for images of ``size``, found by a forward pass on zeros."""
-    device = next(teacher.parameters()).device
-    with torch.no_grad():
-        features = teacher(torch.zeros(1, 3, *size, device=device), taps)
+def shape_of(
+    teacher: Encoder, taps: tuple[int, ...], size: tuple[int, int], head: Head | None = None, *, labelled: bool = False
+) -> Shape:
+    """The shapes of the teacher's features, and of its ``head``'s logits, for images of ``size``, found by a forward
+    pass on zeros.
+    """
+    views = teacher_views(teacher, torch.zeros(1, 3, *size, device=next(teacher.parameters()).device), taps, head)
+    features, logits = views.plain, None
+    if views.logits is not None:
+        classes, high, wide = views.logits.shape[1:]
+        logits = (classes, high, wide)
     widths = tuple(tokens.shape[-1] for tokens in features.tokens)
-    return Shape(size, features.grids, widths, None if features.cls is None else features.cls.shape[-1])
+    cls = None if features.cls is None else features.cls.shape[-1]
+    return Shape(size, features.grid, features.grids, widths, cls, logits, labelled)
 
 
 def open_cache(
@@ -215,13 +245,15 @@ def open_cache(
     workers: int,
     fabric: Fabric,
     progress: Progress,
+    head: Head | None = None,
+    labelled: bool = False,
 ) -> TeacherCache:
     """Open the cache of these views and build missing shards; every process builds its share.
 
     ``facts`` identifies the images and the augmentation. The teacher runs in the precision of ``fabric`` on ``batch``
-    images at a time.
+    images at a time. With its ``head`` the logits are stored, too; with ``labelled`` the labels.
     """
-    shape = shape_of(teacher, taps, size)
+    shape = shape_of(teacher, taps, size, head, labelled=labelled)
     listing = hashlib.sha256("\n".join(dataset.listing()).encode()).hexdigest()
     per_shard = max(1, SHARD // shape.nbytes(config.dtype))
     known = {
@@ -229,6 +261,8 @@ def open_cache(
         "teacher": _digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
         "views": config.views, "dtype": config.dtype, "precision": str(fabric.strategy.precision.precision),
     }  # fmt: skip
+    if head is not None or labelled:
+        known |= {"head": None if head is None else _digest(head), "labelled": labelled}
     key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "teacher" / key[:32]
     cache = TeacherCache(folder, config, len(dataset), shape, per_shard)
@@ -241,30 +275,34 @@ def open_cache(
     mine = [shard for shard in range(fabric.global_rank, cache.shards, fabric.world_size) if not cache.usable(shard)]
     if mine:
         network = cast(nn.Module, teacher).to(fabric.device)
+        if head is not None:
+            head.to(fabric.device)
         found = loaded(_Images(dataset, transform, cache, mine), range(len(mine)), workers, ahead=1)
-        for done, (shard, images) in enumerate(zip(mine, found, strict=True), start=1):
-            cache.write(shard, images, _features(cast(Encoder, network), images, taps, batch, fabric))
+        for done, (shard, samples) in enumerate(zip(mine, found, strict=True), start=1):
+            cache.write(shard, samples, _views(cast(Encoder, network), samples["image"], taps, head, batch, fabric))
             progress("teacher cache", done, len(mine))
     fabric.barrier()
     return cache
 
 
-def _features(teacher: Encoder, images: Tensor, taps: tuple[int, ...], batch: int, fabric: Fabric) -> Features:
-    """The teacher's features of 8-bit images, in float32 on the CPU."""
-    parts = []
+def _views(
+    teacher: Encoder, images: Tensor, taps: tuple[int, ...], head: Head | None, batch: int, fabric: Fabric
+) -> Views:
+    """The teacher's views of 8-bit images, in float32 on the CPU."""
+    parts: list[Views] = []
     for part in images.split(batch):
         with fabric.autocast():
-            found = teacher_views(teacher, part.to(fabric.device).float() / 255.0, taps).plain
-        cls = None if found.cls is None else found.cls.float().cpu()
-        parts.append(Features(tuple(tokens.float().cpu() for tokens in found.tokens), cls, found.grid, found.grids))
-    tokens = tuple(torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True))
-    cls = None if parts[0].cls is None else torch.cat([cast(Tensor, part.cls) for part in parts])
-    return Features(tokens, cls, parts[0].grid, parts[0].grids)
+            found = teacher_views(teacher, part.to(fabric.device).float() / 255.0, taps, head)
+        cls = None if found.plain.cls is None else found.plain.cls.float().cpu()
+        tokens = tuple(tokens.float().cpu() for tokens in found.plain.tokens)
+        logits = None if found.logits is None else found.logits.float().cpu()
+        parts.append(Views(Features(tokens, cls, found.plain.grid, found.plain.grids), logits=logits))
+    return joined_views(parts)
 
 
-def _digest(teacher: Encoder) -> str:
-    """SHA-256 of the teacher's tensors and their names."""
+def _digest(network: Any) -> str:
+    """SHA-256 of a network's tensors and their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(teacher.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -5,6 +5,9 @@ If the method reads logits, one encoder pass returns the taps of both the head a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,3 +60,12 @@ def student_views(
 def split_taps(features: Features, count: int) -> tuple[Features, Features]:
     """The first ``count`` taps, and the rest."""
     return features.part(taps=slice(count)), features.part(taps=slice(count, None))
+
+
+def joined_views(parts: Sequence[Views]) -> Views:
+    """Plain views of several batches as those of one."""
+    first, rows = parts[0].plain, [part.plain for part in parts]
+    tokens = tuple(torch.cat(each) for each in zip(*(row.tokens for row in rows), strict=True))
+    cls = None if first.cls is None else torch.cat([cast(Tensor, row.cls) for row in rows])
+    logits = None if parts[0].logits is None else torch.cat([cast(Tensor, part.logits) for part in parts])
+    return Views(Features(tokens, cls, first.grid, first.grids), logits=logits)
