@@ -304,4 +304,6 @@ def test_the_tiny_recipe_has_every_stage_type_but_those_of_objects():
     from segdistill.recipe import STAGES
 
     ours = {stage["type"] for stage in yaml.safe_load(TINY)["stages"]}
-    assert ours | {"semi", "pseudo_label", "open_vocabulary"} == set(STAGES)  # tests/stages has a recipe of each
+    assert ours | {"semi", "pseudo_label", "open_vocabulary", "inherit"} == set(
+        STAGES
+    )  # tests/stages has a recipe of each

@@ -177,12 +177,13 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
     facts |= {"height": size[0], "width": size[1]}
     for role, name in (("teacher", teacher), ("student", student)):
         record = record_of(name)
-        more = f", image_size: [{size[0]}, {size[1]}]" if record.sized and record.timm_name is not None else ""
-        if record.plain and record.patch % 16 and record.timm_name is not None:
+        more = f", image_size: [{size[0]}, {size[1]}]" if record.sized and record.family != "world" else ""
+        if record.plain and record.patch % 16 and record.family != "world":
             more += ", patch: 16"
         facts[f"{role}_more"] = more
         own = next((f"shipped:{asset}" for asset in shipped_assets() if asset.startswith(name)), "random")
-        named = f"timm:{record.timm_weights}" if record.hub is None else f"hf:{record.hub}"
+        public = f"timm:{record.timm_weights}" if record.hub is None else f"hf:{record.hub}"
+        named = public if record.timm_weights or record.hub else "random"
         facts[f"{role}_weights"] = own if record.family == "world" else named
     return facts
 

@@ -74,7 +74,7 @@ class EncoderConfig(Config):
             raise UserError(f"{self.name} is not a plain ViT, whose blocks Rein refines: leave `rein` out")
         if not record.sized and self.image_size is not None:
             raise UserError(f"{self.name} takes images of any size: leave `image_size` out")
-        if record.timm_name is None and patch != record.patch:
+        if record.family == "world" and patch != record.patch:
             raise UserError(f"{self.name} has a convolutional stem of patch {record.patch}: leave `patch` out")
         if self.image_size is not None:
             check_size(*self.image_size, patch)

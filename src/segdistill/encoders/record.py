@@ -22,7 +22,7 @@ PLAIN: Mapping[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_i
 class EncoderRecord:
     """One encoder. Its taps are its blocks (plain ViT) or stages, counted from 0, and ``-1``, after the final norm."""
 
-    timm_name: str | None  # architecture in timm; None for the package's own networks (the world's, MiT)
+    timm_name: str | None  # architecture in timm; None for the package's own networks (the world's, MiT, small ViTs)
     build: Callable[..., Any]  # (img_size if `sized`, patch_size if plain, `switches`) -> a timm network
     patch: int  # pixels per cell of the tap -1: the patch of a plain ViT, the last stride of a hierarchical network
     depth: int  # blocks or stages

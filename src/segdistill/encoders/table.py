@@ -36,6 +36,19 @@ def _vit(weights: str, patch: int, depth: int, width: int, *, size: int, **other
     return EncoderRecord(name, build, patch, depth, width, taps, (size, size), timm_weights=weights, **others)
 
 
+def _small_vit(**settings: Any) -> Any:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(depth=6, **settings)
+
+
+def _small(width: int, heads: int, parameters: int) -> EncoderRecord:
+    """A plain ViT of half the usual depth, without weights of its own: a student that inherits its teacher's."""
+    build = partial(_small_vit, embed_dim=width, num_heads=heads)
+    taps = block_taps(6)
+    return EncoderRecord(None, build, 16, 6, width, taps, (224, 224), parameters, "Apache-2.0", family="ViT")
+
+
 def _convnext(weights: str, width: int, **others: Any) -> EncoderRecord:
     """A ConvNeXt whose first stage has ``width`` channels."""
     name = weights.partition(".")[0]
@@ -191,6 +204,8 @@ ENCODERS: dict[str, EncoderRecord] = {
     "deit_ti_plain": _deit("deit_tiny_patch16_224.fb_in1k", width=192, parameters=5_524_608),
     "deit_s_plain": _deit("deit_small_patch16_224.fb_in1k", width=384, parameters=21_666_048),
     "deit_b_plain": _deit("deit_base_patch16_224.fb_in1k", width=768, parameters=85_799_424),
+    "vit_nano": _small(128, heads=4, parameters=1_313_792),
+    "vit_micro": _small(192, heads=6, parameters=2_855_424),
     "eva02_ti": _eva02("eva02_tiny_patch14_224.mim_in22k", depth=12, width=192, parameters=5_502_336),
     "eva02_s": _eva02("eva02_small_patch14_224.mim_in22k", depth=12, width=384, parameters=21_621_504),
     "eva02_b": _eva02("eva02_base_patch14_224.mim_in22k", depth=12, width=768, parameters=85_759_488),

@@ -46,9 +46,9 @@ def _weight_problems(recipe: Recipe) -> list[str]:
     for stage in recipe.stages:
         try:
             stage.own_digests()
-            model = None if stage.first is None else getattr(recipe, stage.first)
-            if model is not None:
-                stage.misfits(model, recipe.classes())
+            models = {role: getattr(recipe, role) for role in stage.roles}
+            if models and all(model is not None for model in models.values()):
+                stage.misfits(models, recipe.classes())
         except UserError as error:
             problems.append(f"stage {stage.name}: {error}")
     for role in dict.fromkeys(role for stage in recipe.stages for role in stage.roles):

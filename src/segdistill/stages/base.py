@@ -204,9 +204,9 @@ class StageConfig(Config):
         lines += [f"accumulate {self.accumulate} does not divide the batch {each}; choose a divisor" for each in uneven]
         return lines
 
-    def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
-        """Raise a :class:`UserError` for settings that do not fit the network that it trains, or the classes."""
-        del model, classes
+    def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
+        """Raise a :class:`UserError` for settings that do not fit its networks, by role, or the classes."""
+        del models, classes
 
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""

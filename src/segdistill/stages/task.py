@@ -7,7 +7,7 @@ single-stage protocol of vanilla KD and similar methods).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -165,9 +165,10 @@ class TaskConfig(StageConfig):
         parts = ((self, True), *(() if self.proxy is None else ((self.proxy, False),)))
         return tuple((part.data, part.cache, labelled) for part, labelled in parts if part.cache is not None)
 
-    def misfits(self, model: ModelConfig, classes: Sequence[str]) -> None:
+    def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
         """Builds the network, with random weights, if baselines read it."""
         if self.generalize:
+            model = models[self.model]
             encoder = build_encoder(model.bare().encoder, seed=0)
             network = build_model(TASKS[self.task], model.bare(), encoder, classes, seed=0, stage=self.name)
             build_generalizers(self.generalize, network, classes)

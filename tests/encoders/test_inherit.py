@@ -1,0 +1,180 @@
+"""A student that starts as a slice of its teacher: exact where nothing is cut, close where little is, refused else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segdistill.config import UserError
+from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.encoders.inherit import check_pair, inherit, measure, spaced
+from segdistill.weights import resample_kernel
+
+SIZE = (64, 64)
+
+
+def vit(width=96, depth=4, heads=3, *, seed, patch=16, prefix=True, gains=None):
+    """A plain ViT of timm, shrunk; its weights are drawn again so that norms, biases and positions matter."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    encoder = build_encoder(EncoderConfig(name="deit_ti_plain", image_size=SIZE, patch=patch), seed=seed)
+    torch.manual_seed(seed)
+    encoder.backbone = VisionTransformer(
+        img_size=SIZE, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=0,
+        global_pool="token" if prefix else "avg", fc_norm=False, dynamic_img_size=True, init_values=gains,
+        class_token=prefix,
+    )  # fmt: skip
+    for parameter in encoder.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if parameter.ndim == 1 else 0.08)
+    return encoder.eval()
+
+
+def sliced(student, teacher, images, blocks=None):
+    chosen = check_pair(student, teacher, blocks)
+    return inherit(student, teacher, measure(student, teacher, [images]), chosen)
+
+
+def normalised(tokens):
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    return centred / centred.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.rand(6, 3, *SIZE)
+
+
+@pytest.mark.parametrize("gains", [None, 0.5])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_nothing_cut_nothing_lost(images, gains, prefix):
+    teacher = vit(seed=1, gains=gains, prefix=prefix)
+    teacher.backbone.norm.weight.data.fill_(1.0)  # of the teacher's last norm, the student has neither gains
+    teacher.backbone.norm.bias.data.zero_()  # nor biases: its tokens are a rotation of z
+    student = vit(seed=2, prefix=prefix)
+    assert sliced(student, teacher, images) == pytest.approx(1.0)
+    with torch.no_grad():
+        ours, theirs = (each(images, (-1,)).tokens[0].flatten(0, 1) for each in (student, teacher))
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=1e-3, atol=1e-2)
+    assert (ours - theirs).abs().max() > 0.1  # it is another basis
+
+
+def test_a_teacher_of_low_rank_fits_into_a_narrow_student(images):
+    """The stream of this teacher has 40 dimensions, of which a student of 48 channels loses none."""
+    teacher = vit(seed=1)
+    basis = torch.linalg.qr(torch.randn(96, 40))[0]
+    project = basis @ basis.T
+    with torch.no_grad():
+        backbone = teacher.backbone
+        for each in (backbone.cls_token, backbone.pos_embed):
+            each.copy_(each @ project)
+        kernel = backbone.patch_embed.proj
+        kernel.weight.copy_(torch.einsum("nd,dchw->nchw", project, kernel.weight))
+        kernel.bias.copy_(project @ kernel.bias)
+        for block in backbone.blocks:
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.copy_(project @ layer.weight)
+                layer.bias.copy_(project @ layer.bias)
+    student = vit(width=48, heads=3, seed=2)
+    for block in student.backbone.blocks:  # as many hidden units as the teacher's
+        block.mlp.fc1, block.mlp.fc2 = torch.nn.Linear(48, 384), torch.nn.Linear(384, 48)
+    kept = sliced(student, teacher, images)
+    assert kept > 0.999
+    with torch.no_grad():
+        ours = student(images, (0,)).tokens[0].flatten(0, 1)
+        theirs = teacher(images, (0,)).tokens[0].flatten(0, 1)
+    # Heads are half as wide: block outputs agree closely, not exactly.
+    ours, theirs = normalised(ours), normalised(theirs)
+    gram = torch.corrcoef(torch.stack([(ours @ ours.T).flatten(), (theirs @ theirs.T).flatten()]))[0, 1]
+    assert gram > 0.98
+
+
+def test_a_slice_is_much_closer_to_its_teacher_than_random_weights(images):
+    teacher = vit(seed=1)
+
+    def similarity(student):
+        with torch.no_grad():
+            grams = [normalised(each(images, (-1,)).tokens[0].flatten(0, 1)) for each in (student, teacher)]
+        return torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in grams]))[0, 1].item()
+
+    student = vit(width=72, depth=3, heads=3, seed=2)
+    before = similarity(student)
+    sliced(student, teacher, images)
+    assert similarity(student) > before + 0.2
+
+
+def test_more_heads_and_hidden_units_than_the_teacher_change_nothing_at_first_but_learn(images):
+    teacher, student = vit(width=48, heads=2, seed=1), vit(width=48, heads=4, seed=2)
+    sliced(student, teacher, images)
+    attention = student.backbone.blocks[0].attn
+    weight = attention.qkv.weight.reshape(3, 4, 12, 48)
+    assert weight[0, 2:].abs().min() > 0  # their queries are random,
+    assert weight[1, 2:].abs().max() == 0  # their keys and outputs zero
+    assert attention.proj.weight.reshape(48, 4, 12)[:, 2:].abs().max() == 0
+    student(images, (-1,)).tokens[0].square().sum().backward()
+    assert attention.proj.weight.grad.reshape(48, 4, 12)[:, 2:].abs().min() > 0
+
+
+def test_a_stem_of_convolutions_is_fitted_to_the_teachers_patch_embedding():
+    """With the teacher's own convolutions in the student's stem the fit is exact, and nothing is lost."""
+    torch.manual_seed(0)
+    images = torch.rand(6, 3, 64, 128)
+    config = EncoderConfig(name="world_teacher")
+    teacher, student = (build_encoder(config, seed=seed).eval() for seed in (1, 2))
+    student.backbone.patch_embed.proj[:-1].load_state_dict(teacher.backbone.patch_embed.proj[:-1].state_dict())
+    assert sliced(student, teacher, images) == pytest.approx(1.0)
+    with torch.no_grad():
+        ours, theirs = (each(images, (-1,)).tokens[0].flatten(0, 1) for each in (student, teacher))
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=5e-3, atol=0.3)
+    other = build_encoder(EncoderConfig(name="world_student"), seed=2).eval()  # a narrower stem: as close as it can be
+    sliced(other, teacher, images)
+    assert torch.isfinite(other(images, (-1,)).tokens[0]).all()
+
+
+def test_a_stem_of_other_cells_is_fitted_to_the_resampled_kernel(images):
+    """The patch of a teacher with one convolution can be changed, that of a stem cannot."""
+    student = build_encoder(EncoderConfig(name="world_student", image_size=SIZE), seed=2).eval()
+    teacher = vit(width=160, depth=6, heads=5, seed=1)
+    sliced(student, teacher, images)
+    kernel = resample_kernel(teacher.backbone.patch_embed.proj.weight, (8, 8))
+    target = F.conv2d((images - teacher.mean) / teacher.std, kernel, teacher.backbone.patch_embed.proj.bias, stride=8)
+    with torch.no_grad():
+        grams = [normalised(each.flatten(2).transpose(1, 2).flatten(0, 1)) for each in (student.stem(images), target)]
+    random = build_encoder(EncoderConfig(name="world_student", image_size=SIZE), seed=2).eval()
+    with torch.no_grad():
+        grams.append(normalised(random.stem(images).flatten(2).transpose(1, 2).flatten(0, 1)))
+    found = torch.corrcoef(torch.stack([(each @ each.T).flatten() for each in grams]))
+    assert found[0, 1] > found[2, 1] + 0.05
+    with pytest.raises(UserError, match="the patch of world_teacher cannot be changed from 8 to the student's 16"):
+        check_pair(vit(depth=4, seed=1), build_encoder(EncoderConfig(name="world_teacher"), seed=1))
+
+
+def test_blocks_are_spaced_evenly():
+    assert spaced(12, 6) == (0, 2, 4, 7, 9, 11)
+    assert spaced(4, 4) == (0, 1, 2, 3)
+    assert spaced(12, 1) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "blocks", "words"),
+    [
+        ({"width": 192}, {}, None, "the student deit_ti_plain has 192 channels, its teacher deit_ti_plain 96"),
+        ({"depth": 6}, {}, None, "has 6 blocks"),
+        ({}, {}, (0, 1, 2), r"got \[0, 1, 2\]; deit_ti_plain takes 4 numbers from 0 to 3"),
+        ({}, {}, (0, 1, 2, 9), "takes 4 numbers from 0 to 3"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(student, teacher, blocks, words):
+    with pytest.raises(UserError, match=words):
+        check_pair(vit(seed=0, **student), vit(seed=1, **teacher), blocks)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "eva02_l", "timm:vit_medium_patch16_rope_reg1_gap_256"])
+def test_other_networks_are_refused(name):
+    with torch.device("meta"):
+        from segdistill.encoders.encoder import Encoder
+
+        other = Encoder(EncoderConfig(name=name))
+    with pytest.raises(UserError, match="needs two plain ViTs of timm: the teacher"):
+        check_pair(vit(seed=0), other)
