@@ -99,6 +99,7 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "cls_weight": ({}, 0.5),
         "relative": ({}, True),
         "taps": ({}, (2,)),
+        "teacher_taps": ({}, (2,)),
     },
     "proteus": {
         "token": ({}, "pooled"),
@@ -154,8 +155,8 @@ class MethodCase:
         self.config: Config = cls.Config(**usual[2] | settings)
         self.needs: Needs = cls.needs_for(self.config)
         specs = [
-            FeatureSpec((width,) * len(self.needs.taps), width if self.has_cls else None, DEPTH)
-            for width in self.widths
+            FeatureSpec((width,) * len(taps), width if self.has_cls else None, DEPTH)
+            for width, taps in zip(self.widths, (self.needs.taps, self.needs.of_teacher), strict=True)
         ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -180,8 +181,10 @@ class MethodCase:
     def views(self, *, grad: bool = False) -> tuple[Views, Views]:
         """The student's and the teacher's views; every tensor a leaf, with a gradient if ``grad``."""
         student, teacher = (
-            Views(plain=self._features(who, width, self.needs.taps, grad=grad), logits=self._logits(who, grad=grad))
-            for who, width in zip(("student", "teacher"), self.widths, strict=True)
+            Views(plain=self._features(who, width, taps, grad=grad), logits=self._logits(who, grad=grad))
+            for who, width, taps in zip(
+                ("student", "teacher"), self.widths, (self.needs.taps, self.needs.of_teacher), strict=True
+            )
         )
         if not self.needs.masked:
             return student, teacher

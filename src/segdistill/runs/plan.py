@@ -186,7 +186,10 @@ def _stage(
         for role in stage.roles
     }
     kept: list[nn.Module] = [encoders[stage.roles[0]]]
-    if stage.predicts is not None:
+    if stage.measured:
+        cost.forward(lambda: encoders[stage.roles[-1]](_images(1, size)), trains=False)
+        cost.frozen = sum(p.numel() for encoder in encoders.values() for p in encoder.parameters())
+    elif stage.predicts is not None:
         kept = []
         _predicting(cost, recipe, stage, encoders[stage.predicts], classes)
     elif stage.learner is None:
@@ -205,7 +208,7 @@ def _stage(
         trained=cost.parameters,
         frozen=cost.frozen,
         flops=cost.flops,
-        seconds=(stage.steps if stage.predicts is None else images) * cost.flops / speed,
+        seconds=(stage.measured or (stage.steps if stage.predicts is None else images)) * cost.flops / speed,
         memory=cost.kept // stage.accumulate + (FLOAT + ADAM) * cost.parameters + FLOAT * cost.frozen,
         disk=disk,
         note=_cache_note(recipe, stage, encoders["teacher"], classes, speed) if stage.caches else "",

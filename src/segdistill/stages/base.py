@@ -156,6 +156,11 @@ class StageConfig(Config):
         return []
 
     @property
+    def measured(self) -> int:
+        """Images that its last network runs on once, if it trains nothing and only reads that network."""
+        return 0
+
+    @property
     def reads_logits(self) -> bool:
         """Whether its method compares class scores, which needs the teacher's head."""
         return self.method is not None and needs_of(self.method).logits

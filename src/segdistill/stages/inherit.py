@@ -37,6 +37,11 @@ class InheritConfig(StageConfig):
         """The student takes after the teacher."""
         return ("student", "teacher")
 
+    @property
+    def measured(self) -> int:
+        """The images that the teacher runs on."""
+        return self.calibrate
+
     def faults(self) -> list[str]:
         """Also settings of training."""
         lines = super().faults()
