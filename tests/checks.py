@@ -90,6 +90,13 @@ PERTURBED: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "own_position_bias": ({}, 3.0),
         "own_position_anneal": ({"own_position_bias": 3.0}, 0.9),
     },
+    "heir": {
+        "feature_weight": ({}, 0.5),
+        "class_weight": ({}, 0.5),
+        "tau": ({}, 2.0),
+        "taps": ({}, (2,)),
+        "teacher_taps": ({}, (2,)),
+    },
     "logit_kd": {
         "weight": ({}, 0.5),
         "tau": ({}, 2.0),

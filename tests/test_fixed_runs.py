@@ -18,6 +18,7 @@ from tiny_runs import TINY, tiny_file
 
 GOLDEN = Path(__file__).parent / "golden" / "runs.json"
 LOGITS = {
+    "heir": {"type": "heir"},
     "logit_kd": {},
     "afdcd": {"type": "afdcd", "pool": 2, "patch": 2},
     "g2sd_specific": {"type": "g2sd", "phase": "specific"},

@@ -29,7 +29,7 @@ def recipe(folder, *changes, method="mse"):
     return load(tiny_file(folder, text), [f"stages.task.method={{type: {method}}}", *CACHE, *changes])
 
 
-@pytest.mark.parametrize("method", ["mse", "logit_kd", "{type: mse, teacher_taps: [2]}"])
+@pytest.mark.parametrize("method", ["mse", "logit_kd", "{type: mse, teacher_taps: [2]}", "heir"])
 def test_the_terms_are_those_of_a_teacher_that_sees_the_same_views(tmp_path, monkeypatch, method):
     """Every step of a run is computed twice: from the cache, and by the teacher on the batch's own images."""
     found, part = [], method if method.startswith("{") else f"{{type: {method}}}"

@@ -28,6 +28,7 @@ from segdistill.methods.afdcd import AfDCD
 from segdistill.methods.cwd import CWD
 from segdistill.methods.g2sd import G2SD
 from segdistill.methods.gkd import GKD
+from segdistill.methods.heir import Heir
 from segdistill.methods.logit_kd import LogitKD
 from segdistill.methods.mse import MSE
 from segdistill.methods.proteus import Proteus
@@ -38,6 +39,7 @@ METHODS: dict[str, type[nn.Module]] = {
     "cwd": CWD,
     "g2sd": G2SD,
     "gkd": GKD,
+    "heir": Heir,
     "logit_kd": LogitKD,
     "mse": MSE,
     "vitkd": ViTKD,

@@ -28,6 +28,14 @@ from segdistill.ops import full_precision, norm_linear, resize_tokens
 from segdistill.processes import mean_over_processes
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
+Taps = tuple[Annotated[int, Field(ge=-1, le=1000)], ...]
+
+
+def check_pairs(name: str, taps: Taps, teacher_taps: Taps | None) -> None:
+    """A ValueError unless the method ``name`` has as many blocks of the teacher as of the student."""
+    if teacher_taps is not None and len(teacher_taps) != len(taps):
+        raise ValueError(f"{name} compares pairs of blocks: got {len(taps)} taps and {len(teacher_taps)} teacher_taps")
+
 
 class MSE(nn.Module):
     """Adapters and their squared error; see the module's docstring."""
@@ -42,22 +50,19 @@ class MSE(nn.Module):
         relative: bool = Field(
             False, description="ours: each channel's error as a share of the channel's variance in the batch"
         )
-        taps: tuple[Annotated[int, Field(ge=-1, le=1000)], ...] = Field(
+        taps: Taps = Field(
             (-1,),
             min_length=1,
             max_length=100,
             description="blocks compared; -1: final-norm tokens",
         )
-        teacher_taps: tuple[Annotated[int, Field(ge=-1, le=1000)], ...] | None = Field(
+        teacher_taps: Taps | None = Field(
             None, min_length=1, max_length=100, description="ours: the teacher's blocks; None: those of taps"
         )
 
         @model_validator(mode="after")
         def _pairs(self) -> MSE.Config:
-            if self.teacher_taps is not None and len(self.teacher_taps) != len(self.taps):
-                raise ValueError(
-                    f"mse compares pairs of blocks: got {len(self.taps)} taps and {len(self.teacher_taps)} teacher_taps"
-                )
+            check_pairs("mse", self.taps, self.teacher_taps)
             return self
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
