@@ -106,6 +106,8 @@ def test_files_are_scored_where_a_recipe_names_domains(tmp_path):
         ("new.deep.key=2", {"new": {"deep": {"key": 2}}}),
         ("list.one.x=3", {"list": [{"name": "one", "x": 3}, 5]}),
         ("list.1=6", {"list": [{"name": "one"}, 6]}),
+        ("list.one=null", {"list": [5]}),
+        ("list.1=null", {"list": [{"name": "one"}]}),
         ("empty.x=1", {"empty": {"x": 1}}),
     ],
 )
@@ -115,7 +117,9 @@ def test_overrides_are_yaml_at_a_dotted_place(override, wanted):
     assert values == {"list": [{"name": "one"}, 5], "empty": None} | wanted
 
 
-@pytest.mark.parametrize("override", ["a", "=1", " =1", "a=[", "list.two.x=1", "list.2=1", "number.x=1", "list.-1=0"])
+@pytest.mark.parametrize(
+    "override", ["a", "=1", " =1", "a=[", "list.two.x=1", "list.2=1", "list.two=null", "number.x=1", "list.-1=0"]
+)
 def test_an_override_that_leads_nowhere_is_an_error(override):
     with pytest.raises(UserError, match="override"):
         apply({"list": [{"name": "one"}], "number": 1}, override)

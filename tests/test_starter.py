@@ -14,6 +14,8 @@ from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
 from segdistill.data.detect import detect
 from segdistill.data.files import FilesSource
+from segdistill.encoders import build_encoder
+from segdistill.encoders.inherit import check_pair
 from segdistill.recipe import load
 from segdistill.starter import start
 
@@ -145,8 +147,19 @@ def test_students_with_and_without_a_cls_token_are_distilled_in_one_stage(studen
     write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
     started = start(tmp_path / "a", tmp_path / "recipe.yaml", teacher="world_teacher", student=student)
     teacher, task = load(started.recipe).stages
-    assert (teacher.model, task.model, task.method.type, task.freeze_encoder) == ("teacher", "student", "mse", False)
-    assert task.method.settings.relative
+    assert (teacher.model, task.model, task.method.type, task.freeze_encoder) == ("teacher", "student", "heir", False)
+
+
+def test_a_student_without_weights_of_its_own_inherits_its_teachers(tmp_path):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    started = start(tmp_path / "a", tmp_path / "recipe.yaml", teacher="dinov2_s", student="vit_nano")
+    recipe = load(started.recipe)
+    assert [stage.kind for stage in recipe.stages] == ["task", "inherit", "task"]
+    assert recipe.stages[1].data == recipe.stages[2].proxy.data
+    assert recipe.stages[2].optimizer.encoder_lr_scale == 1.0
+    assert recipe.student.encoder.weights == "random"
+    assert recipe.student.encoder.cell == recipe.teacher.encoder.cell == 16
+    check_pair(*(build_encoder(model.bare().encoder, seed=0) for model in (recipe.student, recipe.teacher)))
 
 
 def spoiled_jpeg(root):

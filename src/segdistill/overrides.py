@@ -12,6 +12,7 @@ from segdistill.config import UserError, nearest, short
 def apply(values: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value`` in place; list items are addressed by their ``name`` or index.
 
+    ``null`` removes an item of a list, such as ``stages.start=null``.
     ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``. Without it new keys
     are set too; validation decides later whether they are allowed.
     """
@@ -32,7 +33,9 @@ def apply(values: dict[str, Any], override: str) -> None:
     node: Any = values
     for step in path:
         node = _child(node, step, shown)
-    if isinstance(node, list):
+    if isinstance(node, list) and value is None:
+        del node[_position(node, last, shown)]
+    elif isinstance(node, list):
         node[_position(node, last, shown)] = value
     else:
         node[last] = value

@@ -40,17 +40,18 @@ student:                 # the network that you deploy: any of timm as timm:NAME
 stages:
   # 1. The teacher learns your classes: the number to compare the student with.
   - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
-  # 2. The student learns your classes and the teacher's features at once (vanilla KD). The images of `proxy` need no
-  #    labels: add all you have, above all of the places and weather that the model is meant for.
+{inherit}  # {last}. The student learns your classes, and the teacher's features and class scores, at once (Heir). The images
+  #    of `proxy` need no labels: add all you have, above all of the places and weather that the model is meant for.
   #    Is distillation worth it here? Compare: name=plain stages.task.method=null stages.task.proxy=null
+  #    Faster with disk to spare: cache: {{views: 8}} here and cache: {{views: 1}} in proxy (--dry-run tells how much).
   #    With days of training, GKD's stages (recipes/gtav_gkd.yaml) are the paper's way; with hours they did worse.
   - type: task
     name: task
-    method: {{type: mse, relative: true}}
+    method: {{type: heir}}
     data: {{domains: [{source}]}}
     proxy: {{data: {{domains: [{proxy}]}}, batch: 8,
             augment: {{crop_scale: [0.3, 1.0], keep_aspect: true, rand_augment: null, erase: 0.0}}}}
-    optimizer: {{lr: 1.0e-3, encoder_lr_scale: 0.1, warmup: 0.05, clip: 1.0}}
+    optimizer: {{lr: 1.0e-3, encoder_lr_scale: {encoder_rate}, warmup: 0.05, clip: 1.0}}
     batch: 8
     steps: 4000
 evaluate:
@@ -58,6 +59,12 @@ evaluate:
   validation: [{validation}]   # domains that you choose settings on
   unseen: [{unseen}]   # no setting is chosen on these: their mean is the honest number
 {splits}{missing}"""
+
+
+INHERIT = """\
+  # 2. The student has no weights of its own: it starts as a slice of its teacher, which takes a minute.
+  - {{type: inherit, name: start, data: {{domains: [{proxy}]}}}}
+"""
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,16 @@ def start(
         write_atomic(path, lambda file, text=text: file.write(text.encode()))
     for name, path in names.items():
         own_place(name, folder / path)  # raises if the written file cannot be read
+    inherit = INHERIT.format(**facts) if networks.pop("inherits") else ""
     text = TEMPLATE.format(
-        title=source, name=source, recipe=recipe, first=folder / names[source], source=source, **facts, **networks
+        inherit=inherit,
+        title=source,
+        name=source,
+        recipe=recipe,
+        first=folder / names[source],
+        source=source,
+        **facts,
+        **networks,
     )
     write_atomic(recipe, lambda file: file.write(text.encode()))
     return Started(tuple(sets), (*texts, recipe), recipe, roles)
@@ -185,7 +200,8 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
         public = f"timm:{record.timm_weights}" if record.hub is None else f"hf:{record.hub}"
         named = public if record.timm_weights or record.hub else "random"
         facts[f"{role}_weights"] = own if record.family == "world" else named
-    return facts
+    heir = facts["student_weights"] == "random"
+    return facts | {"inherits": heir, "encoder_rate": 1.0 if heir else 0.1, "last": 3 if heir else 2}
 
 
 def _size(folder: Path) -> tuple[int, int]:
