@@ -40,8 +40,8 @@ student:                 # the network that you deploy: any of timm as timm:NAME
 stages:
   # 1. The teacher learns your classes: the number to compare the student with.
   - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
-{inherit}  # {last}. The student learns your classes, and the teacher's features and class scores, at once (Heir). The images
-  #    of `proxy` need no labels: add all you have, above all of the places and weather that the model is meant for.
+{inherit}  # {last}. The student learns your classes, and the teacher's features and class scores, at once (Heir). The
+  #    images of `proxy` need no labels: add all you have, above all of the places and weather that it is meant for.
   #    Is distillation worth it here? Compare: name=plain stages.task.method=null stages.task.proxy=null
   #    Faster with disk to spare: cache: {{views: 8}} here and cache: {{views: 1}} in proxy (--dry-run tells how much).
   #    With days of training, GKD's stages (recipes/gtav_gkd.yaml) are the paper's way; with hours they did worse.
