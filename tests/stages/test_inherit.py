@@ -44,6 +44,8 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     assert facts["blocks"] == [0, 1, 2, 3, 4, 5]
     assert 0.3 < facts["spread"] < 1
     assert facts["summary"].startswith("keeps ")
+    assert len(facts["unexplained"]) == 6
+    assert all(0 <= share < 1.5 for share in facts["unexplained"])
 
     def weights(*changes):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -52,7 +54,7 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
 
     first = (tmp_path / "run/stages/00-start/encoder.safetensors").read_bytes()
     assert weights("workers=1") == first
-    changed = {weights(f"stages.start.{change}") for change in ("calibrate=2", "batch=3", "blocks=[0,1,2,3,5,4]",
+    changed = {weights(f"stages.start.{change}") for change in ("calibrate=2", "batch=3", "augment.erase=1.0",
                                                                 "augment.flip=1.0")}  # fmt: skip
     assert len(changed) == 4
     assert first not in changed
@@ -62,7 +64,7 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     ("changes", "words"),
     [
         (["student.encoder={name: world_resnet}"], "stage start: inherit needs two plain ViTs of timm: the student"),
-        (["stages.start.blocks=[1]"], "takes 6 numbers from 0 to 5"),
+        (["stages.start.blocks=[1]"], "takes 6 rising numbers from 0 to 5"),
         (["teacher.encoder.name=world_student", "student.encoder.name=world_teacher"], "choose a smaller student"),
     ],
 )

@@ -14,7 +14,12 @@ activations on some calibration images:
 * **Heads.** Of a head's attention logits x^T Wq^T Wk y and of its output Wo Wv y the leading singular values are kept,
   biases included; of the heads those with the largest output matrices.
 * **MLP.** The hidden units with the largest mean square of activation times the norm of their output weights.
-* **Depth.** Evenly spaced blocks, unless ``blocks`` names them; the residual stream makes each optional.
+* **Depth.** Evenly spaced blocks, the last one included, unless ``blocks`` names them. A block of the student stands
+  for that one and the left out ones after it, the first one also for those before it.
+
+Then the last linear layers of attention and MLP are corrected, block by block from the first on, by least squares: on
+the calibration images the student's tokens after a block should be R Q^T (x - mean) of the teacher's after the last one
+that it stands for. That makes up for a part of what was cut, and for the blocks that are left out.
 
 If nothing is cut, the student's final-norm tokens are a rotation of the teacher's z (tested). Starting small networks
 from parts of large ones is Weight Selection's idea (Xu et al., ICLR 2024, arXiv 2311.18823), which takes evenly spaced
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +41,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from segdistill.config import UserError
+from segdistill.encoders.correct import correct
 from segdistill.encoders.encoder import Encoder
 from segdistill.weights import resample_kernel, resample_positions
 
@@ -55,8 +61,8 @@ class Statistics:
 
 
 def spaced(blocks: int, kept: int) -> tuple[int, ...]:
-    """``kept`` of ``blocks`` block numbers, evenly spaced, the first and the last included."""
-    return tuple(round(number) for number in torch.linspace(0, blocks - 1, kept, dtype=torch.float64).tolist())
+    """The last ones of ``kept`` groups of ``blocks`` blocks, as equal as can be."""
+    return tuple((number + 1) * blocks // kept - 1 for number in range(kept))
 
 
 def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -76,9 +82,10 @@ def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None 
                 "smaller student"
             )
     chosen = spaced(len(large.blocks), len(small.blocks)) if blocks is None else tuple(blocks)
-    if len(chosen) != len(small.blocks) or not all(0 <= block < len(large.blocks) for block in chosen):
+    inside = all(0 <= block < len(large.blocks) for block in chosen)
+    if len(chosen) != len(small.blocks) or not inside or list(chosen) != sorted(set(chosen)):
         raise UserError(
-            f"inherit.blocks: got {list(chosen)}; {student.name} takes {len(small.blocks)} numbers from 0 to "
+            f"inherit.blocks: got {list(chosen)}; {student.name} takes {len(small.blocks)} rising numbers from 0 to "
             f"{len(large.blocks) - 1}"
         )
     if student.patch != teacher.patch and not isinstance(large.patch_embed.proj, nn.Conv2d):
@@ -115,7 +122,7 @@ def _stem_conv(embed: Any) -> Any:
 
 
 @torch.no_grad()
-def measure(student: Encoder, teacher: Encoder, images: Iterable[Tensor]) -> Statistics:
+def measure(student: Encoder, teacher: Encoder, images: Sequence[Tensor]) -> Statistics:
     """Run the teacher, and the student's stem if it is fitted, on batches of images (B, 3, H, W) in [0, 1]."""
     network: Any = teacher.backbone
     spread: Tensor = torch.zeros(network.embed_dim, network.embed_dim, dtype=torch.float64)
@@ -174,14 +181,21 @@ def _stem_moments(student: Encoder, teacher: Encoder, images: Tensor) -> tuple[T
         target = teacher.stem(images)
     else:  # as if the teacher had the student's patch
         theirs = teacher.backbone.patch_embed.proj
-        kernel = resample_kernel(theirs.weight, (student.patch, student.patch), teacher.config.resample)
+        kernel = resample_kernel(theirs.weight, (student.patch, student.patch), "timm")
         target = F.conv2d((images - teacher.mean) / teacher.std, kernel, theirs.bias, stride=student.patch)
     return read.T @ read, read.T @ target.flatten(2).transpose(1, 2).flatten(0, 1).double()
 
 
 @torch.no_grad()
-def inherit(student: Encoder, teacher: Encoder, statistics: Statistics, blocks: Sequence[int]) -> float:
-    """Overwrite the student's weights; returns the share of the spread that its width keeps."""
+def inherit(
+    student: Encoder, teacher: Encoder, images: Sequence[Tensor], blocks: Sequence[int]
+) -> tuple[float, tuple[float, ...]]:
+    """Overwrite the student's weights; ``images`` are batches (B, 3, H, W) in [0, 1], ``blocks`` of :func:`check_pair`.
+
+    Returns the share of the spread that the student's width keeps and, for each of its blocks, the share of the
+    variance of the teacher's tokens that its own do not explain. Both networks must be in evaluation mode.
+    """
+    statistics = measure(student, teacher, images)
     small, large = student.backbone, teacher.backbone
     wide, narrow = large.embed_dim, small.embed_dim
     values, vectors = torch.linalg.eigh(statistics.spread)
@@ -196,7 +210,7 @@ def inherit(student: Encoder, teacher: Encoder, statistics: Statistics, blocks: 
         _mlp(block, large.blocks[number], statistics.active[number], into, back)
     small.norm.weight.fill_(1.0)
     small.norm.bias.zero_()
-    return (values[wide - narrow + 1 :].sum() / values.sum()).item()
+    return (values[wide - narrow + 1 :].sum() / values.sum()).item(), correct(student, teacher, images, into, blocks)
 
 
 def _without_mean(size: int) -> Tensor:
@@ -210,7 +224,7 @@ def _patches(student: Encoder, teacher: Encoder, statistics: Statistics, into: T
     last = _stem_conv(student.backbone.patch_embed)
     if statistics.stem is None:
         theirs = teacher.backbone.patch_embed.proj
-        kernel = resample_kernel(theirs.weight.double(), last.kernel_size, teacher.config.resample)
+        kernel = resample_kernel(theirs.weight.double(), last.kernel_size, "timm")
         _set(last.weight, torch.einsum("nd,dchw->nchw", into, kernel))
         bias = torch.zeros(into.shape[1], dtype=torch.float64) if theirs.bias is None else theirs.bias.double()
     else:

@@ -6,17 +6,15 @@ See :mod:`segdistill.encoders.inherit` for what is cut and how.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import build_encoder
-from segdistill.encoders.inherit import check_pair, inherit, measure
+from segdistill.encoders.inherit import check_pair, inherit
 from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.weights import save_encoder
 
@@ -29,7 +27,7 @@ class InheritConfig(StageConfig):
     calibrate: int = Field(128, ge=1, le=10**6, description="crops on which the slice is chosen")
     augment: DistillAugment = DistillAugment(crop_scale=(0.3, 1.0), keep_aspect=True, rand_augment=None, erase=0.0)
     blocks: tuple[int, ...] | None = Field(
-        None, description="the teacher's blocks that the student's take after; None: evenly spaced"
+        None, description="the teacher's blocks that the student's take after, rising; None: evenly spaced"
     )
 
     @property
@@ -68,19 +66,20 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
     transform: Any = DistillTransform(config.augment, context.source.size)
     data = StepBatches(context.open(config.data), transform, batch=config.batch, seed=(context.seed, config.name))
 
-    def images() -> Iterator[Tensor]:
-        order: Sequence[int] = range(-(-config.calibrate // config.batch))
-        for done, batch in enumerate(batches(data, order, context.workers), start=1):
-            yield batch["image"].float() / 255.0
-            context.progress("inherit", done, len(order))
-
-    with torch.random.fork_rng(devices=[]):
-        kept = inherit(student, teacher, measure(student, teacher, images()), blocks)
+    order: Sequence[int] = range(-(-config.calibrate // config.batch))
+    images = [batch["image"].float() / 255.0 for batch in batches(data, order, context.workers)]
+    kept, unexplained = inherit(student, teacher, images, blocks)
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
     return StageResult(
         time.perf_counter() - began,
         {"encoder": count(student)},
         weights=weights_read(student=student, teacher=teacher),
-        facts={"blocks": list(blocks), "spread": kept, "summary": f"keeps {100 * kept:.0f} % of the teacher's spread"},
+        facts={
+            "blocks": list(blocks),
+            "spread": kept,
+            "unexplained": list(unexplained),
+            "summary": f"keeps {100 * kept:.0f} % of the teacher's spread; its last tokens explain "
+            f"{100 * (1 - unexplained[-1]):.0f} % of what is left",
+        },
     )
