@@ -216,7 +216,7 @@ def seconds_of(run: Record) -> float:
 
 def memory_of(run: Record) -> float:
     """Peak memory of the run."""
-    return max(stage.get("memory_mb", 0) for stage in run["stages"])
+    return max((stage.get("memory_mb", 0) for stage in run["stages"]), default=0)
 
 
 def teacher_seconds(runs: list[Record]) -> str:

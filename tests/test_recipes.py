@@ -15,6 +15,13 @@ from segdistill.runs.demo import DEMOS, SMOKE, recipes_folder, shortened
 
 pytestmark = pytest.mark.usefixtures("official_files")
 
+
+@pytest.fixture(autouse=True)
+def _beside_the_facades(facades, monkeypatch):
+    """The recipes real_* describe their data below the working folder."""
+    monkeypatch.chdir(facades)
+
+
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
 OBJECTS = ("ade20k_instance", "cityscapes_instance", "voc_detection", "voc_detection_gkd")
 """Real recipes with objects, which test_instance_recipes.py and test_detection.py run."""
@@ -117,4 +124,4 @@ def test_fifty_steps_of_every_real_recipe_run_with_its_own_augmentation(tmp_path
     resolved = load(out / "recipe.yaml")
     assert [stage.augment for stage in resolved.stages] == [stage.augment for stage in recipe.stages]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50] * len(recipe.stages)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50] * sum(stage.steps > 0 for stage in recipe.stages)

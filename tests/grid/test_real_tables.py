@@ -16,7 +16,13 @@ from segdistill.runs.execute import fingerprints
 
 pytestmark = pytest.mark.usefixtures("official_files")
 
-TABLES = {path.stem: path for path in sorted((recipes_folder() / "tables").glob("*.yaml")) if "world" not in path.stem}
+TABLES = {
+    path.stem: path
+    for path in sorted((recipes_folder() / "tables").glob("*.yaml"))
+    if "world" not in path.stem and not path.stem.startswith("real_")
+}
+OURS = ("real_pair", "real_steps")
+"""Tables on real photographs that no paper has."""
 CHECKPOINTS = {  # as their owners name them
     "dinov2_s": "dinov2_vits14_pretrain.pth", "dinov2_b": "dinov2_vitb14_pretrain.pth",
     "dinov2_l": "dinov2_vitl14_pretrain.pth", "deit_s": "deit_small_distilled_patch16_224-649709d9.pth",
@@ -101,6 +107,26 @@ def test_every_cell_resolves_on_official_files_and_scores_the_papers_targets(nam
     comment = [line for line in TABLES[name].read_text().splitlines() if line.startswith("#")]
     assert any(line.startswith("# Paper: arXiv 2603.02554, ") for line in comment)
     assert "not measured" in " ".join(comment)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_cell_of_our_tables_on_photographs_resolves(name, facades, monkeypatch):
+    """Rows differ, share the teacher's head, and the encoder of every student has the steps that the table names."""
+    monkeypatch.chdir(facades)
+    (facades / "weights").mkdir(exist_ok=True)
+    (facades / "weights/dinov2_vits14_timm.safetensors").write_text("any bytes")
+    config = load_table(ALL[name], ())
+    cells = cells_of(config, recipes_folder(), ())
+    assert config.name == name
+    assert len({cell.key for cell in cells}) == len(cells) == len(config.rows) * len(config.seeds)
+    assert len({cell.prints[0] for cell in cells}) == 1
+    for cell in cells:
+        assert cell.recipe.evaluate.unseen == ("mallorca", "barcelona", "night", "london_paris")
+        assert cell.recipe.evaluate.validation == ("spain",)
+        (trained,) = [stage for stage in cell.recipe.stages[1:] if stage.steps and "encoder" in stage.trains]
+        group = config.rows[cell.row].group
+        assert trained.steps == (int(group.split()[0].replace(",", "")) if group else 1500)
+        assert (trained.method is None) == (trained.cache is None)
 
 
 @pytest.mark.usefixtures("weights")
