@@ -28,6 +28,7 @@ def facades(tmp_path_factory):
     """A folder with ``facades``, a small LabelMeFacade by place and photographs as benchmarks/real_pair/data.py links
     them: the working folder of the recipes ``real_*``.
     """
+    import os
     import subprocess
     import sys
     from pathlib import Path
@@ -37,7 +38,6 @@ def facades(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("facades")
     rng = np.random.default_rng(0)
-    colors = np.array([[128, 64, 0], [128, 0, 128], [0, 128, 128], [0, 0, 0]], np.uint8)  # black: not labelled
     for part in ("images", "labels", "photographs"):
         (root / "raw" / part).mkdir(parents=True)
     for place in ("boston", "madrid", "mallorca", "barcelona", "barcelona_night", "london"):
@@ -45,9 +45,10 @@ def facades(tmp_path_factory):
             name = f"{place}_{number}"
             pixels = rng.integers(0, 255, (48, 96, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(root / "raw/images" / f"{name}.jpg")
-            Image.fromarray(pixels).save(root / "raw/photographs" / f"{name}.jpg")
-            classes = (np.indices((48, 96))[1] // 12 + number) % 4
-            Image.fromarray(colors[classes]).save(root / "raw/labels" / f"{name}.png")
+            classes = np.array([0, 1, 5, 255], np.uint8)[(np.indices((48, 96))[1] // 12 + number) % 4]
+            Image.fromarray(classes).save(root / "raw/labels" / f"{name}.png")
+    for number in range(2000):  # as many as the recipes read
+        os.link(root / f"raw/images/boston_{number % 8}.jpg", root / f"raw/photographs/{number:04d}.jpg")
     script = Path(__file__).parents[1] / "benchmarks/real_pair/data.py"
     folders = (root / "raw", root / "facades", "--proxy", root / "raw/photographs")
     subprocess.run([sys.executable, script, *folders], check=True, capture_output=True)

@@ -58,6 +58,7 @@ evaluate:
   domains: [{domains}]   # every domain that is scored
   validation: [{validation}]   # domains that you choose settings on
   unseen: [{unseen}]   # no setting is chosen on these: their mean is the honest number
+  resize: [{height}, {width}]   # images are fitted into it, as large as the training crops; null: scored as they are
 {splits}{missing}"""
 
 

@@ -16,11 +16,8 @@ from segdistill.runs.execute import fingerprints
 
 pytestmark = pytest.mark.usefixtures("official_files")
 
-TABLES = {
-    path.stem: path
-    for path in sorted((recipes_folder() / "tables").glob("*.yaml"))
-    if "world" not in path.stem and not path.stem.startswith("real_")
-}
+ALL = {path.stem: path for path in sorted((recipes_folder() / "tables").glob("*.yaml"))}
+TABLES = {name: path for name, path in ALL.items() if "world" not in name and not name.startswith("real_")}
 OURS = ("real_pair", "real_steps")
 """Tables on real photographs that no paper has."""
 CHECKPOINTS = {  # as their owners name them
