@@ -23,7 +23,7 @@ OTHERS = {"instance", "detection", "deeplabv3plus", "daformer", "hrda", "rein"}
 REAL = [
     path
     for path in sorted(recipes_folder().glob("*.yaml"))
-    if not path.stem.startswith("world") and not OTHERS & set(path.stem.split("_"))
+    if not path.stem.startswith(("world", "real_")) and not OTHERS & set(path.stem.split("_"))
 ]
 """Of GKD."""
 IMAGES = {"gtav": 24_966, "cityscapes": 2975, "potsdam": 3456}  # of the source; EndoVis's are not established
