@@ -155,6 +155,9 @@ def test_a_student_without_weights_of_its_own_inherits_its_teachers(tmp_path):
     started = start(tmp_path / "a", tmp_path / "recipe.yaml", teacher="dinov2_s", student="vit_nano")
     recipe = load(started.recipe)
     assert [stage.kind for stage in recipe.stages] == ["task", "inherit", "task"]
+    for number, (teacher, student) in enumerate((("eva02_s", "vit_nano"), ("dinov2_s", "world_resnet"))):  # cannot
+        other = start(tmp_path / "a", tmp_path / f"{number}.yaml", teacher=teacher, student=student, force=True)
+        assert [stage.kind for stage in load(other.recipe).stages] == ["task", "task"]
     assert recipe.stages[1].data == recipe.stages[2].proxy.data
     assert recipe.stages[2].optimizer.encoder_lr_scale == 1.0
     assert recipe.student.encoder.weights == "random"

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 
 from segdistill.config import UserError, nearest
 from segdistill.data.detect import IMAGES, OwnSet, detect
 from segdistill.data.own import own_place
-from segdistill.encoders import record_of
+from segdistill.encoders import Encoder, EncoderConfig, record_of
+from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic
 from segdistill.weights import shipped_assets
 
@@ -201,8 +203,19 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
         public = f"timm:{record.timm_weights}" if record.hub is None else f"hf:{record.hub}"
         named = public if record.timm_weights or record.hub else "random"
         facts[f"{role}_weights"] = own if record.family == "world" else named
-    heir = facts["student_weights"] == "random"
+    heir = facts["student_weights"] == "random" and _can_inherit(student, teacher)
     return facts | {"inherits": heir, "encoder_rate": 1.0 if heir else 0.1, "last": 3 if heir else 2}
+
+
+def _can_inherit(student: str, teacher: str) -> bool:
+    """Whether the student can start as a slice of its teacher; allocates no weights."""
+    with torch.device("meta"):
+        small, large = (Encoder(EncoderConfig(name=name)) for name in (student, teacher))
+    try:
+        check_pair(small, large)
+    except UserError:
+        return False
+    return True
 
 
 def _size(folder: Path) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,8 +26,11 @@ class InheritConfig(StageConfig):
     steps: Literal[0] = Field(0, exclude=True)  # type: ignore[assignment]
     calibrate: int = Field(128, ge=1, le=10**6, description="crops on which the slice is chosen")
     augment: DistillAugment = DistillAugment(crop_scale=(0.3, 1.0), keep_aspect=True, rand_augment=None, erase=0.0)
-    blocks: tuple[int, ...] | None = Field(
-        None, description="the teacher's blocks that the student's take after, rising; None: evenly spaced"
+    blocks: tuple[Annotated[int, Field(ge=0, le=1000)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="the teacher's blocks that the student's take after, rising; None: evenly spaced",
     )
 
     @property
