@@ -82,7 +82,7 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
             "blocks": list(blocks),
             "spread": kept,
             "unexplained": list(unexplained),
-            "summary": f"keeps {100 * kept:.0f} % of the teacher's spread; its last tokens explain "
-            f"{100 * (1 - unexplained[-1]):.0f} % of what is left",
+            "summary": f"keeps {100 * kept:.0f} % of the variance of the teacher's tokens and reproduces "
+            f"{100 * (1 - unexplained[-1]):.0f} % of it after the last block",
         },
     )
