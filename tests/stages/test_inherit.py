@@ -18,7 +18,14 @@ from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from tiny_runs import only, tiny_file
 
-STAGE = {"type": "inherit", "name": "start", "data": {"domains": ["proxy"], "images": 4}, "batch": 2, "calibrate": 6}
+STAGE = {
+    "type": "inherit",
+    "name": "start",
+    "data": {"domains": ["proxy"], "images": 4},
+    "batch": 2,
+    "calibrate": 6,
+    "stem_steps": 20,
+}
 
 
 def recipe(folder, *changes, **stage):
@@ -55,8 +62,8 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     first = (tmp_path / "run/stages/00-start/encoder.safetensors").read_bytes()
     assert weights("workers=1") == first
     changed = {weights(f"stages.start.{change}") for change in ("calibrate=2", "batch=3", "augment.erase=1.0",
-                                                                "augment.flip=1.0")}  # fmt: skip
-    assert len(changed) == 4
+                                                                "augment.flip=1.0", "stem_steps=5")}  # fmt: skip
+    assert len(changed) == 5
     assert first not in changed
 
 

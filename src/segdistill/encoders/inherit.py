@@ -1,7 +1,7 @@
 """The student inherits its teacher: a small ViT whose start weights are a slice of a large ViT's. Ours.
 
 A student from random weights needs most of an affordable training to become a usable network at all. Its teacher is
-one already, only too wide and too deep, and most of its width is redundant. Four cuts, each chosen by the teacher's own
+one already, only too wide and too deep, and most of its width is redundant. Five parts, chosen by the teacher's own
 activations on some calibration images:
 
 * **Width.** Let x (d,) be a token between two blocks and z = (x - mean) / std, what a block's LayerNorm makes of it. Q
@@ -14,6 +14,7 @@ activations on some calibration images:
 * **Heads.** Of a head's attention logits x^T Wq^T Wk y and of its output Wo Wv y the leading singular values are kept,
   biases included; of the heads those with the largest output matrices.
 * **MLP.** The hidden units with the largest mean square of activation times the norm of their output weights.
+* **Patches.** The teacher's kernels, or a stem of convolutions trained for them (:mod:`segdistill.encoders.stem`).
 * **Depth.** Evenly spaced blocks, the last one included, unless ``blocks`` names them. A block of the student stands
   for that one and the left out ones after it, the first one also for those before it.
 
@@ -35,7 +36,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from segdistill.config import UserError
 from segdistill.encoders.correct import correct
 from segdistill.encoders.encoder import Encoder
-from segdistill.weights import resample_kernel, resample_positions
+from segdistill.encoders.stem import inherit_stem, last_convolution
+from segdistill.weights import resample_positions
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,11 @@ class Statistics:
     """What the slice is chosen by, from calibration images.
 
     ``spread`` (d, d) sums the second moments of normalised tokens; ``active`` has the mean square of every hidden unit
-    per block, (blocks, hidden). ``stem``: second moments of the student's and the teacher's patch embeddings, if a stem
-    of convolutions is fitted.
+    per block, (blocks, hidden).
     """
 
     spread: Tensor
     active: Tensor
-    stem: tuple[Tensor, Tensor] | None = None
 
 
 def spaced(blocks: int, kept: int) -> tuple[int, ...]:
@@ -93,7 +92,7 @@ def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None 
             f"inherit: the patch of {teacher.name} cannot be changed from {teacher.patch} to the student's "
             f"{student.patch}; choose a student with patch {teacher.patch}"
         )
-    if _stem_conv(small.patch_embed) is None:
+    if last_convolution(small.patch_embed) is None:
         raise UserError(f"inherit: the patch embedding of {student.name} does not end in a convolution; choose another")
     return chosen
 
@@ -115,20 +114,12 @@ def _unfit(encoder: Encoder) -> str:
     return ""
 
 
-def _stem_conv(embed: Any) -> Any:
-    """The last layer of a patch embedding, if it is a convolution, else None."""
-    last = embed.proj[-1] if isinstance(embed.proj, nn.Sequential) else embed.proj
-    return last if isinstance(last, nn.Conv2d) else None
-
-
 @torch.no_grad()
-def measure(student: Encoder, teacher: Encoder, images: Sequence[Tensor]) -> Statistics:
-    """Run the teacher, and the student's stem if it is fitted, on batches of images (B, 3, H, W) in [0, 1]."""
+def measure(teacher: Encoder, images: Sequence[Tensor]) -> Statistics:
+    """Run the teacher on batches of images (B, 3, H, W) in [0, 1]."""
     network: Any = teacher.backbone
     spread: Tensor = torch.zeros(network.embed_dim, network.embed_dim, dtype=torch.float64)
     active: dict[int, list[Tensor]] = defaultdict(list)
-    fitted = not _plain_patch(student, teacher)
-    moments: list[tuple[Tensor, Tensor]] = []
     taps = tuple(range(len(network.blocks)))
     handles = [network.blocks[number].mlp.act.register_forward_hook(_into(active[number])) for number in taps]
     try:
@@ -137,15 +128,10 @@ def measure(student: Encoder, teacher: Encoder, images: Sequence[Tensor]) -> Sta
             for tokens in found.tokens:
                 z = _normalised(tokens.double()).flatten(0, 1)
                 spread += z.T @ z / len(z)
-            if fitted:
-                moments.append(_stem_moments(student, teacher, batch))
     finally:
         for handle in handles:
             handle.remove()
-    stem = None
-    if fitted:
-        stem = (torch.stack([each for each, _ in moments]).sum(0), torch.stack([each for _, each in moments]).sum(0))
-    return Statistics(spread, torch.stack([torch.stack(active[number]).mean(0) for number in taps]).double(), stem)
+    return Statistics(spread, torch.stack([torch.stack(active[number]).mean(0) for number in taps]).double())
 
 
 def _into(found: list[Tensor]) -> Callable[..., None]:
@@ -159,43 +145,16 @@ def _normalised(tokens: Tensor) -> Tensor:
     return centred / centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-def _plain_patch(student: Encoder, teacher: Encoder) -> bool:
-    """Whether both patch embeddings are one convolution each."""
-    return all(isinstance(each.backbone.patch_embed.proj, nn.Conv2d) for each in (student, teacher))
-
-
-def _stem_moments(student: Encoder, teacher: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Second moments (c + 1, c + 1) of what the student's last stem layer reads, with a 1, and (c + 1, d) of that with
-    the teacher's patch embedding.
-    """
-    seen: list[Tensor] = []
-    last = _stem_conv(student.backbone.patch_embed)
-    handle = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    try:
-        student.stem(images)
-    finally:
-        handle.remove()
-    read = seen[0].flatten(2).transpose(1, 2).flatten(0, 1).double()
-    read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
-    if student.patch == teacher.patch:
-        target = teacher.stem(images)
-    else:  # as if the teacher had the student's patch
-        theirs = teacher.backbone.patch_embed.proj
-        kernel = resample_kernel(theirs.weight, (student.patch, student.patch), "timm")
-        target = F.conv2d((images - teacher.mean) / teacher.std, kernel, theirs.bias, stride=student.patch)
-    return read.T @ read, read.T @ target.flatten(2).transpose(1, 2).flatten(0, 1).double()
-
-
 @torch.no_grad()
 def inherit(
-    student: Encoder, teacher: Encoder, images: Sequence[Tensor], blocks: Sequence[int]
+    student: Encoder, teacher: Encoder, images: Sequence[Tensor], blocks: Sequence[int], stem_steps: int = 1000
 ) -> tuple[float, tuple[float, ...]]:
     """Overwrite the student's weights; ``images`` are batches (B, 3, H, W) in [0, 1], ``blocks`` of :func:`check_pair`.
 
     Returns the share of the spread that the student's width keeps and, for each of its blocks, the share of the
     variance of the teacher's tokens that its own do not explain. Both networks must be in evaluation mode.
     """
-    statistics = measure(student, teacher, images)
+    statistics = measure(teacher, images)
     small, large = student.backbone, teacher.backbone
     wide, narrow = large.embed_dim, small.embed_dim
     values, vectors = torch.linalg.eigh(statistics.spread)
@@ -203,7 +162,7 @@ def inherit(
     rotation = _without_mean(narrow)
     into = rotation @ kept.T @ (torch.eye(wide, dtype=torch.float64) - 1 / wide)  # (n, d): teacher -> student
     back = math.sqrt(wide / narrow) * kept @ rotation.T  # (d, n): the student's normalised tokens -> z
-    _patches(student, teacher, statistics, into)
+    inherit_stem(student, teacher, images, into, stem_steps)
     _prefix(student, teacher, into)
     for block, number in zip(small.blocks, blocks, strict=True):
         _attention(block, large.blocks[number], into, back)
@@ -217,23 +176,6 @@ def _without_mean(size: int) -> Tensor:
     """(n, n - 1) orthonormal columns orthogonal to ones: the cosine transform without its constant row."""
     row, column = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(1, size, dtype=torch.float64)
     return math.sqrt(2 / size) * torch.cos(math.pi * (row + 0.5) * column / size)
-
-
-def _patches(student: Encoder, teacher: Encoder, statistics: Statistics, into: Tensor) -> None:
-    """The patch embedding: the teacher's kernels, or a stem's last convolution fitted to them by least squares."""
-    last = _stem_conv(student.backbone.patch_embed)
-    if statistics.stem is None:
-        theirs = teacher.backbone.patch_embed.proj
-        kernel = resample_kernel(theirs.weight.double(), last.kernel_size, "timm")
-        _set(last.weight, torch.einsum("nd,dchw->nchw", into, kernel))
-        bias = torch.zeros(into.shape[1], dtype=torch.float64) if theirs.bias is None else theirs.bias.double()
-    else:
-        own, both = statistics.stem
-        ridge = 1e-4 * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
-        weights = torch.linalg.solve(own + ridge, both)
-        _set(last.weight, (into @ weights[:-1].T)[..., None, None])
-        bias = weights[-1]
-    _set(last.bias, into @ bias)
 
 
 def _prefix(student: Encoder, teacher: Encoder, into: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The student's start: a slice of its teacher, chosen on a few images without labels; nothing is trained. Ours.
+"""The student's start: a slice of its teacher, chosen on a few images without labels. Ours.
 
 See :mod:`segdistill.encoders.inherit` for what is cut and how.
 """
@@ -31,6 +31,13 @@ class InheritConfig(StageConfig):
         min_length=1,
         max_length=100,
         description="the teacher's blocks that the student's take after, rising; None: evenly spaced",
+    )
+
+    stem_steps: int = Field(
+        1000,
+        ge=0,
+        le=10**6,
+        description="steps of Adam that fit a stem of several convolutions to the teacher's patch embedding",
     )
 
     @property
@@ -71,7 +78,7 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
 
     order: Sequence[int] = range(-(-config.calibrate // config.batch))
     images = [batch["image"].float() / 255.0 for batch in batches(data, order, context.workers)]
-    kept, unexplained = inherit(student, teacher, images, blocks)
+    kept, unexplained = inherit(student, teacher, images, blocks, config.stem_steps)
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
     return StageResult(
