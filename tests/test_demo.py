@@ -1,4 +1,4 @@
-"""The demonstration: three arms that share a teacher, one table, one page; and where it continues."""
+"""The demonstration: arms that share a teacher, one table, one page; and where it continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_smoke_run_ends_with_the_table_and_the_page_and_continues_where_it_s
         assert f"{100 * student['mean_unseen']:.1f}" in row
         assert set(result["unseen"]) == {"clear", "night", "fog", "snow", "rain"}, name
     teachers = [result["models"]["teacher"]["domains"] for result in results.values()]
-    assert teachers[0] == teachers[1] == teachers[2]
+    assert all(each == teachers[0] for each in teachers)
     assert "<html" in (out / "report.html").read_text()
     labels = [json.loads(line)["stage"] for line in (out / "world_gkd/metrics.jsonl").read_text().splitlines()]
     assert not [label for label in labels if "teacher" in label]  # it came from the first arm
@@ -62,7 +62,7 @@ def test_an_unknown_demo_is_one_line(call):
 def test_the_arms_share_data_teacher_and_labelled_images():
     """What the comparison's fairness asks for: the arms differ in how they distil, and in nothing else."""
     arms = demo.load_arms()
-    assert [recipe.name for recipe in arms] == ["world_none", "world_vanilla_kd", "world_gkd"]
+    assert [recipe.name for recipe in arms] == ["world_none", "world_vanilla_kd", "world_gkd", "world_heir"]
     for recipe in arms:
         assert (recipe.data, recipe.teacher, recipe.evaluate) == (arms[0].data, arms[0].teacher, arms[0].evaluate)
         assert recipe.stages[0] == arms[0].stages[0]
@@ -73,7 +73,8 @@ def test_the_arms_share_data_teacher_and_labelled_images():
 
 def test_smoke_cuts_every_stage_and_leaves_what_is_not_length(tmp_path):
     for whole, small in zip(demo.load_arms(), demo.load_arms(smoke=True), strict=True):
-        assert {stage.steps for stage in small.stages} == {2}
+        assert {stage.steps for stage in small.stages} <= {0, 2}
+        assert {stage.stem_steps for stage in small.stages if hasattr(stage, "stem_steps")} <= {2}
         assert [stage.data.domains for stage in small.stages] == [stage.data.domains for stage in whole.stages]
         assert small.student == whole.student
     proxied = load(demo.recipes_folder() / "world_vanilla_kd.yaml", [

@@ -10,7 +10,7 @@ from segdistill.config import UserError, nearest
 ASSETS = Path(__file__).parent / "assets"
 
 DEMOS = {
-    "semantic": ("world_none", "world_vanilla_kd", "world_gkd"),
+    "semantic": ("world_none", "world_vanilla_kd", "world_gkd", "world_heir"),
     "instance": ("world_instance_start", "world_instance_supervised", "world_instance_transfer", "world_instance"),
 }
 """Recipes of each demo, by task."""

@@ -76,7 +76,7 @@ def demo(
 ) -> None:
     """Compare methods on the built-in world: a table and a page. Resumes if interrupted.
 
-    Semantic: no distillation, vanilla KD and GKD. Instance: a teacher before and after its adaptation, a student from
+    Semantic: no distillation, vanilla KD, GKD and Heir. Instance: a teacher before and after its adaptation, a student from
     few labels, and the student with pseudo-labels and after its refinement.
     """
     from segdistill.precheck import check_recipe
