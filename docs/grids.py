@@ -309,8 +309,9 @@ def by_seed(rows: list[Record], values: Sequence[str], runs: list[Record], teach
         title = f"{row['group']}: {row['title']}" if several and row["group"] else row["title"]
         own = teachers if title == "Teacher" else of_row(row, runs)
         found = {run["seed"]: run for run in own}
-        cells = [f"{100 * found[seed]['mean_unseen']:.1f}" for seed in seeds]
-        kept = [f"{100 * share:.1f}" if (share := found[seed].get("retention")) else "–" for seed in seeds]
+        each = [found.get(seed, {}) for seed in seeds]  # a row may have fewer
+        cells = [f"{100 * run['mean_unseen']:.1f}" if run else "–" for run in each]
+        kept = [f"{100 * share:.1f}" if (share := run.get("retention")) else "–" for run in each]
         lines.append([title, *cells, *kept])
     head = ["model", *[f"seed {seed}" for seed in seeds], *[f"retention, seed {seed}" for seed in seeds]]
     return [

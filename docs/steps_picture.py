@@ -44,10 +44,21 @@ def main(out: Path) -> None:
     rows, teacher = points()
     figure, axes = plt.subplots(figsize=SIZE, dpi=150)
     axes.axhline(teacher, color="black", linewidth=1, linestyle=":")
-    axes.annotate("teacher, frozen DeiT-Tiny", (1, teacher), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.annotate(
+        "teacher, frozen DeiT-Tiny", (1, teacher), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
     for row, (title, color, marker) in LINES.items():
         values = rows.get(row, {})
-        axes.plot(list(values), list(values.values()), color=color, marker=marker, label=title)
+        axes.plot(list(values), list(values.values()), color=color, marker=marker)
+        steps, score = list(values.items())[-1]
+        axes.annotate(
+            title,
+            (steps, score),
+            (8, -12 if len(values) == 1 else 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+        )
     axes.set_xscale("log")
     ticks = sorted({steps for at in rows.values() for steps in at})
     axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks])
@@ -55,7 +66,7 @@ def main(out: Path) -> None:
     axes.set_xlabel("steps of the student's encoder")
     axes.set_ylabel("mIoU on unseen places (%)")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.set_xlim(ticks[0] / 1.1, 2.4 * ticks[-1])
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

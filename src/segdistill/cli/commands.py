@@ -76,8 +76,8 @@ def demo(
 ) -> None:
     """Compare methods on the built-in world: a table and a page. Resumes if interrupted.
 
-    Semantic: no distillation, vanilla KD, GKD and Heir. Instance: a teacher before and after its adaptation, a student from
-    few labels, and the student with pseudo-labels and after its refinement.
+    Semantic: no distillation, vanilla KD, GKD and Heir. Instance: a teacher before and after its adaptation, a student
+    from few labels, and the student with pseudo-labels and after its refinement.
     """
     from segdistill.precheck import check_recipe
     from segdistill.shipped import DEMOS, recipe_path
