@@ -33,7 +33,7 @@ def vit(width=96, depth=4, heads=3, *, seed, patch=16, prefix=True, gains=None):
 
 def sliced(student, teacher, images, blocks=None):
     chosen = check_pair(student, teacher, blocks)
-    return inherit(student, teacher, [images[:4], images[4:]], chosen)
+    return inherit(student, teacher, [images[:4], images[4:]], chosen, stem_steps=50)
 
 
 def normalised(tokens):
@@ -151,9 +151,10 @@ def test_a_narrower_stem_is_trained(monkeypatch):
         assert all(moved) if steps else sum(moved) == 2  # of the last layer, weights and bias
         assert all(each.requires_grad and each.grad is None for each in student.parameters())
     assert errors[1] < 0.7 * errors[0]
-    monkeypatch.setattr("segdistill.encoders.stem.RATE", 1e6)  # training that fails leaves least squares
-    student = build_encoder(EncoderConfig(name="world_student"), seed=2).eval()
-    assert inherit(student, teacher, images, blocks, 3)[1][0] == pytest.approx(errors[0], rel=1e-4)
+    for rate in (1e6, 1e30):  # training that fails leaves least squares, also if weights are no longer finite
+        monkeypatch.setattr("segdistill.encoders.stem.RATE", rate)
+        student = build_encoder(EncoderConfig(name="world_student"), seed=2).eval()
+        assert inherit(student, teacher, images, blocks, 3)[1][0] == pytest.approx(errors[0], rel=1e-4)
 
 
 def test_a_stem_of_other_cells_is_fitted_to_the_resampled_kernel(images):

@@ -147,9 +147,10 @@ def _normalised(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def inherit(
-    student: Encoder, teacher: Encoder, images: Sequence[Tensor], blocks: Sequence[int], stem_steps: int = 1000
+    student: Encoder, teacher: Encoder, images: Sequence[Tensor], blocks: Sequence[int], stem_steps: int
 ) -> tuple[float, tuple[float, ...]]:
-    """Overwrite the student's weights; ``images`` are batches (B, 3, H, W) in [0, 1], ``blocks`` of :func:`check_pair`.
+    """Overwrite the student's weights; ``images`` are batches (B, 3, H, W) in [0, 1], ``blocks`` of :func:`check_pair`;
+    ``stem_steps`` of Adam train a stem of several layers.
 
     Returns the share of the spread that the student's width keeps and, for each of its blocks, the share of the
     variance of the teacher's tokens that its own do not explain. Both networks must be in evaluation mode.

@@ -32,7 +32,6 @@ class InheritConfig(StageConfig):
         max_length=100,
         description="the teacher's blocks that the student's take after, rising; None: evenly spaced",
     )
-
     stem_steps: int = Field(
         1000,
         ge=0,
