@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from segdistill.data.index import place
 from segdistill.data.object_transforms import ObjectAugment, ObjectTransform
 from segdistill.data.outlines import painted
 from segdistill.data.rendered import WorldSource
+from segdistill.data.sample import write_sample
 from segdistill.data.sample.own import run_lengths
 from tiny_sets import png16
 
@@ -201,6 +203,32 @@ def test_coco_objects_overlap_crowds_are_crowds_and_images_may_have_none(tmp_pat
     assert (len(empty.objects.classes), empty.objects.ids.shape) == (0, (1, *SIZE))
     assert (empty.label == 255).all()
     assert ObjectTransform(ObjectAugment(), SIZE)(empty)["classes"].shape == (0,)
+
+
+def test_coco_is_read_from_its_archives(call, tmp_path):
+    """The three official zips, and one zip of everything below another folder, give what the folder gives."""
+    write_sample("coco_instances", tmp_path / "unpacked")
+    write_sample("coco_instances", tmp_path / "packed", zipped=True)
+    zips = ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip")
+    assert tuple(sorted(path.name for path in (tmp_path / "packed/coco2017").glob("*.zip"))) == zips
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "unpacked")
+    for split in ("train", "val"):
+        plain = read(tmp_path / "unpacked", "coco_instances", split=split)
+        for data in (
+            read(tmp_path / "packed", "coco_instances", split=split),
+            read(tmp_path / "all.zip", "coco_instances", split=split),
+        ):
+            assert len(data) == len(plain) == 2
+            for one, other in zip(data, plain, strict=True):
+                assert np.array_equal(one.image, other.image)
+                assert np.array_equal(one.label, other.label)
+                assert np.array_equal(one.objects.ids, other.objects.ids)
+                assert one.objects.crowd.tolist() == other.objects.crowd.tolist()
+    status, out, err = call("data", "check", "coco_instances", "--root", tmp_path / "packed", "--processes", 1)
+    assert status == 0, (out, err)
+    (tmp_path / "packed/coco2017/annotations_trainval2017.zip").unlink()
+    with pytest.raises(UserError, match=r"annotations/instances_train2017.json \(or train2017.zip, val2017.zip"):
+        read(tmp_path / "packed", "coco_instances")
 
 
 def test_own_coco_with_objects(tmp_path):

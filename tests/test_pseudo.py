@@ -14,6 +14,7 @@ from faster_coco_eval import COCO
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.archives import Folder
 from segdistill.data.coco_file import read_coco
 from segdistill.data.instance_ids import class_ids, instance_ids, label_name, write_instance_ids
 from segdistill.data.pseudo import Origin, PseudoWriter, read_pseudo
@@ -80,7 +81,7 @@ def test_objects_do_not_overlap_and_pass_the_score(path: Path) -> None:
 
 def test_the_document_is_a_coco_data_set(path: Path) -> None:
     write(path)
-    file = read_coco(path)
+    file = read_coco(Folder(path.parent), path.name)
     assert [category.name for category in file.categories] == list(CLASSES)
     tools = COCO(str(path))
     entries = tools.loadAnns(tools.getAnnIds(imgIds=[3]))

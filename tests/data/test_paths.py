@@ -139,7 +139,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, kind, monkeypat
     make(tmp_path / "train.json")
     refused_alike(
         describe(tmp_path, layout="coco", annotations={"train": "train.json"}),
-        f"cannot read the annotations .*train.json: it is {kind}",
+        f"cannot read .*train.json: it is {kind}",
     )
     make(tmp_path / "train.txt")
     with pytest.raises(UserError, match=f"cannot read the list .*it is {kind}"):
@@ -154,4 +154,4 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, kind, monkeypat
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     path = describe(tmp_path, layout="coco", annotations={"train": "train.json"})
     (tmp_path / "train.json").mkdir()
-    refused_alike(path, r"cannot read the annotations .*train.json: it is a folder")
+    refused_alike(path, r"cannot read .*train.json: it is a folder")

@@ -20,7 +20,7 @@ from PIL import Image
 from mutations import damaged, spoiled
 from odd_files import COCO, HALVES, H, W, encoded, grey_tiff, put
 from segdistill.config import UserError
-from segdistill.data.archives import open_store
+from segdistill.data.archives import Folder, open_store
 from segdistill.data.catalog import Encoding
 from segdistill.data.check import check
 from segdistill.data.coco_file import read_coco
@@ -130,7 +130,7 @@ def test_a_spoiled_annotation_file(farm, content):
 def test_a_damaged_annotation_file(tmp_path, content):
     put(tmp_path / "train.json", content)
     try:
-        read_coco(tmp_path / "train.json")
+        read_coco(Folder(tmp_path), "train.json")
     except UserError as error:
         one_line(error)
 

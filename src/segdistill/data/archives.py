@@ -42,6 +42,10 @@ DAMAGED = (
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # Python decodes bytes that are not UTF-8 as surrogates
 
 
+ABOVE = "(?:[^/]+/){0,2}?"
+"""Folders that an archive may have above a data set's own, as a regular expression."""
+
+
 class BadSample(UserError):
     """One image or label that cannot be used; the message names the file and the fault."""
 
@@ -61,6 +65,10 @@ class Store:
     def listed(self, split: str) -> tuple[list[str], list[str]] | None:
         """The images of ``split`` if a file lists them: existing names and missing names; else None."""
         return None
+
+    def describes(self, split: str) -> bool:
+        """Whether the annotation file of ``split`` is there; for stores that have annotation files."""
+        raise NotImplementedError
 
     def objects(self, name: str) -> Objects | None:
         """The objects of the label ``name`` if the store keeps them itself; None: they are in the label's file."""

@@ -7,10 +7,11 @@ of one object are joined, and a polygon that crosses itself follows the even-odd
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdistill.config import UserError
-from segdistill.data.archives import BadSample, Folder
+from segdistill.data.archives import ABOVE, BadSample, Store
 from segdistill.data.catalog import IGNORE
 from segdistill.data.catalog.record import COCO_LABELS
 from segdistill.data.coco_file import CocoFile, CocoImage, CocoObject, Polygon, Runs, plain, read_coco, stem
@@ -42,22 +43,25 @@ class Content:
     numbers: dict[int, int]  # category's id -> class
 
 
-class CocoStore(Folder):
-    """A folder of images whose labels come from annotation files, as PNG of class numbers below ``LABELS/split/``."""
+class CocoStore(Store):
+    """Images of the store ``files`` whose labels come from annotation files in it, as PNG of class numbers below
+    ``LABELS/split/``.
+    """
 
     LABELS = COCO_LABELS
 
     def __init__(
         self,
-        where: Path,
+        files: Store,
         images: Mapping[Split, str],
-        annotations: Mapping[Split, Path],
+        annotations: Mapping[Split, str],
         classes: Sequence[str],
         background: str | None,
         *,
         read: Mapping[Split, CocoFile] | None = None,  # annotation files that were already read
     ) -> None:
-        super().__init__(where)
+        super().__init__(files.where)
+        self.packed, self._files = files.packed, files
         self._images, self._annotations, self._classes = images, annotations, tuple(classes)
         self._fill = IGNORE if background is None else self._classes.index(background)
         self._contents: dict[str, Content] = {}
@@ -67,23 +71,42 @@ class CocoStore(Folder):
         """The files, or a label for each existing image that the annotation file names."""
         top, _, split = under.partition("/")
         if top != self.LABELS:
-            return super().names(under)
-        found, _ = self.listed(split)
-        folder = self._images[split]  # type: ignore[index]
+            return self._files.names(under)
+        existing = self._below(self._images[split])  # type: ignore[index]
+        found = set(self.listed(split)[0])
         return sorted(
-            str(PurePosixPath(under) / PurePosixPath(name).relative_to(folder).with_suffix(".png")) for name in found
+            str(PurePosixPath(under) / PurePosixPath(inner).with_suffix(".png"))
+            for inner, name in existing
+            if name in found
         )
+
+    def describes(self, split: str) -> bool:
+        """Whether the annotation file of ``split`` is there."""
+        name = self._annotations[split]  # type: ignore[index]
+        return self._packed_as(name) is not None if self.packed else (self.where / name).exists()
+
+    def _packed_as(self, name: str) -> str | None:
+        """The file ``name``, as the archive calls it; None: it has none."""
+        expression = re.compile(ABOVE + re.escape(name))
+        return next((each for each in self._files.names() if expression.fullmatch(each)), None)
+
+    def _below(self, folder: str) -> list[tuple[str, str]]:
+        """The files below ``folder``: their names in it and in the store."""
+        names = self._files.names(folder)
+        if not self.packed:
+            return [(str(PurePosixPath(name).relative_to(folder)), name) for name in names]
+        expression = re.compile(f"{ABOVE}{re.escape(folder)}/(.+)", re.DOTALL)
+        return [(match[1], name) for name in names if (match := expression.fullmatch(name))]
 
     def listed(self, split: str) -> tuple[list[str], list[str]]:
         """The images that the split's annotation file names: existing ones and missing ones.
 
         Names are compared after Unicode composition (NFC), with either slash.
         """
-        folder = self._images[split]  # type: ignore[index]
         wanted = {plain(image.file_name): image.file_name for image in self._content(split).images.values()}
         found: dict[str, str] = {}
-        for name in super().names(folder):
-            key = plain(str(PurePosixPath(name).relative_to(folder)))
+        for inner, name in self._below(self._images[split]):  # type: ignore[index]
+            key = plain(inner)
             if key in wanted and key in found:
                 raise UserError(f"{self}: {found[key]!r} and {name!r} are the same name in COCO; rename one of them")
             if key in wanted:
@@ -106,7 +129,7 @@ class CocoStore(Folder):
         """An image's file, or a label's PNG."""
         top, _, rest = name.partition("/")
         if top != self.LABELS:
-            return super().read(name)
+            return self._files.read(name)
         split, _, label = rest.partition("/")
         out = BytesIO()
         Image.fromarray(self._paint(self._content(split), stem(label))).save(out, "PNG", compress_level=1)
@@ -130,7 +153,8 @@ class CocoStore(Folder):
         """One annotation file, read once."""
         if split not in self._contents:
             path = self._annotations[split]  # type: ignore[index]
-            file = self._read.pop(split, None) or read_coco(path)  # type: ignore[call-overload]
+            name = self._packed_as(path) or path if self.packed else path
+            file = self._read.pop(split, None) or read_coco(self._files, name)  # type: ignore[call-overload]
             numbers = {name: number for number, name in enumerate(self._classes)}
             unknown = sorted({category.name for category in file.categories} - set(numbers))
             if unknown:

@@ -10,7 +10,7 @@ import posixpath
 import unicodedata
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -27,7 +27,7 @@ from pydantic import (
 )  # fmt: skip
 
 from segdistill.config import UserError
-from segdistill.data.archives import is_text, read_file
+from segdistill.data.archives import BadSample, Store, is_text
 from segdistill.data.decode import PIXELS
 from segdistill.files import unique_keys
 
@@ -153,13 +153,14 @@ class CocoFile(_Entry):
     categories: list[CocoCategory] = Field(min_length=1)
 
 
-def read_coco(path: Path) -> CocoFile:
-    """The annotation file at ``path``; a :class:`UserError` says what is wrong with it."""
+def read_coco(files: Store, name: str) -> CocoFile:
+    """The annotation file ``name`` of ``files``; a :class:`UserError` says what is wrong with it."""
+    path = f"{name} in {files}" if files.packed else files.where / name
     try:
-        content = read_file(path)  # bytes, so that a byte order mark and UTF-16 work too
+        content = files.read(name)  # bytes, so that a byte order mark and UTF-16 work too
         values = json.loads(content, object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise UserError(f"cannot read the annotations {path}: {error.strerror or error}") from None
+    except BadSample as error:
+        raise UserError(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     parts = tuple(CocoFile.model_fields)
@@ -242,6 +243,6 @@ def _line(problem: Any) -> str:
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{came}"
 
 
-def _summary(path: Path, shown: list[str], count: int) -> str:
+def _summary(path: object, shown: list[str], count: int) -> str:
     more = f"{count} problems, such as " if count > len(shown) else ""
     return f"{path}: {more}{'; '.join(shown)}"

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from segdistill.config import UserError, nearest
 from segdistill.data.archives import (
+    ABOVE,
     BadSample,
     Folder,
     Store,
@@ -149,7 +150,7 @@ def find(where: Place, split: Split) -> Found:
     best: Found | None = None
     for store, layout in _candidates(where):
         files = layout.splits.get(split)
-        if split in layout.annotations and not Path(where.where, layout.annotations[split]).exists():
+        if split in layout.annotations and not store.describes(split):
             continue
         found = None if files is None else _match(store, layout, files, where, split)
         listed = where.store is not None and found is not None and found.missing
@@ -179,7 +180,7 @@ def listed_items(items: Sequence[Item], path: Path) -> list[Item]:
 
 
 def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, packed: bool = False) -> re.Pattern[str]:
-    """The regular expression of a record's template; archives may have up to two folders above."""
+    """The regular expression of a record's template; archives may have folders above."""
     parts = re.split(r"\{(\w+)\}", template)
     text = ""
     for number, part in enumerate(parts):
@@ -189,33 +190,29 @@ def pattern(template: str, subset: str | None, subsets: Sequence[str] = (), *, p
             text += f"(?P<subset>{'|'.join(map(re.escape, [subset] if subset else subsets))})"
         else:
             text += f"(?P<{part}>{FIELDS.get(part, '[^/]+')})"
-    return re.compile(("(?:[^/]+/){0,2}?" if packed else "") + text, re.DOTALL)
+    return re.compile((ABOVE if packed else "") + text, re.DOTALL)
 
 
 def _candidates(where: Place) -> list[tuple[Store, Layout]]:
     """Stores to search and layouts to search for, the most likely first."""
     store = where.store or open_store(where.where)
-    pairs: list[tuple[Store, Layout]] = []
-    for layout in where.record.layouts:
-        if not layout.annotations:
-            pairs.append((store, layout))
-        elif isinstance(store, Folder):
-            pairs.append((_coco(store.where, where.record, layout), layout))
+    pairs = [(_read_by(store, where.record, layout), layout) for layout in where.record.layouts]
     if isinstance(store, Folder):
         opened: dict[tuple[str, ...], Store | None] = {}
         for layout in where.record.layouts:
             if layout.archives not in opened:
                 opened[layout.archives] = open_archives(where.where, layout.archives)
             packed = opened[layout.archives]
-            pairs += [(packed, layout)] if packed is not None else []
+            pairs += [(_read_by(packed, where.record, layout), layout)] if packed is not None else []
     return pairs
 
 
-def _coco(folder: Path, record: DatasetRecord, layout: Layout) -> CocoStore:
-    """The store of an official data set in COCO's form."""
+def _read_by(store: Store, record: DatasetRecord, layout: Layout) -> Store:
+    """``store``, or one that reads its labels from COCO's annotation files if ``layout`` has them."""
+    if not layout.annotations:
+        return store
     images = {split: files.images.partition("/{")[0] for split, files in layout.splits.items()}
-    annotations = {split: folder / file for split, file in layout.annotations.items()}
-    return CocoStore(folder, images, annotations, record.classes, None)
+    return CocoStore(store, images, layout.annotations, record.classes, None)
 
 
 def _match(store: Store, layout: Layout, files: Files, where: Place, split: Split) -> Found:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from segdistill.config import Config, Size, UserError, parse, read_yaml
-from segdistill.data.archives import Store, is_text, kind_of
+from segdistill.data.archives import Folder, Store, is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
 from segdistill.data.catalog.record import coco_files, interleaved_colors
 from segdistill.data.catalog.things import THINGS, cityscapes_encoding
@@ -231,13 +231,13 @@ def own_place(name: str, path: Path) -> Place:
     store: Store | None = None
     classes = config.classes
     if config.layout == "coco":
-        annotations = {split: folder / file for split, file in config.annotations.items()}
+        files, annotations = Folder(folder), config.annotations
         first = next(iter(annotations))
-        read = {} if classes else {first: read_coco(annotations[first])}
+        read = {} if classes else {first: read_coco(files, annotations[first])}
         classes = classes or category_names(read[first], config.background)
         if len(classes) > MOST_CLASSES:
             raise UserError(f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} are supported")
-        store = CocoStore(folder, _coco_images(config), annotations, classes, config.background, read=read)
+        store = CocoStore(files, _coco_images(config), annotations, classes, config.background, read=read)
     if config.layout == "webdataset":
         shards = folder / config.images if "images" in config.model_fields_set else folder
         store = ShardStore(shards, config.splits, config.label_suffix or ".label")

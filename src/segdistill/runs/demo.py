@@ -35,8 +35,9 @@ def shortened(recipe: Recipe, steps: int = 2, images: int = 4) -> list[str]:
     for stage in recipe.stages:
         if stage.steps:
             changes += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.batch=2"]
-        if hasattr(stage, "stem_steps"):
-            changes.append(f"stages.{stage.name}.stem_steps={steps}")
+        for part, value in (("stem_steps", steps), ("calibrate", images)):
+            if hasattr(stage, part):
+                changes.append(f"stages.{stage.name}.{part}={value}")
         changes.append(f"stages.{stage.name}.data.images={images}")
         for part in type(stage).model_fields:
             own, place = getattr(stage, part), f"stages.{stage.name}.{part}"

@@ -175,6 +175,7 @@ COCO_INSTANCES = DatasetRecord(
             "official",
             {"train": coco_files("train", "train2017"), "val": coco_files("val", "val2017")},
             Encoding(ids={IGNORE: IGNORE} | {i: i for i in range(len(COCO))}, objects=ObjectNumbers()),
+            ("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"),
             annotations={split: f"annotations/instances_{split}2017.json" for split in ("train", "val")},
         ),
     ),
@@ -185,5 +186,4 @@ COCO_INSTANCES = DatasetRecord(
     counts={"train": 118287, "val": 5000},
     licence="annotations: CC BY 4.0; the photographs keep their Flickr terms",
     source="https://cocodataset.org/#download (2017 Train, 2017 Val, 2017 Train/Val annotations)",
-    note="unpack the archives in one folder",
 )

@@ -276,7 +276,20 @@ SAMPLES: dict[str, Kind] = {
         },
     ),
     "ade20k_instances": Kind(ADE20K_INSTANCES, {"official": Layout(things.ade20k)}, varied=True),
-    "coco_instances": Kind(COCO_INSTANCES, {"official": Layout(things.coco)}, varied=True),
+    "coco_instances": Kind(
+        COCO_INSTANCES,
+        {
+            "official": Layout(
+                things.coco,
+                archives=(
+                    Archive("train2017.zip", "train2017/", "train2017/"),
+                    Archive("val2017.zip", "val2017/", "val2017/"),
+                    Archive("annotations_trainval2017.zip", "annotations/", "annotations/"),
+                ),
+            )
+        },
+        varied=True,
+    ),
     "voc2007_boxes": Kind(VOC2007_BOXES, {"official": Layout(partial(boxes.voc, year=2007))}, varied=True),
     "voc2012_boxes": Kind(VOC2012_BOXES, {"official": Layout(partial(boxes.voc, year=2012))}, varied=True),
     "custom": Kind(
