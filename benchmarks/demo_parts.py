@@ -57,6 +57,7 @@ def recipe_values(stage: str, steps: int, images: int) -> list[str]:
         f"stages.{stage}.steps={steps}",
         f"stages.{stage}.data.images={images}",
         "evaluate=null",
+        *(["stages.task.augment.photometric=false"] if stage == "task" else []),  # a2cabf distorts otherwise
         "log_every=1000000",
         "checkpoint_every=1000000",
         "accelerator=cpu",

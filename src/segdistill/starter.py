@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from PIL import Image
 
 from segdistill.config import UserError, nearest
 from segdistill.data.detect import IMAGES, OwnSet, detect
 from segdistill.data.own import own_place
-from segdistill.encoders import Encoder, EncoderConfig, record_of
+from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic
 from segdistill.weights import shipped_assets
@@ -208,9 +207,8 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
 
 
 def _can_inherit(student: str, teacher: str) -> bool:
-    """Whether the student can start as a slice of its teacher; allocates no weights."""
-    with torch.device("meta"):
-        small, large = (Encoder(EncoderConfig(name=name)) for name in (student, teacher))
+    """Whether the student can start as a slice of its teacher."""
+    small, large = (outline(EncoderConfig(name=name)) for name in (student, teacher))
     try:
         check_pair(small, large)
     except UserError:

@@ -23,11 +23,12 @@ from segdistill.encoders.table import ENCODERS
 
 if TYPE_CHECKING:
     from segdistill.encoders.anytimm import record_of
-    from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size
+    from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size, outline
     from segdistill.encoders.world import ConvStem
 
 __all__ = [
-    "ENCODERS", "ConvStem", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "check_size", "record_of",
+    "ENCODERS", "ConvStem", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "check_size", "outline",
+    "record_of",
 ]  # fmt: skip
 
 HOMES = {
@@ -36,6 +37,7 @@ HOMES = {
     "EncoderConfig": "encoder",
     "build_encoder": "encoder",
     "check_size": "encoder",
+    "outline": "encoder",
     "ConvStem": "world",
 }
 

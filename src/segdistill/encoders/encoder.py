@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.config import Config, Size, UserError
-from segdistill.encoders.anytimm import record_of, takes
+from segdistill.encoders.anytimm import blueprint, record_of, takes
 from segdistill.encoders.rein import Rein, ReinConfig
 from segdistill.encoders.walks import Alter, has_stem, mask_shape, stem, walk_of, walk_vit
 from segdistill.ops import evaluation_mode
@@ -262,6 +262,12 @@ class Encoder(nn.Module):
             yield
         finally:
             self._alter = None
+
+
+def outline(config: EncoderConfig) -> Encoder:
+    """The encoder of ``config`` on torch's meta device: shapes alone, no memory, no time."""
+    with blueprint():
+        return Encoder(config)
 
 
 def build_encoder(config: EncoderConfig, *, seed: int) -> Encoder:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segdistill.config import UserError
-from segdistill.encoders import Encoder, build_encoder
+from segdistill.encoders import Encoder, build_encoder, outline
 from segdistill.environment import within_memory
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
@@ -288,7 +288,7 @@ class _Cost:
 
 def _bare(model: ModelConfig, stage: StageConfig, *, teacher: bool) -> Encoder:
     """The encoder as configured in ``stage``, on the meta device."""
-    return build_encoder(stage.fit(model.bare().encoder, teacher=teacher), seed=0).to("meta")
+    return outline(stage.fit(model.encoder, teacher=teacher))
 
 
 def _images(batch: int, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
-from segdistill.encoders import build_encoder
+from segdistill.encoders import outline
 from segdistill.encoders.inherit import check_pair, inherit
 from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.weights import save_encoder
@@ -55,8 +55,8 @@ class InheritConfig(StageConfig):
         return [*lines, "accumulate is for stages that train; remove it"] if self.accumulate > 1 else lines
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
-        """Builds both encoders, with random weights."""
-        small, large = (build_encoder(models[role].bare().encoder, seed=0) for role in self.roles)
+        """Compares both encoders, without weights."""
+        small, large = (outline(models[role].encoder) for role in self.roles)
         check_pair(small, large, self.blocks)
 
     def run(self, context: StageContext) -> StageResult:

@@ -18,7 +18,7 @@ from segdistill.config import Config, UserError, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import batches
 from segdistill.data.rare_class import RareClassConfig
-from segdistill.encoders import Encoder, build_encoder
+from segdistill.encoders import Encoder, build_encoder, outline
 from segdistill.files import write_atomic
 from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
@@ -292,7 +292,7 @@ def check_head(task: Task, model: ModelConfig, classes: Sequence[str]) -> LoadRe
     """
     if model.head_weights is None:
         return None
-    encoder = build_encoder(model.bare().encoder, seed=0)  # only its widths matter here
+    encoder = outline(model.encoder)  # only its widths matter here
     return build_model(task, model, encoder, classes, seed=0, stage="none").head.loaded
 
 
