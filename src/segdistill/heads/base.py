@@ -49,6 +49,10 @@ class Head(nn.Module):
         del strides
         return taps
 
+    def readers(self) -> list[nn.Conv2d]:
+        """Its first layers, if these are 1x1 convolutions on the taps' maps, one per level; else none."""
+        return []
+
     def decode(self, maps: Maps) -> Any:
         """The network's output for the maps, in the head's own format."""
         raise NotImplementedError

@@ -49,6 +49,10 @@ class MaskedDPT(QueryHead):
         self.transformer, self.criterion = parts.build_decoder(config, num_classes)
         self.classifier = nn.Linear(config.width, num_classes + 1)  # the last one: no object
 
+    def readers(self) -> list[nn.Conv2d]:
+        """The projections of the reassembly."""
+        return [block[0] for block in self.reassemble]  # type: ignore[index]
+
     def decode(self, maps: Maps) -> Queries:
         """The queries' classes and masks, before the first layer and after each."""
         blocks = zip(per_level(maps, len(STRIDES)), self.reassemble, self.reduce, strict=True)

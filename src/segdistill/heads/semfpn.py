@@ -61,6 +61,10 @@ class SemFPN(Head):
         self.dropout = ChannelDropout(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
+    def readers(self) -> list[nn.Conv2d]:
+        """The lateral convolutions."""
+        return [lateral[0] for lateral in self.laterals]  # type: ignore[index]
+
     def decode(self, maps: Maps) -> Float[Tensor, "b k _h _w"]:
         """Class logits at the finest level's stride."""
         sizes = level_sizes(maps, self.strides, self.config.strides)

@@ -2,6 +2,7 @@
 
 from segdistill.models.faster_rcnn import Detector
 from segdistill.models.hrda import HRDA
+from segdistill.models.inherit import check_heads, inherit_head
 from segdistill.models.instance import InstanceSegmenter
 from segdistill.models.model import Finder, Model
 from segdistill.models.segmenter import Segmenter, Window, as_segmenter, positions
@@ -17,7 +18,9 @@ __all__ = [
     "View",
     "Window",
     "as_segmenter",
+    "check_heads",
     "fit",
+    "inherit_head",
     "positions",
     "prepare",
     "sliding",

@@ -172,6 +172,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         log_every=recipe.log_every,
         checkpoint_every=recipe.checkpoint_every,
         workers=recipe.workers,
+        classes=recipe.classes,
         compiles=recipe.compile,
         shards=recipe.strategy == "fsdp",
     )

@@ -1,6 +1,6 @@
 """The student's start: a slice of its teacher, chosen on a few images without labels. Ours.
 
-See :mod:`segdistill.encoders.inherit` for what is cut and how.
+See :mod:`segdistill.encoders.inherit` for what is cut and how, and :mod:`segdistill.models.inherit` for the head.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
-from segdistill.encoders import outline
+from segdistill.encoders import Encoder, outline
 from segdistill.encoders.inherit import check_pair, inherit
-from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, weights_read
-from segdistill.weights import save_encoder
+from segdistill.models import Model, check_heads, inherit_head
+from segdistill.stages.base import ModelConfig, StageConfig, StageContext, StageResult, count, need, weights_read
+from segdistill.stages.task import build_model
+from segdistill.tasks.table import TASKS
+from segdistill.weights import save_encoder, save_head
 
 
 class InheritConfig(StageConfig):
-    """Settings of an inherit stage; ours."""
+    """Settings of an inherit stage; ours. With ``hands_over: [encoder, head]`` the head is the teacher's, too."""
 
     type: Literal["inherit"] = "inherit"
+    task: str = Field("semantic", exclude=True, description="set from the recipe")
     steps: Literal[0] = Field(0, exclude=True)  # type: ignore[assignment]
     calibrate: int = Field(128, ge=1, le=10**6, description="crops on which the slice is chosen")
     augment: DistillAugment = DistillAugment(crop_scale=(0.3, 1.0), keep_aspect=True, rand_augment=None, erase=0.0)
@@ -45,6 +50,16 @@ class InheritConfig(StageConfig):
         return ("student", "teacher")
 
     @property
+    def trains(self) -> tuple[str, ...]:
+        """The head only if it is handed over."""
+        return ("encoder", "head") if "head" in (self.hands_over or ()) else ("encoder",)
+
+    @property
+    def predicts(self) -> str | None:
+        """The teacher, whose head is inherited."""
+        return "teacher" if "head" in self.trains else None
+
+    @property
     def measured(self) -> int:
         """The images that the teacher runs on."""
         return self.calibrate
@@ -55,9 +70,12 @@ class InheritConfig(StageConfig):
         return [*lines, "accumulate is for stages that train; remove it"] if self.accumulate > 1 else lines
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
-        """Compares both encoders, without weights."""
-        small, large = (outline(models[role].encoder) for role in self.roles)
-        check_pair(small, large, self.blocks)
+        """Compares both encoders and, if it is inherited, both heads, without weights."""
+        encoders = [outline(models[role].encoder) for role in self.roles]
+        check_pair(*encoders, self.blocks)  # type: ignore[call-arg]
+        if "head" in self.trains:
+            pairs = zip(self.roles, encoders, strict=True)
+            check_heads(*(_network(self, models[role].bare(), encoder, classes).head for role, encoder in pairs))
 
     def run(self, context: StageContext) -> StageResult:
         """See :func:`run_inherit`."""
@@ -78,10 +96,8 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
     order: Sequence[int] = range(-(-config.calibrate // config.batch))
     images = [batch["image"].float() / 255.0 for batch in batches(data, order, context.workers)]
     kept, unexplained = inherit(student, teacher, images, blocks, config.stem_steps)
-    if context.fabric.is_global_zero:
-        save_encoder(student, context.folder / "encoder.safetensors")
-    return StageResult(
-        time.perf_counter() - began,
+    result = StageResult(
+        0.0,
         {"encoder": count(student)},
         weights=weights_read(student=student, teacher=teacher),
         facts={
@@ -92,3 +108,37 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
             f"{100 * (1 - unexplained[-1]):.0f} % of it after the last block",
         },
     )
+    if context.fabric.is_global_zero:
+        save_encoder(student, context.folder / "encoder.safetensors")
+    if "head" in config.trains:
+        _run_head(config, context, student, teacher, images, result)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _run_head(
+    config: InheritConfig,
+    context: StageContext,
+    student: Encoder,
+    teacher: Encoder,
+    images: Sequence[Tensor],
+    result: StageResult,
+) -> None:
+    """Write ``head.safetensors``, and what is known about it to ``result``."""
+    classes = context.classes()
+    finished = need(context.finished, "teacher", context.label)
+    ours = _network(config, need(context.student, "student", context.label).bare(), student, classes).eval()
+    theirs = _network(config, finished, teacher, classes).eval()
+    left = inherit_head(ours, theirs, images)
+    if context.fabric.is_global_zero:
+        save_head(ours.head, context.folder / "head.safetensors")
+    result.classes = tuple(classes)
+    result.parameters["head"] = count(ours.head)
+    result.weights |= weights_read(teacher_head=theirs.head)
+    result.facts["head_unexplained"] = list(left)
+    result.facts["summary"] += f"; the head's first layers reproduce {100 * (1 - max(left)):.0f} % or more"
+
+
+def _network(config: InheritConfig, model: ModelConfig, encoder: Encoder, classes: Sequence[str]) -> Model:
+    """The network of ``model`` around an existing encoder."""
+    return build_model(TASKS[config.task], model, encoder, classes, seed=0, stage=config.name)

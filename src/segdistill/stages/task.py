@@ -19,7 +19,6 @@ from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import batches
 from segdistill.data.rare_class import RareClassConfig
 from segdistill.encoders import Encoder, build_encoder, outline
-from segdistill.files import write_atomic
 from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
@@ -58,7 +57,7 @@ from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
 from segdistill.train.optim import PolyConfig
 from segdistill.types import Batch, LossTerms, Views
-from segdistill.weights import LoadReport, load_head_weights, safetensors_bytes, save_encoder
+from segdistill.weights import LoadReport, load_head_weights, save_encoder, save_head
 
 
 def _read_augment(value: object, info: Any) -> object:
@@ -364,8 +363,7 @@ def save_network(
 ) -> StageResult:
     """Write ``head.safetensors`` and, if it was trained, ``encoder.safetensors``."""
     if context.fabric.is_global_zero:
-        state = {key: value.detach().cpu().contiguous() for key, value in network.head.state_dict().items()}
-        write_atomic(context.folder / "head.safetensors", lambda file: file.write(safetensors_bytes(state)))
+        save_head(network.head, context.folder / "head.safetensors")
         if "encoder" in config.trains:
             save_encoder(network.encoder, context.folder / "encoder.safetensors")
     parameters = {"encoder": count(network.encoder), "head": count(network.head)}

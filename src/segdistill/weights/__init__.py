@@ -50,6 +50,7 @@ __all__ = [
     "resample_positions",
     "safetensors_bytes",
     "save_encoder",
+    "save_head",
     "shipped_assets",
     "weights_path",
 ]  # fmt: skip
@@ -105,6 +106,12 @@ def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None
         raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
     data = safetensors_bytes(state, {"encoder": encoder.name, "grid": _text(encoder.grid)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def save_head(head: Any, path: Path) -> None:
+    """Write the head's weights atomically."""
+    state = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    write_atomic(path, lambda file: file.write(safetensors_bytes(state)))
 
 
 def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> bytes:
