@@ -15,8 +15,9 @@ from segdistill.ops import derive_seed
 from segdistill.recipe import load
 from segdistill.runs.check import check
 from segdistill.runs.execute import run
+from segdistill.runs.folder import fingerprints
 from segdistill.runs.plan import make_plan
-from tiny_runs import only, tiny_file
+from tiny_runs import TINY_OBJECTS, only, tiny_file
 
 STAGE = {
     "type": "inherit",
@@ -92,3 +93,73 @@ def test_its_plan_trains_nothing(tmp_path):
     assert (start.trained, start.steps, start.kind) == (0, 0, "inherit")
     assert start.seconds > 0
     assert task.trained > 0
+
+
+HEAD = ["encoder", "head"]
+
+
+def with_head(folder, *changes, text=None, stages=("teacher", "task")):
+    """A recipe whose student inherits the head that the teacher's stage trained."""
+    parsed = yaml.safe_load(text or only(*stages, evaluate=None))
+    parsed["stages"].insert(len(parsed["stages"]) - 1, STAGE | {"hands_over": HEAD})
+    return load(tiny_file(folder, yaml.safe_dump(parsed, sort_keys=False)), list(changes))
+
+
+@pytest.mark.parametrize("text", [None, TINY_OBJECTS])
+def test_the_head_of_the_teacher_is_handed_over_but_for_its_first_layers(tmp_path, text):
+    run(with_head(tmp_path, "evaluate=null", text=text), tmp_path / "run")
+    teacher, start = (
+        load_file(tmp_path / f"run/stages/{name}/head.safetensors") for name in ("00-teacher", "01-start")
+    )
+    first = ("reassemble", "0.weight", "0.bias") if text else ("laterals", "0.weight")
+    differing = {key for key in start if teacher[key].shape != start[key].shape or not teacher[key].equal(start[key])}
+    assert differing == {f"{first[0]}.{level}.{end}" for level in range(4) for end in first[1:]}
+    manifests = [json.loads((tmp_path / f"run/stages/{name}/manifest.json").read_text())
+                 for name in ("01-start", "02-task")]  # fmt: skip
+    assert "the head's first layers reproduce" in manifests[0]["facts"]["summary"]
+    assert len(manifests[0]["facts"]["head_unexplained"]) == 4
+    assert manifests[0]["parameters"].keys() == {"encoder", "head"}
+    assert "01-start/head.safetensors" in manifests[1]["weights"]["head"]
+
+
+def test_the_start_predicts_much_as_its_teacher_does(tmp_path):
+    """Before the first step of training; from random weights almost no pixel agrees."""
+    changes = ("stages.teacher.steps=40", "stages.teacher.data.images=8", "stages.teacher.optimizer.lr=1e-2",
+               "stages.start.calibrate=12", "stages.start.data.images=8", "stages.start.stem_steps=300",
+               "teacher.encoder.weights=shipped", "stages.task.steps=1", "stages.task.optimizer.lr=1e-30",
+               "stages.task.method=null", "stages.task.proxy=null", "stages.task.presence_weight=0",
+               "evaluate={domains: [game, fog], unseen: [fog], images: 2, pictures: 0}")  # fmt: skip
+    recipe = with_head(tmp_path, *changes)
+    found = run(recipe, tmp_path / "run")["agreement"]
+    assert found["fog"] > 0.7
+
+
+def test_a_teacher_without_a_trained_head_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="stage start: no earlier stage trains the teacher's head; put one before it"):
+        with_head(tmp_path, stages=("task",))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("student.head.width=16", "tensors of the student's and the teacher's differ"),
+        ("student.head={type: mask2former}", "the student's is another one"),
+    ],
+)
+def test_a_dry_run_refuses_heads_that_do_not_fit(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        check(with_head(tmp_path, change))
+
+
+def test_its_plan_counts_both_networks(tmp_path):
+    _, start, task = make_plan(with_head(tmp_path), speed=1e9).stages
+    assert (start.trained, start.kind) == (0, "inherit")
+    assert start.seconds > 0
+    assert task.trained > 0
+
+
+def test_the_head_is_part_of_the_fingerprint(tmp_path):
+    encoder = with_head(tmp_path / "a", "stages.start.hands_over=[encoder]")
+    head, other = with_head(tmp_path / "b"), with_head(tmp_path / "c", "stages.teacher.steps=3")
+    prints = [fingerprints(each)[1:] for each in (encoder, head, other)]
+    assert len({each[0] for each in prints}) == len({each[1] for each in prints}) == 3
