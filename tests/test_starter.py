@@ -159,6 +159,7 @@ def test_a_student_without_weights_of_its_own_inherits_its_teachers(tmp_path):
         other = start(tmp_path / "a", tmp_path / f"{number}.yaml", teacher=teacher, student=student, force=True)
         assert [stage.kind for stage in load(other.recipe).stages] == ["task", "task"]
     assert recipe.stages[1].data == recipe.stages[2].proxy.data
+    assert recipe.stages[1].gives == ("encoder", "head")
     assert recipe.stages[2].optimizer.encoder_lr_scale == 1.0
     assert recipe.student.encoder.weights == "random"
     assert recipe.student.encoder.cell == recipe.teacher.encoder.cell == 16

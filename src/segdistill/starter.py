@@ -64,8 +64,8 @@ evaluate:
 
 
 INHERIT = """\
-  # 2. The student has no weights of its own: it starts as a slice of its teacher, which takes a minute.
-  - {{type: inherit, name: start, data: {{domains: [{proxy}]}}}}
+  # 2. The student has no weights of its own: it starts as a slice of its teacher, head included, in about a minute.
+  - {{type: inherit, name: start, data: {{domains: [{proxy}]}}, hands_over: [encoder, head]}}
 """
 
 
