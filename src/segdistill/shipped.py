@@ -11,7 +11,12 @@ ASSETS = Path(__file__).parent / "assets"
 
 DEMOS = {
     "semantic": ("world_none", "world_vanilla_kd", "world_gkd", "world_heir"),
-    "instance": ("world_instance_start", "world_instance_supervised", "world_instance_transfer", "world_instance"),
+    "instance": (
+        "world_instance_start",
+        "world_instance_supervised",
+        "world_instance_heir_transfer",
+        "world_instance_heir",
+    ),
 }
 """Recipes of each demo, by task."""
 
