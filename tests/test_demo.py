@@ -46,7 +46,9 @@ def test_the_instance_demo_shows_every_stage_and_trains_shared_ones_once(tmp_pat
     adapted = [result["models"]["teacher"]["domains"] for result in results.values() if "teacher" in result["models"]]
     assert len(adapted) == 3
     assert adapted[0] == adapted[1] == adapted[2]
-    labels = [json.loads(line)["stage"] for line in (out / "world_instance_heir/metrics.jsonl").read_text().splitlines()]
+    labels = [
+        json.loads(line)["stage"] for line in (out / "world_instance_heir/metrics.jsonl").read_text().splitlines()
+    ]
     assert set(labels) == {"06-refine"}  # all other stages came from the arms before
     page = (out / "report.html").read_text()
     assert "AP50" in page

@@ -89,6 +89,15 @@ def short(title: str) -> str:
     return re.split(r", | \(", title)[0]
 
 
+ROWS = {
+    "Heir (ours)": "Heir",
+    "Teacher, DeiT-Tiny": "Teacher",
+    "Teacher, encoder frozen": "Teacher",
+    "Vanilla KD, relative, with photographs": "Vanilla KD, relative, with proxy",
+}
+"""Titles on the pages of rows that the tables call otherwise."""
+
+
 @pytest.mark.parametrize(
     ("page", "head", "name"),
     [
@@ -100,11 +109,15 @@ def short(title: str) -> str:
 def test_a_table_is_that_of_a_real_pair(page, head, name):
     """Source and mean unseen of every row: mean and spread over the seeds, or the interval of one seed."""
     raw = json.loads((RAW / f"{name}.json").read_text(encoding="utf-8"))
-    found = cells((ROOT / page).read_text(encoding="utf-8").partition(head)[2])
+    found = {
+        ROWS.get(title, title): row for title, row in cells((ROOT / page).read_text("utf-8").partition(head)[2]).items()
+    }
     runs = [*raw["runs"], raw["teachers"][0] | {"row": "Teacher"}]
-    for row in dict.fromkeys(run["row"] for run in runs):
-        (title,) = [title for title in found if title.split(" (")[0].split(", ")[0] == row.split(", ")[0]]
-        assert found[title][:2] == list(map(measured, *pairs_of([run for run in runs if run["row"] == row])))
+    rows = dict.fromkeys(run["row"] for run in runs)
+    assert {"Teacher", "Heir", "Vanilla KD", "GKD, two stages", "No distillation"} <= set(rows) & set(found)
+    assert page == "docs/results.md" or set(rows) <= set(found)
+    for row in rows.keys() & found.keys():
+        assert found[row][:2] == list(map(measured, *pairs_of([run for run in runs if run["row"] == row])))
 
 
 def pairs_of(runs: list[dict]) -> tuple[list, list]:
