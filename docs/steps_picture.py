@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 RAW = Path(__file__).with_name("raw")
 LINES = {
     "Heir": ("Heir (ours)", "#b3261e", "o"),
-    "Vanilla KD, relative, with proxy": ("vanilla KD (MSE)", "#1f5fa8", "s"),
+    "Vanilla KD": ("vanilla KD (MSE)", "#1f5fa8", "s"),
     "No distillation": ("no distillation", "#777777", "^"),
     "GKD, two stages": ("GKD, two stages", "#2e7d32", "D"),
 }
