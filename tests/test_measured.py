@@ -89,7 +89,7 @@ def short(title: str) -> str:
     return re.split(r", | \(", title)[0]
 
 
-ROWS = {
+TITLES = {
     "Heir (ours)": "Heir",
     "Teacher, DeiT-Tiny": "Teacher",
     "Teacher, encoder frozen": "Teacher",
@@ -110,7 +110,8 @@ def test_a_table_is_that_of_a_real_pair(page, head, name):
     """Source and mean unseen of every row: mean and spread over the seeds, or the interval of one seed."""
     raw = json.loads((RAW / f"{name}.json").read_text(encoding="utf-8"))
     found = {
-        ROWS.get(title, title): row for title, row in cells((ROOT / page).read_text("utf-8").partition(head)[2]).items()
+        TITLES.get(title, title): row
+        for title, row in cells((ROOT / page).read_text("utf-8").partition(head)[2]).items()
     }
     runs = [*raw["runs"], raw["teachers"][0] | {"row": "Teacher"}]
     rows = dict.fromkeys(run["row"] for run in runs)
