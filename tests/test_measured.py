@@ -109,10 +109,8 @@ TITLES = {
 def test_a_table_is_that_of_a_real_pair(page, head, name):
     """Source and mean unseen of every row: mean and spread over the seeds, or the interval of one seed."""
     raw = json.loads((RAW / f"{name}.json").read_text(encoding="utf-8"))
-    found = {
-        TITLES.get(title, title): row
-        for title, row in cells((ROOT / page).read_text("utf-8").partition(head)[2]).items()
-    }
+    shown = cells((ROOT / page).read_text(encoding="utf-8").partition(head)[2])
+    found = {TITLES.get(title, title): row for title, row in shown.items()}
     runs = [*raw["runs"], raw["teachers"][0] | {"row": "Teacher"}]
     rows = dict.fromkeys(run["row"] for run in runs)
     assert {"Teacher", "Heir", "Vanilla KD", "GKD, two stages", "No distillation"} <= set(rows) & set(found)
