@@ -57,7 +57,6 @@ def recipe_values(stage: str, steps: int, images: int) -> list[str]:
         f"stages.{stage}.steps={steps}",
         f"stages.{stage}.data.images={images}",
         "evaluate=null",
-        *(["stages.task.augment.photometric=false"] if stage == "task" else []),  # a2cabf distorts otherwise
         "log_every=1000000",
         "checkpoint_every=1000000",
         "accelerator=cpu",
@@ -97,6 +96,8 @@ def child() -> None:
             path = Path(place) / RECIPE
             path.write_text(yaml.safe_dump(values))
             changes = recipe_values(request["stage"], request["steps"], request["images"])
+            if request["stage"] == "task":
+                changes.append("stages.task.augment.photometric=false")  # a2cabf distorts otherwise
             run(recipes.load(path, changes), Path(place) / "run", watcher=Watch(watch))
         answer = {"seconds": watch.seconds(), "loss": watch.losses[-1]}
         sys.stdout.write(f"answer {json.dumps(answer)}\n")

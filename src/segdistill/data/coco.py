@@ -72,13 +72,8 @@ class CocoStore(Store):
         top, _, split = under.partition("/")
         if top != self.LABELS:
             return self._files.names(under)
-        existing = self._below(self._images[split])  # type: ignore[index]
-        found = set(self.listed(split)[0])
-        return sorted(
-            str(PurePosixPath(under) / PurePosixPath(inner).with_suffix(".png"))
-            for inner, name in existing
-            if name in found
-        )
+        inner = (inner for inner, _ in self._existing(split)[0])
+        return sorted(str(PurePosixPath(under) / PurePosixPath(each).with_suffix(".png")) for each in inner)
 
     def describes(self, split: str) -> bool:
         """Whether the annotation file of ``split`` is there."""
@@ -103,14 +98,19 @@ class CocoStore(Store):
 
         Names are compared after Unicode composition (NFC), with either slash.
         """
+        found, missing = self._existing(split)
+        return [name for _, name in found], missing
+
+    def _existing(self, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+        """As :meth:`listed`; existing ones with their names in the images' folder first."""
         wanted = {plain(image.file_name): image.file_name for image in self._content(split).images.values()}
-        found: dict[str, str] = {}
+        found: dict[str, tuple[str, str]] = {}
         for inner, name in self._below(self._images[split]):  # type: ignore[index]
             key = plain(inner)
             if key in wanted and key in found:
-                raise UserError(f"{self}: {found[key]!r} and {name!r} are the same name in COCO; rename one of them")
+                raise UserError(f"{self}: {found[key][1]!r} and {name!r} are the same name in COCO; rename one of them")
             if key in wanted:
-                found[key] = name
+                found[key] = inner, name
         return list(found.values()), sorted(name for key, name in wanted.items() if key not in found)
 
     def doubts(self, split: str) -> list[str]:

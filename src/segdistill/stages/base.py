@@ -267,7 +267,7 @@ class StageContext:
     log_every: int
     checkpoint_every: int
     workers: int
-    classes: Callable[[], tuple[str, ...]] = tuple  # those that a head predicts
+    classes: Callable[[], tuple[str, ...]]  # those that a head predicts
     compiles: bool = False  # the blocks of encoders
     shards: bool = False  # frozen teachers, over the processes
 
