@@ -2,11 +2,14 @@
 
 Every step is forward, backward and optimiser, on random images and random weights. Forms of a distillation step:
 
-- ``naive``: as the authors' code does it: two passes of the student over the whole batch, AdamW of many kernels, and
-  every loss term read back to the host at every step;
-- ``ours``: one pass of plain and masked images, fused AdamW, nothing read back;
-- ``compiled``: ours, with ``torch.compile`` around both encoders;
-- ``cached``: ours, with the teacher's tokens at hand.
+- ``naive``: as the authors' code does it: two passes of the student over the whole batch, attention under autocast,
+  torch's own choice of AdamW, and every loss term read back to the host at every step;
+- ``ours``: one pass of plain and masked images, attention in fp32 (products in TF32), fused AdamW, nothing read back;
+- ``compiled``: ours, with the setting ``compile``;
+- ``cached``: ours, with the teacher's tokens at hand; ``cached, compiled``: both.
+
+Nothing is compared with a program that does less: the naive form calls the package's own layers and loss. A step of
+ours should not wait for the device: the page says how often it does by torch's check.
 
 ``share of peak`` is the step's matrix operations (counted by torch) per second over those of a large matrix product in
 the same precision on the same device. Measurements that no time is left for are named in the page.
@@ -22,9 +25,11 @@ import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +43,22 @@ from segdistill.data.dataset import Dataset, Sample
 from segdistill.data.loader import StepBatches, batches
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.encoders.walks import linear_patches
 from segdistill.environment import commit, hardware
 from segdistill.files import write_atomic
 from segdistill.heads import HEADS
-from segdistill.methods import METHODS
+from segdistill.methods import METHODS, qsd
+from segdistill.methods.qsd import QSDHead
 from segdistill.models import Segmenter, View, Window
-from segdistill.ops import generator, own_mask, random_mask
+from segdistill.ops import full_precision, generator, own_mask, random_mask
 from segdistill.runs.evaluation import evaluate
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.tasks.semantic import SemanticMetric
+from segdistill.train.blocks import compile_blocks
 from segdistill.types import Mask, Views
 
 CLASSES = 19
-FORMS = ("naive", "ours", "compiled", "cached")
+FORMS = ("naive", "ours", "cached", "compiled", "cached, compiled")
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Setting:
 
     pairs: tuple[tuple[str, str], ...]
     sizes: tuple[tuple[int, int, int], ...]  # pixels, patch, images per step
+    embeddings: tuple[str, ...]
     task_encoder: str
     task_size: int
     task_batches: tuple[int, ...]
@@ -70,16 +79,18 @@ class Setting:
 FULL = Setting(
     pairs=(("dinov2_b", "deit_s"), ("dinov2_s", "deit_ti")),
     sizes=((224, 14, 256), (512, 16, 64)),
+    embeddings=("dinov2_b", "deit_s"),
     task_encoder="deit_s",
     task_size=512,
     task_batches=(4, 16),
     image=(1024, 2048),
     window=Window(size=(512, 512), stride=(341, 341), batch=8),
-    seconds=5.0,
+    seconds=2.5,
 )
 TINY = Setting(
     pairs=(("world_teacher", "world_student"),),
     sizes=((32, 8, 2),),
+    embeddings=("deit_ti",),
     task_encoder="world_student",
     task_size=32,
     task_batches=(2,),
@@ -124,6 +135,20 @@ class Bench:
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
+    def waits(self, step: Callable[[], object]) -> int | None:
+        """How often a step waits for the device, as torch's check sees it; None without a GPU."""
+        if not self.cuda:
+            return None
+        self.wait()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with torch.compiler.set_stance("force_eager"), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("called a synchronizing" in str(each.message) for each in caught)
+
     def measure(self, part: str, name: str, build: Callable[[int], Callable[[], object]], images: int) -> None:
         """Time the step that ``build(images)`` makes, with half as many images where they do not fit into memory."""
         title = f"{part}: {name}"
@@ -135,10 +160,11 @@ class Bench:
             try:
                 gc.collect()
                 step = build(images)
-                seconds = self.timed(step)
-                with FlopCounterMode(display=False) as counter:
+                with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
                     step()
-                row = {"part": part, "name": name, "images": images, "seconds": seconds}
+                waits = self.waits(step)
+                seconds = self.timed(step)
+                row = {"part": part, "name": name, "images": images, "seconds": seconds, "waits": waits}
                 row |= {"images_per_s": images / seconds, "flops": counter.get_total_flops()}
                 row["share"] = row["flops"] / seconds / self.peak
                 row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 if self.cuda else None
@@ -168,21 +194,27 @@ class Bench:
         for part in dict.fromkeys(row["part"] for row in self.rows):
             lines += ["", f"## {part}", ""]
             lines += [
-                "| what | images | ms | images/s | peak MiB | share of peak | times the first |",
-                "|---" * 7 + "|",
+                "| what | images | ms | images/s | peak MiB | share of peak | waits | times the first |",
+                "|---" * 8 + "|",
             ]
             own = [row for row in self.rows if row["part"] == part]
             for row in own:
-                group = row["name"].rpartition(", ")[0]
-                first = next(each for each in own if each["name"].rpartition(", ")[0] == group)
+                first = next(each for each in own if group(each) == group(row))
                 memory = "-" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}"
                 ratio = row["images_per_s"] / first["images_per_s"]
                 cells = [row["name"], row["images"], f"{1000 * row['seconds']:.1f}", f"{row['images_per_s']:,.1f}"]
-                cells += [memory, f"{100 * row['share']:.0f} %", f"{ratio:.2f}"]
+                share = "-" if row["share"] is None else f"{100 * row['share']:.0f} %"
+                cells += [memory, share, "-" if row["waits"] is None else row["waits"], f"{ratio:.2f}"]
                 lines.append(f"| {' | '.join(map(str, cells))} |")
         if self.left:
             lines += ["", "Not measured:", "", *(f"- {line}" for line in self.left)]
         return "\n".join([*lines, ""])
+
+
+def group(row: dict[str, Any]) -> str:
+    """What a row's ratio is taken within: the name before its form, or before its last setting."""
+    name: str = row["name"]
+    return name.partition(": ")[0] if ": " in name else name.rpartition(", ")[0]
 
 
 def matmul_peak(bench: Bench) -> float:
@@ -208,9 +240,10 @@ def distillation(bench: Bench, pair: tuple[str, str], size: tuple[int, int, int]
         gkd = METHODS["gkd"]
         method = gkd(gkd.Config(), student.spec(), teacher.spec()).to(bench.device)
         weights = [*student.parameters(), *method.parameters()]
-        optimizer = torch.optim.AdamW(
-            weights, lr=1e-4, fused=form != "naive", foreach=False if form == "naive" else None
-        )
+        optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=True if form != "naive" else None)
+        if form == "naive":
+            for part in (method.patch_head, method.fea_head, method.token_head):
+                part.forward = partial(half_attention, part)
         pictures = torch.rand(images, 3, pixels, pixels, device=bench.device)
         h, w = student.mask_grid(pixels, pixels)
         drawn = own_mask(random_mask(images, h * w, rng=generator("mask"), **method.mask_settings()))
@@ -218,11 +251,10 @@ def distillation(bench: Bench, pair: tuple[str, str], size: tuple[int, int, int]
         hidden = torch.zeros(images, h * w, dtype=torch.bool, device=bench.device)
         hidden[mask.samples] = mask.tokens
         everything = Mask(samples=torch.arange(images, device=bench.device), tokens=hidden)
-        if form == "compiled":
-            teacher.compile()
-            student.compile()
+        if "compiled" in form:
+            compile_blocks(torch.nn.ModuleList([teacher, student, method]))
         known = None
-        if form == "cached":
+        if "cached" in form:
             with bench.autocast():
                 known = teacher_views(teacher, pictures, (-1,))
 
@@ -239,6 +271,56 @@ def distillation(bench: Bench, pair: tuple[str, str], size: tuple[int, int, int]
             optimizer.zero_grad(set_to_none=True)
             if form == "naive":
                 [value.item() for value in terms.values()]
+
+        return step
+
+    return build
+
+
+def half_attention(head: QSDHead, student: Tensor, teacher: Tensor, _: float = 0.0) -> Tensor:
+    """A head as plain PyTorch under autocast, logits in half precision."""
+    return (head.proj_q(student) @ teacher.transpose(1, 2)).softmax(-1) @ head.proj_v(student)
+
+
+def attention(bench: Bench, shape: tuple[int, int, int], form: str) -> Callable[[int], Any]:
+    """Forward and backward of one QSD head: tokens of an image, widths of student and teacher."""
+    count, own, wide = shape
+
+    def build(images: int) -> Callable[[], object]:
+        head = QSDHead(own, wide).to(bench.device)
+        student = torch.randn(images, count, own, device=bench.device, requires_grad=True)
+        teacher = torch.randn(images, count, wide, device=bench.device)
+
+        def step() -> None:
+            with bench.autocast():
+                if form == "whole, autocast":
+                    found = half_attention(head, student, teacher)
+                else:
+                    query, values = head.proj_q(student), head.proj_v(student)
+                    if form == "fused":
+                        found = qsd.fused(query, teacher, values)
+                    else:
+                        with full_precision(query):
+                            inputs = query.float(), teacher, values.float()
+                            found = qsd.whole(*inputs) if form == "whole" else qsd.in_rows(*inputs, most=2**24)
+            (found.float() - teacher).square().mean().backward()
+
+        return step
+
+    return build
+
+
+def patches(bench: Bench, name: str, pixels: int, patch: int, *, linear: bool) -> Callable[[int], Any]:
+    """Forward of a patch embedding: a convolution, or a matrix product."""
+
+    def build(images: int) -> Callable[[], object]:
+        config = EncoderConfig(name=name, image_size=(pixels, pixels), patch=patch)
+        embed = build_encoder(config, seed=0).backbone.patch_embed.to(bench.device)
+        pictures = torch.rand(images, 3, pixels, pixels, device=bench.device)
+
+        def step() -> None:
+            with bench.autocast():
+                (linear_patches(embed, pictures) if linear else embed(pictures)).float().sum().backward()
 
         return step
 
@@ -343,15 +425,46 @@ def pipeline(folder: Path, side: int, workers: int) -> Callable[[int], Any]:
     return build
 
 
+def stream(bench: Bench, name: str, build: Callable[[int], Any], images: int) -> None:
+    """Images per second out of the loader, after every worker has begun."""
+    if time.monotonic() > bench.ends:
+        bench.left.append(f"Input pipeline: {name}")
+        return
+    print(f"Input pipeline: {name}", flush=True)
+    following = build(images)
+    for _ in range(4 * (os.cpu_count() or 1) if bench.cuda else 1):
+        following()
+    began, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - began < bench.setting.seconds:
+        following()
+        count += 1
+    seconds = (time.perf_counter() - began) / count
+    row = {"part": "Input pipeline", "name": name, "images": images, "seconds": seconds}
+    bench.rows.append(
+        row | {"images_per_s": images / seconds, "flops": 0, "share": None, "memory_mib": None, "waits": None}
+    )
+
+
 def run(bench: Bench, workers: int) -> None:
     """Every measurement, the most wanted first."""
     setting = bench.setting
     bench.peak = matmul_peak(bench)
+    torch.set_float32_matmul_precision("high" if bench.cuda else "highest")  # as the package does under bf16-mixed
     for size in setting.sizes:
         for pair in setting.pairs:
-            for form in FORMS if bench.cuda else tuple(form for form in FORMS if form != "compiled"):
-                name = f"{pair[0]} -> {pair[1]}, {size[0]}/{size[1]}, {form}"
+            for form in FORMS if bench.cuda else tuple(form for form in FORMS if "compiled" not in form):
+                name = f"{pair[0]} -> {pair[1]}, {size[0]}/{size[1]}: {form}"
                 bench.measure("Distillation step", name, distillation(bench, pair, size, form), size[2])
+    for shape, images in (((256, 384, 768), 256), ((4096, 384, 768), 8), ((1024, 192, 192), 64)):
+        for form in ("whole, autocast", "whole", "in rows", *(("fused",) if shape[2] <= qsd.FUSED else ())):
+            name = f"{shape[0]} tokens, {shape[1]} -> {shape[2]} channels: {form}"
+            tokens = shape if bench.cuda else (16, 8, 8)
+            bench.measure("One QSD head", name, attention(bench, tokens, form), images if bench.cuda else 2)
+    for name in setting.embeddings:
+        pixels, patch, images = setting.sizes[0]
+        for linear in (False, True):
+            form = f"{name}: {'matrix product' if linear else 'convolution'}"
+            bench.measure("Patch embedding", form, patches(bench, name, pixels, patch, linear=linear), images)
     for kind in ("semfpn", "mask2former"):
         for images in setting.task_batches:
             for frozen in (False, True):
@@ -361,9 +474,7 @@ def run(bench: Bench, workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for count in dict.fromkeys((0, workers)):
             name = f"{setting.sizes[0][0]} pixels, {count} workers"
-            bench.measure(
-                "Input pipeline", name, pipeline(Path(folder), setting.sizes[0][0], count), 64 if bench.cuda else 4
-            )
+            stream(bench, name, pipeline(Path(folder), setting.sizes[0][0], count), 64 if bench.cuda else 4)
     bench.write()
 
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 from checks import DEPTH, MethodCase, fill, golden, wave
 from segdistill.config import UserError
-from segdistill.methods.gkd import GKD, QSDHead
+from segdistill.methods import qsd
+from segdistill.methods.gkd import GKD
+from segdistill.methods.qsd import QSDHead
 from segdistill.ops import resize_tokens
 from segdistill.types import Features, FeatureSpec, Mask, Views
 
@@ -48,7 +50,7 @@ def test_parameter_order_is_the_authors():
 
 def test_qsd_equals_the_golden_values():
     student, teacher = wave((2, 5, 4), 0.3, 0.2).requires_grad_(), wave((2, 5, 6), 0.7, 0.5)
-    output, attention, _ = head()(student, teacher)
+    output, attention = head()(student, teacher), head().attention(student, teacher)[0]
     loss = F.mse_loss(output, teacher)
     loss.backward()
     expected = GOLDEN["qsd"]
@@ -61,13 +63,13 @@ def test_qsd_equals_the_golden_values():
 
 def test_qsd_equals_numpy():
     student, teacher = wave((3, 7, 4), 1.3, 0.1), wave((3, 7, 6), 0.9, 0.4)
-    output = head(0.61)(student, teacher)[0].detach().numpy()
+    output = head(0.61)(student, teacher).detach().numpy()
     np.testing.assert_allclose(output, numpy_qsd(head(0.61), student.numpy(), teacher.numpy()), rtol=0, atol=1e-12)
 
 
 def test_cls_head_is_its_value_projection():
     module, student, teacher = head(), wave((2, 1, 4), 0.3, 0.2), wave((2, 1, 6), 0.7, 0.5)
-    output, _, _ = module(student, teacher)
+    output = module(student, teacher)
     loss = F.mse_loss(output, teacher)
     loss.backward()
     assert loss.item() == pytest.approx(GOLDEN["cls"]["mse"], **exactly)
@@ -123,12 +125,12 @@ def test_masked_samples_alone_equal_two_full_views(first):
         for i in range(case.batch)
     ])  # fmt: skip
     cls_target = teacher.plain.cls.detach()[:, None]
-    cls = case.method.token_head(student.plain.cls[:, None], cls_target)[0]
-    feature = torch.cat([cls, case.method.fea_head(tokens, target)[0]], 1)
+    cls = case.method.token_head(student.plain.cls[:, None], cls_target)
+    feature = torch.cat([cls, case.method.fea_head(tokens, target)], 1)
     naive = {
         "token": (cls - cls_target).square().mean(),
         "feature": (feature - torch.cat([cls_target, target], 1)).square().mean(),
-        "patch": (case.method.patch_head(second, target)[0] - target).square().mean(),
+        "patch": (case.method.patch_head(second, target) - target).square().mean(),
     }
     for name, term in naive.items():
         torch.testing.assert_close(ours[name], term, rtol=1e-12, atol=0)
@@ -187,8 +189,8 @@ def test_diagnostics_describe_the_plain_head():
     method = golden_method()
     student, teacher = golden_views()
     method(student, teacher)
-    _, attention, logits = method.fea_head(student.plain.tokens[0], teacher.plain.tokens[0])
-    share = np.mean([attention[b, i, i].item() for b in range(2) for i in range(5)])
+    attention, logits = method.fea_head.attention(student.plain.tokens[0][:1], teacher.plain.tokens[0][:1])
+    share = np.mean([attention[0, i, i].item() for i in range(5)])
     assert method.diagnostics["own_position_share"].item() == pytest.approx(share)
     assert method.diagnostics["logit_std"].item() == pytest.approx(logits.detach().numpy().std())
 
@@ -198,7 +200,7 @@ def test_attention_keeps_fp32_where_half_precision_would_overflow():
     module = QSDHead(4, 6)
     student, teacher = torch.randn(2, 5, 4), torch.full((2, 5, 6), 3e4)
     with torch.autocast("cpu", torch.float16):
-        output, attention, logits = module(student, teacher)
+        output, (attention, logits) = module(student, teacher), module.attention(student, teacher)
     assert logits.dtype == output.dtype == torch.float32
     assert output.isfinite().all()
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 5))
@@ -207,3 +209,35 @@ def test_attention_keeps_fp32_where_half_precision_would_overflow():
 def test_networks_without_cls_are_refused():
     with pytest.raises(UserError, match="CLS token"):
         GKD(GKD.Config(), FeatureSpec((4,), None, DEPTH), FeatureSpec((6,), 6, DEPTH))
+
+
+def test_attention_in_rows_equals_the_whole(monkeypatch):
+    """Values and gradients, with the bias on a token's own position; no part has more logits than allowed."""
+    student, teacher = wave((2, 7, 4), 0.3, 0.2).requires_grad_(), wave((2, 7, 6), 0.7, 0.5)
+    module, seen = head(), []
+    whole = module(student, teacher, 0.8)
+    expected = torch.autograd.grad(whole.square().sum(), [student, *module.parameters()])
+    monkeypatch.setattr(qsd, "WHOLE", 2 * 3 * 7)
+    rows = qsd.whole
+    monkeypatch.setattr(qsd, "whole", lambda query, *rest: seen.append(query.shape[1]) or rows(query, *rest))
+    parts = module(student, teacher, 0.8)
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=0)
+    found = torch.autograd.grad(parts.square().sum(), [student, *module.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    assert seen == [3, 3, 1, 1, 3, 3] or sorted(seen) == [1, 1, 3, 3, 3, 3]
+
+
+def test_fused_attention_in_bf16_stays_near_the_exact_one():
+    """Unscaled logits as peaked as in training (std 8): the error is that of rounding queries, a few per cent."""
+    draw = torch.Generator().manual_seed(0)
+    teacher = torch.nn.functional.layer_norm(torch.randn(2, 64, 192, generator=draw), (192,))
+    query = torch.randn(2, 64, 192, generator=draw) * 8 / 192**0.5
+    values = torch.randn(2, 64, 192, generator=draw)
+    rounded = query.bfloat16(), values.bfloat16()
+    exact = qsd.whole(rounded[0].double(), teacher.double(), rounded[1].double())
+    assert (query @ teacher.transpose(1, 2)).std().item() == pytest.approx(8, rel=0.1)
+    output = qsd.fused(rounded[0], teacher, rounded[1])
+    assert output.dtype == torch.bfloat16
+    error = (output.double() - exact).norm() / exact.norm()
+    half = (rounded[0] @ teacher.bfloat16().transpose(1, 2)).softmax(-1) @ rounded[1]  # logits stored in bf16
+    assert error < min(0.01, (half.double() - exact).norm() / exact.norm())

@@ -53,6 +53,7 @@ class StepBatches(TorchDataset[Batch]):
         self.dataset, self.transform, self.collate = dataset, transform, collate
         self.batch, self.seed, self.repeats = batch, seed, repeats
         self.positions = range(rank, batch, world_size)  # every process gets its share of the first half of the batch
+        self._last: tuple[int, Sample] | None = None  # the image that was read last
         self._orders: dict[int, list[int]] = {}  # of the last two epochs; a plain dict, which can be sent to workers
 
     def indices(self, step: int) -> list[int]:
@@ -62,17 +63,20 @@ class StepBatches(TorchDataset[Batch]):
         return [self._order(slot // n)[(slot % n) // self.repeats] for slot in slots]
 
     def __getitem__(self, step: int) -> Batch:
-        samples = []
+        samples, self._last = [], None
         for position, index in zip(self.positions, self.indices(step), strict=True):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
                 samples.append(self.drawn(index, step * self.batch + position))
+        self._last = None
         return self.collate(samples)
 
     def drawn(self, index: int, slot: int) -> Batch:
         """The augmented image ``index`` for ``slot``."""
         del slot
-        return self.transform(self.dataset[index])
+        if self._last is None or self._last[0] != index:  # repeats follow each other: an image is read once for them
+            self._last = index, self.dataset[index]
+        return self.transform(self._last[1])
 
     def _order(self, epoch: int) -> list[int]:
         """:meth:`_permutation`, which takes time, kept for as long as steps ask for it."""

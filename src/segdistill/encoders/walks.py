@@ -23,10 +23,11 @@ stage with its norm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead, PatchEmbed, resample_abs_pos_embed_nhwc
 from timm.models.eva import Eva
@@ -43,6 +44,9 @@ Walked = tuple[dict[int, tuple[Tensor, Grid]], Tensor | None]
 
 Alter = Callable[[Tensor], Tensor]
 """Early map (B, C, h, w) -> the map to go on with; it has the same C, h and w and may have more images."""
+
+Through = Callable[..., dict[int, Tensor]]
+"""See :func:`through_blocks`."""
 
 Walk = Callable[..., Walked]
 """(network, normalised images, taps, mask token, hidden cells, alter or None) -> tokens and CLS token."""
@@ -80,24 +84,61 @@ def walk_vit(
     alter: Alter | None = None,
     *,
     refine: Callable[[int, Tensor], Tensor] | None = None,
+    through: Through | None = None,
 ) -> Walked:
-    """Through a plain ViT; ``refine`` changes the output of every block (its number, tokens (B, prefix + N, C))."""
-    tokens = _hide(_altered(network.patch_embed(images), alter), mask_token, hidden)  # (B, h, w, C)
+    """Through a plain ViT; ``refine`` changes the output of every block (its number, tokens (B, prefix + N, C)).
+
+    ``through`` runs the blocks, such as a compiled :func:`through_blocks`.
+    """
+    tokens = _hide(_altered(patch_tokens(network.patch_embed, images), alter), mask_token, hidden)  # (B, h, w, C)
     grid = (tokens.shape[1], tokens.shape[2])
     positioned = network._pos_embed(tokens)
     tokens, rope = positioned if isinstance(positioned, tuple) else (positioned, None)  # Eva adds a rotation
     tokens = network.norm_pre(tokens)  # (B, prefix + N, C)
-    prefix, per_block = network.num_prefix_tokens, getattr(network, "rope_mixed", False)
-    tapped: dict[int, tuple[Tensor, Grid]] = {}
-    for index, block in enumerate(network.blocks):
-        rotation = {} if rope is None else {"rope": rope[index] if per_block else rope}
-        tokens = block(tokens, **rotation)
+    if rope is not None and not getattr(network, "rope_mixed", False):
+        rope = [rope] * len(network.blocks)
+    outputs = (through or through_blocks)(network.blocks, tokens, taps, rope, refine)
+    outputs[-1] = tokens = network.norm(outputs[-1])
+    prefix = network.num_prefix_tokens
+    tapped = {index: (output[:, prefix:], grid) for index, output in outputs.items()}
+    return tapped, None if network.cls_token is None else tokens[:, 0]
+
+
+def through_blocks(
+    blocks: nn.ModuleList,
+    tokens: Float[Tensor, "b n c"],
+    taps: tuple[int, ...],
+    rope: Sequence[Tensor] | None = None,
+    refine: Callable[[int, Tensor], Tensor] | None = None,
+) -> dict[int, Tensor]:
+    """Outputs of the tapped blocks of a plain ViT, and at -1 of the last one; ``rope``: each block's rotation."""
+    tapped = {}
+    for index, block in enumerate(blocks):
+        tokens = block(tokens) if rope is None else block(tokens, rope=rope[index])
         tokens = tokens if refine is None else refine(index, tokens)
         if index in taps:
-            tapped[index] = tokens[:, prefix:], grid
-    tokens = network.norm(tokens)
-    tapped[-1] = tokens[:, prefix:], grid
-    return tapped, None if network.cls_token is None else tokens[:, 0]
+            tapped[index] = tokens
+    return tapped | {-1: tokens}
+
+
+def patch_tokens(embed: Any, images: Float[Tensor, "b 3 H W"]) -> Tensor:
+    """timm's patch embedding. On a GPU a plain one is a matrix product of the flattened patches: equal up to rounding,
+    and faster than a convolution of three channels.
+    """
+    plain = isinstance(embed, PatchEmbed) and type(embed.proj) is nn.Conv2d and not embed.flatten
+    if not images.is_cuda or not plain:
+        return embed(images)
+    return linear_patches(embed, images)
+
+
+def linear_patches(embed: PatchEmbed, images: Float[Tensor, "b 3 H W"]) -> Tensor:
+    """The patch embedding (B, h, w, C) as a matrix product."""
+    (high, wide), (height, width) = embed.patch_size, images.shape[-2:]
+    if height % high or width % wide:
+        return embed(images)
+    cells = images.unflatten(3, (width // wide, wide)).unflatten(2, (height // high, high))  # (B, 3, h, high, w, wide)
+    patches = cells.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
 
 
 def walk_sam(

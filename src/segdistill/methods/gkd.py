@@ -27,37 +27,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from segdistill.methods.masked import MaskedDistillation, image_token
-from segdistill.ops import full_precision, mean_over_hidden, norm_linear, resize_tokens
+from segdistill.methods.qsd import QSDHead
+from segdistill.ops import mean_over_hidden, resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Views
-
-
-class QSDHead(nn.Module):
-    """One query-based soft distillation head: student tokens re-expressed in the teacher's space."""
-
-    def __init__(self, student: int, teacher: int, scale: float | None = None) -> None:
-        super().__init__()
-        self.proj_q = norm_linear(student, teacher)
-        self.proj_v = norm_linear(student, teacher)
-        self.scale = scale
-
-    def forward(
-        self, student: Float[Tensor, "b n ds"], teacher: Float[Tensor, "b n dt"], own_bias: float = 0.0
-    ) -> tuple[Float[Tensor, "b n dt"], Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-        """Reconstructed tokens, attention (rows sum to 1 over teacher positions) and logits (without ``own_bias``)."""
-        query, value = self.proj_q(student), self.proj_v(student)
-        precision = torch.promote_types(query.dtype, torch.float32)
-        with full_precision(query):
-            logits = query.to(precision) @ teacher.to(precision).transpose(1, 2)  # (B, N, N)
-            if self.scale is not None:
-                logits = logits * self.scale
-            biased = logits
-            if own_bias:
-                biased = logits + own_bias * torch.eye(logits.shape[-1], dtype=precision, device=logits.device)
-            attention = biased.softmax(dim=-1)
-            return attention @ value.to(precision), attention, logits
 
 
 class GKD(MaskedDistillation):
@@ -83,14 +58,14 @@ class GKD(MaskedDistillation):
         self.fea_head = QSDHead(*self.widths, scale=config.scale)
         self.token_head = None if self.token_widths is None else QSDHead(*self.token_widths, scale=config.scale)
         self.progress = 0.0
-        self.diagnostics: dict[str, Tensor] = {}
+        self._seen: tuple[Tensor, Tensor, float] | None = None
 
     def set_progress(self, fraction: float) -> None:
         """Set the completed share of the stage, from 0 to 1."""
         self.progress = float(fraction)
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
-        """Weighted ``token``, ``feature`` and ``patch`` terms; sets ``diagnostics``."""
+        """Weighted ``token``, ``feature`` and ``patch`` terms."""
         config = self.config
         tokens, to = teacher.plain.tokens[0].detach(), teacher.plain.grid
         plain = resize_tokens(student.plain.tokens[0], student.plain.grid, to)
@@ -99,11 +74,11 @@ class GKD(MaskedDistillation):
         goal, own = tokens, None
         if self.token_head is not None:
             cls = image_token(teacher.plain, config.token).detach().unsqueeze(1)  # (B, 1, Dt)
-            own, _, _ = self.token_head(image_token(student.plain, config.token).unsqueeze(1), cls)
+            own = self.token_head(image_token(student.plain, config.token).unsqueeze(1), cls)
             terms["token"] = config.token_weight * F.mse_loss(own, cls)
             goal = torch.cat([cls, tokens], dim=1)
-        plain_out, attention, logits = self.fea_head(plain, tokens, bias)
-        self._diagnose(attention, logits)
+        plain_out = self.fea_head(plain, tokens, bias)
+        self._seen = plain[:1].detach(), tokens[:1], bias
         reconstructed = plain_out if own is None else torch.cat([own, plain_out], dim=1)
         terms["feature"] = config.feature_weight * F.mse_loss(reconstructed, goal)
         terms["patch"] = config.patch_weight * self._patch(student, plain, tokens, to, bias)
@@ -121,21 +96,29 @@ class GKD(MaskedDistillation):
         if student.masked is None or student.mask is None:
             if self.config.masked_only:  # a zero loss that still gives every parameter a gradient
                 none = torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
-                return mean_over_hidden(self.patch_head(plain, tokens, bias)[0].sum(dim=-1), none, to, to)
-            return F.mse_loss(self.patch_head(plain, tokens, bias)[0], tokens)
+                return mean_over_hidden(self.patch_head(plain, tokens, bias).sum(dim=-1), none, to, to)
+            return F.mse_loss(self.patch_head(plain, tokens, bias), tokens)
         samples = student.mask.samples.to(plain.device)
         masked = resize_tokens(student.masked.tokens[0], student.masked.grid, to)
         if not self.config.masked_only:
             view = plain.index_copy(0, samples, masked.to(plain.dtype))
-            return F.mse_loss(self.patch_head(view, tokens, bias)[0], tokens)
+            return F.mse_loss(self.patch_head(view, tokens, bias), tokens)
         target = tokens[samples]
-        error = (self.patch_head(masked, target, bias)[0] - target).square().mean(dim=-1)  # (M, N)
+        error = (self.patch_head(masked, target, bias) - target).square().mean(dim=-1)  # (M, N)
         return mean_over_hidden(error, student.mask.tokens, student.masked.grid, to)
 
+    @property
     @torch.no_grad()
-    def _diagnose(self, attention: Float[Tensor, "b n n"], logits: Float[Tensor, "b n n"]) -> None:
-        """How much the plain-view head attends to its own position, and how peaked its logits are."""
-        self.diagnostics = {
-            "own_position_share": attention.detach().diagonal(dim1=1, dim2=2).mean(),
-            "logit_std": logits.detach().std(correction=0),
+    def diagnostics(self) -> dict[str, Tensor]:
+        """How much the plain-view head attends to its own position, and how peaked its logits are.
+
+        Of the first image of the last step, with the head as it is now: nothing is computed unless it is asked for.
+        """
+        if self._seen is None:
+            return {}
+        student, teacher, bias = self._seen
+        attention, logits = self.fea_head.attention(student, teacher, bias)
+        return {
+            "own_position_share": attention.diagonal(dim1=1, dim2=2).mean(),
+            "logit_std": logits.std(correction=0),
         }

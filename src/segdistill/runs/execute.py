@@ -145,6 +145,8 @@ def make_fabric(recipe: Recipe) -> Fabric:
         precision=recipe.precision,
     )
     fabric.launch()
+    if fabric.device.type == "cuda":  # products that mixed precision keeps in fp32 have bf16 or fp16 factors
+        torch.set_float32_matmul_precision("highest" if recipe.precision == "32-true" else "high")
     return fabric
 
 

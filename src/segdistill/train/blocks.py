@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from segdistill.config import UserError
 from segdistill.encoders import Encoder
+from segdistill.encoders.walks import through_blocks, walk_vit
 from segdistill.processes import rank_and_size
 
 RECOMPILED = 64
@@ -32,8 +34,9 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 def compile_blocks(objective: nn.Module) -> None:
     """Compile the blocks of every encoder, in place: names of parameters, and so checkpoints, do not change.
 
-    Blocks compile quickly and have no Python that depends on the step. Sharded encoders are left as they are. A
-    :class:`UserError` if torch finds no working compiler.
+    The blocks of a plain ViT are compiled as one function, those of other networks one by one, and with them the parts
+    of a method that say ``compiled_whole``: none of it has Python that depends on the step. Sharded encoders are left
+    as they are. A :class:`UserError` if torch finds no working compiler.
     """
     found = [encoder for encoder in objective.modules() if isinstance(encoder, Encoder)]
     if not found:
@@ -42,9 +45,16 @@ def compile_blocks(objective: nn.Module) -> None:
     config: Any = torch._dynamo.config  # all blocks share one function, which is compiled for each kind of them
     config.recompile_limit = max(config.recompile_limit, RECOMPILED)
     for encoder in found:
-        if not isinstance(encoder, FSDPModule):
+        if isinstance(encoder, FSDPModule):
+            continue
+        if encoder.walk is walk_vit:
+            encoder.walk = partial(walk_vit, through=torch.compile(through_blocks))
+        else:
             for block in blocks(encoder):
                 block.compile()
+    for part in objective.modules():
+        if getattr(part, "compiled_whole", False):
+            part.compile()
 
 
 def _check_compiler(device: torch.device) -> None:
