@@ -103,7 +103,8 @@ TINY = Setting(
 class Bench:
     """One run of all measurements: the device, the clock, what was found so far."""
 
-    def __init__(self, setting: Setting, minutes: float, out: Path) -> None:
+    def __init__(self, setting: Setting, minutes: float, out: Path, commit: str) -> None:
+        self.commit = commit
         self.setting, self.out, self.ends = setting, out, time.monotonic() + 60 * minutes
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
@@ -181,14 +182,14 @@ class Bench:
     def write(self) -> None:
         """The page and the numbers so far."""
         self.out.mkdir(parents=True, exist_ok=True)
-        facts = {"hardware": hardware(), "torch": torch.__version__, "commit": commit(), "peak": self.peak}
+        facts = {"hardware": hardware(), "torch": torch.__version__, "commit": self.commit, "peak": self.peak}
         text = json.dumps(facts | {"rows": self.rows, "left": self.left}, indent=1)
         write_atomic(self.out / "accelerator.json", lambda file: file.write(text.encode()))
         write_atomic(self.out / "accelerator.md", lambda file: file.write(self.page().encode()))
 
     def page(self) -> str:
         """As Markdown."""
-        lines = ["# Speed on one device", "", f"{hardware()}, torch {torch.__version__}, commit {commit()}, "
+        lines = ["# Speed on one device", "", f"{hardware()}, torch {torch.__version__}, commit {self.commit}, "
                  f"{'bf16 autocast' if self.cuda else 'float32'}; matrix product: {self.peak / 1e12:.1f} TFLOP/s. "
                  "`benchmarks/accelerator.sh`"]  # fmt: skip
         for part in dict.fromkeys(row["part"] for row in self.rows):
@@ -483,10 +484,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/accelerator"))
     parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--commit", default=commit(), help="of the sources, where they are no checkout")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    bench = Bench(TINY if options.tiny else FULL, options.minutes, options.out)
+    bench = Bench(TINY if options.tiny else FULL, options.minutes, options.out, options.commit)
     run(bench, 1 if options.tiny else options.workers)
     print(bench.page())
 
