@@ -26,7 +26,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,7 @@ from segdistill.heads import HEADS
 from segdistill.methods import METHODS, qsd
 from segdistill.methods.qsd import QSDHead
 from segdistill.models import Segmenter, View, Window
+from segdistill.models.segmenter import positions
 from segdistill.ops import full_precision, generator, own_mask, random_mask
 from segdistill.runs.evaluation import evaluate
 from segdistill.stages.views import student_views, teacher_views
@@ -364,8 +365,8 @@ def task(bench: Bench, kind: str, *, frozen: bool) -> Callable[[int], Any]:
     return build
 
 
-def windows(bench: Bench) -> Callable[[int], Any]:
-    """The evaluation of images through windows, up to their confusion matrices."""
+def windows(bench: Bench, *, alone: bool) -> Callable[[int], Any]:
+    """The evaluation of images through windows, up to their confusion matrices; ``alone``: the network's passes."""
 
     def build(images: int) -> Callable[[], object]:
         side = bench.setting.window.size[0]
@@ -380,13 +381,23 @@ def windows(bench: Bench) -> Callable[[int], Any]:
         size = bench.setting.image
         batch = {"image": torch.randint(256, (images, 3, *size), dtype=torch.uint8),
                  "label": torch.randint(CLASSES, (images, *size), dtype=torch.uint8)}  # fmt: skip
-        view = {"noise": View(window=bench.setting.window)}
+        view, window = {"noise": View(window=bench.setting.window)}, bench.setting.window
+        rows, columns = (positions(*side) for side in zip(size, window.size, window.stride, strict=True))
+        count = images * len(rows) * len(columns)
+        passes = [torch.rand(min(window.batch, count - first), 3, *window.size, device=bench.device)
+                  for first in range(0, count, window.batch)]  # fmt: skip
+        model.eval()
+
+        def network() -> None:
+            with torch.inference_mode(), bench.autocast():
+                for each in passes:
+                    model.decode(model.features(each))
 
         def step() -> None:
             metric = lambda: SemanticMetric(CLASSES, bench.device)  # noqa: E731
             evaluate(model, {"noise": [batch]}, metric, views=view, precision=bench.autocast)
 
-        return step
+        return network if alone else step
 
     return build
 
@@ -446,37 +457,71 @@ def stream(bench: Bench, name: str, build: Callable[[int], Any], images: int) ->
     )
 
 
-def run(bench: Bench, workers: int) -> None:
-    """Every measurement, the most wanted first."""
-    setting = bench.setting
+def run(bench: Bench, workers: int, parts: Collection[str]) -> None:
+    """The measurements of ``parts``, the most wanted first."""
     bench.peak = matmul_peak(bench)
     torch.set_float32_matmul_precision("high" if bench.cuda else "highest")  # as the package does under bf16-mixed
-    for size in setting.sizes:
-        for pair in setting.pairs:
+    for name, measure in PARTS.items():
+        if name in parts:
+            measure(bench, workers)
+    bench.write()
+
+
+def run_distillation(bench: Bench, _: int) -> None:
+    """Steps of every pair, size and form."""
+    for size in bench.setting.sizes:
+        for pair in bench.setting.pairs:
             for form in FORMS if bench.cuda else tuple(form for form in FORMS if "compiled" not in form):
                 name = f"{pair[0]} -> {pair[1]}, {size[0]}/{size[1]}: {form}"
                 bench.measure("Distillation step", name, distillation(bench, pair, size, form), size[2])
+
+
+def run_layers(bench: Bench, _: int) -> None:
+    """QSD heads and patch embeddings."""
     for shape, images in (((256, 384, 768), 256), ((4096, 384, 768), 8), ((1024, 192, 192), 64)):
         for form in ("whole, autocast", "whole", "in rows", *(("fused",) if shape[2] <= qsd.FUSED else ())):
             name = f"{shape[0]} tokens, {shape[1]} -> {shape[2]} channels: {form}"
             tokens = shape if bench.cuda else (16, 8, 8)
             bench.measure("One QSD head", name, attention(bench, tokens, form), images if bench.cuda else 2)
-    for name in setting.embeddings:
-        pixels, patch, images = setting.sizes[0]
+    for name in bench.setting.embeddings:
+        pixels, patch, images = bench.setting.sizes[0]
         for linear in (False, True):
             form = f"{name}: {'matrix product' if linear else 'convolution'}"
             bench.measure("Patch embedding", form, patches(bench, name, pixels, patch, linear=linear), images)
+
+
+def run_tasks(bench: Bench, _: int) -> None:
+    """Steps of two heads."""
     for kind in ("semfpn", "mask2former"):
-        for images in setting.task_batches:
+        for images in bench.setting.task_batches:
             for frozen in (False, True):
                 name = f"{kind}, {images} images, {'frozen' if frozen else 'trained'} encoder"
                 bench.measure("Task step", name, task(bench, kind, frozen=frozen), images)
-    bench.measure("Evaluation by windows", f"{setting.image[0]} x {setting.image[1]}", windows(bench), 1)
+
+
+def run_windows(bench: Bench, _: int) -> None:
+    """Evaluation by windows."""
+    for form in ("network alone", "evaluation"):
+        name = f"{bench.setting.image[0]} x {bench.setting.image[1]}: {form}"
+        bench.measure("Evaluation by windows", name, windows(bench, alone=form == "network alone"), 1)
+
+
+def run_pipeline(bench: Bench, workers: int) -> None:
+    """The loader."""
+    side = bench.setting.sizes[0][0]
     with tempfile.TemporaryDirectory() as folder:
         for count in dict.fromkeys((0, workers)):
-            name = f"{setting.sizes[0][0]} pixels, {count} workers"
-            stream(bench, name, pipeline(Path(folder), setting.sizes[0][0], count), 64 if bench.cuda else 4)
-    bench.write()
+            name = f"{side} pixels, {count} workers"
+            stream(bench, name, pipeline(Path(folder), side, count), 64 if bench.cuda else 4)
+
+
+PARTS = {
+    "distillation": run_distillation,
+    "layers": run_layers,
+    "tasks": run_tasks,
+    "windows": run_windows,
+    "pipeline": run_pipeline,
+}
 
 
 def main() -> None:
@@ -487,9 +532,10 @@ def main() -> None:
     parser.add_argument("--commit", default=commit(), help="of the sources, where they are no checkout")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     bench = Bench(TINY if options.tiny else FULL, options.minutes, options.out, options.commit)
-    run(bench, 1 if options.tiny else options.workers)
+    run(bench, 1 if options.tiny else options.workers, options.parts)
     print(bench.page())
 
 

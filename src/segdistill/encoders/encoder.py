@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from segdistill.config import Config, Size, UserError
 from segdistill.encoders.anytimm import blueprint, record_of, takes
 from segdistill.encoders.rein import Rein, ReinConfig
-from segdistill.encoders.walks import Alter, has_stem, mask_shape, stem, walk_of, walk_vit
+from segdistill.encoders.walks import Alter, Through, has_stem, mask_shape, stem, walk_of, walk_vit
 from segdistill.ops import evaluation_mode
 from segdistill.types import Features, FeatureSpec
 from segdistill.weights import LoadReport, Resample, RunTimePositions, load_encoder_weights
@@ -172,6 +172,7 @@ class Encoder(nn.Module):
         self.rein = None if config.rein is None else Rein(config.rein, self.record.depth, self.record.width)
         self.loaded: LoadReport | None = None  # how the keys of the weight file were used
         self._alter: Alter | None = None
+        self.through: Through | None = None  # runs the blocks of a plain ViT, such as a compiled function
         self.mask_token = nn.Parameter(torch.zeros(mask_shape(self.backbone)))
         for name, values in zip(("mean", "std"), self.record.statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -179,7 +180,9 @@ class Encoder(nn.Module):
     @property
     def walk(self) -> Any:
         """The forward pass through the backbone; see :data:`segdistill.encoders.walks.Walk`."""
-        return walk_of(self.backbone) if self.rein is None else partial(walk_vit, refine=self.rein)
+        if self.rein is None and self.through is None:
+            return walk_of(self.backbone)
+        return partial(walk_vit, refine=self.rein, through=self.through)
 
     @property
     def grid(self) -> tuple[int, int]:

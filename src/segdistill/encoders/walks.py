@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +104,18 @@ def walk_vit(
     return tapped, None if network.cls_token is None else tokens[:, 0]
 
 
+@no_type_check
 def through_blocks(
     blocks: nn.ModuleList,
-    tokens: Float[Tensor, "b n c"],
+    tokens: Tensor,
     taps: tuple[int, ...],
     rope: Sequence[Tensor] | None = None,
     refine: Callable[[int, Tensor], Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Outputs of the tapped blocks of a plain ViT, and at -1 of the last one; ``rope``: each block's rotation."""
+    """Outputs of the tapped blocks of a plain ViT, and at -1 of the last one, all (B, N, C) as the ``tokens``.
+
+    ``rope``: each block's rotation. Shapes are not checked: the compiler traces this function.
+    """
     tapped = {}
     for index, block in enumerate(blocks):
         tokens = block(tokens) if rope is None else block(tokens, rope=rope[index])

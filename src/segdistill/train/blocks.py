@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def compile_blocks(objective: nn.Module) -> None:
         if isinstance(encoder, FSDPModule):
             continue
         if encoder.walk is walk_vit:
-            encoder.walk = partial(walk_vit, through=torch.compile(through_blocks))
+            encoder.through = torch.compile(through_blocks)
         else:
             for block in blocks(encoder):
                 block.compile()
