@@ -60,6 +60,7 @@ def recipe_values(stage: str, steps: int, images: int) -> list[str]:
         "log_every=1000000",
         "checkpoint_every=1000000",
         "accelerator=cpu",
+        "precision=32-true",  # some processors compute bf16 slowly
     ]
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from segdistill import environment
 from segdistill.config import UserError
 from segdistill.recipe import load
 from segdistill.runs import demo
@@ -92,3 +93,29 @@ def test_a_seed_and_overrides_reach_every_arm_and_a_wrong_one_is_an_error():
     assert {(recipe.seed, recipe.evaluate.images) for recipe in arms} == {(7, 3)}
     with pytest.raises(UserError, match="did you mean 'images'"):
         demo.load_arms(["evaluate.imags=3"])
+
+
+@pytest.mark.parametrize(("computes", "words", "expected"), [
+    (True, [], []),
+    (False, [], ["precision=32-true"]),
+    (False, ["precision=bf16-mixed"], ["precision=bf16-mixed"]),
+])  # fmt: skip
+def test_a_processor_without_bf16_computes_the_demo_in_fp32_and_says_so(monkeypatch, call, computes, words, expected):
+    def arms(overrides, **_):
+        raise UserError(f"given {overrides}")
+
+    monkeypatch.setattr(environment, "computes_bf16", lambda: computes)
+    monkeypatch.setattr(demo, "load_arms", arms)
+    _, _, err = call("demo", *words)
+    assert f"given {expected}" in err
+    assert ("precision=32-true: this processor has no instructions for bf16" in err) == (
+        expected == ["precision=32-true"]
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_run_in_emulated_bf16_is_warned_of(monkeypatch, call, tmp_path, precision):
+    monkeypatch.setattr(environment, "computes_bf16", lambda: False)
+    status, _, err = call("run", "world_none", f"precision={precision}", "--dry-run", "--out", tmp_path)
+    assert status == 0
+    assert ("use precision=32-true, or a GPU" in err) == (precision == "bf16-mixed")

@@ -87,10 +87,14 @@ def demo(
     arms = choose("demo", " ".join(tasks), DEMOS)
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
     _announce("demo", check_recipe(recipe_path(Path(arms[-1])), overrides), runs=len(arms))
+    from segdistill.environment import computes_bf16
     from segdistill.progress import Bars
     from segdistill.runs.demo import load_arms, run_demo
 
     began = time.perf_counter()
+    if not computes_bf16() and not any(word.startswith("precision=") for word in overrides):
+        _tell("precision=32-true: this processor has no instructions for bf16")
+        overrides.append("precision=32-true")
     recipes = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
     total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
     with Bars("demo", total) as bars:
@@ -124,6 +128,7 @@ def run(
 
     settings = recipes.load(path, overrides)
     ship.warn(chain(settings))
+    _warn_of_emulation([settings.precision])
     if dry_run:
         from segdistill.runs.plan import make_plan
 
@@ -227,6 +232,7 @@ def bench(
     cells = grid.cells_of(config, recipes_folder(), changes)
     if not collect:
         ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
+        _warn_of_emulation([cell.recipe.precision for cell in cells])
     if dry_run:
         _show_plan(grid.plan_cells(cells))
         return
@@ -264,6 +270,15 @@ def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
     several = f"{runs} runs, the last of " if runs > 1 else ""
     precision = values.get("precision", "bf16-mixed")
     _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps, precision {precision}")
+
+
+def _warn_of_emulation(precisions: list[str]) -> None:
+    """Say that a run is going to be slow for want of instructions."""
+    from segdistill.environment import computes_bf16
+
+    if "bf16-mixed" in precisions and not computes_bf16():
+        _tell("warning: this processor has no instructions for bf16 and emulates them, many times slower than fp32: "
+              "use precision=32-true, or a GPU")  # fmt: skip
 
 
 def _tell(line: str) -> None:
