@@ -4,8 +4,8 @@
 
 Torch counts the operations of real GKD steps (forward and backward, random weights) from DINOv2-B to ViT-S at 224/14.
 Time is operations / (GPUs x peak x share of the peak), and at least that of exchanging the gradients. Peak and link are
-vendors' figures, the shares are assumptions; nothing here was measured on an accelerator. Only the step on this
-machine's CPU is timed.
+vendors' figures; the first share is that of the step measured on one H100 (accelerator.md), the second a goal. Only
+the step on this machine's CPU is timed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from segdistill.stages.views import student_views, teacher_views
 STEPS, BATCH, SIZE = 250_000, 512, (224, 224)
 GPUS = (1, 8, 64)
 PEAK = 989e12  # bf16, dense, H100 SXM: NVIDIA's data sheet
-SHARES = (0.25, 0.45)
+SHARES = (0.27, 0.45)
 LINK = 50e9  # bytes per second and GPU between machines: 400 Gbit/s
 IMAGES, VIEWS = 1_281_167, 4  # ImageNet-1k; views per image in the cache
 FLOAT = 4

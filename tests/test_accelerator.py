@@ -12,8 +12,9 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "accelerator.py"
 
 
-@pytest.fixture(scope="module")
-def accelerator():
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("accelerator", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from segdistill.config import UserError
@@ -270,3 +271,20 @@ def test_a_setting_that_is_written_out_with_its_default_is_the_same_stage(tmp_pa
     assert fingerprints(load(tiny_file(tmp_path), written)) == plain
     for changed in ("stages.agnostic.optimizer.lr=6e-4", "stages.agnostic.method.type=mse", "data.seed=3"):
         assert fingerprints(load(tiny_file(tmp_path), [changed]))[1] != plain[1]
+
+
+def test_loading_processes_follow_the_device_and_the_cores(monkeypatch):
+    from types import SimpleNamespace
+
+    from segdistill.runs import execute
+
+    def count(workers, device, cores, processes="1"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        monkeypatch.setattr(execute.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+        recipe, fabric = SimpleNamespace(workers=workers), SimpleNamespace(device=torch.device(device))
+        return execute.loading_processes(recipe, fabric)
+
+    assert count("auto", "cpu", 16) == 0
+    assert [count("auto", "cuda", cores) for cores in (1, 8, 64)] == [1, 8, 16]
+    assert count("auto", "cuda", 32, "8") == 4
+    assert count(5, "cpu", 2) == 5

@@ -99,7 +99,11 @@ class Recipe(Config):
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="of several processes; fsdp: frozen teachers are sharded, every process keeps a part"
     )
-    workers: int = Field(0, ge=0, le=128, description="data-loading processes; 0: load in the training process")
+    workers: Annotated[int, Field(ge=0, le=128)] | Literal["auto"] = Field(
+        "auto",
+        description="data-loading processes; 0: load in the training process; auto: 0 on a CPU; on a GPU its share of "
+        "the cores, at most 16",
+    )
     log_every: int = Field(20, ge=1, le=10**8)
     checkpoint_every: int = Field(200, ge=1, le=10**8)
     tracker: TrackerName = Field("tensorboard", description="where to show curves, in addition to metrics.jsonl")

@@ -135,7 +135,7 @@ def patch_tokens(embed: Any, images: Float[Tensor, "b 3 H W"]) -> Tensor:
     return linear_patches(embed, images)
 
 
-def linear_patches(embed: PatchEmbed, images: Float[Tensor, "b 3 H W"]) -> Tensor:
+def linear_patches(embed: Any, images: Float[Tensor, "b 3 H W"]) -> Tensor:
     """The patch embedding (B, h, w, C) as a matrix product."""
     (high, wide), (height, width) = embed.patch_size, images.shape[-2:]
     if height % high or width % wide:

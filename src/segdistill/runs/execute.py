@@ -150,6 +150,16 @@ def make_fabric(recipe: Recipe) -> Fabric:
     return fabric
 
 
+def loading_processes(recipe: Recipe, fabric: Fabric) -> int:
+    """``recipe.workers`` as a number, for one of the training processes of this machine."""
+    if recipe.workers != "auto":
+        return recipe.workers
+    if fabric.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
     place, teacher = stage_folder(recipe, folder, number), last_learner(recipe.stages, "teacher", number)
     handed = {role: handed_encoder(recipe, folder, number, role) for role in ("student", "teacher")}
@@ -173,7 +183,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         progress=log.watcher.work,
         log_every=recipe.log_every,
         checkpoint_every=recipe.checkpoint_every,
-        workers=recipe.workers,
+        workers=loading_processes(recipe, fabric),
         classes=recipe.classes,
         compiles=recipe.compile,
         shards=recipe.strategy == "fsdp",
