@@ -274,15 +274,12 @@ def test_a_setting_that_is_written_out_with_its_default_is_the_same_stage(tmp_pa
 
 
 def test_loading_processes_follow_the_device_and_the_cores(monkeypatch):
-    from types import SimpleNamespace
-
     from segdistill.runs import execute
 
     def count(workers, device, cores, processes="1"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         monkeypatch.setattr(execute.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        recipe, fabric = SimpleNamespace(workers=workers), SimpleNamespace(device=torch.device(device))
-        return execute.loading_processes(recipe, fabric)
+        return execute.loading_processes(workers, torch.device(device))
 
     assert count("auto", "cpu", 16) == 0
     assert [count("auto", "cuda", cores) for cores in (1, 8, 64)] == [1, 8, 16]

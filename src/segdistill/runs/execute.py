@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -150,11 +150,11 @@ def make_fabric(recipe: Recipe) -> Fabric:
     return fabric
 
 
-def loading_processes(recipe: Recipe, fabric: Fabric) -> int:
-    """``recipe.workers`` as a number, for one of the training processes of this machine."""
-    if recipe.workers != "auto":
-        return recipe.workers
-    if fabric.device.type == "cpu":
+def loading_processes(workers: int | Literal["auto"], device: torch.device) -> int:
+    """``workers`` as a number, for one of the training processes of this machine."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -183,7 +183,7 @@ def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric
         progress=log.watcher.work,
         log_every=recipe.log_every,
         checkpoint_every=recipe.checkpoint_every,
-        workers=loading_processes(recipe, fabric),
+        workers=loading_processes(recipe.workers, fabric.device),
         classes=recipe.classes,
         compiles=recipe.compile,
         shards=recipe.strategy == "fsdp",
