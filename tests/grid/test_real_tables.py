@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("official_files")
 
 ALL = {path.stem: path for path in sorted((recipes_folder() / "tables").glob("*.yaml"))}
 TABLES = {name: path for name, path in ALL.items() if "world" not in name and not name.startswith("real_")}
-OURS = ("real_pair", "real_pair_deit", "real_pair_cnn", "real_steps", "real_methods", "real_tuning")
+OURS = ("real_pair", "real_pair_deit", "real_pair_cnn", "real_steps", "real_methods", "real_tuning", "real_few_labels")
 """Tables on real photographs that no paper has."""
 CHECKPOINTS = {  # as their owners name them
     "dinov2_s": "dinov2_vits14_pretrain.pth", "dinov2_b": "dinov2_vitb14_pretrain.pth",
