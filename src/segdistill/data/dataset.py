@@ -97,6 +97,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An image that something else decodes: the bytes of a JPEG file (N,), or pixels (3, H, W); ``size`` is (H, W)."""
+
+    content: NDArray[np.uint8]
+    size: tuple[int, int]
+    name: str
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How the papers evaluate on a data set (spec A.11); all sizes (h, w) in pixels, None if not specified.
 
@@ -121,6 +130,12 @@ class Dataset(Sequence[Sample]):
     sizes: tuple[int, ...]
     weights: tuple[float, ...] = ()
     objects: bool = False
+
+    def encoded(self, index: int) -> Encoded:
+        """The image of sample ``index``, not decoded where its file is a plain JPEG."""
+        sample = self[index]
+        pixels = np.array(sample.image.transpose(2, 0, 1), order="C")
+        return Encoded(pixels, (pixels.shape[1], pixels.shape[2]), f"{sample.domain}/{sample.name}")
 
     def listing(self) -> Iterator[str]:
         """``domain/name`` of every sample, without reading it."""

@@ -6,7 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -115,6 +115,16 @@ def open_picture(content: bytes, name: str) -> Picture:
         elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has no file facts
             image = image.transpose(_UNDO[orientation])
         return Picture(image, orientation, depth, inverted, signed, lossy, _low_bytes(image, content))
+
+
+def plain_jpeg(content: bytes) -> tuple[int, int] | None:
+    """(H, W) of an upright JPEG file with three 8-bit channels; None for every other file. Only its header is read."""
+    with suppress(*UNREADABLE, UnidentifiedImageError, KeyError):
+        image: Any = Image.open(BytesIO(content), formats=("JPEG",))
+        small = image.width * image.height <= PIXELS
+        if image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) == UPRIGHT:
+            return image.height, image.width
+    return None
 
 
 def open_image(content: bytes, name: str) -> Image.Image:

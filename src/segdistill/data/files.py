@@ -16,7 +16,8 @@ from pydantic import Field, PrivateAttr
 from segdistill.config import SetName, Size, UserError, nearest
 from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS, DatasetRecord, ObjectNumbers
-from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample, Split
+from segdistill.data.dataset import DataSelection, Dataset, DataSource, Encoded, Progress, Protocol, Sample, Split
+from segdistill.data.decode import plain_jpeg
 from segdistill.data.doubts import doubts, look
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import Found, Item, Place, find, listed_items, place
@@ -231,19 +232,35 @@ class FilesDataset(Dataset):
         return sum(self.sizes)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        which = 0
-        while index >= self.sizes[which]:
-            index -= self.sizes[which]
-            which += 1
-        part = self._parts[which]
+        part, index = self._place(index)
         try:
             return _read(part, part.items[index])
         except BadSample as error:
             if not self._skips:
                 raise
             return self._instead(part, index, error)
+
+    def encoded(self, index: int) -> Encoded:
+        """See :meth:`Dataset.encoded`; an upright RGB JPEG file is not decoded."""
+        part, own = self._place(index)
+        path = part.items[own].image
+        try:
+            content = part.found.store.read(path)
+        except BadSample:
+            return super().encoded(index)
+        if (size := plain_jpeg(content)) is None:
+            return super().encoded(index)
+        return Encoded(np.frombuffer(bytearray(content), np.uint8), size, f"{part.found.store}: {path}")
+
+    def _place(self, index: int) -> tuple[Part, int]:
+        """The domain of an image and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = 0
+        while index >= self.sizes[which]:
+            index -= self.sizes[which]
+            which += 1
+        return self._parts[which], index
 
     def listing(self) -> Iterator[str]:
         """``domain/path`` of every image."""

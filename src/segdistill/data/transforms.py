@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,21 @@ class DistillTransform:
         if self.rand_augment is not None:
             image = self._augment(image)
         return {"image": self._erased(image).contiguous()}
+
+    def drawn(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Top, left, height, width of a random crop of an image of ``size``, and whether it is flipped (0 or 1).
+
+        The numbers are drawn as :meth:`__call__` draws them.
+        """
+        box = self.crop.make_params([torch.empty(3, *size, device="meta")])
+        return box["top"], box["left"], box["height"], box["width"], int(torch.rand(1) < self.flip.p)
+
+    def cut(self, image: Tensor, crop: Sequence[int]) -> Tensor:
+        """What :meth:`drawn` says of an image (3, H, W) uint8 on any device."""
+        *box, flipped = crop
+        crop_size, bicubic = list(self.crop.size), v2.InterpolationMode.BICUBIC
+        found = v2.functional.resized_crop(image, *box, size=crop_size, interpolation=bicubic, antialias=True)
+        return v2.functional.horizontal_flip(found) if flipped else found
 
     def _erased(self, image: Tensor) -> Tensor:
         """Random erasing; an image that is left alone is not normalised and stored anew, which takes time."""

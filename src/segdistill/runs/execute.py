@@ -144,6 +144,8 @@ def make_fabric(recipe: Recipe) -> Fabric:
         strategy=DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto",
         precision=recipe.precision,
     )
+    if fabric.device.type == "cpu" and (stages := [stage.name for stage in recipe.stages if stage.needs_gpu]):
+        raise UserError(f"stage {stages[0]}: decode=gpu, but this run is on the CPU; use decode=cpu")
     fabric.launch()
     if fabric.device.type == "cuda":  # products that mixed precision keeps in fp32 have bf16 or fp16 factors
         torch.set_float32_matmul_precision("highest" if recipe.precision == "32-true" else "high")

@@ -129,6 +129,11 @@ class StageConfig(Config):
         return None
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether it cannot run on a CPU."""
+        return False
+
+    @property
     def gives_labels(self) -> bool:
         """Whether it writes pseudo-labels."""
         return False

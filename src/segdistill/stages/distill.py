@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill.config import Part, Size, parse, part_of
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.gpu_decode import EncodedBatches, on_device
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.heads import Head
@@ -48,6 +49,10 @@ class DistillConfig(StageConfig):
         None, description="how to resample the teacher's weights to size and patch: papers | hub | timm; None: its own"
     )
 
+    decode: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="gpu: it decodes, crops and flips JPEG files; needs rand_augment null, erase 0 and no cache",
+    )
     cache: CacheConfig | None = Field(
         None,
         description="cache of augmented views and the teacher's tokens on disk; None: the teacher runs at every step",
@@ -64,6 +69,11 @@ class DistillConfig(StageConfig):
             changes["resample"] = self.teacher_resample
         return parse(EncoderConfig, encoder.model_dump() | changes, encoder.name) if changes else encoder
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it decodes there."""
+        return self.decode == "gpu"
+
     def crop(self, default: tuple[int, int]) -> tuple[int, int]:
         """Its own size, or the default."""
         return self.size or default
@@ -71,6 +81,8 @@ class DistillConfig(StageConfig):
     def faults(self) -> list[str]:
         """Also a method whose inputs this stage cannot provide."""
         lines = super().faults()
+        if self.decode == "gpu" and (self.augment.rand_augment or self.augment.erase or self.cache is not None):
+            lines.append("decode=gpu only crops and flips: set augment.rand_augment=null, augment.erase=0 and no cache")
         if not self.reads_logits:
             return lines
         return [
@@ -199,7 +211,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     else:
         context.shard(teacher)
-    data = StepBatches(
+    data = (EncodedBatches if config.needs_gpu else StepBatches)(
         dataset,
         transform,
         batch=config.batch,
@@ -208,12 +220,13 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         rank=context.fabric.global_rank,
         world_size=context.fabric.world_size,
     )
+    made: Any = partial(on_device, transform=transform, device=context.fabric.device) if config.needs_gpu else iter
     seconds = context.train(
         config,
         config.optimizer,
         DistillObjective(student, distillation, cache),
         [(student, 1.0), (method, 1.0)],
-        lambda order: batches(data, order, context.workers),
+        lambda order: made(loaded(data, order, context.workers, ahead=4)),
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
