@@ -241,3 +241,15 @@ def test_fused_attention_in_bf16_stays_near_the_exact_one():
     error = (output.double() - exact).norm() / exact.norm()
     half = (rounded[0] @ teacher.bfloat16().transpose(1, 2)).softmax(-1) @ rounded[1]  # logits stored in bf16
     assert error < min(0.01, (half.double() - exact).norm() / exact.norm())
+
+
+def test_diagnostics_do_not_need_the_autocast_of_the_step():
+    """Networks without a final norm give tokens in half precision; the log asks after the step."""
+    case = MethodCase("gkd")
+    student, teacher = case.views()
+    method = case.method.float()
+    half = Views(Features((student.plain.tokens[0].bfloat16(),), student.plain.cls.bfloat16(), student.plain.grid))
+    own = Views(Features((teacher.plain.tokens[0].float(),), teacher.plain.cls.float(), teacher.plain.grid))
+    with torch.autocast("cpu", torch.bfloat16):
+        method(half, own)
+    assert all(value.isfinite() for value in method.diagnostics.values())

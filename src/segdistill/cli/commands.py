@@ -277,7 +277,7 @@ def _warn_of_emulation(precisions: list[str]) -> None:
     from segdistill.environment import computes_bf16
 
     if "bf16-mixed" in precisions and not computes_bf16():
-        _tell("warning: this processor has no instructions for bf16 and emulates them, many times slower than fp32: "
+        _tell("slow: this processor has no instructions for bf16 and emulates them, many times slower than fp32: "
               "use precision=32-true, or a GPU")  # fmt: skip
 
 

@@ -117,6 +117,7 @@ class GKD(MaskedDistillation):
         if self._seen is None:
             return {}
         student, teacher, bias = self._seen
+        student = student.to(next(self.fea_head.parameters()).dtype)  # autocast, which gave it, may have ended
         attention, logits = self.fea_head.attention(student, teacher, bias)
         return {
             "own_position_share": attention.diagonal(dim1=1, dim2=2).mean(),
