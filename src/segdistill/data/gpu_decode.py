@@ -2,7 +2,7 @@
 
 For machines with few CPU cores per GPU. Images, crops and flips are those that the CPU would take; pixels differ by the
 rounding of the decoder and of the resampling. Files other than upright JPEGs of three 8-bit channels are decoded by the
-loader process and cropped on the GPU.
+loader process and cropped on the GPU. A JPEG that is damaged behind its header ends the run, also with ``skip``.
 """
 
 from __future__ import annotations

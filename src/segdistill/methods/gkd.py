@@ -16,9 +16,9 @@ and three heads give the loss (all weights 1):
 Only half of the samples have hidden tokens. The masked view of the others equals their plain one, so
 ``student.masked`` holds the masked samples only and the plain tokens are used for the rest: same value, same gradient.
 
-Deviations: attention logits, softmax and weighted sum in at least fp32 (the authors' fp16 logits are unscaled and can
-overflow); tokens on another grid are resampled to the teacher's. Settings marked "ours" are off by default; one of
-them, ``token``, replaces R_cls and T_cls for networks without a CLS token (``methods.masked``).
+Deviations: attention logits, softmax and weighted sum accumulate in at least fp32 (``methods.qsd``; the authors' fp16
+logits are unscaled and can overflow); tokens on another grid are resampled to the teacher's. Settings marked "ours" are
+off by default; one of them, ``token``, replaces R_cls and T_cls for networks without a CLS token (``methods.masked``).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class GKD(MaskedDistillation):
             terms["token"] = config.token_weight * F.mse_loss(own, cls)
             goal = torch.cat([cls, tokens], dim=1)
         plain_out = self.fea_head(plain, tokens, bias)
-        self._seen = plain[:1].detach(), tokens[:1], bias
+        self._seen = plain[:1].detach().clone(), tokens[:1].clone(), bias  # a view would keep the whole batch
         reconstructed = plain_out if own is None else torch.cat([own, plain_out], dim=1)
         terms["feature"] = config.feature_weight * F.mse_loss(reconstructed, goal)
         terms["patch"] = config.patch_weight * self._patch(student, plain, tokens, to, bias)

@@ -7,6 +7,8 @@ of three ways with the same result up to rounding:
 - in rows: beyond that, a part of the queries at a time; backward computes each part again;
 - fused: on a GPU under bf16 or fp16 autocast with teachers of at most ``FUSED`` channels, by torch's flash attention,
   which stores no logits. It accumulates them in fp32 from teacher tokens rounded to that precision, as queries are.
+
+On a GPU under mixed precision the products of the first two have TF32 factors and fp32 sums.
 """
 
 from __future__ import annotations
@@ -88,7 +90,10 @@ def in_rows(
     *,
     most: int | None = None,
 ) -> Float[Tensor, "b n dt"]:
-    """The attention for as many queries at a time as give ``most`` logits; only the results of a part are kept."""
+    """The attention for as many queries at a time as give ``most`` logits (None: ``WHOLE``).
+
+    Of each part only the result is kept.
+    """
     rows = max(1, (most or WHOLE) // (query.shape[0] * keys.shape[1]))
     parts = [
         checkpoint(whole, part, keys, values, scale, own_bias, number * rows, use_reentrant=False)

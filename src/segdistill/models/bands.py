@@ -62,13 +62,16 @@ def enlarge(
         for top in range(done, ready, step):
             rows = slice(top, min(top + step, ready))
             low, high = int(above[top]), last_rows[rows.stop - 1] + 1
+            blend = None
+            if source[0] != target[0]:
+                places = [index[rows].sub(low).to(band.device) for index in (above, below)]
+                blend = places, share[rows, None].to(band.device)
             for image, scores in enumerate(kept):
                 wide = _widen(scores[:, low - first : high - first].float(), target[1])
-                if source[0] == target[0]:
+                if blend is None:
                     yield image, top, wide
                     continue
-                places = [index[rows].sub(low).to(band.device) for index in (above, below)]
-                lower = share[rows, None].to(band.device)
+                places, lower = blend
                 upper_part, lower_part = (wide.index_select(1, place) for place in places)
                 yield image, top, upper_part.mul_(1 - lower).add_(lower_part.mul_(lower))
         done = ready
