@@ -95,27 +95,19 @@ def test_a_seed_and_overrides_reach_every_arm_and_a_wrong_one_is_an_error():
         demo.load_arms(["evaluate.imags=3"])
 
 
-@pytest.mark.parametrize(("computes", "words", "expected"), [
-    (True, [], []),
-    (False, [], ["precision=32-true"]),
-    (False, ["precision=bf16-mixed"], ["precision=bf16-mixed"]),
+@pytest.mark.parametrize(("computes", "precision", "line"), [
+    (True, "auto", "precision bf16-mixed\n"),
+    (False, "auto", "precision 32-true; there are no instructions for bf16 here\n"),
+    (False, "bf16-mixed", "precision bf16-mixed; slow: emulated here; 32-true is many times as fast, or use a GPU\n"),
+    (True, "32-true", "precision 32-true\n"),
 ])  # fmt: skip
-def test_a_processor_without_bf16_computes_the_demo_in_fp32_and_says_so(monkeypatch, call, computes, words, expected):
-    def arms(overrides, **_):
-        raise UserError(f"given {overrides}")
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_the_precision_follows_the_processor(monkeypatch, call, tmp_path, command, computes, precision, line):
+    def stop(*_, **__):
+        raise UserError("enough")
 
-    monkeypatch.setattr(environment, "computes_bf16", lambda: computes)
-    monkeypatch.setattr(demo, "load_arms", arms)
-    _, _, err = call("demo", *words)
-    assert f"given {expected}" in err
-    assert ("precision=32-true: this processor has no instructions for bf16" in err) == (
-        expected == ["precision=32-true"]
-    )
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_a_run_in_emulated_bf16_is_warned_of(monkeypatch, call, tmp_path, precision):
-    monkeypatch.setattr(environment, "computes_bf16", lambda: False)
-    status, _, err = call("run", "world_none", f"precision={precision}", "--dry-run", "--out", tmp_path)
-    assert status == 0
-    assert ("use precision=32-true, or a GPU" in err) == (precision == "bf16-mixed")
+    monkeypatch.setattr(environment, "computes_bf16", lambda _=None: computes)
+    monkeypatch.setattr(demo, "run_demo", stop)
+    words = ["world_none", "--dry-run"] if command == "run" else ["--smoke"]
+    _, _, err = call(command, *words, f"precision={precision}", "--out", tmp_path)
+    assert line in err

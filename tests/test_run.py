@@ -10,11 +10,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from segdistill import environment
 from segdistill.config import UserError
 from segdistill.files import sealed_text
-from segdistill.recipe import load
+from segdistill.recipe import dump, load
 from segdistill.runlog import Quiet
 from segdistill.runs.execute import fingerprints, run
+from segdistill.runs.folder import settled
 from segdistill.runs.rescore import evaluate_run
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
@@ -276,3 +278,18 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def test_an_automatic_precision_is_the_machines_and_stays_that_of_a_begun_run(tmp_path, monkeypatch):
+    """A run that moves to another machine goes on as it began, and so does one that came before the setting."""
+    recipe = tiny(tmp_path, "precision=auto")
+    monkeypatch.setattr(environment, "computes_bf16", lambda _: True)
+    assert settled(recipe, tmp_path / "run").precision == "bf16-mixed"
+    assert fingerprints(recipe) == fingerprints(tiny(tmp_path, "precision=bf16-mixed"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(sealed_text(dump(settled(recipe))))
+    monkeypatch.setattr(environment, "computes_bf16", lambda _: False)
+    assert settled(recipe).precision == "32-true"
+    assert settled(recipe, tmp_path / "run").precision == "bf16-mixed"
+    (tmp_path / "run" / "recipe.yaml").write_text("damaged")
+    assert settled(recipe, tmp_path / "run").precision == "32-true"

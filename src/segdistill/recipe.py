@@ -91,7 +91,9 @@ class Recipe(Config):
     student: ModelConfig | None = None
     stages: tuple[Stage, ...] = Field(max_length=100, description="none: score a network whose head has weights")
     evaluate: EvaluateConfig | None = None
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = Field(
+        "auto", description="auto: bf16-mixed where the device computes bf16 at least as fast as fp32, else 32-true"
+    )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = Field(
         False, description="torch.compile for the blocks of encoders; the result is the same up to rounding"

@@ -10,11 +10,12 @@ from odd_files import encoded
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
-from segdistill.data.gpu_decode import EncodedBatches, decoded, on_device
+from segdistill.data.gpu_decode import EncodedBatches, on_device
 from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.recipe import load
 from segdistill.runs.execute import run
+from segdistill.runs.plan import make_plan
 from tiny_runs import only, tiny_file
 
 CUT = {"rand_augment": None, "erase": 0.0}
@@ -51,7 +52,7 @@ def test_batches_equal_those_of_loader_processes_up_to_rounding(dataset, workers
     transform = DistillTransform(DistillAugment(**CUT), (32, 32))
     usual = StepBatches(dataset, transform, **settings)
     own = EncodedBatches(dataset, transform, **settings)
-    found = list(on_device(loaded(own, range(6), workers, ahead=2), transform, torch.device("cpu")))
+    found = list(on_device(loaded(own, range(6), workers, ahead=2), own, torch.device("cpu")))
     for step, batch in enumerate(found):
         assert batch["image"].shape == (4, 3, 32, 32)
         difference = (batch["image"].int() - usual[step]["image"].int()).abs()
@@ -60,10 +61,28 @@ def test_batches_equal_those_of_loader_processes_up_to_rounding(dataset, workers
     assert len(own[0]["contents"]) < len(own[0]["rows"])  # an image is sent once for its repeats
 
 
-def test_a_damaged_file_is_named():
-    contents = [torch.from_numpy(np.frombuffer(encoded(picture(0), "JPEG"), np.uint8).copy()), torch.zeros(99).byte()]
-    with pytest.raises(UserError, match=r"street\.jpg: is not a readable image"):
-        decoded(contents, ["fine.jpg", "street.jpg"], torch.device("cpu"))
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_that_is_damaged_behind_its_header_is_named_or_replaced_as_on_the_cpu(tmp_path, caplog, skip):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    files = [encoded(picture(number), "JPEG") for number in range(3)]
+    files[1] = files[1][:-60]
+    for name, content in zip("abc", files, strict=True):
+        (tmp_path / "images" / "train" / f"{name}.jpg").write_bytes(content)
+    (tmp_path / "dataset.yaml").write_text("images: images\n")
+    source = FilesSource(sets={"own": tmp_path / "dataset.yaml"}, on_bad_sample="skip" if skip else "error")
+    dataset = source.open(DataSelection(domains=("own",)))
+    assert dataset.encoded(1).content.ndim == 1  # its header is intact
+    settings = {"batch": 3, "seed": ("seed", 3)}
+    transform = DistillTransform(DistillAugment(**CUT), (32, 32))
+    own, usual = EncodedBatches(dataset, transform, **settings), StepBatches(dataset, transform, **settings)
+    if not skip:
+        with pytest.raises(UserError, match=r"b\.jpg: "):
+            list(on_device([own[0]], own, torch.device("cpu")))
+        return
+    [batch] = on_device([own[0]], own, torch.device("cpu"))
+    assert torch.equal(batch["image"], usual[0]["image"])
+    assert "step 0: the device cannot decode a file" in caplog.text
+    assert "skipped (1 so far)" in caplog.text
 
 
 def test_a_stage_refuses_what_the_device_does_not_do_and_a_cpu(tmp_path):
@@ -71,5 +90,6 @@ def test_a_stage_refuses_what_the_device_does_not_do_and_a_cpu(tmp_path):
     with pytest.raises(UserError, match="decode=gpu only crops and flips: set"):
         load(path, ["stages.agnostic.decode=gpu"])
     settings = ["stages.agnostic.decode=gpu", "stages.agnostic.augment={rand_augment: null, erase: 0}"]
+    assert "stage agnostic: decode=gpu needs a GPU; there is none here" in make_plan(load(path, settings)).doubts
     with pytest.raises(UserError, match="stage agnostic: decode=gpu, but this run is on the CPU; use decode=cpu"):
         run(load(path, settings), tmp_path / "run")

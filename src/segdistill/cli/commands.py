@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from segdistill.config import UserError, choose
 from segdistill.interrupts import Stopped, asked, end_now, handled
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
+    from segdistill.recipe import Recipe
     from segdistill.results import Comparison
     from segdistill.runs.plan import Plan
 
@@ -87,15 +88,13 @@ def demo(
     arms = choose("demo", " ".join(tasks), DEMOS)
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
     _announce("demo", check_recipe(recipe_path(Path(arms[-1])), overrides), runs=len(arms))
-    from segdistill.environment import computes_bf16
     from segdistill.progress import Bars
     from segdistill.runs.demo import load_arms, run_demo
+    from segdistill.runs.folder import settled
 
     began = time.perf_counter()
-    if not computes_bf16() and not any(word.startswith("precision=") for word in overrides):
-        _tell("precision=32-true: this processor has no instructions for bf16")
-        overrides.append("precision=32-true")
     recipes = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
+    _tell_precision(settled(recipe, folder / recipe.name) for recipe in recipes)
     total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
     with Bars("demo", total) as bars:
         run_demo(folder, recipes, bars)
@@ -124,17 +123,18 @@ def run(
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
     from segdistill.runs.execute import run as run_recipe
+    from segdistill.runs.folder import settled
     from segdistill.sharing.licences import chain
 
     settings = recipes.load(path, overrides)
     ship.warn(chain(settings))
-    _warn_of_emulation([settings.precision])
+    folder = out or Path("runs") / settings.name
+    _tell_precision([settled(settings, folder)])
     if dry_run:
         from segdistill.runs.plan import make_plan
 
         _show_plan(make_plan(settings))
         return
-    folder = out or Path("runs") / settings.name
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
         results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
     if results.get("models"):
@@ -232,7 +232,7 @@ def bench(
     cells = grid.cells_of(config, recipes_folder(), changes)
     if not collect:
         ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
-        _warn_of_emulation([cell.recipe.precision for cell in cells])
+        _tell_precision(cell.recipe for cell in cells)
     if dry_run:
         _show_plan(grid.plan_cells(cells))
         return
@@ -268,17 +268,19 @@ def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
     stages = values["stages"]
     steps = sum(stage.get("steps", 0) for stage in stages)
     several = f"{runs} runs, the last of " if runs > 1 else ""
-    precision = values.get("precision", "bf16-mixed")
-    _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps, precision {precision}")
+    _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps")
 
 
-def _warn_of_emulation(precisions: list[str]) -> None:
-    """Say that a run is going to be slow for want of instructions."""
+def _tell_precision(recipes: Iterable[Recipe]) -> None:
+    """Print what the recipes compute in, and what this machine makes of it."""
     from segdistill.environment import computes_bf16
 
-    if "bf16-mixed" in precisions and not computes_bf16():
-        _tell("slow: this processor has no instructions for bf16 and emulates them, many times slower than fp32: "
-              "use precision=32-true, or a GPU")  # fmt: skip
+    for precision, accelerator in sorted({(recipe.precision, recipe.accelerator) for recipe in recipes}):
+        remark = ""
+        if not computes_bf16(accelerator):
+            remark = {"bf16-mixed": "; slow: emulated here; 32-true is many times as fast, or use a GPU",
+                      "32-true": "; there are no instructions for bf16 here"}.get(precision, "")  # fmt: skip
+        _tell(f"precision {precision}{remark}")
 
 
 def _tell(line: str) -> None:

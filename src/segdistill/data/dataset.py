@@ -102,7 +102,6 @@ class Encoded:
 
     content: NDArray[np.uint8]
     size: tuple[int, int]
-    name: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Dataset(Sequence[Sample]):
         """The image of sample ``index``, not decoded where its file is a plain JPEG."""
         sample = self[index]
         pixels = np.array(sample.image.transpose(2, 0, 1), order="C")
-        return Encoded(pixels, (pixels.shape[1], pixels.shape[2]), f"{sample.domain}/{sample.name}")
+        return Encoded(pixels, (pixels.shape[1], pixels.shape[2]))
 
     def listing(self) -> Iterator[str]:
         """``domain/name`` of every sample, without reading it."""

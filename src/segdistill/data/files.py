@@ -250,7 +250,7 @@ class FilesDataset(Dataset):
             return super().encoded(index)
         if (size := plain_jpeg(content)) is None:
             return super().encoded(index)
-        return Encoded(np.frombuffer(bytearray(content), np.uint8), size, f"{part.found.store}: {path}")
+        return Encoded(np.frombuffer(bytearray(content), np.uint8), size)
 
     def _place(self, index: int) -> tuple[Part, int]:
         """The domain of an image and its number there."""

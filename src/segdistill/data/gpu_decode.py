@@ -2,11 +2,13 @@
 
 For machines with few CPU cores per GPU. Images, crops and flips are those that the CPU would take; pixels differ by the
 rounding of the decoder and of the resampling. Files other than upright JPEGs of three 8-bit channels are decoded by the
-loader process and cropped on the GPU. A JPEG that is damaged behind its header ends the run, also with ``skip``.
+loader process and cropped on the GPU. A batch with a file that the GPU cannot decode is made by the CPU instead, with
+a warning: it names a damaged file or, with ``on_bad_sample: skip``, replaces it.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Encoded
-from segdistill.data.decode import open_picture
 from segdistill.data.loader import StepBatches
 from segdistill.data.transforms import DistillTransform
 from segdistill.ops import derive_seed
 from segdistill.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 class EncodedBatches(StepBatches):
@@ -42,30 +45,34 @@ class EncodedBatches(StepBatches):
                 torch.manual_seed(derive_seed(*self.seed, "sample", step, position))
                 crops.append(self.cuts.drawn(files[-1].size))
             rows.append(len(files) - 1)
-        contents, names = [torch.from_numpy(file.content) for file in files], [file.name for file in files]
-        return {"contents": contents, "names": names, "rows": rows, "crops": crops}
+        contents = [torch.from_numpy(file.content) for file in files]
+        return {"step": step, "contents": contents, "rows": rows, "crops": crops}
+
+    def on_cpu(self, step: int) -> Batch:
+        """The batch of ``step`` as :class:`StepBatches` makes it."""
+        return super().__getitem__(step)
 
 
-def on_device(items: Iterable[dict[str, Any]], transform: DistillTransform, device: torch.device) -> Iterator[Batch]:
-    """The batches of :class:`EncodedBatches` as images (B, 3, H, W) uint8 on ``device``."""
+def on_device(items: Iterable[dict[str, Any]], batches: EncodedBatches, device: torch.device) -> Iterator[Batch]:
+    """The ``items`` of ``batches`` as images (B, 3, H, W) uint8 on ``device``."""
     for item in items:
-        pictures = decoded(item["contents"], item["names"], device)
+        try:
+            pictures = decoded(item["contents"], device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            cause = str(error).strip().splitlines()[0].rpartition(": ")[-1]
+            log.warning("step %d: the device cannot decode a file (%s); the CPU makes this batch", item["step"], cause)
+            yield batches.on_cpu(item["step"])
+            continue
         cuts = zip(item["rows"], item["crops"], strict=True)
-        yield {"image": torch.stack([transform.cut(pictures[row], crop) for row, crop in cuts])}
+        yield {"image": torch.stack([batches.cuts.cut(pictures[row], crop) for row, crop in cuts])}
 
 
-def decoded(contents: Sequence[Tensor], names: Sequence[str], device: torch.device) -> list[Tensor]:
-    """(3, H, W) uint8 on ``device`` for every file; a :class:`UserError` that names a damaged one."""
+def decoded(contents: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """(3, H, W) uint8 on ``device`` for every file; torch's RuntimeError for a damaged one."""
     encoded = [content for content in contents if content.ndim == 1]
-    try:
-        found = _decode(encoded, device) if encoded else []
-    except RuntimeError as error:
-        for content, name in zip(contents, names, strict=True):
-            if content.ndim == 1:
-                open_picture(content.numpy().tobytes(), name)  # names the file if Pillow cannot read it, either
-        cause = str(error).strip().splitlines()[0]
-        raise UserError(f"the device cannot decode a JPEG file of this batch ({cause}); use decode=cpu") from None
-    pictures = iter(found)
+    pictures = iter(_decode(encoded, device) if encoded else [])
     return [next(pictures) if content.ndim == 1 else content.to(device, non_blocking=True) for content in contents]
 
 

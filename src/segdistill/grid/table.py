@@ -22,7 +22,7 @@ from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load
 from segdistill.runs.check import check
-from segdistill.runs.execute import fingerprints
+from segdistill.runs.folder import fingerprints, settled
 
 OWN = "table."
 MOST_RUNS = 2000
@@ -147,7 +147,7 @@ def _recipe_path(name: str, recipes: Path) -> Path:
 
 
 def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> Cell:
-    recipe = load(path, settings)
+    recipe = settled(load(path, settings))
     evaluate = recipe.evaluate
     if evaluate is None:
         raise UserError(f"{path} has no 'evaluate', which a table needs")

@@ -36,6 +36,7 @@ from segdistill.runs.folder import (
     origin_of,
     read_manifest,
     read_stage,
+    settled,
     stage_folder,
     stage_seed,
     start_head,
@@ -60,7 +61,7 @@ def run(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = (), watcher: Wa
     ``reuse`` names other run folders whose finished stages are copied if they are the same computation. Raises a
     :class:`UserError` for anything the user can fix; finished stages are kept.
     """
-    watcher = watcher or Quiet()
+    watcher, recipe = watcher or Quiet(), settled(recipe, folder)
     for line in check(recipe):  # before any training time is spent
         watcher.warn(line)
     fabric = make_fabric(recipe)
@@ -132,9 +133,10 @@ def _first_line(text: str) -> str:
 
 def make_fabric(recipe: Recipe) -> Fabric:
     """Fabric for one process, or for all processes that ``torchrun`` started."""
+    precision: Any = settled(recipe).precision
     if recipe.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    rank_zero.log.setLevel(logging.WARNING)  # the command's first line already names the precision
+    rank_zero.log.setLevel(logging.WARNING)  # the command's first lines already name the precision
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
@@ -142,13 +144,13 @@ def make_fabric(recipe: Recipe) -> Fabric:
         devices=local,
         num_nodes=max(1, processes // local),
         strategy=DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto",
-        precision=recipe.precision,
+        precision=precision,
     )
     if fabric.device.type == "cpu" and (stages := [stage.name for stage in recipe.stages if stage.needs_gpu]):
         raise UserError(f"stage {stages[0]}: decode=gpu, but this run is on the CPU; use decode=cpu")
     fabric.launch()
     if fabric.device.type == "cuda":  # products that mixed precision keeps in fp32 have bf16 or fp16 factors
-        torch.set_float32_matmul_precision("highest" if recipe.precision == "32-true" else "high")
+        torch.set_float32_matmul_precision("highest" if precision == "32-true" else "high")
     return fabric
 
 

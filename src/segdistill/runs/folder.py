@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def load_finished(folder: Path) -> Recipe:
     return load(path)
 
 
+def settled(recipe: Recipe, folder: Path | None = None) -> Recipe:
+    """``recipe`` with a precision for ``auto``: that of the run in ``folder``, or else one that is fast here."""
+    if recipe.precision != "auto":
+        return recipe
+    if folder is not None and (folder / "recipe.yaml").is_file():
+        with suppress(UserError):  # damaged: :func:`segdistill.runs.execute.run` says so
+            return recipe.model_copy(update={"precision": load_finished(folder).precision})
+    fast = environment.computes_bf16(recipe.accelerator)
+    return recipe.model_copy(update={"precision": "bf16-mixed" if fast else "32-true"})
+
+
 def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
     """The folder of stage ``number`` in the run folder."""
     return folder / "stages" / f"{number:02d}-{recipe.stages[number].name}"
@@ -122,7 +134,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
     ``origins`` belong to the first stages, and only those are hashed; by default all are computed from the files.
     """
     prints: list[str] = []
-    student_parent = ""
+    student_parent, precision = "", settled(recipe).precision
     origins = [origin_of(recipe, stage) for stage in recipe.stages] if origins is None else origins
     for number, (stage, origin) in enumerate(zip(recipe.stages, origins, strict=False)):
         roles = stage.roles
@@ -132,7 +144,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
             "task": recipe.task,
             "data": origin["data"],
             "seed": stage_seed(recipe, stage),
-            "precision": recipe.precision,
+            "precision": precision,
             "student": _model_facts(recipe.student, origin["student"]) if "student" in roles else None,
             "teacher": _model_facts(recipe.teacher, origin["teacher"]) if "teacher" in roles else None,
             "parent": student_parent if "student" in roles else "",

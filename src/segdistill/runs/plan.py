@@ -25,6 +25,7 @@ from segdistill.environment import within_memory
 from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
+from segdistill.runs.folder import settled
 from segdistill.stages import StageConfig
 from segdistill.stages.base import ModelConfig, Pass, need, needs_of
 from segdistill.stages.task import build_model, check_head
@@ -104,9 +105,12 @@ def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
     Weights are really loaded, datasets are listed (the world is not rendered). ``speed`` in operations per second
     replaces the measured one. Raises a :class:`UserError` that lists everything missing or incompatible.
     """
-    doubts = check(recipe)
+    doubts = list(check(recipe))
     device = "cuda" if recipe.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    speed = speed or UTILISED * matmul_speed(device, recipe.precision)
+    speed = speed or UTILISED * matmul_speed(device, settled(recipe).precision)
+    if device == "cpu":
+        doubts += [f"stage {stage.name}: decode=gpu needs a GPU; there is none here"
+                   for stage in recipe.stages if stage.needs_gpu]  # fmt: skip
     problems: list[str] = []
     images = [
         _attempt(lambda s=stage: sum(recipe.data.look(selection)[0] for _, selection, _ in s.reads()), problems)

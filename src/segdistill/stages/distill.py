@@ -211,7 +211,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     else:
         context.shard(teacher)
-    data = (EncodedBatches if config.needs_gpu else StepBatches)(
+    data: Any = (EncodedBatches if config.needs_gpu else StepBatches)(
         dataset,
         transform,
         batch=config.batch,
@@ -220,7 +220,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         rank=context.fabric.global_rank,
         world_size=context.fabric.world_size,
     )
-    made: Any = partial(on_device, transform=transform, device=context.fabric.device) if config.needs_gpu else iter
+    made: Any = partial(on_device, batches=data, device=context.fabric.device) if config.needs_gpu else iter
     seconds = context.train(
         config,
         config.optimizer,
