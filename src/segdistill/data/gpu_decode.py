@@ -61,7 +61,7 @@ def on_device(items: Iterable[dict[str, Any]], batches: EncodedBatches, device: 
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            cause = str(error).strip().splitlines()[0].rpartition(": ")[-1]
+            cause = str(error).strip().splitlines()[0].rpartition("/")[-1]  # without the path of torchvision's source
             log.warning("step %d: the device cannot decode a file (%s); the CPU makes this batch", item["step"], cause)
             yield batches.on_cpu(item["step"])
             continue
