@@ -231,6 +231,19 @@ def test_seconds_and_peak_memory_stand_in_the_table_of_a_sweep_in_one_of_their_o
     assert ('id="cost"' in text) == bool(sweep)
 
 
+def test_the_headline_is_about_students_where_a_group_of_teachers_is_better(tmp_path):
+    scores = {(0, "", 0): 0.4, (1, "", 0): 0.5, (2, "", 0): 0.2, (3, "", 0): 0.3}
+    found = result(tmp_path, scores, rows=GROUPED)
+    assert [ranked[0] for ranked in found.tops()] == [1, 3]
+    for row in (0, 1):
+        folder = found.runs[row, "", 0].folder
+        models = json.loads((folder / "results.json").read_text())["models"]
+        rewrite(folder, models={"student": models["student"]}, retention=None)
+    again = result_again(found)
+    assert [ranked[0] for ranked in again.tops()] == [3, 1]
+    assert headline(again).startswith("F2F: GKD & co is best on unseen domains: 30.0")
+
+
 def test_bold_is_the_best_of_its_own_group(tmp_path):
     scores = {(0, "", 0): 0.1, (1, "", 0): 0.3, (2, "", 0): 0.2, (3, "", 0): 0.15, (3, "", 1): None}
     found = result(tmp_path, scores, rows=GROUPED)

@@ -236,9 +236,10 @@ class Comparison:
         return [] if self.shortcomings else sorted(trained or known, key=lambda row: -(self.mean(row, value) or 0.0))
 
     def tops(self, value: str = "") -> list[list[int]]:
-        """:meth:`ranked` for every group with scores; the group with the best row comes first."""
+        """:meth:`ranked` for every group with scores, by their best rows; groups of students come before teachers'."""
         found = [ranked for group in self.groups if (ranked := self.ranked(group, value))]
-        return sorted(found, key=lambda ranked: -(self.mean(ranked[0], value) or 0.0))
+        alone = {ranked[0]: self.arms[ranked[0], value].retention is None for ranked in found}
+        return sorted(found, key=lambda ranked: (alone[ranked[0]], -(self.mean(ranked[0], value) or 0.0)))
 
     def baseline(self, row: int, value: str = "") -> int | None:
         """The reference row for gains of ``row``: the best baseline of its group; None for that baseline itself."""
