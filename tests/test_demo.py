@@ -95,14 +95,16 @@ def test_a_seed_and_overrides_reach_every_arm_and_a_wrong_one_is_an_error():
         demo.load_arms(["evaluate.imags=3"])
 
 
-@pytest.mark.parametrize(("computes", "precision", "line"), [
+@pytest.mark.parametrize("case", [
     (True, "auto", "precision bf16-mixed\n"),
     (False, "auto", "precision 32-true; there are no instructions for bf16 here\n"),
     (False, "bf16-mixed", "precision bf16-mixed; slow: emulated here; 32-true is many times as fast, or use a GPU\n"),
     (True, "32-true", "precision 32-true\n"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["run", "demo"])
-def test_the_precision_follows_the_processor(monkeypatch, call, tmp_path, command, computes, precision, line):
+def test_the_precision_follows_the_processor(monkeypatch, call, tmp_path, command, case):
+    computes, precision, line = case
+
     def stop(*_, **__):
         raise UserError("enough")
 
