@@ -92,7 +92,9 @@ class Recipe(Config):
     stages: tuple[Stage, ...] = Field(max_length=100, description="none: score a network whose head has weights")
     evaluate: EvaluateConfig | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = Field(
-        "auto", description="auto: bf16-mixed where the device computes bf16 at least as fast as fp32, else 32-true"
+        "auto",
+        description="auto: bf16-mixed where the device computes bf16 at least as fast as fp32, else 32-true; a run "
+        "that has begun keeps its own",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = Field(

@@ -81,8 +81,17 @@ def test_a_file_that_is_damaged_behind_its_header_is_named_or_replaced_as_on_the
         return
     [batch] = on_device([own[0]], own, torch.device("cpu"))
     assert torch.equal(batch["image"], usual[0]["image"])
-    assert "step 0: the device cannot decode a file" in caplog.text
     assert "skipped (1 so far)" in caplog.text
+
+
+def test_an_intact_file_that_the_device_cannot_decode_ends_the_run(dataset, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("/src/decode_jpeg.cpp:9, no decoder")
+
+    own = EncodedBatches(dataset, DistillTransform(DistillAugment(**CUT), (32, 32)), batch=4, seed=("seed", 3))
+    monkeypatch.setattr("segdistill.data.gpu_decode._decode", fail)
+    with pytest.raises(UserError, match=r"cannot decode .* \(decode_jpeg.cpp:9, no decoder\); use decode=cpu"):
+        list(on_device([own[0]], own, torch.device("cpu")))
 
 
 def test_a_stage_refuses_what_the_device_does_not_do_and_a_cpu(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from segdistill import environment
 from segdistill.config import UserError, parse
 from segdistill.grid import cells_of, check_paper, load_table
 from segdistill.grid.execute import dependencies
@@ -42,6 +43,19 @@ def test_equal_computations_have_one_key_whatever_they_are_called(recipes):
     same, renamed, other = cells_of(table(rows=rows), recipes)
     assert same.key == renamed.key != other.key
     assert same.prints == other.prints
+
+
+def test_a_table_that_another_machine_began_keeps_its_precision(recipes, tmp_path, monkeypatch):
+    settings, begun = ["precision=auto"], tmp_path / "cells"
+    monkeypatch.setattr(environment, "computes_bf16", lambda _: True)
+    there = cells_of(table(settings=settings), recipes, begun=begun)
+    monkeypatch.setattr(environment, "computes_bf16", lambda _: False)
+    assert {cell.recipe.precision for cell in cells_of(table(settings=settings), recipes, begun=begun)} == {"32-true"}
+    (begun / there[0].folder_name).mkdir(parents=True)  # one of its runs
+    assert cells_of(table(settings=settings), recipes, begun=begun) == there
+    assert {cell.recipe.precision for cell in there} == {"bf16-mixed"}
+    given = cells_of(table(settings=["precision=32-true"]), recipes, begun=begun)
+    assert {cell.recipe.precision for cell in given} == {"32-true"}
 
 
 def test_overrides_of_the_call_come_last(recipes):

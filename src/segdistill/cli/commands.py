@@ -85,16 +85,17 @@ def demo(
 
     tasks = [word for word in words or [] if "=" not in word] or ["semantic"]
     overrides = [word for word in words or [] if "=" in word]
-    arms = choose("demo", " ".join(tasks), DEMOS)
+    names = choose("demo", " ".join(tasks), DEMOS)
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
-    _announce("demo", check_recipe(recipe_path(Path(arms[-1])), overrides), runs=len(arms))
+    _announce("demo", check_recipe(recipe_path(Path(names[-1])), overrides), runs=len(names))
     from segdistill.progress import Bars
     from segdistill.runs.demo import load_arms, run_demo
     from segdistill.runs.folder import settled
 
     began = time.perf_counter()
-    recipes = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
-    _tell_precision(settled(recipe, folder / recipe.name) for recipe in recipes)
+    arms = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
+    recipes = [settled(recipe, folder / recipe.name) for recipe in arms]
+    _tell_precision(recipes)
     total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
     with Bars("demo", total) as bars:
         run_demo(folder, recipes, bars)
@@ -129,7 +130,8 @@ def run(
     settings = recipes.load(path, overrides)
     ship.warn(chain(settings))
     folder = out or Path("runs") / settings.name
-    _tell_precision([settled(settings, folder)])
+    settings = settled(settings, folder)
+    _tell_precision([settings])
     if dry_run:
         from segdistill.runs.plan import make_plan
 
@@ -229,7 +231,7 @@ def bench(
 
     config = grid.load_table(path, changes)
     grid.check_paper(config)
-    cells = grid.cells_of(config, recipes_folder(), changes)
+    cells = grid.cells_of(config, recipes_folder(), changes, out / "cells")
     if not collect:
         ship.warn(dict.fromkeys(link for cell in cells for link in chain(cell.recipe)))
         _tell_precision(cell.recipe for cell in cells)

@@ -2,13 +2,12 @@
 
 For machines with few CPU cores per GPU. Images, crops and flips are those that the CPU would take; pixels differ by the
 rounding of the decoder and of the resampling. Files other than upright JPEGs of three 8-bit channels are decoded by the
-loader process and cropped on the GPU. A batch with a file that the GPU cannot decode is made by the CPU instead, with
-a warning: it names a damaged file or, with ``on_bad_sample: skip``, replaces it.
+loader process and cropped on the GPU. A batch with a damaged file is made by the CPU, which names the file or, with
+``on_bad_sample: skip``, replaces it. An intact file that the GPU cannot decode ends the run.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,13 +17,13 @@ import torchvision
 from torch import Tensor
 
 from segdistill.config import UserError
+from segdistill.data.archives import BadSample
 from segdistill.data.dataset import Dataset, Encoded
+from segdistill.data.decode import open_picture
 from segdistill.data.loader import StepBatches
 from segdistill.data.transforms import DistillTransform
 from segdistill.ops import derive_seed
 from segdistill.types import Batch
-
-log = logging.getLogger(__name__)
 
 
 class EncodedBatches(StepBatches):
@@ -61,8 +60,11 @@ def on_device(items: Iterable[dict[str, Any]], batches: EncodedBatches, device: 
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            cause = str(error).strip().splitlines()[0].rpartition("/")[-1]  # without the path of torchvision's source
-            log.warning("step %d: the device cannot decode a file (%s); the CPU makes this batch", item["step"], cause)
+            if not any(map(_damaged, item["contents"])):
+                cause = str(error).strip().splitlines()[0].rpartition("/")[-1]  # without the path of a source file
+                raise UserError(
+                    f"the device cannot decode a JPEG file of this batch ({cause}); use decode=cpu"
+                ) from None
             yield batches.on_cpu(item["step"])
             continue
         cuts = zip(item["rows"], item["crops"], strict=True)
@@ -74,6 +76,16 @@ def decoded(contents: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     encoded = [content for content in contents if content.ndim == 1]
     pictures = iter(_decode(encoded, device) if encoded else [])
     return [next(pictures) if content.ndim == 1 else content.to(device, non_blocking=True) for content in contents]
+
+
+def _damaged(content: Tensor) -> bool:
+    """Whether Pillow cannot decode a file either; decoded pixels are never damaged."""
+    try:
+        if content.ndim == 1:
+            open_picture(content.numpy().tobytes(), "file")
+    except BadSample:
+        return True
+    return False
 
 
 def _decode(files: list[Tensor], device: torch.device) -> Any:

@@ -22,7 +22,7 @@ from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load
 from segdistill.runs.check import check
-from segdistill.runs.folder import fingerprints, settled
+from segdistill.runs.folder import AUTOMATIC, fingerprints, origin_of, settled
 
 OWN = "table."
 MOST_RUNS = 2000
@@ -117,15 +117,19 @@ def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
     return parse(TableConfig, values, str(path.name))
 
 
-def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ()) -> list[Cell]:
+def cells_of(
+    table: TableConfig, recipes: Path, overrides: tuple[str, ...] = (), begun: Path | None = None
+) -> list[Cell]:
     """All runs of ``table``, seed by seed; recipe names are looked up in the folder ``recipes``.
 
     Every recipe is validated and every weight file read before anything runs. ``overrides`` come last. The runs'
-    report pages show the table's place in the paper, not the one that their recipes name.
+    report pages show the table's place in the paper, not the one that their recipes name. ``precision: auto`` is that
+    of the runs in the folder ``begun``, which another machine may have begun, or else this machine's.
     """
     overrides = tuple(override for override in overrides if not override.startswith(OWN))
     values = table.sweep.values if table.sweep else {"": ()}
-    cells, problems = [], []
+    cells: list[tuple[Cell, Cell]] = []
+    problems: list[str] = []
     for seed in table.seeds:
         for number, row in enumerate(table.rows):
             place = table.place(row.group)
@@ -138,7 +142,13 @@ def cells_of(table: TableConfig, recipes: Path, overrides: tuple[str, ...] = ())
                     problems.append(f"row '{row.title}'{f', {value}' if value else ''}: {error}")
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
-    return cells
+    own, moved = ([pair[which] for pair in cells] for which in (0, 1))
+    return moved if begun is not None and _found(moved, begun) > _found(own, begun) else own
+
+
+def _found(cells: list[Cell], begun: Path) -> int:
+    """How many of the cells have a folder in ``begun``."""
+    return sum((begun / cell.folder_name).is_dir() for cell in cells)
 
 
 def _recipe_path(name: str, recipes: Path) -> Path:
@@ -146,16 +156,25 @@ def _recipe_path(name: str, recipes: Path) -> Path:
     return path if path.suffix else recipes / f"{name}.yaml"
 
 
-def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> Cell:
-    recipe = settled(load(path, settings))
+def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> tuple[Cell, Cell]:
+    """The run as this machine would compute it, and as one with the other automatic precision would."""
+    recipe = load(path, settings)
     evaluate = recipe.evaluate
     if evaluate is None:
         raise UserError(f"{path} has no 'evaluate', which a table needs")
     recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
-    doubts, prints = check(recipe), fingerprints(recipe)
-    facts = [prints, evaluate.facts()]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Cell(number, value, seed, recipe, tuple(prints), key, tuple(doubts))
+    doubts, origins = tuple(check(recipe)), [origin_of(recipe, stage) for stage in recipe.stages]
+
+    def of(known: Recipe) -> Cell:
+        prints = fingerprints(known, origins)
+        facts = json.dumps([prints, evaluate.facts()], sort_keys=True)
+        return Cell(number, value, seed, known, tuple(prints), hashlib.sha256(facts.encode()).hexdigest(), doubts)
+
+    own = of(settled(recipe))
+    if recipe.precision != "auto":
+        return own, own
+    [other] = (each for each in AUTOMATIC if each != own.recipe.precision)
+    return own, of(recipe.model_copy(update={"precision": other}))
 
 
 def _slug(*parts: str) -> str:

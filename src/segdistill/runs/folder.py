@@ -79,6 +79,10 @@ def load_finished(folder: Path) -> Recipe:
     return load(path)
 
 
+AUTOMATIC = ("bf16-mixed", "32-true")
+"""What ``precision: auto`` may become."""
+
+
 def settled(recipe: Recipe, folder: Path | None = None) -> Recipe:
     """``recipe`` with a precision for ``auto``: that of the run in ``folder``, or else one that is fast here."""
     if recipe.precision != "auto":
@@ -87,7 +91,7 @@ def settled(recipe: Recipe, folder: Path | None = None) -> Recipe:
         with suppress(UserError):  # damaged: :func:`segdistill.runs.execute.run` says so
             return recipe.model_copy(update={"precision": load_finished(folder).precision})
     fast = environment.computes_bf16(recipe.accelerator)
-    return recipe.model_copy(update={"precision": "bf16-mixed" if fast else "32-true"})
+    return recipe.model_copy(update={"precision": AUTOMATIC[0] if fast else AUTOMATIC[1]})
 
 
 def stage_folder(recipe: Recipe, folder: Path, number: int) -> Path:
