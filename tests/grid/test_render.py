@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from fake_runs import UNSEEN
 from fake_tables import PAPER, ROWS, result
 from segdistill.config import UserError
 from segdistill.grid import lead
+from segdistill.metrics.base import RESAMPLES, redrawn_mean
 from segdistill.metrics.confusion import ImageCounts
 from segdistill.metrics.unlabelled import Note, notes_of
 from segdistill.report import to_csv, to_json, to_latex, to_markdown
-from segdistill.runs.score import write_samples
+from segdistill.runs.score import read_samples, write_samples
 from segdistill.tasks.semantic import SemanticSamples
 
 
@@ -130,14 +132,45 @@ def test_the_best_row_is_held_against_its_runner_up_on_the_same_images(tmp_path)
     assert found.interval[0] == pytest.approx(4.5, abs=0.6)
 
 
+def of_two_classes(hits):
+    """Samples of images of 200 pixels: ``hits`` of 100 are right in either class."""
+    matrices = [np.array([[h, 100 - h], [100 - h, h]]) for h in hits]
+    return SemanticSamples(ImageCounts.of(2, matrices), notes_of([Note(1, 1) for _ in matrices]))
+
+
+def test_an_interval_over_domains_says_whether_the_lead_depends_on_one_of_them(tmp_path):
+    found = result(tmp_path, {(0, "", 0): 0.20, (1, "", 0): 0.201})
+    hits = np.full(20, 40)
+    for number, gap in enumerate(gaps := (0, 2, 2, 2, 40)):  # in correct pixels of 100; the last domain carries it
+        pair = {0: of_two_classes(hits), 1: of_two_classes(hits + gap)}
+        for row, kept in pair.items():
+            path = found.runs[row, "", 0].folder / "scores" / "student.npz"
+            known = read_samples(path, "semantic") if number else {}
+            write_samples(path, {**known, UNSEEN[number]: kept})
+    one = lead(found, 1, 0, samples={})
+    iou = [100 * (h / (200 - h)) for h in (40 + np.array(gaps))]
+    each = np.array(iou) - iou[0]
+    assert one.interval == pytest.approx([each.mean()] * 2)  # all images of a domain are alike
+    assert one.over_domains[0] < each.mean() / 2 < one.over_domains[1]
+    assert "over domains; not ahead" in found.sentence(one)
+    few = replace(found, runs={key: run.model_copy(update={"unseen": UNSEEN[:3]}) for key, run in found.runs.items()})
+    assert lead(few, 1, 0, samples={}).over_domains is None
+
+
+def test_domains_that_agree_are_as_sure_as_their_images():
+    scores = np.random.default_rng(0).normal(5, 1, RESAMPLES)
+    assert redrawn_mean(np.tile(scores, (6, 1))) == pytest.approx(scores)
+    apart = redrawn_mean(np.tile(np.arange(16.0)[:, None], RESAMPLES))
+    assert apart.mean() == pytest.approx(7.5, abs=0.2)
+    assert apart.std() == pytest.approx(np.arange(16.0).std() / 4, rel=0.1)
+
+
 def test_a_lead_that_the_images_do_not_carry_has_zero_in_its_interval(tmp_path):
     found = result(tmp_path, {(0, "", 0): 0.20, (1, "", 0): 0.201})
     hits = np.random.default_rng(0).integers(20, 90, 40)
     for row, own in ((0, hits), (1, hits[::-1])):
-        matrices = [np.array([[h, 100 - h], [100 - h, h]]) for h in own]
         path = found.runs[row, "", 0].folder / "scores" / "student.npz"
-        kept = SemanticSamples(ImageCounts.of(2, matrices), notes_of([Note(1, 1) for _ in matrices]))
-        write_samples(path, dict.fromkeys(UNSEEN, kept))
+        write_samples(path, dict.fromkeys(UNSEEN, of_two_classes(own)))
     one = lead(found, 1, 0, samples={})
     assert one.interval[0] < 0 < one.interval[1]
     assert 0.0 < one.beaten < 1.0

@@ -2,7 +2,8 @@
 
 Paired bootstrap (Efron and Tibshirani 1993; Koehn 2004 for scores on one test set): the images of every unseen domain
 are drawn with replacement, both rows are scored on the same draw, seed by seed, and the difference of their means over
-the unseen domains is averaged over the seeds. The spread over training seeds is shown in the table itself.
+the unseen domains is averaged over the seeds. The spread over training seeds is shown in the table itself. With at
+least ``DOMAINS`` unseen domains, a second interval draws the domains as well.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.metrics.base import interval, resampled_mean
+from segdistill.metrics.base import interval, redrawn_mean, resampled_domains
 from segdistill.results import Comparison, Lead
 from segdistill.results.run import Run
 from segdistill.runs.score import read_samples
 
+DOMAINS = 4
+"""Fewer unseen domains than these are not drawn: there are too few different draws."""
+
 Samples = dict[Path, NDArray[np.float64]]
-"""Resampled means by run folder, so that each run is resampled only once."""
+"""Resampled scores (domains, draws) by run folder, so that each run is resampled only once."""
 
 
 def leads(found: Comparison) -> tuple[Lead, ...]:
@@ -46,16 +50,19 @@ def lead(found: Comparison, first: int, second: int, value: str = "", *, samples
         points.append(one.student.mean_unseen - other.student.mean_unseen)
     if not draws:
         return None
-    drawn, number = np.mean(draws, axis=0), found.metric.number
+    by_domain, number = np.mean(draws, axis=0), found.metric.number
+    drawn = by_domain.mean(axis=0)
     if (bounds := interval(drawn)) is None:
         return None
     low, high = map(number, bounds)
     share = float(np.mean(drawn <= 0))
-    return Lead(first, second, number(float(np.mean(points))), (low, high), share, tuple(seeds), value)
+    wide = interval(redrawn_mean(by_domain)) if len(by_domain) >= DOMAINS else None
+    domains = None if wide is None else (number(wide[0]), number(wide[1]))
+    return Lead(first, second, number(float(np.mean(points))), (low, high), share, tuple(seeds), value, domains)
 
 
 def _samples(run: Run, unseen: tuple[str, ...], samples: Samples) -> NDArray[np.float64]:
     if run.folder not in samples:
         images = read_samples(run.folder / "scores" / "student.npz", run.task)
-        samples[run.folder] = resampled_mean(images, unseen)
+        samples[run.folder] = resampled_domains(images, unseen)
     return samples[run.folder]

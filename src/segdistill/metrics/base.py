@@ -108,10 +108,24 @@ def interval(samples: NDArray[np.float64]) -> list[float] | None:
     return np.quantile(samples, (0.025, 0.975)).tolist()
 
 
+def resampled_domains(images: Mapping[str, Samples], names: Sequence[str]) -> NDArray[np.float64]:
+    """Resampled scores (domains, RESAMPLES) of the domains ``names``; images are drawn within each domain."""
+    return np.array([images[name].resampled(name) for name in names])
+
+
 def resampled_mean(images: Mapping[str, Samples], names: Sequence[str]) -> NDArray[np.float64]:
-    """Resampled mean score over the domains ``names``; images are drawn within each domain. Empty without domains."""
-    samples = [images[name].resampled(name) for name in names]
-    return np.mean(samples, axis=0) if samples else np.empty(0)
+    """Mean over the domains of :func:`resampled_domains` (RESAMPLES,). Empty without domains."""
+    return np.mean(resampled_domains(images, names), axis=0) if names else np.empty(0)
+
+
+def redrawn_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the domains of ``scores`` (domains, RESAMPLES) in which the domains are drawn with replacement, too.
+
+    A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): what other domains of the same kind would say,
+    not only other images of these. With few domains its intervals are too narrow rather than too wide.
+    """
+    drawn = draws("domains", len(scores))
+    return (drawn * scores.T).sum(axis=1) / len(scores)
 
 
 def plain(value: float) -> float | None:

@@ -4,7 +4,6 @@ from segdistill.results.compare import (
     TEACHER,
     Arm,
     Comparison,
-    Lead,
     Row,
     Stat,
     arm_of,
@@ -14,6 +13,7 @@ from segdistill.results.compare import (
     worst_images,
 )
 from segdistill.results.corruptions import Corruptions
+from segdistill.results.lead import Lead
 from segdistill.results.run import DomainScore, Metric, ModelResult, Run, Stage, Step, load_run
 
 __all__ = [

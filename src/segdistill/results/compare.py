@@ -12,6 +12,7 @@ from segdistill.config import UserError
 from segdistill.papers import PaperPlace
 from segdistill.pictures import Panel
 from segdistill.results.corruptions import Corruptions
+from segdistill.results.lead import Lead
 from segdistill.results.run import Metric, ModelResult, Run, load_run
 from segdistill.results.shared import check_shared
 
@@ -108,30 +109,6 @@ class Row:
     def full_title(self) -> str:
         """The title, preceded by its group."""
         return f"{self.group}: {self.title}" if self.group else self.title
-
-
-@dataclass(frozen=True)
-class Lead:
-    """How far row ``first`` is ahead of ``second`` in the mean over unseen domains, in displayed units."""
-
-    first: int
-    second: int
-    points: float
-    interval: tuple[float, float]  # 95 %
-    beaten: float  # share of draws in which the first is not ahead
-    seeds: tuple[int, ...]
-    value: str = ""  # of the sweep
-
-    @property
-    def settled(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval[0] > 0 or self.interval[1] < 0
-
-    @property
-    def bounds(self) -> tuple[str, str]:
-        """The interval's ends with one decimal; never "-0.0"."""
-        low, high = (f"{round(end, 1) + 0.0:.1f}" for end in self.interval)
-        return low, high
 
 
 @dataclass(frozen=True)
@@ -271,11 +248,12 @@ class Comparison:
     def sentence(self, lead: Lead) -> str:
         """One line to print below the table."""
         low, high = lead.bounds
+        wide = f"{' to '.join(lead.wide)} over domains; " if lead.wide else ""
         seeds = f"{len(lead.seeds)} seeds" if len(lead.seeds) > 1 else "one seed"
         where = f"{where}: " if (where := self.where(lead)) else ""
         return (
             f"{where}{self.title_of(lead.first)} is ahead of {self.title_of(lead.second)} by {lead.points:.1f} "
-            f"{self.metric.points} (95 % interval {low} to {high}; not ahead in {100 * lead.beaten:.1f} % of the "
+            f"{self.metric.points} (95 % interval {low} to {high}; {wide}not ahead in {100 * lead.beaten:.1f} % of the "
             f"draws; paired bootstrap over the test images, {seeds})."
         )
 
