@@ -1,10 +1,10 @@
-"""How far `segdistill estimate` is off, and how often its interval covers the mIoU, on the built-in world.
+"""How far `segdistill estimate` is off, and how often its interval covers the score, on the built-in world.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/estimate.py RUN --raw docs/raw/estimate_world.json
 
-RUN is a finished run of a world recipe, such as the demo's. The line is fitted as the command fits it, on the run's
-source and validation domains. It is judged on the unseen domains, on domains whose parameters are drawn anew, and on
-corruptions that are none of the fitted shifts, of all domains. Writes a Markdown table to stdout.
+RUN is a finished run of a world recipe of any task, such as the demo's. The line is fitted as the command fits it, on
+the run's source and validation domains. It is judged on the unseen domains, on domains whose parameters are drawn anew,
+and on corruptions that are none of the fitted shifts, of all domains. Writes a Markdown table to stdout.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 from segdistill.data.rendered import WorldSource
 from segdistill.environment import commit, hardware
 from segdistill.estimation.estimate import IMAGES, choose_line, measure, points_of
+from segdistill.estimation.measures import measures_of
 from segdistill.recipe import EvaluateConfig
 from segdistill.runs.rescore import trained
 
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", default=["unseen", "drawn anew", *HELD_OUT], help="what it is judged on")
     arguments = parser.parse_args()
     model, teacher, points = points_of(arguments.run, device="cpu")
     recipe = trained(arguments.run)[0].recipe
@@ -84,21 +86,24 @@ def main() -> None:
     name, line = choose_line(points)
     rows = []
     for kind, domain, where, change in tests(config, source):
+        if kind not in arguments.kinds:
+            continue
         dataset = where.open(config.selection(where, domain))
-        confidence, agreement, miou = measure(model, teacher, dataset, change, IMAGES)
+        confidence, agreement, score = measure(model, teacher, dataset, change, IMAGES)
         x = agreement if name == "agreement" else confidence
         assert x is not None
-        rows.append({"kind": kind, "domain": domain, "x": x, "miou": miou, "estimate": line.at(x),
+        rows.append({"kind": kind, "domain": domain, "x": x, "score": score, "estimate": line.at(x),
                      "interval": line.interval(x), "refused": line.outside(x)})  # fmt: skip
-    facts = {"run": recipe.name, "measure": name, "line": asdict(line), "commit": commit(), "hardware": hardware(),
+    facts = {"run": recipe.name, "metric": measures_of(model).label, "measure": name,
+             "line": asdict(line), "commit": commit(), "hardware": hardware(),
              "command": f"benchmarks/estimate.py {recipe.name}", "points": [asdict(each) for each in points],
              "tests": rows}  # fmt: skip
     arguments.raw.write_text(json.dumps(facts, indent=1) + "\n")
-    constant = float(np.mean([each.miou for each in points if each.shift == "as they are"]))
+    constant = float(np.mean([each.score for each in points if each.shift == "as they are"]))
     print(f"{hardware()}, commit {commit()}, {recipe.name}, line over {name}, {len(points)} points, "
           f"left-out error {100 * line.error:.1f}, margin {100 * line.margin:.1f}")  # fmt: skip
     print("\n| judged on | sets | refused | mean error | bias | covered | error of a constant |\n|" + "---|" * 7)
-    for kind in ("unseen", "drawn anew", *HELD_OUT, "all"):
+    for kind in (*arguments.kinds, "all"):
         print(row_of(kind, [each for each in rows if kind in ("all", each["kind"])], constant))
 
 
@@ -115,11 +120,11 @@ def tests(config: EvaluateConfig, source: WorldSource) -> Iterator[Test]:
 
 
 def row_of(kind: str, rows: list[dict], constant: float) -> str:
-    """A line of the table, in points of mIoU."""
+    """A line of the table, in points of the score."""
     kept = [each for each in rows if not each["refused"]]
-    errors = np.array([each["estimate"] - each["miou"] for each in kept])
-    covered = np.mean([low <= each["miou"] <= high for each in kept for low, high in [each["interval"]]])
-    plain = np.mean([abs(constant - each["miou"]) for each in kept])
+    errors = np.array([each["estimate"] - each["score"] for each in kept])
+    covered = np.mean([low <= each["score"] <= high for each in kept for low, high in [each["interval"]]])
+    plain = np.mean([abs(constant - each["score"]) for each in kept])
     error, bias = f"{100 * np.abs(errors).mean():.1f}", f"{100 * errors.mean():+.1f}"
     cells = [kind, len(rows), len(rows) - len(kept), error, bias, f"{100 * covered:.0f} %", f"{100 * plain:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"

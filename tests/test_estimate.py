@@ -16,6 +16,8 @@ from segdistill.estimation.estimate import AS_IS, Point, Seen, choose_line, esti
 from segdistill.estimation.line import Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.inference.model import load
+from segdistill.metrics.instances import InstanceMetric
+from segdistill.metrics.unlabelled import object_confidence
 from segdistill.runs.rescore import trained
 from segdistill.sharing.pack import pack
 from segdistill.world import render
@@ -53,7 +55,7 @@ def linear(slope=0.5, agreement=True):
 def test_a_point_is_the_models_own_predictions_against_the_labels(run):
     model, recipe = load(run, device="cpu"), trained(run)[0].recipe
     data = recipe.data.open(DataSelection(domains=("game",), split="val", images=2))
-    confidence, agreement, miou = measure(model, model.teacher, data, None, 2)
+    confidence, agreement, score = measure(model, model.teacher, data, None, 2)
     own, theirs = [[m.predict(data[i].image.copy()) for i in range(2)] for m in (model, model.teacher)]
     truth, guess = (np.stack(x) for x in ([data[i].label for i in range(2)], [r.classes for r in own]))
     counted = truth != 255
@@ -62,7 +64,7 @@ def test_a_point_is_the_models_own_predictions_against_the_labels(run):
         for k in range(len(model.names))
         if (counted & ((truth == k) | (guess == k))).any()
     ]
-    assert miou == pytest.approx(np.mean(ious))
+    assert score == pytest.approx(np.mean(ious))
     assert confidence == pytest.approx(np.mean([r.confidence.mean() for r in own]))
     assert agreement == pytest.approx(
         np.mean([(a.classes == b.classes).mean() for a, b in zip(own, theirs, strict=True)])
@@ -89,7 +91,7 @@ def test_the_command_names_the_worst_images_and_draws_them(run, photos, tmp_path
     points_of(run, device="cpu")
     status, out, _ = call("estimate", run, photos, "--out", tmp_path / "sheet.png", "--worst", 2, "--device", "cpu")
     found = estimate(run, photos, worst=2, device="cpu")
-    assert status == (1 if found.miou is None else 0)
+    assert status == (1 if found.score is None else 0)
     assert "3 images" in out
     assert [each.x for each in found.images] == sorted(each.x for each in found.images)
     assert found.x == pytest.approx(np.mean([each.x for each in found.images]))
@@ -105,7 +107,7 @@ def test_a_packed_file_is_estimated_by_its_confidence_on_its_recipes_images(run,
     _, teacher, points = points_of(path, device="cpu")
     assert teacher is None  # it is packed alone
     whole = points_of(run, device="cpu")[2]
-    assert [(p.domain, p.shift, p.miou) for p in points] == [(p.domain, p.shift, p.miou) for p in whole]
+    assert [(p.domain, p.shift, p.score) for p in points] == [(p.domain, p.shift, p.score) for p in whole]
     assert [p.confidence for p in points] == pytest.approx([p.confidence for p in whole])
     assert {p.agreement for p in points} == {None}
     monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured again"))
@@ -116,9 +118,9 @@ def test_a_packed_file_is_estimated_by_its_confidence_on_its_recipes_images(run,
 
 
 def test_the_measure_that_errs_less_is_chosen():
-    noisy = [Point(p.domain, p.shift, p.confidence, 0.5 + 0.1 * (i % 3), p.miou) for i, p in enumerate(linear())]
+    noisy = [Point(p.domain, p.shift, p.confidence, 0.5 + 0.1 * (i % 3), p.score) for i, p in enumerate(linear())]
     assert choose_line(noisy)[0] == "confidence"
-    assert choose_line([Point(p.domain, p.shift, a, p.confidence, p.miou)
+    assert choose_line([Point(p.domain, p.shift, a, p.confidence, p.score)
                         for p, a in zip(linear(), (0.5, 0.6, 0.7) * 2, strict=True)])[0] == "agreement"  # fmt: skip
     measure, line = choose_line(linear(agreement=False))
     assert measure == "confidence"
@@ -131,20 +133,50 @@ def test_far_outside_there_is_no_number():
     line = line_of(linear(agreement=False))
     inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)])
     assert inside.refused is None
-    assert inside.miou == pytest.approx(line.at(0.4))
+    assert inside.score == pytest.approx(line.at(0.4))
     assert inside.interval == line.interval(0.4)
     for x, way in ((0.05, "below"), (0.99, "above")):
         far = judge("confidence", line, [Seen("a", x, x, None)])
-        assert (far.miou, far.interval) == (None, None)
+        assert (far.score, far.interval) == (None, None)
         assert f"far {way}" in far.refused
         assert far.lines()[0].startswith("no estimate: ")
     falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1, 9, 3)
     assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)]).refused
 
 
-def test_a_model_of_objects_is_refused_in_one_line(finished_objects, photos):
-    with pytest.raises(UserError, match="estimate needs a model that predicts class maps"):
-        estimate(finished_objects, photos)
+def test_a_point_of_a_model_of_objects_is_its_average_precision(finished_objects):
+    model, recipe = load(finished_objects, device="cpu"), trained(finished_objects)[0].recipe
+    data = recipe.data.open(DataSelection(domains=("game",), split="val", images=3))
+    confidence, agreement, score = measure(model, model, data, None, 3)
+    metric, found = InstanceMetric(len(model.names)), [model.predict(data[i].image.copy()) for i in range(3)]
+    for number, result in enumerate(found):
+        metric.add(number, result.detections, data[number].objects)
+    assert score == metric.samples().scores()["ap"]
+    assert confidence == pytest.approx(np.mean([object_confidence(each.above(0.05).detections) for each in found]))
+    assert agreement == pytest.approx(1)  # with itself
+
+
+def test_a_model_of_objects_is_estimated_by_its_average_precision(finished_objects, photos, tmp_path, monkeypatch):
+    run = shutil.copytree(finished_objects, tmp_path / "run")
+    monkeypatch.setattr(module, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(module, "IMAGES", 4)
+    found = estimate(run, photos, device="cpu", out=tmp_path / "sheet.png")
+    assert found.metric == "AP"
+    assert len(found.images) == 3
+    assert all(0 <= each.x <= 1 for each in found.images)
+    kept = json.loads((run / "estimate.json").read_text())["points"]
+    assert {point["domain"] for point in kept} == {"game"}
+    assert len(kept) == 1 + len(SHIFTS)
+    assert found.sheet is not None
+    assert found.sheet.is_file()
+
+
+def test_fitted_images_without_ground_truth_are_named(finished_objects, tmp_path, monkeypatch):
+    run = shutil.copytree(finished_objects, tmp_path / "run")
+    (run / "estimate.json").unlink(missing_ok=True)
+    monkeypatch.setattr(module, "measure", lambda *_: (0.5, None, float("nan")))
+    with pytest.raises(UserError, match="images of domain 'game' have no ground truth"):
+        points_of(run, device="cpu")
 
 
 def test_mistakes_are_one_line(run, photos, tmp_path):

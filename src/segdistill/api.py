@@ -173,7 +173,7 @@ def export(what: PathLike, out: PathLike, **options: Any) -> Any:
 
 
 def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
-    """Estimate mIoU on unlabelled images; see :func:`segdistill.estimation.estimate.estimate` for the options."""
+    """Estimate mIoU or AP on unlabelled images; see :func:`segdistill.estimation.estimate.estimate` for the options."""
     from segdistill.estimation.estimate import estimate as estimate_score
 
     return estimate_score(Path(what), Path(folder), **options)

@@ -72,7 +72,7 @@ def estimate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
-    """Estimate the mIoU on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
+    """Estimate the mIoU or AP on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
     if not what.startswith("hf:") and not Path(what).expanduser().exists():  # before torch is imported
         raise UserError(f"no model at {what}; give a run folder, a packed file, or hf:owner/name")
     from segdistill.estimation.estimate import estimate as estimate_folder
@@ -83,7 +83,7 @@ def estimate(
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"picture: {out}")
-    if found.miou is None:
+    if found.score is None:
         raise typer.Exit(1)
 
 

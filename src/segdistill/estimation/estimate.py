@@ -1,18 +1,19 @@
-"""Predicted mIoU on images without labels: will it hold on *my* images?
+"""Predicted score on images without labels: will the model hold on *my* images?
 
 The run's labelled source and validation images, as they are and shifted (:mod:`segdistill.estimation.shifts`), are
-points: what needs no labels (the model's mean confidence; its agreement with its teacher) against the mIoU. A line
-through them (:mod:`segdistill.estimation.line`) maps what is measured on a folder to a mIoU with an interval. Unseen
-domains never enter it. Where the folder lies far outside what was fitted there is no number. benchmarks/estimate.md
-says how far it is off.
+points: what needs no labels (the model's mean confidence; its agreement with its teacher) against the primary score,
+mIoU or AP (:mod:`segdistill.estimation.measures`). A line through them (:mod:`segdistill.estimation.line`) maps what is
+measured on a folder to a score with an interval. Unseen domains never enter it. Where the folder lies far outside what
+was fitted there is no number. benchmarks/estimate.md says how far it is off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,27 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset
 from segdistill.data.rendered import cache_folder
 from segdistill.estimation.line import COVERAGE, Line, fit
+from segdistill.estimation.measures import measures_of
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import write_atomic, write_json
-from segdistill.inference.model import Model, as_class_maps, load
+from segdistill.inference.arrays import as_tensor
+from segdistill.inference.model import Model, ObjectModel, load
+from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result
-from segdistill.metrics.confusion import ConfusionMatrix
 from segdistill.pictures import contact_sheet
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.rescore import trained
 from segdistill.sharing.pack import packed_path, read_packed, recipe_in
 
-FORMAT = 1
+FORMAT = 2
 """Of the fitted points: raise it whenever they would come out differently."""
 
 AS_IS = "as they are"
 IMAGES = 30  # labelled images of a domain that are measured under each shift
 SHEET = 480  # pixels: longest side of a picture on the sheet
 MEASURES = ("agreement", "confidence")
+AnyModel = Model | ObjectModel
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Point:
     shift: str
     confidence: float
     agreement: float | None
-    miou: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -68,25 +72,27 @@ class Seen:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer. ``miou`` and ``interval`` are None where the folder is ``refused``, which says why."""
+    """The answer. ``score`` and ``interval`` are None where the folder is ``refused``, which says why."""
 
-    miou: float | None
+    score: float | None  # mIoU, AP or AP50, as ``metric`` says
     interval: tuple[float, float] | None
     refused: str | None
     measure: str  # what the line is over: agreement or confidence
     x: float  # its mean over the folder
     line: Line
     images: tuple[Seen, ...]  # the worst first
+    metric: str = "mIoU"
     sheet: Path | None = None
 
     def lines(self) -> list[str]:
         """For the user."""
         what = f"{self.measure} {100 * self.x:.1f} %, fitted {100 * self.line.low:.1f} to {100 * self.line.high:.1f} %"
-        if self.miou is None or self.interval is None:
+        if self.score is None or self.interval is None:
             head = f"no estimate: {self.refused}"
         else:
             low, high = (100 * value for value in self.interval)
-            head = f"about {100 * self.miou:.1f} mIoU, between {low:.1f} and {high:.1f} in {COVERAGE:.0%} of cases"
+            score = f"{100 * self.score:.1f} {self.metric}"
+            head = f"about {score}, between {low:.1f} and {high:.1f} in {COVERAGE:.0%} of cases"
         error = f"{100 * self.line.error:.1f} points off on fitted domains and shifts that are left out"
         tail = [f"worst images: {', '.join(each.name for each in self.images[:5])}"]
         return [head, f"{len(self.images)} images: {what}", f"the line is {error}", *tail]
@@ -102,7 +108,7 @@ def estimate(
     root: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> Estimate:
-    """Predict the mIoU of ``what`` on the images of ``folder``, which need no labels.
+    """Predict the mIoU, AP or AP50 of ``what`` on the images of ``folder``, which need no labels.
 
     ``what`` is a run folder, a packed file or ``hf:<owner>/<name>``. The line is fitted once and kept; the labelled
     source and validation images of its recipe must be there for that, below ``root`` where it is given. ``out`` is the
@@ -110,12 +116,13 @@ def estimate(
     """
     watcher = watcher or Quiet()
     model, teacher, points = points_of(what, device=device, root=None if root is None else Path(root), watcher=watcher)
+    measures = measures_of(model)
     measure, line = choose_line(points)
     images, rows = [], []
     for number, result in enumerate(model.predict_each([folder]), 1):
-        other = None if teacher is None else teacher.predict(result.image)
-        assert other is None or isinstance(other, Result)
-        confidence, agreement = float(result.confidence.mean()), _agreement(result, other)
+        confidence, agreement = measures.confidence(result), None
+        if teacher is not None:
+            agreement = measures.agreement(result, *teacher.predict_batch(as_tensor(result.image)[None]))
         x = agreement if measure == "agreement" else confidence
         assert x is not None
         images.append(Seen(result.name or str(number), x, confidence, agreement))
@@ -124,12 +131,15 @@ def estimate(
     if not images:
         raise UserError(f"{folder} holds no images")
     if out is not None:
-        sheet = _sheet([row[2] for row in rows], [f"{row[3]}, {100 * line.at(row[0]):.0f} mIoU" for row in rows])
+        sheet = _sheet(
+            [row[2] for row in rows], [f"{row[3]}, {100 * line.at(row[0]):.0f} {measures.label}" for row in rows]
+        )
         write_atomic(out, lambda file: Image.fromarray(sheet).save(file, format="PNG"))
-    return judge(measure, line, sorted(images, key=lambda each: (each.x, each.name)), out)
+    found = judge(measure, line, sorted(images, key=lambda each: (each.x, each.name)), measures.label)
+    return replace(found, sheet=out)
 
 
-def judge(measure: str, line: Line, images: Sequence[Seen], sheet: Path | None = None) -> Estimate:
+def judge(measure: str, line: Line, images: Sequence[Seen], metric: str = "mIoU") -> Estimate:
     """The estimate for the images' mean, or why there is none."""
     x = float(np.mean([each.x for each in images]))
     refused = None
@@ -140,9 +150,9 @@ def judge(measure: str, line: Line, images: Sequence[Seen], sheet: Path | None =
             "was fitted; label a few of these images and evaluate on them"
         )
     elif line.slope <= 0:
-        refused = f"on the fitted images a higher {measure} does not go with a higher mIoU; add validation domains"
+        refused = f"on the fitted images a higher {measure} does not go with a higher {metric}; add validation domains"
     found = None if refused else line.at(x)
-    return Estimate(found, None if refused else line.interval(x), refused, measure, x, line, tuple(images), sheet)
+    return Estimate(found, None if refused else line.interval(x), refused, measure, x, line, tuple(images), metric)
 
 
 def choose_line(points: Sequence[Point]) -> tuple[str, Line]:
@@ -154,20 +164,20 @@ def choose_line(points: Sequence[Point]) -> tuple[str, Line]:
         xs = [getattr(point, measure) for point in points]
         if None not in xs:
             names = [[point.domain for point in points], [point.shift for point in points]]
-            lines[measure] = fit(xs, [point.miou for point in points], names)
+            lines[measure] = fit(xs, [point.score for point in points], names)
     return min(lines.items(), key=lambda item: item[1].margin)
 
 
 def points_of(
     what: Path | str, *, device: str = "auto", root: Path | None = None, watcher: Watcher | None = None
-) -> tuple[Model, Model | None, list[Point]]:
+) -> tuple[AnyModel, AnyModel | None, list[Point]]:
     """The model, its teacher, and the points that a line is fitted to.
 
     The points are kept in the run's ``estimate.json``; those of a packed file, which has no folder of its own and no
     teacher, below the cache folder.
     """
-    model = as_class_maps(load(what, device=device), "estimate")
-    teacher = model.teacher
+    model = load(what, device=device)
+    teacher: AnyModel | None = model.teacher
     path: Path | None = None
     if str(what).startswith("hf:") or Path(what).expanduser().is_file():
         recipe = recipe_in(read_packed(packed_path(what))[1], root)
@@ -200,7 +210,7 @@ def fitted_domains(recipe: Recipe) -> list[str]:
 
 
 def measure_domains(
-    model: Model, teacher: Model | None, recipe: Recipe, domains: Sequence[str], watcher: Watcher
+    model: AnyModel, teacher: AnyModel | None, recipe: Recipe, domains: Sequence[str], watcher: Watcher
 ) -> Iterator[Point]:
     """A point for every domain as it is and under every shift at every strength."""
     shifts = [(AS_IS, 0.0), *((name, strength) for name in SHIFTS for strength in STRENGTHS)]
@@ -209,43 +219,40 @@ def measure_domains(
         dataset = recipe.scored_source.open(_selection(recipe, domain), watcher.work)
         for name, strength in shifts:
             change = None if name == AS_IS else lambda image, i, n=name, s=strength: apply(n, image, s, i)
-            confidence, agreement, miou = measure(model, teacher, dataset, change, IMAGES)
-            yield Point(domain, f"{name} {strength:g}" if change else name, confidence, agreement, miou)
+            confidence, agreement, score = measure(model, teacher, dataset, change, IMAGES)
+            if math.isnan(score):
+                raise UserError(f"the first {IMAGES} images of domain '{domain}' have no ground truth to fit a line on")
+            yield Point(domain, f"{name} {strength:g}" if change else name, confidence, agreement, score)
             done += 1
             watcher.work("fitting the estimate", done, total)
 
 
 def measure(
-    model: Model,
-    teacher: Model | None,
+    model: AnyModel,
+    teacher: AnyModel | None,
     dataset: Dataset,
     change: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]] | None,
     images: int,
 ) -> tuple[float, float | None, float]:
-    """Mean confidence, agreement with the teacher, and mIoU on the first ``images`` of ``dataset``."""
-    matrix = ConfusionMatrix(len(model.names))
+    """Mean confidence, agreement with the teacher, and score on the first ``images`` of ``dataset``."""
+    measures = measures_of(model)
     confidences, agreements = [], []
     for number in range(min(images, len(dataset))):
         sample = dataset[number]
         pixels = sample.image if change is None else change(sample.image, number)
         tensor = torch.tensor(pixels).permute(2, 0, 1)[None]
         [result] = model.predict_batch(tensor)
-        assert sample.label is not None
-        matrix.add(torch.from_numpy(result.classes.astype(np.int64)), torch.tensor(sample.label.astype(np.int64)))
-        confidences.append(result.confidence.mean())
+        measures.add(result, sample)
+        confidences.append(measures.confidence(result))
         if teacher is not None:
-            agreements.append(_agreement(result, teacher.predict_batch(tensor)[0]))
+            agreements.append(measures.agreement(result, *teacher.predict_batch(tensor)))
     agreement = float(np.mean(agreements)) if agreements else None
-    return float(np.mean(confidences)), agreement, matrix.miou()
+    return float(np.mean(confidences)), agreement, measures.score()
 
 
 def _selection(recipe: Recipe, domain: str) -> Any:
     assert recipe.evaluate is not None
     return recipe.evaluate.selection(recipe.scored_source, domain)
-
-
-def _agreement(result: Result, teacher: Result | None) -> float | None:
-    return None if teacher is None else float((result.classes == teacher.classes).mean())
 
 
 def _read(path: Path, key: str) -> list[Point] | None:
@@ -259,7 +266,7 @@ def _read(path: Path, key: str) -> list[Point] | None:
         raise UserError(f"damaged {path}; delete the file to measure again") from None
 
 
-def _small(result: Result) -> tuple[Image.Image, Image.Image]:
+def _small(result: Result | ObjectResult) -> tuple[Image.Image, Image.Image]:
     """Image and overlay for the sheet."""
     pictures = Image.fromarray(result.image), result.overlay()
     for picture in pictures:

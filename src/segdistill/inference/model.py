@@ -225,13 +225,6 @@ def of_network(network: models.Model, names: Sequence[str], **settings: Any) -> 
     return Model(as_segmenter(network, "predict"), names, **settings)
 
 
-def as_class_maps(model: Model | ObjectModel, what: str) -> Model:
-    """``model`` if it predicts class maps, else a :class:`UserError` saying that ``what`` needs them."""
-    if isinstance(model, ObjectModel):
-        raise UserError(f"{what} needs a model that predicts class maps (task: semantic); this one finds objects")
-    return model
-
-
 def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> Model | ObjectModel:
     """The finished model of a run folder, a stage's folder, a packed file, or ``hf:owner/name``.
 
