@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from segdistill.config import UserError
 from segdistill.data.sample import write_sample
+from segdistill.estimation.estimate import estimate
 from segdistill.export.ship import export
 from segdistill.files import sha256
 from segdistill.inference.model import load as load_model
@@ -134,6 +136,16 @@ def test_a_packed_detector_finds_the_same_and_is_served(finished, tmp_path, call
         one.masks()
     with pytest.raises(UserError, match="a detector finds boxes, no masks"):
         one.ids()
+
+
+def test_a_detector_is_estimated_by_its_ap50(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    write_sample("voc2012_boxes", tmp_path, images=2, size=(32, 64))
+    found = estimate(tmp_path / "run", tmp_path / "voc2012_boxes/JPEGImages", device="cpu", out=tmp_path / "sheet.png")
+    assert found.metric == "AP50"
+    assert found.measure in ("agreement", "confidence")
+    assert all(each.agreement is not None and 0 <= each.agreement <= 1 for each in found.images)
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_export_is_refused_in_one_line(finished, tmp_path):
