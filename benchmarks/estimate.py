@@ -67,6 +67,7 @@ def grey(image: Pixels, number: int) -> Pixels:
 HELD_OUT: dict[str, Callable[[Pixels, int], Pixels]] = {
     "motion": motion, "coarse": coarse, "specks": specks, "glare": glare, "hue": hue, "grey": grey,
 }  # fmt: skip
+KINDS = ["unseen", "drawn anew", *HELD_OUT]
 REDRAWS = (1, 2)
 Test = tuple[str, str, WorldSource, Callable[[Pixels, int], Pixels] | None]
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--kinds", nargs="+", default=["unseen", "drawn anew", *HELD_OUT], help="what it is judged on")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what it is judged on")
     arguments = parser.parse_args()
     model, teacher, points = points_of(arguments.run, device="cpu")
     recipe = trained(arguments.run)[0].recipe

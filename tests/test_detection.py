@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from segdistill.config import UserError
+from segdistill.data.dataset import DataSelection
 from segdistill.data.sample import write_sample
-from segdistill.estimation.estimate import estimate
+from segdistill.estimation.estimate import estimate, measure
 from segdistill.export.ship import export
 from segdistill.files import sha256
 from segdistill.inference.model import load as load_model
 from segdistill.inference.serve import describe_objects
+from segdistill.metrics.boxes import BoxMetric
 from segdistill.models import Detector
 from segdistill.recipe import load
 from segdistill.runs.demo import recipes_folder, shortened
@@ -143,7 +145,14 @@ def test_a_detector_is_estimated_by_its_ap50(finished, tmp_path):
     write_sample("voc2012_boxes", tmp_path, images=2, size=(32, 64))
     found = estimate(tmp_path / "run", tmp_path / "voc2012_boxes/JPEGImages", device="cpu", out=tmp_path / "sheet.png")
     assert found.metric == "AP50"
-    assert found.measure in ("agreement", "confidence")
+    model, data = (
+        load_model(finished),
+        recipe(tmp_path).data.open(DataSelection(domains=("game",), split="val", images=2)),
+    )
+    metric = BoxMetric(len(model.names))
+    for number in range(2):
+        metric.add(number, model.predict(data[number].image.copy()).detections, data[number].objects)
+    assert measure(model, None, data, None, 2)[2] == metric.samples().scores()["ap50"]
     assert all(each.agreement is not None and 0 <= each.agreement <= 1 for each in found.images)
     assert (tmp_path / "sheet.png").is_file()
 

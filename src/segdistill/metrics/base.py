@@ -122,7 +122,8 @@ def redrawn_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the domains of ``scores`` (domains, RESAMPLES) in which the domains are drawn with replacement, too.
 
     A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): what other domains of the same kind would say,
-    not only other images of these. With few domains its intervals are too narrow rather than too wide.
+    not only other images of these. A domain that is drawn twice has the same images twice. With few domains the
+    intervals are too narrow rather than too wide.
     """
     drawn = draws("domains", len(scores))
     return (drawn * scores.T).sum(axis=1) / len(scores)
