@@ -311,7 +311,7 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
         notes.append("In brackets: 95 % interval of a bootstrap over the images.")
     if "gain" in keys:
         bases = dict.fromkeys(row.title for row in found.rows if row.baseline)
-        notes.append(f"Gain: {metric.points} of the mean over unseen domains over {', '.join(bases)}.")
+        notes.append(f"Gain: {metric.points} above {', '.join(bases)} in the mean over unseen domains.")
     if "retention" in keys and found.unseen:
         notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
     if "seconds" in keys:
