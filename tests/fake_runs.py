@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdistill.pictures import save_label
+from segdistill.pictures import indexed
 
 CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "person", "car", "train")
 COLORS = (
@@ -94,9 +94,9 @@ def make_run(folder, name="gkd", title="GKD", seed=0, strength=0.3, **changes):
             path.mkdir(parents=True, exist_ok=True)
         png = f"{domain}-{index}.png"
         Image.fromarray(image).save(place["image"] / png)
-        save_label(place["truth"] / png, ids, COLORS)
-        save_label(place["teacher"] / png, blunder(ids, 0.5 - 0.3 * EASE[domain], fixed), COLORS)
-        save_label(place["student"] / png, blunder(ids, 0.9 - strength - 0.4 * EASE[domain], rng), COLORS)
+        indexed(ids, COLORS).save(place["truth"] / png)
+        indexed(blunder(ids, 0.5 - 0.3 * EASE[domain], fixed), COLORS).save(place["teacher"] / png)
+        indexed(blunder(ids, 0.9 - strength - 0.4 * EASE[domain], rng), COLORS).save(place["student"] / png)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "recipe.yaml").write_text(f"# {title}\nstudent: {{encoder: world_student}}\nseed: {seed}\n")

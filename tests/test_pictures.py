@@ -9,11 +9,11 @@ from segdistill.pictures import (
     colorize,
     contact_sheet,
     error_map,
+    indexed,
     load_image,
     load_label,
     overlay,
     pixels_right,
-    save_label,
 )
 
 COLORS = [(10, 20, 30), (200, 0, 0), (0, 0, 250)]
@@ -21,19 +21,18 @@ LABEL = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint8)
 
 
 def test_a_label_comes_back_from_its_file_and_shows_its_colours(tmp_path):
-    path = tmp_path / "deep" / "label.png"
-    save_label(path, LABEL, COLORS)
+    path = tmp_path / "label.png"
+    indexed(LABEL, COLORS).save(path)
     assert (load_label(path) == LABEL).all()
     shown = load_image(path)
     assert (shown == colorize(LABEL, COLORS)).all()
     assert shown[0, 1].tolist() == [200, 0, 0]
     assert shown[1, 1].tolist() == [0, 0, 0]
-    assert [p.name for p in path.parent.iterdir()] == ["label.png"]
 
 
 def test_every_class_number_survives(tmp_path):
     label = np.arange(256, dtype=np.int64).reshape(16, 16)
-    save_label(tmp_path / "all.png", label, [(i, 0, 255 - i) for i in range(255)])
+    indexed(label, [(i, 0, 255 - i) for i in range(255)]).save(tmp_path / "all.png")
     assert (load_label(tmp_path / "all.png") == label).all()
 
 
@@ -45,10 +44,9 @@ def test_every_class_number_survives(tmp_path):
         (np.zeros((1, 2, 2), int), r"shape \(H, W\)"),
     ],
 )
-def test_a_label_that_does_not_fit_its_classes_is_refused(tmp_path, label, message):
+def test_a_label_that_does_not_fit_its_classes_is_refused(label, message):
     with pytest.raises(UserError, match=message):
-        save_label(tmp_path / "label.png", label, COLORS)
-    assert not list(tmp_path.iterdir())
+        indexed(label, COLORS)
 
 
 def test_wrong_missing_and_damaged_files_are_one_line(tmp_path):
@@ -65,7 +63,7 @@ def test_wrong_missing_and_damaged_files_are_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="damaged"):
         load_image(path)
-    save_label(path, np.random.default_rng(0).integers(0, 3, (64, 64)), COLORS)
+    indexed(np.random.default_rng(0).integers(0, 3, (64, 64)), COLORS).save(path)
     path.write_bytes(path.read_bytes()[:1200])
     with pytest.raises(UserError, match="damaged"):
         load_label(path)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segdistill.config import UserError
-from segdistill.files import write_atomic
 from segdistill.objects import Objects
 
 Colors = Sequence[Sequence[int]]
@@ -33,15 +32,6 @@ class Panel:
     caption: str
     kind: Literal["image", "label"]
     path: Path
-
-
-def save_label(path: Path, label: NDArray[np.integer], colors: Colors) -> None:
-    """Write ``label`` (H, W) as an indexed PNG whose palette is ``colors`` (255 is black), atomically."""
-    try:
-        image = indexed(label, colors)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    write_atomic(path, lambda file: image.save(file, format="PNG"))
 
 
 def indexed(label: NDArray[np.integer], colors: Colors) -> Image.Image:

@@ -44,7 +44,6 @@ class OwnSet:
     settings: dict[str, Any]
     counts: dict[str, int]
     labelled: bool
-    unpaired: int = 0  # unlabelled images beside labelled ones, which are left out
     lists: dict[str, list[str]] = field(default_factory=dict)
 
 

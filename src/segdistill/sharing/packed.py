@@ -80,14 +80,6 @@ def _header_digest(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def is_packed(path: Path) -> bool:
-    """Whether ``path`` is a safetensors file of this form; a damaged one is none."""
-    try:
-        return path.suffix == ".safetensors" and path.is_file() and KEY in read_file(path)[1]
-    except UserError:
-        return False
-
-
 def packed_path(source: str | Path) -> Path:
     """The file that ``source`` means: a path, or ``hf:<owner>/<name>[@revision]``, which is fetched and cached."""
     if str(source).startswith("hf:"):

@@ -70,11 +70,6 @@ VERSION = 1
 """Part of the key of stored scores: increase it whenever a corruption gives other images."""
 
 
-def family_of(name: str) -> str:
-    """The key of :data:`FAMILIES` that ``name`` is listed under."""
-    return next(family for family, members in FAMILIES.items() if name in members)
-
-
 def draws(seed: int, corruption: str, severity: int, image: str) -> np.random.Generator:
     """The generator for one image: depends on the arguments alone, so every process makes the same image."""
     digest = hashlib.sha256(f"{corruption}\0{severity}\0{image}".encode()).digest()

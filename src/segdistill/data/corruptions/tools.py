@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -100,10 +99,3 @@ def fractal(h: int, w: int, decay: Real, rng: np.random.Generator) -> Float32[np
         step, height = half, height / decay**2
     field -= field.min()
     return field[:h, :w] / max(field.max(), np.float32(1e-12))
-
-
-def per_channel(
-    image: Float32[np.ndarray, "H W 3"], function: Callable[[np.ndarray], np.ndarray]
-) -> Float32[np.ndarray, "H W 3"]:
-    """``function`` of each channel (H, W)."""
-    return np.stack([function(np.ascontiguousarray(image[..., c])) for c in range(3)], axis=-1)
