@@ -107,14 +107,15 @@ def start(
     if not labelled:
         raise UserError(
             f"{folder} has images but no recognised labels: put label maps (PNG of class numbers) into "
-            "labels/ or masks/ beside images/, or name them like their image with _mask at the end"
+            "labels/ or masks/ beside images/, or name them like their image with _mask at the end; outlines of COCO, "
+            "LabelMe and YOLO are read, too"
         )
     roles = _roles(sets, validation, unseen)
     source = next(name for name, role in roles.items() if role == "source")
     recipe = out or Path(f"{source}.yaml")
     names = {each.name: "dataset.yaml" if len(sets) == 1 else f"dataset-{each.name}.yaml" for each in sets}
     described = {folder / names[each.name]: yaml.safe_dump(each.settings, sort_keys=False) for each in sets}
-    texts = {folder / name: "\n".join(lines) + "\n" for each in sets for name, lines in each.lists.items()} | described
+    texts = {folder / name: text for each in sets for name, text in each.texts.items()} | described
     if existing := [path for path in (*texts, recipe) if path.exists() and not force]:
         raise UserError(f"{existing[0]} exists; give --force to replace it, or another --out for the recipe")
     size = _size(folder)

@@ -2,7 +2,8 @@
 
 A file is a label if a folder in its path is named like one (``labels``, ``masks``, ...) or its name ends like one
 (``_mask``, ``_label``, ...); it belongs to the image with the same path apart from that. COCO files are recognised by
-content. A sample of the label files is read to find their numbers or colours.
+content. A sample of the label files is read to find their numbers or colours. Without label maps and COCO files, those
+of LabelMe and YOLO become COCO files.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.decode import UNREADABLE
+from segdistill.data.drawn import WRITTEN, DrawnImage, class_names, coco_text, labelme, yolo
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
@@ -37,14 +40,14 @@ HELD_OUT = 5  # without splits every fifth image is for validation
 class OwnSet:
     """One domain of the folder: ``settings`` of its ``dataset.yaml``, and the number of images per split.
 
-    ``lists`` are list files that the description refers to and that must be written.
+    ``texts`` are the list files and COCO files that the description refers to and that must be written, by name.
     """
 
     name: str
     settings: dict[str, Any]
     counts: dict[str, int]
     labelled: bool
-    lists: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def detect(folder: Path) -> list[OwnSet]:
     if coco := _coco(folder, [path for path in files if path.suffix.lower() == ".json"], images):
         return coco
     pairs, lone = _pairs(images)
+    if not pairs and (drawn := _drawn(folder, files, images)):
+        return drawn
     classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
     lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
     labelled = _labelled(pairs, classes, lists, folder.resolve().name)
@@ -186,9 +191,9 @@ def _set_of(
     if not mixed and len(parts) == 1:
         settings["splits"] = dict.fromkeys(parts, ".")
         return OwnSet(name, settings, counts, labelled=True)
-    files = {f"{name}-{split}.txt": chosen for split, chosen in parts.items()}
+    files = {f"{name}-{split}.txt": "\n".join(chosen) + "\n" for split, chosen in parts.items()}
     settings["splits"] = dict(zip(parts, files, strict=True))
-    return OwnSet(name, settings, counts, labelled=True, lists=files)
+    return OwnSet(name, settings, counts, labelled=True, texts=files)
 
 
 def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> list[OwnSet]:
@@ -207,6 +212,64 @@ def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> l
         )
         for folder, count in groups.items()
     ]
+
+
+def _drawn(folder: Path, files: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
+    """The sets described by LabelMe's or YOLO's files, the largest first; empty without such files."""
+    found = labelme(folder, [path for path in files if path.suffix.lower() == ".json"], images)
+    names = class_names(found)
+    if not found:
+        known = {_key(path, _take_apart(path)[1], ""): path for path in images}
+        beside = ((known.get(_key(path, _take_apart(path)[1], "")), path) for path in files if path.suffix == ".txt")
+        given = _yolo_names(folder, files)
+        found = yolo(folder, [(image, path) for image, path in beside if image], given)
+        names = given or class_names(found)
+    if not found:
+        return []
+    if not names:
+        raise UserError(f"{folder}: none of its {len(found)} annotation files has an object of a class")
+    groups: dict[tuple[str, ...], list[DrawnImage]] = defaultdict(list)
+    for image in found:
+        folders = image.path.parts[:-1]
+        end = next((i for i, part in enumerate(folders) if part.lower() in (*IMAGE_FOLDERS, *SPLITS)), len(folders))
+        groups[folders[:end]].append(image)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    labelled = [_drawn_set(root, group, names, _slug("_".join(root) or folder.resolve().name), source=not number)
+                for number, (root, group) in enumerate(ordered)]  # fmt: skip
+    folders = {image.path.parent for image in found}
+    return labelled + _unlabelled([path for path in images if path.parent not in folders], labelled)
+
+
+def _drawn_set(
+    root: tuple[str, ...], group: Sequence[DrawnImage], names: Sequence[str], name: str, *, source: bool
+) -> OwnSet:
+    parts: dict[str, list[DrawnImage]] = defaultdict(list)
+    for number, image in enumerate(sorted(group, key=lambda image: image.path)):
+        split = next(
+            (SPLITS[part.lower()] for part in image.path.parts[len(root) : -1] if part.lower() in SPLITS), None
+        )
+        parts[split or ("train" if source and number % HELD_OUT else "val")].append(image)
+    texts = {f"{name}-{split}.json": coco_text(parts[split], names) for split in sorted(parts)}
+    settings = {"layout": "coco", "images": ".", "annotations": dict(zip(sorted(parts), texts, strict=True)),
+                "background": "background"}  # fmt: skip
+    return OwnSet(name, settings, {split: len(parts[split]) for split in sorted(parts)}, labelled=True, texts=texts)
+
+
+def _yolo_names(folder: Path, files: Sequence[PurePosixPath]) -> list[str]:
+    """The ``names`` of a YOLO description such as data.yaml, or the lines of ``classes.txt``; empty without them."""
+    for path in files:
+        if len(path.parts) > 1 or path.suffix.lower() not in (".yaml", ".yml"):
+            continue
+        try:
+            values = yaml.safe_load((folder / path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        names = values.get("names") if isinstance(values, dict) else None
+        if isinstance(names, dict) and all(isinstance(number, int) for number in names):
+            names = [names.get(number, f"class_{number}") for number in range(max(names, default=-1) + 1)]
+        if isinstance(names, list) and names:
+            return [str(name) for name in names]
+    return _listed_names(folder)
 
 
 def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
@@ -246,6 +309,8 @@ def _coco_images(path: Path) -> list[str] | None:
         return None
     if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
         return None
+    if isinstance(values.get("info"), dict) and values["info"].get("description") == WRITTEN:
+        return None  # made from files that are still here
     entries = values["images"] if isinstance(values["images"], list) else []
     return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
 
@@ -287,13 +352,20 @@ def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
 
 def _names(folder: Path, count: int) -> list[str]:
     """Names of ``count`` classes: the lines of a ``classes.txt`` of that length, else numbered names."""
+    return _listed_names(folder, count) or (
+        ["background", "object"] if count == 2 else [f"class_{number}" for number in range(count)]
+    )
+
+
+def _listed_names(folder: Path, count: int | None = None) -> list[str]:
+    """The lines of a ``classes.txt``, if there is one with ``count`` names; else an empty list."""
     for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
         path = folder / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         lines = [line.strip() for line in lines if line.strip()]
-        if len(lines) == count == len(set(lines)):
+        if lines and len(lines) == len(set(lines)) and count in (None, len(lines)):
             return lines
-    return ["background", "object"] if count == 2 else [f"class_{number}" for number in range(count)]
+    return []
 
 
 def _slug(text: str) -> str:

@@ -1,0 +1,220 @@
+"""LabelMe's JSON files and YOLO's text files as COCO files, which `data/coco.py` paints. Imports no torch.
+
+LabelMe has one file per image: polygons, rectangles and circles in pixels, masks as PNG in base64. Shapes with the same
+label and ``group_id`` are parts of one object; ``__ignore__`` marks ignored pixels, ``_background_`` the background.
+YOLO has one text file per image, an object per line: the number of its class, then x and y of its corners as shares of
+width and height. Both describe images that are turned upright as their EXIF entry says.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as tools
+from PIL import Image
+
+from segdistill.config import UserError
+from segdistill.data.decode import UNREADABLE
+
+WRITTEN = "written by segdistill init from the files of another tool"
+"""The ``info`` of the COCO files made here."""
+
+IGNORED, BACKGROUND = "__ignore__", ("_background_", "background")
+CORNERS = 32  # of the polygon that stands for a circle
+NEAR = 0.1  # how far outside the image YOLO's corners may lie, as a share of its side
+
+
+@dataclass
+class Drawn:
+    """An object: the name of its class, and its ``segmentation`` in COCO's form."""
+
+    label: str
+    segmentation: Any
+
+
+@dataclass
+class DrawnImage:
+    """An annotated image; ``size`` is its upright (height, width)."""
+
+    path: PurePosixPath
+    size: tuple[int, int]
+    objects: list[Drawn] = field(default_factory=list)
+
+
+def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[DrawnImage]:
+    """The images that LabelMe's files among ``candidates`` describe; other files are left out."""
+    known, found = set(images), []
+    for path in candidates:
+        values = _json(folder / path)
+        if not isinstance(values, dict) or not {"shapes", "imagePath"} <= values.keys():
+            continue
+        named = PurePosixPath(path.parent, str(values["imagePath"]).replace("\\", "/").rpartition("/")[2])
+        image = next((each for each in (named, *_beside(path, images)) if each in known), None)
+        if image is None:
+            raise UserError(f"{folder / path}: its image '{named.name}' is not beside it; put it there")
+        drawn = DrawnImage(image, _size(folder / image))
+        stated = values.get("imageHeight"), values.get("imageWidth")
+        if None not in stated and stated != drawn.size:
+            raise UserError(f"{folder / path} is for an image of {stated[0]} x {stated[1]} pixels (height x width), "
+                            f"{image.name} has {drawn.size[0]} x {drawn.size[1]}")  # fmt: skip
+        drawn.objects = list(_shapes(values["shapes"], drawn.size, str(folder / path)))
+        found.append(drawn)
+    return found
+
+
+def yolo(folder: Path, pairs: Sequence[tuple[PurePosixPath, PurePosixPath]], names: Sequence[str]) -> list[DrawnImage]:
+    """The images of ``pairs`` (image, text file) with their objects; texts that do not start with numbers are left out.
+
+    ``names`` of the classes; without them ``class_0``, ...
+    """
+    found = []
+    for image, label in pairs:
+        text = (folder / label).read_text(encoding="utf-8-sig", errors="replace")
+        if not set(text.partition("\n")[0]) <= set("0123456789.+-e \t\r"):
+            continue
+        drawn = DrawnImage(image, _size(folder / image))
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                drawn.objects.append(_line(line.split(), drawn.size, names, f"{folder / label}: line {number}"))
+        found.append(drawn)
+    return found
+
+
+def class_names(images: Sequence[DrawnImage]) -> list[str]:
+    """The classes of all objects, sorted; numbers in names by value."""
+    names = {each.label for image in images for each in image.objects} - {IGNORED, BACKGROUND[1]}
+    return sorted(names, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+
+
+def coco_text(images: Sequence[DrawnImage], names: Sequence[str]) -> str:
+    """A COCO file of ``images`` with the categories ``names``; ignored parts are crowds, the background is left out."""
+    numbers = {name: number for number, name in enumerate(names, 1)}
+    entries = [
+        {"id": number, "file_name": str(image.path), "height": image.size[0], "width": image.size[1]}
+        for number, image in enumerate(images, 1)
+    ]
+    objects = [
+        {"image_id": number, "category_id": numbers.get(each.label, 1), "segmentation": each.segmentation,
+         "iscrowd": int(each.label == IGNORED)}
+        for number, image in enumerate(images, 1) for each in image.objects if each.label != BACKGROUND[1]
+    ]  # fmt: skip
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    annotations = [{"id": number, **each} for number, each in enumerate(objects, 1)]
+    return json.dumps({"info": {"description": WRITTEN}, "images": entries, "annotations": annotations,
+                       "categories": categories}, ensure_ascii=False)  # fmt: skip
+
+
+def _json(path: Path) -> Any:
+    """The content of a JSON file; None if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _beside(path: PurePosixPath, images: Sequence[PurePosixPath]) -> Iterator[PurePosixPath]:
+    """The images beside ``path`` with its name."""
+    return (image for image in images if image.parent == path.parent and image.stem == path.stem)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright image."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            width, height = image.size
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from None
+    return (width, height) if turned else (height, width)
+
+
+def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
+    """The objects of a LabelMe file, grouped shapes as one."""
+    groups: dict[Any, Drawn] = {}
+    for number, shape in enumerate(shapes if isinstance(shapes, list) else [], 1):
+        where = f"{name}: shape {number}"
+        try:
+            kind, label, points = shape.get("shape_type") or "polygon", shape["label"], shape["points"]
+            corners = [(float(x), float(y)) for x, y in points]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{where} has no label, or points that are not a list of x and y") from None
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"{where} has no label; give it one in LabelMe")
+        label = BACKGROUND[1] if label == BACKGROUND[0] else label.strip()
+        if kind == "mask":
+            yield Drawn(label, _runs(shape.get("mask"), corners, size, where))
+            continue
+        polygon = _polygon(kind, corners, where)
+        key = number if shape.get("group_id") is None else (label, str(shape["group_id"]))
+        if key in groups:
+            groups[key].segmentation.append(polygon)
+        else:
+            groups[key] = Drawn(label, [polygon])
+    yield from groups.values()
+
+
+def _polygon(kind: str, corners: list[tuple[float, float]], where: str) -> list[float]:
+    """The outline of a polygon, a rectangle or a circle as x, y, x, y, ..."""
+    if kind == "rectangle" and len(corners) == 2:
+        (left, top), (right, bottom) = corners
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    elif kind == "circle" and len(corners) == 2:
+        (x, y), radius = corners[0], math.dist(*corners)
+        angles = (2 * math.pi * step / CORNERS for step in range(CORNERS))
+        corners = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
+    elif kind not in ("polygon", "rectangle", "circle"):
+        raise UserError(
+            f"{where} is of type '{kind}', which covers no pixels; allowed: polygon, rectangle, circle, mask"
+        )
+    if len(corners) < 3 or not np.isfinite(corners).all():
+        raise UserError(f"{where} has {len(corners)} points; a {kind} needs {'two' if kind != 'polygon' else 'three'}")
+    return [value for corner in corners for value in corner]
+
+
+def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int], where: str) -> dict[str, Any]:
+    """Run lengths of a mask: a PNG in base64 that covers the rectangle between two corners."""
+    try:
+        with Image.open(BytesIO(base64.b64decode(content, validate=True))) as image:
+            part = np.asarray(image.convert("L")) > 0
+    except (*UNREADABLE, binascii.Error, TypeError, ValueError):
+        raise UserError(f"{where} has a mask that is no PNG") from None
+    left, top = (round(min(each)) for each in zip(*corners, strict=True)) if corners else (0, 0)
+    whole = np.zeros(size, np.uint8, order="F")
+    if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
+        raise UserError(f"{where} has a mask that reaches over the edge of its image")
+    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    runs = tools.encode(whole)
+    return {
+        "size": list(size),
+        "counts": runs["counts"].decode() if isinstance(runs["counts"], bytes) else runs["counts"],
+    }
+
+
+def _line(words: Sequence[str], size: tuple[int, int], names: Sequence[str], where: str) -> Drawn:
+    """One object of a YOLO file."""
+    try:
+        number, numbers = int(words[0]), [float(word) for word in words[1:]]
+    except ValueError:
+        raise UserError(f"{where}: expected the number of a class, then x and y of each corner") from None
+    if len(numbers) == 4:
+        raise UserError(f"{where} is a box, which does not say which pixels are the object; give its corners (YOLO's "
+                        "form for segmentation)")  # fmt: skip
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise UserError(
+            f"{where} has {len(numbers)} numbers after its class; x and y of at least three corners are needed"
+        )
+    if not all(-NEAR <= value <= 1 + NEAR for value in numbers):
+        raise UserError(f"{where}: corners are shares of width and height, from 0 to 1")
+    if number < 0 or (names and number >= len(names)):
+        raise UserError(f"{where}: class {number} has no name; there are {len(names)} in names")
+    scale = np.tile([size[1], size[0]], len(numbers) // 2)
+    return Drawn(names[number] if names else f"class_{number}", [(np.asarray(numbers) * scale).round(3).tolist()])
