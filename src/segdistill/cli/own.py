@@ -12,7 +12,7 @@ from segdistill.config import UserError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="images with label maps in any common layout, or with outlines of COCO, LabelMe or YOLO files")],
+    folder: Annotated[Path, typer.Argument(help="images with label maps or outlines in any common form")],
     *,
     out: Annotated[Path | None, typer.Option(help="the recipe to write; default: NAME.yaml here")] = None,
     teacher: Annotated[str, typer.Option(help="encoder of the teacher, see segdistill list encoders")] = "dinov2_b",
