@@ -6,6 +6,7 @@ made from docstrings, and every file that a page links to.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -137,4 +138,6 @@ def flat(nav: list[Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else OUT)
+    parser = argparse.ArgumentParser(description="Build the site.")
+    parser.add_argument("folder", nargs="?", type=Path, default=OUT)
+    main(parser.parse_args().folder.resolve())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,39 @@ from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic
 from segdistill.weights import shipped_assets
 
-TEACHER, STUDENT = "dinov2_b", "timm:mobilenetv3_large_100.ra_in1k"
+TEACHER = "dinov2_b"
+STUDENTS = {"semantic": "timm:mobilenetv3_large_100.ra_in1k", "instance": "dinov2_s"}
+HEADS = {"semantic": "semfpn", "instance": "masked_dpt"}
 LARGEST, CELL = 512, 32  # pixels: longest side of the crops, and its divisor
 
 TEMPLATE = """\
 # {title}: {teacher} distilled into {student} on your own images, written by segdistill init.
 # Before training: segdistill data check {first}, and segdistill run {recipe} --dry-run (what it costs).
-# Every setting is explained in docs/settings.md; a single one is changed on the command line: stages.task.steps=500
+# Every setting is explained in docs/settings.md; a single one is changed on the command line: stages.{last}.steps=500
 name: {name}
-data:
+{task}data:
   source: files
   size: [{height}, {width}]      # of the training crops, pixels; smaller is faster
   sets:                  # name of a domain: its description
 {sets}
-teacher:                 # the large network; only its head is trained
+teacher:                 # the large network{trained}
   encoder: {{name: "{teacher}", weights: "{teacher_weights}"{teacher_more}}}
-  head: {{type: semfpn}}
+  head: {{type: {head}}}
 student:                 # the network that you deploy: any of timm as timm:NAME, see segdistill list encoders
   encoder: {{name: "{student_name}", weights: "{student_weights}"{student_more}}}
-  head: {{type: semfpn}}
+  head: {{type: {head}}}
 stages:
+{stages}evaluate:
+  domains: [{domains}]   # every domain that is scored
+  validation: [{validation}]   # domains that you choose settings on
+  unseen: [{unseen}]   # no setting is chosen on these: their mean is the honest number
+  resize: [{height}, {width}]   # images are fitted into it, as large as the training crops; null: scored as they are
+{splits}{missing}"""
+
+SEMANTIC = """\
   # 1. The teacher learns your classes: the number to compare the student with.
   - {{type: task, name: teacher, model: teacher, data: {{domains: [{source}]}}, batch: 8, steps: 2000}}
-{inherit}  # {last}. The student learns your classes, and the teacher's features and class scores, at once (Heir). The
+{inherit}  # {number}. The student learns your classes, and the teacher's features and class scores, at once (Heir). The
   #    images of `proxy` need no labels: add all you have, above all of the places and weather that it is meant for.
   #    Is distillation worth it here? Compare: name=plain stages.task.method=null stages.task.proxy=null
   #    Faster with disk to spare: cache: {{views: 8}} here and cache: {{views: 1}} in proxy (--dry-run tells how much).
@@ -55,16 +65,29 @@ stages:
     optimizer: {{lr: 1.0e-3, encoder_lr_scale: {encoder_rate}, warmup: 0.05, clip: 1.0}}
     batch: 8
     steps: 4000
-evaluate:
-  domains: [{domains}]   # every domain that is scored
-  validation: [{validation}]   # domains that you choose settings on
-  unseen: [{unseen}]   # no setting is chosen on these: their mean is the honest number
-  resize: [{height}, {width}]   # images are fitted into it, as large as the training crops; null: scored as they are
-{splits}{missing}"""
+"""
 
+INSTANCE = """\
+  # 1. The teacher is adapted to your objects: the number to compare the student with. Rates and steps below were
+  #    measured on no photographs; choose them on your validation images.
+  - {{type: semi, name: adapt, model: teacher, data: &few {{domains: [{source}]}}, batch: 4, contrast: {{}},
+     steps: 2000, optimizer: &rates {{lr: 1.0e-4, encoder_lr_scale: 0.1, warmup: 0.05, clip: 1.0}}}}
+{pseudo}{inherit}  # {number}. The student learns from {material} (CAST).
+  - {{type: semi, name: transfer, data: *few, batch: 4, contrast: {{}}, steps: 4000, hands_over: [encoder, head],
+     {unlabelled}optimizer: {{lr: 1.0e-4, encoder_lr_scale: {encoder_rate}, warmup: 0.05, clip: 1.0}}}}
+{refine}"""
 
+PSEUDO = """\
+  # 2. It labels your images without labels: what it is sure of. sheet.png in the stage's folder shows some of them.
+  - {{type: pseudo_label, name: labels, score: 0.6, data: &many {{domains: [{alone}]}}}}
+"""
+UNLABELLED = "unlabelled: {data: *many, batch: 4, labels: labels, no_object: 0.25},\n     "
+REFINE = """\
+  # {number}. The student is refined on your labels.
+  - {{type: task, name: refine, data: *few, batch: 4, steps: 500, optimizer: *rates}}
+"""
 INHERIT = """\
-  # 2. The student has no weights of its own: it starts as a slice of its teacher, head included, in about a minute.
+  # {number}. The student has no weights of its own: it starts as a slice of its teacher, head included.
   - {{type: inherit, name: start, data: {{domains: [{proxy}]}}, hands_over: [encoder, head]}}
 """
 
@@ -91,18 +114,20 @@ def start(
     folder: Path,
     out: Path | None = None,
     *,
+    task: str = "semantic",
     teacher: str = TEACHER,
-    student: str = STUDENT,
+    student: str | None = None,
     validation: Sequence[str] = (),
     unseen: Sequence[str] = (),
     force: bool = False,
 ) -> Started:
     """Write the descriptions into ``folder`` and the recipe to ``out`` (default: ``NAME.yaml`` here).
 
+    ``task``: semantic or instance; ``student``: None for the task's of :data:`STUDENTS`.
     The largest labelled domain is the source; the others are unseen unless ``validation`` and ``unseen`` say otherwise.
     Existing files are replaced only with ``force``.
     """
-    sets = detect(folder)
+    sets = detect(folder) if task == "semantic" else with_objects(detect(folder), folder)
     labelled = [each for each in sets if each.labelled]
     if not labelled:
         raise UserError(
@@ -120,24 +145,56 @@ def start(
         raise UserError(f"{existing[0]} exists; give --force to replace it, or another --out for the recipe")
     size = _size(folder)
     facts = _facts(sets, roles, {name: folder / path for name, path in names.items()}, recipe.parent)
-    networks = _networks(teacher, student, size)
-    for path, text in texts.items():
-        write_atomic(path, lambda file, text=text: file.write(text.encode()))
-    for name, path in names.items():
-        own_place(name, folder / path)  # raises if the written file cannot be read
-    inherit = INHERIT.format(**facts) if networks.pop("inherits") else ""
+    networks = _networks(teacher, student or STUDENTS[task], size)
     text = TEMPLATE.format(
-        inherit=inherit,
         title=source,
         name=source,
         recipe=recipe,
         first=folder / names[source],
-        source=source,
+        head=HEADS[task],
+        **_stages(task, facts | networks),
         **facts,
         **networks,
     )
+    for path, content in texts.items():
+        write_atomic(path, lambda file, content=content: file.write(content.encode()))
+    for name, path in names.items():
+        own_place(name, folder / path)  # raises if the written file cannot be read
     write_atomic(recipe, lambda file: file.write(text.encode()))
     return Started(tuple(sets), (*texts, recipe), recipe, roles)
+
+
+def with_objects(sets: Sequence[OwnSet], folder: Path) -> list[OwnSet]:
+    """``sets`` with objects instead of class maps; a :class:`UserError` if the labels are maps."""
+    found = []
+    for each in sets:
+        if each.labelled and each.settings.get("layout") != "coco":
+            raise UserError(f"{folder}: label maps do not tell one object from the next; task instance needs outlines: "
+                            "files of COCO, LabelMe or YOLO")  # fmt: skip
+        settings = {key: value for key, value in each.settings.items() if key != "background"}
+        found.append(replace(each, settings=settings | {"objects": True} if each.labelled else settings))
+    return found
+
+
+def _stages(task: str, facts: dict[str, Any]) -> dict[str, str]:
+    """The recipe's stages, and its parts that depend on them and on the task."""
+    pseudo = PSEUDO.format(**facts) if task == "instance" and facts["alone"] else ""
+    number = 2 + bool(pseudo)
+    inherit = INHERIT.format(number=number, **facts) if facts["inherits"] else ""
+    number += bool(inherit)
+    if task == "semantic":
+        stages = SEMANTIC.format(inherit=inherit, number=number, **facts)
+        return {"task": "", "trained": "; only its head is trained", "last": "task", "stages": stages}
+    stages = INSTANCE.format(
+        pseudo=pseudo,
+        inherit=inherit,
+        number=number,
+        material="your labels and those of its teacher" if pseudo else "your labels",
+        unlabelled=UNLABELLED if pseudo else "",
+        refine=REFINE.format(number=number + 1) if pseudo else "",
+        **facts,
+    )
+    return {"task": "task: instance\n", "trained": "", "last": "transfer", "stages": stages}
 
 
 def _roles(sets: Sequence[OwnSet], validation: Sequence[str], unseen: Sequence[str]) -> dict[str, str]:
@@ -180,7 +237,9 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
     ]
     return {
         "sets": "\n".join(f"    {name}: {path.resolve()}" for name, path in places.items()),
+        "source": source,
         "proxy": ", ".join([*by_role["unlabelled"], source]),
+        "alone": ", ".join(by_role["unlabelled"]),
         "domains": ", ".join(scored),
         "validation": ", ".join(by_role["validation"]),
         "unseen": ", ".join(by_role["unseen"]),
@@ -204,7 +263,7 @@ def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, An
         named = public if record.timm_weights or record.hub else "random"
         facts[f"{role}_weights"] = own if record.family == "world" else named
     heir = facts["student_weights"] == "random" and _can_inherit(student, teacher)
-    return facts | {"inherits": heir, "encoder_rate": 1.0 if heir else 0.1, "last": 3 if heir else 2}
+    return facts | {"inherits": heir, "encoder_rate": 1.0 if heir else 0.1}
 
 
 def _can_inherit(student: str, teacher: str) -> bool:

@@ -15,10 +15,17 @@ def init(
     folder: Annotated[Path, typer.Argument(help="images with label maps or outlines in any common form")],
     *,
     out: Annotated[Path | None, typer.Option(help="the recipe to write; default: NAME.yaml here")] = None,
+    task: Annotated[
+        Literal["semantic", "instance"], typer.Option(help="class maps, or objects with masks")
+    ] = "semantic",
     teacher: Annotated[str, typer.Option(help="encoder of the teacher, see segdistill list encoders")] = "dinov2_b",
     student: Annotated[
-        str, typer.Option(help="encoder of the student; any timm model as timm:NAME")
-    ] = "timm:mobilenetv3_large_100.ra_in1k",
+        str | None,
+        typer.Option(
+            help="encoder of the student; any timm model as timm:NAME; default: timm:mobilenetv3_large_100.ra_in1k, "
+            "of instances dinov2_s"
+        ),
+    ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="a labelled domain for choosing settings")] = None,
     unseen: Annotated[list[str] | None, typer.Option(help="a labelled domain that is only reported")] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
@@ -27,7 +34,14 @@ def init(
     from segdistill.starter import start
 
     started = start(
-        folder, out, teacher=teacher, student=student, validation=validation or [], unseen=unseen or [], force=force
+        folder,
+        out,
+        task=task,
+        teacher=teacher,
+        student=student,
+        validation=validation or [],
+        unseen=unseen or [],
+        force=force,
     )
     for line in started.lines():
         typer.echo(line)

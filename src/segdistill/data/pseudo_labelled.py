@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from segdistill.config import UserError, short
+from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Dataset, Protocol, Sample
 from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.objects import Objects
+
+
+def with_classes(dataset: Dataset, names: Callable[[], Sequence[str]]) -> Dataset:
+    """``dataset``, with the classes ``names`` and colours for them if it has none because its images have no labels."""
+    if not len(dataset.names):
+        dataset.names = tuple(names())
+        dataset.colors = np.asarray(interleaved_colors(len(dataset.names) + 1)[1:], np.uint8).reshape(-1, 3)
+    return dataset
 
 
 class PseudoLabelled(Dataset):

@@ -19,7 +19,7 @@ from torch import nn
 from segdistill.config import Config, Size
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import StepBatches, batches
-from segdistill.data.pseudo_labelled import Mixed, PseudoLabelled
+from segdistill.data.pseudo_labelled import Mixed, PseudoLabelled, with_classes
 from segdistill.files import read_signed, write_signed
 from segdistill.models.open_vocabulary import OpenVocabulary, OpenVocabularyConfig
 from segdistill.models.open_vocabulary_parts import save_licence
@@ -204,7 +204,7 @@ def _images(config: OpenVocabularyStageConfig, context: StageContext) -> Dataset
     labelled, other = context.open(config.data), config.unlabelled
     if other is None:
         return labelled
-    images = context.open(other.data, "unlabelled_images.txt")
+    images = with_classes(context.open(other.data, "unlabelled_images.txt"), lambda: labelled.names)
     return Mixed(labelled, PseudoLabelled(images, context.earlier[other.labels] / LABELS, score=other.score))
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from segdistill.data.dataset import Dataset
 from segdistill.data.pseudo import Origin, PseudoLabels, PseudoWriter, read_pseudo
+from segdistill.data.pseudo_labelled import with_classes
 from segdistill.encoders import build_encoder, record_of
 from segdistill.files import write_atomic
 from segdistill.metrics.instances import InstanceMetric
@@ -128,7 +129,7 @@ def run_pseudo_label(config: PseudoLabelConfig, context: StageContext) -> StageR
 
     An interrupted stage continues with the images that are missing.
     """
-    dataset, began = context.open(config.data), time.perf_counter()
+    dataset, began = with_classes(context.open(config.data), context.classes), time.perf_counter()
     labeller = _labeller(config, context, dataset)
     network = labeller.network.to(context.fabric.device).eval()
     path, facts = context.folder / LABELS, {}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from segdistill.config import Config
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import StepBatches, batches
-from segdistill.data.pseudo_labelled import PseudoLabelled
+from segdistill.data.pseudo_labelled import PseudoLabelled, with_classes
 from segdistill.data.strong import Strong, StrongAugment
 from segdistill.encoders import build_encoder
 from segdistill.methods.pixel_contrast import PixelContrast
@@ -309,7 +309,8 @@ def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # no
     if other is None:
         return lambda order: batches(labelled, order, context.workers)
     path = None if other.labels is None else context.earlier[other.labels] / LABELS
-    images = PseudoLabelled(context.open(other.data, "unlabelled_images.txt"), path, score=other.score)
+    images = with_classes(context.open(other.data, "unlabelled_images.txt"), lambda: dataset.names)
+    images = PseudoLabelled(images, path, score=other.score)
     weak = augment if config.ema is None else augment.model_copy(update={"photometric": False})
     unlabelled = StepBatches(
         images, task.transform(weak, size), batch=other.batch, seed=(*seed, "unlabelled"), **shared
