@@ -54,8 +54,8 @@ def begin(folder: Path, **settings):
     return start(folder, folder.parent / "recipe.yaml", **WORLD, **settings)
 
 
-def labels(folder: Path, split: str = "train") -> list[np.ndarray]:
-    return [sample.label for sample in opened(folder, split)]
+def labels(folder: Path, split: str = "train", name: str = "dataset.yaml") -> list[np.ndarray]:
+    return [sample.label for sample in opened(folder, split, name)]
 
 
 def area(top: int, bottom: int, left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -140,6 +140,20 @@ def test_yolo_splits_and_names_are_kept(names, tmp_path):
     assert (labels(tmp_path / "own")[1] == expected).all()
 
 
+def test_labelme_files_may_be_in_a_folder_of_their_own(tmp_path):
+    """Two images have the same name; the file says which one is meant."""
+    for number in range(3):
+        save(tmp_path / f"own/images/{number}.png")
+        labelme(tmp_path / f"own/json/{number}.json", [shape("cat", SQUARE)], image=f"../images/{number}.png")
+    save(tmp_path / "own/other/0.png", (50, 50))
+    started = begin(tmp_path / "own")
+    assert [(each.name, each.counts) for each in started.sets] == [
+        ("own", {"train": 2, "val": 1}),
+        ("other", {"train": 1}),
+    ]
+    assert all((label == area(10, 20, 10, 20)).all() for label in labels(tmp_path / "own", name="dataset-own.yaml"))
+
+
 def test_texts_beside_the_images_are_read_and_captions_are_not(tmp_path):
     for number in range(3):
         save(tmp_path / f"own/{number}.jpg")
@@ -202,7 +216,7 @@ def test_a_labelme_file_of_another_image_is_one_line(tmp_path):
         begin(tmp_path / "own")
     labelme(tmp_path / "own/1.json", [shape("cat", SQUARE)])
     (tmp_path / "own/0.json").unlink()
-    with pytest.raises(UserError, match=r"1\.json: its image '1.png' is not beside it"):
+    with pytest.raises(UserError, match=r"1\.json: its image '1.png' is not in .*own; put it there"):
         begin(tmp_path / "own")
     labelme(tmp_path / "own/1.json", [], image="0.png")
     with pytest.raises(UserError, match="none of its 1 annotation files has an object of a class"):

@@ -12,6 +12,8 @@ import base64
 import binascii
 import json
 import math
+import posixpath
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -52,15 +54,17 @@ class DrawnImage:
 
 def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[DrawnImage]:
     """The images that LabelMe's files among ``candidates`` describe; other files are left out."""
-    known, found = set(images), []
+    found, named = [], defaultdict(list)
+    for image in images:
+        named[image.name].append(image)
+        named[image.stem].append(image)
     for path in candidates:
         values = _json(folder / path)
         if not isinstance(values, dict) or not {"shapes", "imagePath"} <= values.keys():
             continue
-        named = PurePosixPath(path.parent, str(values["imagePath"]).replace("\\", "/").rpartition("/")[2])
-        image = next((each for each in (named, *_beside(path, images)) if each in known), None)
+        image = _image_of(path, str(values["imagePath"]), named)
         if image is None:
-            raise UserError(f"{folder / path}: its image '{named.name}' is not beside it; put it there")
+            raise UserError(f"{folder / path}: its image '{values['imagePath']}' is not in {folder}; put it there")
         drawn = DrawnImage(image, _size(folder / image))
         stated = values.get("imageHeight"), values.get("imageWidth")
         if None not in stated and stated != drawn.size:
@@ -121,9 +125,17 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _beside(path: PurePosixPath, images: Sequence[PurePosixPath]) -> Iterator[PurePosixPath]:
-    """The images beside ``path`` with its name."""
-    return (image for image in images if image.parent == path.parent and image.stem == path.stem)
+def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixPath]]) -> PurePosixPath | None:
+    """The image of LabelMe's file ``path``: where the file says, or else beside it, or else the only one of its name.
+
+    ``named``: the images by name, with and without suffix.
+    """
+    stated = stated.replace("\\", "/")
+    name = stated.rpartition("/")[2]
+    there = PurePosixPath(posixpath.normpath(path.parent / stated))
+    alike = named.get(name) or named.get(path.stem, [])
+    near = [each for each in alike if each == there] or [each for each in alike if each.parent == path.parent]
+    return near[0] if near else alike[0] if len(alike) == 1 else None
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -139,8 +151,10 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
     """The objects of a LabelMe file, grouped shapes as one."""
+    if not isinstance(shapes, list):
+        raise UserError(f"{name}: its 'shapes' are no list; save it again in LabelMe")
     groups: dict[Any, Drawn] = {}
-    for number, shape in enumerate(shapes if isinstance(shapes, list) else [], 1):
+    for number, shape in enumerate(shapes, 1):
         where = f"{name}: shape {number}"
         try:
             kind, label, points = shape.get("shape_type") or "polygon", shape["label"], shape["points"]
