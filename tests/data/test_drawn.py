@@ -194,6 +194,8 @@ WRONG = [
     ),
     (shape("cat", [[1, 1], [5, 5]]), "shape 1 has 2 points; a polygon needs three"),
     (shape("cat", [[1, 1]], "circle"), "shape 1 has 1 points; a circle needs two"),
+    (shape("cat", [[1, 1], [5, float("nan")], [5, 5]]), "shape 1 has a point that is not finite"),
+    (shape("cat", [[1, 1], [5, float("inf")]], "circle"), "shape 1 has a point that is not finite"),
     (shape(" ", SQUARE), "shape 1 has no label"),
     (shape("cat", [["a", 1]]), "shape 1 has no label, or points that are not a list of x and y"),
     (shape("cat", [[1, 1], [5, 5]], "mask", mask="***"), "shape 1 has a mask that is no PNG"),

@@ -161,6 +161,8 @@ def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
             corners = [(float(x), float(y)) for x, y in points]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{where} has no label, or points that are not a list of x and y") from None
+        if not np.isfinite(corners).all():
+            raise UserError(f"{where} has a point that is not finite; draw it again in LabelMe")
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"{where} has no label; give it one in LabelMe")
         label = BACKGROUND[1] if label == BACKGROUND[0] else label.strip()
@@ -189,7 +191,7 @@ def _polygon(kind: str, corners: list[tuple[float, float]], where: str) -> list[
         raise UserError(
             f"{where} is of type '{kind}', which covers no pixels; allowed: polygon, rectangle, circle, mask"
         )
-    if len(corners) < 3 or not np.isfinite(corners).all():
+    if len(corners) < 3:
         raise UserError(f"{where} has {len(corners)} points; a {kind} needs {'two' if kind != 'polygon' else 'three'}")
     return [value for corner in corners for value in corner]
 
