@@ -7,7 +7,7 @@ import json
 import pytest
 
 from segdistill.config import parse
-from segdistill.grid import cells_of, finished_cells, run_cells
+from segdistill.grid import cells_of, execute, finished_cells, run_cells
 from segdistill.grid.table import TableConfig
 from segdistill.weights import ASSETS
 from tiny_runs import TINY
@@ -39,6 +39,20 @@ def test_a_shared_stage_is_run_once_and_a_second_call_runs_nothing(tmp_path, job
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")}
     run_cells(grid, tmp_path / "out", jobs=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")} == before
+
+
+def test_a_cell_starts_once_the_stages_that_it_shares_are_done(tmp_path, monkeypatch):
+    start, ended = execute._State.start, {}
+
+    def recorded(state, number, reuse):
+        ended[number] = set(state.outcomes)
+        start(state, number, reuse)
+
+    monkeypatch.setattr(execute._State, "start", recorded)
+    outcomes = run_cells(cells(tmp_path, ["A"], ["B", "stages.task.steps=3"]), tmp_path / "out", jobs=2)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert ended == {0: set(), 1: set()}  # A was still running when B started
+    assert manifests(outcomes, "01-agnostic")[0] == manifests(outcomes, "01-agnostic")[1]
 
 
 def test_a_table_that_is_half_done_can_be_collected(tmp_path):

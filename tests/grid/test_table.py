@@ -66,7 +66,7 @@ def test_overrides_of_the_call_come_last(recipes):
 
 def test_cells_wait_for_the_first_one_with_their_stage_and_never_for_a_later_one(recipes):
     waits = dependencies(cells_of(table(seeds=[0, 1]), recipes))
-    assert waits == [set(), {0}, set(), {2}]  # the teacher's head of the same seed
+    assert waits == [{}, {0: 2}, {}, {2: 2}]  # the two stages before the task, of the same seed
 
 
 @pytest.mark.parametrize(("change", "said"), [

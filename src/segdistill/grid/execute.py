@@ -1,8 +1,8 @@
 """Runs a table's cells: each computation once, several processes in parallel, resuming where it stopped.
 
-A stage that several cells share (the teacher's head, a proxy stage) belongs to the first of them; the others wait for
-that cell and copy the finished stage from its folder. Cells only wait for earlier ones in the list, so there are no
-cycles. Stages that other tables left in the same folder are reused too: GKD's task-agnostic stage is one computation
+A stage that several cells share (the teacher's head, a proxy stage) belongs to the first of them; the others start
+when it has finished that stage, and copy it from its folder. Cells only wait for earlier ones in the list, so there are
+no cycles. Stages that other tables left in the same folder are reused too: GKD's task-agnostic stage is one computation
 for all sources, label fractions and ablations.
 """
 
@@ -42,12 +42,17 @@ class Outcome:
     error: str | None = None
 
 
-def dependencies(cells: Sequence[Cell]) -> list[set[int]]:
-    """For every cell, the earlier cells that own one of its stages."""
+def dependencies(cells: Sequence[Cell]) -> list[dict[int, int]]:
+    """For every cell, the earlier cells that own one of its stages, and how many of its stages each must have done."""
     owner: dict[str, int] = {}
     waits = []
     for number, cell in enumerate(cells):
-        waits.append({owner.setdefault(fingerprint, number) for fingerprint in cell.prints} - {number})
+        first: dict[int, int] = {}
+        for fingerprint in cell.prints:
+            other = owner.setdefault(fingerprint, number)
+            if other != number:
+                first[other] = max(first.get(other, 0), cells[other].prints.index(fingerprint) + 1)
+        waits.append(first)
     return waits
 
 
@@ -87,7 +92,7 @@ def _silent(what: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
-def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watch) -> dict[str, Outcome]:
+def _one_by_one(cells: list[Cell], waits: list[dict[int, int]], out: Path, watch: Watch) -> dict[str, Outcome]:
     """Run the cells in this process."""
     outcomes, before, total = {}, 0, sum(cell.steps for cell in cells)
     reuse = _reusable(cells, waits, out)
@@ -103,7 +108,7 @@ def _one_by_one(cells: list[Cell], waits: list[set[int]], out: Path, watch: Watc
 
 
 def _side_by_side(
-    cells: list[Cell], waits: list[set[int]], out: Path, jobs: int, gpus: int, watch: Watch
+    cells: list[Cell], waits: list[dict[int, int]], out: Path, jobs: int, gpus: int, watch: Watch
 ) -> dict[str, Outcome]:
     """Run the cells in child processes, each with its share of the cores."""
     state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
@@ -112,7 +117,7 @@ def _side_by_side(
             while len(state.outcomes) < len(cells):
                 for number in range(len(cells)):
                     free = len(state.running) < jobs
-                    if free and number not in state.started and waits[number] <= state.outcomes.keys():
+                    if free and number not in state.started and state.have(waits[number]):
                         state.start(number, reuse[number])
                 state.wait()
         finally:
@@ -120,7 +125,7 @@ def _side_by_side(
     return {outcome.cell.key: outcome for outcome in state.outcomes.values()}
 
 
-def _reusable(cells: list[Cell], waits: list[set[int]], out: Path) -> list[list[Path]]:
+def _reusable(cells: list[Cell], waits: list[dict[int, int]], out: Path) -> list[list[Path]]:
     """For every cell, the folders to copy finished stages from: the owners of its stages, then other tables' runs."""
     own = {cell.folder_name for cell in cells}
     others = sorted(path for path in out.glob("*") if path.name not in own and (path / "stages").is_dir())
@@ -136,9 +141,14 @@ class _State:
         self.messages: Any = self.context.Queue()
         self.running: dict[int, Any] = {}
         self.started: set[int] = set()
+        self.stages = dict.fromkeys(range(len(cells)), 0)
         self.outcomes: dict[int, Outcome] = {}
         self.done = dict.fromkeys(range(len(cells)), 0)
         self.total = sum(cell.steps for cell in cells)
+
+    def have(self, stages: dict[int, int]) -> bool:
+        """Whether every cell named has finished that many of its stages, or has ended."""
+        return all(number in self.outcomes or self.stages[number] >= count for number, count in stages.items())
 
     def start(self, number: int, reuse: list[Path]) -> None:
         """Start the process of a cell."""
@@ -163,6 +173,8 @@ class _State:
         if kind == "steps":
             self.done[number] = value
             self._tell(self.cells[number])
+        elif kind == "stages":
+            self.stages[number] = value
         else:
             self._finish(number, value)
 
@@ -187,14 +199,16 @@ class _State:
 
 
 class _Teller:
-    """A watcher that counts steps and reports how many are done."""
+    """A watcher that counts steps and stages and reports how many are done."""
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell = tell
-        self.before = self.now = 0
+    def __init__(self, tell: Callable[[int], None], finished: Callable[[int], None] = lambda _: None) -> None:
+        self.tell, self.finished = tell, finished
+        self.before = self.now = self.stages = 0
 
     def stage(self, label: str, steps: int, state: str) -> None:
-        """Count a stage that is already finished in full."""
+        """Count a stage that is already finished in full; one that starts now follows finished ones."""
+        self.finished(self.stages if state == "running" else self.stages + 1)
+        self.stages += 1
         self.before += self.now + (0 if state == "running" else steps)
         self.now = 0
         self.tell(self.before)
@@ -223,7 +237,10 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process stops its cells
             write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
-            teller = _Teller(lambda steps: messages.put((number, "steps", steps)))
+            teller = _Teller(
+                lambda steps: messages.put((number, "steps", steps)),
+                lambda stages: messages.put((number, "stages", stages)),
+            )
             messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
         except Stopped as stopped:
             end_now(stopped.status)
