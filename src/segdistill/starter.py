@@ -12,8 +12,9 @@ import yaml
 from PIL import Image
 
 from segdistill.config import UserError, nearest
-from segdistill.data.detect import IMAGES, OwnSet, detect
+from segdistill.data.detect import detect
 from segdistill.data.own import own_place
+from segdistill.data.own_sets import IMAGES, OwnSet
 from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic

@@ -8,46 +8,32 @@ of LabelMe and YOLO become COCO files.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.annotated import coco_sets, drawn_sets
 from segdistill.data.decode import UNREADABLE
-from segdistill.data.drawn import WRITTEN, DrawnImage, class_names, coco_text, labelme, yolo
+from segdistill.data.own_sets import (
+    HELD_OUT,
+    IMAGES,
+    SPLITS,
+    OwnSet,
+    key_of,
+    listed_names,
+    slug,
+    take_apart,
+    unlabelled_sets,
+)
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
-                 "ann_dir", "ground_truth", "groundtruth", "segmentationclass", "targets")  # fmt: skip
-IMAGE_FOLDERS = ("images", "image", "img", "imgs", "rgb", "photos", "img_dir", "jpegimages", "inputs")
-LABEL_ENDS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "_l",
-              "_m")  # fmt: skip
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-          "testing": "test"}  # fmt: skip
 SAMPLED = 60  # label files that are read
 MOST_COLORS = 64
-HELD_OUT = 5  # without splits every fifth image is for validation
-
-
-@dataclass(frozen=True)
-class OwnSet:
-    """One domain of the folder: ``settings`` of its ``dataset.yaml``, and the number of images per split.
-
-    ``texts`` are the list files and COCO files that the description refers to and that must be written, by name.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    counts: dict[str, int]
-    labelled: bool
-    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,10 +61,10 @@ def detect(folder: Path) -> list[OwnSet]:
     images = [path for path in files if path.suffix.lower() in IMAGES]
     if not images:
         raise UserError(f"{folder} contains no images; recognised suffixes: {' '.join(IMAGES)}")
-    if coco := _coco(folder, [path for path in files if path.suffix.lower() == ".json"], images):
+    if coco := coco_sets(folder, [path for path in files if path.suffix.lower() == ".json"], images):
         return coco
     pairs, lone = _pairs(images)
-    if not pairs and (drawn := _drawn(folder, files, images)):
+    if not pairs and (drawn := drawn_sets(folder, files, images)):
         return drawn
     classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
     lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
@@ -88,23 +74,11 @@ def detect(folder: Path) -> list[OwnSet]:
     for path in lone:
         if not any(each == path.parent or each in path.parents for each in beside if str(each) != "."):
             unlabelled.append(path)
-    sets = sorted(labelled, key=lambda each: -sum(each.counts.values())) + _unlabelled(unlabelled, labelled)
+    sets = sorted(labelled, key=lambda each: -sum(each.counts.values())) + unlabelled_sets(unlabelled, labelled)
     names = [each.name for each in sets]
     if len(set(names)) < len(names):
         raise UserError(f"{folder}: two parts would both be called {max(names, key=names.count)}; rename a folder")
     return sets
-
-
-def _take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
-    """Whether it is a label, the index of the folder named like labels or images, and the suffix of its name."""
-    parts = [part.lower() for part in path.parts[:-1]]
-    place = next((i for i, part in enumerate(parts) if part in LABEL_FOLDERS), None)
-    end = next((end for end in LABEL_ENDS if path.stem.lower().endswith(end) and path.stem.lower() != end), "")
-    if place is not None:
-        return True, place, path.stem[len(path.stem) - len(end) :] if end else ""
-    if end:
-        return True, None, path.stem[len(path.stem) - len(end) :]
-    return False, next((i for i, part in enumerate(parts) if part in IMAGE_FOLDERS), None), ""
 
 
 def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixPath]]:
@@ -112,15 +86,15 @@ def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixP
     labels: dict[tuple[str, ...], tuple[PurePosixPath, int | None, str]] = {}
     others = []
     for path in images:
-        is_label, place, end = _take_apart(path)
+        is_label, place, end = take_apart(path)
         if is_label:
             for each in dict.fromkeys((end, "")):  # labels/a_mask.png may belong to a.jpg or to a_mask.jpg
-                labels.setdefault(_key(path, place, each), (path, place, each))
+                labels.setdefault(key_of(path, place, each), (path, place, each))
         else:
             others.append((path, place))
     pairs, lone = [], []
     for path, place in others:
-        found = labels.get(_key(path, place, ""))
+        found = labels.get(key_of(path, place, ""))
         if found is None:
             lone.append(path)
             continue
@@ -136,12 +110,6 @@ def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixP
                  end, below, path, label)
         )  # fmt: skip
     return pairs, lone
-
-
-def _key(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
-    """The key that an image and its label share: the other folders and the name."""
-    folders = [part for i, part in enumerate(path.parts[:-1]) if i != place]
-    return (*folders, path.stem[: len(path.stem) - len(end)])
 
 
 def _labelled(
@@ -171,7 +139,7 @@ def _set_of(
     settings["labels"] = str(PurePosixPath(*first.root, first.labels or ""))
     if first.end:
         settings["label_suffix"] = first.end
-    name = _slug("_".join(first.root) or title)
+    name = slug("_".join(first.root) or title)
     mixed = settings["images"] == settings["labels"]  # images and labels are in one folder, so a list is needed
     known = {pair.below[0] for pair in group if pair.below}
     if not mixed and known and all(pair.below and pair.below[0].lower() in SPLITS for pair in group):
@@ -194,125 +162,6 @@ def _set_of(
     files = {f"{name}-{split}.txt": "\n".join(chosen) + "\n" for split, chosen in parts.items()}
     settings["splits"] = dict(zip(parts, files, strict=True))
     return OwnSet(name, settings, counts, labelled=True, texts=files)
-
-
-def _unlabelled(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> list[OwnSet]:
-    """Sets of the images without labels, by their folder."""
-    groups: dict[str, int] = defaultdict(int)
-    for path in paths:
-        groups[path.parts[0] if len(path.parts) > 1 else "."] += 1
-    if "." in groups and (len(groups) > 1 or labelled):
-        del groups["."]  # beside folders: such as the pictures of a readme
-    return [
-        OwnSet(
-            _slug(folder if folder != "." else "images"),
-            {"images": folder, "labels": None, "splits": {"train": "."}},
-            {"train": count},
-            labelled=False,
-        )
-        for folder, count in groups.items()
-    ]
-
-
-def _drawn(folder: Path, files: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The sets described by LabelMe's or YOLO's files, the largest first; empty without such files."""
-    found = labelme(folder, [path for path in files if path.suffix.lower() == ".json"], images)
-    names = class_names(found)
-    if not found:
-        known = {_key(path, _take_apart(path)[1], ""): path for path in images}
-        beside = ((known.get(_key(path, _take_apart(path)[1], "")), path) for path in files if path.suffix == ".txt")
-        given = _yolo_names(folder, files)
-        found = yolo(folder, [(image, path) for image, path in beside if image], given)
-        names = given or class_names(found)
-    if not found:
-        return []
-    if not names:
-        raise UserError(f"{folder}: none of its {len(found)} annotation files has an object of a class")
-    groups: dict[tuple[str, ...], list[DrawnImage]] = defaultdict(list)
-    for image in found:
-        folders = image.path.parts[:-1]
-        end = next((i for i, part in enumerate(folders) if part.lower() in (*IMAGE_FOLDERS, *SPLITS)), len(folders))
-        groups[folders[:end]].append(image)
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    labelled = [_drawn_set(root, group, names, _slug("_".join(root) or folder.resolve().name), source=not number)
-                for number, (root, group) in enumerate(ordered)]  # fmt: skip
-    folders = {image.path.parent for image in found}
-    return labelled + _unlabelled([path for path in images if path.parent not in folders], labelled)
-
-
-def _drawn_set(
-    root: tuple[str, ...], group: Sequence[DrawnImage], names: Sequence[str], name: str, *, source: bool
-) -> OwnSet:
-    parts: dict[str, list[DrawnImage]] = defaultdict(list)
-    for number, image in enumerate(sorted(group, key=lambda image: image.path)):
-        split = next(
-            (SPLITS[part.lower()] for part in image.path.parts[len(root) : -1] if part.lower() in SPLITS), None
-        )
-        parts[split or ("train" if source and number % HELD_OUT else "val")].append(image)
-    texts = {f"{name}-{split}.json": coco_text(parts[split], names) for split in sorted(parts)}
-    settings = {"layout": "coco", "images": ".", "annotations": dict(zip(sorted(parts), texts, strict=True)),
-                "background": "background"}  # fmt: skip
-    return OwnSet(name, settings, {split: len(parts[split]) for split in sorted(parts)}, labelled=True, texts=texts)
-
-
-def _yolo_names(folder: Path, files: Sequence[PurePosixPath]) -> list[str]:
-    """The ``names`` of a YOLO description such as data.yaml, or the lines of ``classes.txt``; empty without them."""
-    for path in files:
-        if len(path.parts) > 1 or path.suffix.lower() not in (".yaml", ".yml"):
-            continue
-        try:
-            values = yaml.safe_load((folder / path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        names = values.get("names") if isinstance(values, dict) else None
-        if isinstance(names, dict) and all(isinstance(number, int) for number in names):
-            names = [names.get(number, f"class_{number}") for number in range(max(names, default=-1) + 1)]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
-    return _listed_names(folder)
-
-
-def _coco(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The sets described by COCO files, the training set first; empty without COCO files."""
-    found: dict[str, tuple[PurePosixPath, list[str]]] = {}
-    for path in candidates:
-        names = _coco_images(folder / path)
-        if names is None:
-            continue
-        words = sorted(SPLITS, key=len, reverse=True)
-        split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
-        if split in found:
-            raise UserError(
-                f"{folder}: {found[split][0]} and {path} are both for split {split}; move one out of the folder"
-            )
-        found[split] = path, names
-    if found and "train" not in found:
-        raise UserError(f"{folder}: COCO files for {', '.join(found)} but none for train; name one ...train.json")
-    title, sets = _slug(folder.resolve().name), []
-    for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
-        first = names[0] if names else ""
-        match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
-        if match is None or not names:
-            raise UserError(f"{path}: its image '{first}' is not in {folder} or its subfolders; put the images there")
-        where = match[: len(match) - len(first)].rstrip("/") or "."
-        settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
-        name = title if split == "train" else f"{title}_{split}"
-        sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
-    return sets
-
-
-def _coco_images(path: Path) -> list[str] | None:
-    """The images that a COCO file names; None for any other file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
-        return None
-    if isinstance(values.get("info"), dict) and values["info"].get("description") == WRITTEN:
-        return None  # made from files that are still here
-    entries = values["images"] if isinstance(values["images"], list) else []
-    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
 
 
 def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
@@ -352,23 +201,6 @@ def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
 
 def _names(folder: Path, count: int) -> list[str]:
     """Names of ``count`` classes: the lines of a ``classes.txt`` of that length, else numbered names."""
-    return _listed_names(folder, count) or (
+    return listed_names(folder, count) or (
         ["background", "object"] if count == 2 else [f"class_{number}" for number in range(count)]
     )
-
-
-def _listed_names(folder: Path, count: int | None = None) -> list[str]:
-    """The lines of a ``classes.txt``, if there is one with ``count`` names; else an empty list."""
-    for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
-        path = folder / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        lines = [line.strip() for line in lines if line.strip()]
-        if lines and len(lines) == len(set(lines)) and count in (None, len(lines)):
-            return lines
-    return []
-
-
-def _slug(text: str) -> str:
-    """A name that is valid in a recipe and in an override."""
-    plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text.lower()).strip("_")
-    return plain or "images"

@@ -13,7 +13,7 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.catalog.classes import CITYSCAPES_IDS, DRIVING
 from segdistill.data.dataset import Progress
-from segdistill.data.detect import IMAGES
+from segdistill.data.own_sets import IMAGES
 from segdistill.data.pseudo import PseudoLabels
 from segdistill.files import write_atomic
 from segdistill.objects import Objects

@@ -1,0 +1,125 @@
+"""The sets that annotation files describe: COCO's, and LabelMe's, Pascal VOC's and YOLO's, which become COCO files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from segdistill.config import UserError
+from segdistill.data.drawn import WRITTEN, DrawnImage, class_names, coco_text, labelme, yolo
+from segdistill.data.own_sets import (
+    HELD_OUT,
+    IMAGE_FOLDERS,
+    SPLITS,
+    OwnSet,
+    key_of,
+    listed_names,
+    slug,
+    take_apart,
+    unlabelled_sets,
+)
+
+
+def coco_sets(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
+    """The sets described by COCO files, the training set first; empty without COCO files."""
+    found: dict[str, tuple[PurePosixPath, list[str]]] = {}
+    for path in candidates:
+        names = _coco_images(folder / path)
+        if names is None:
+            continue
+        words = sorted(SPLITS, key=len, reverse=True)
+        split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
+        if split in found:
+            raise UserError(
+                f"{folder}: {found[split][0]} and {path} are both for split {split}; move one out of the folder"
+            )
+        found[split] = path, names
+    if found and "train" not in found:
+        raise UserError(f"{folder}: COCO files for {', '.join(found)} but none for train; name one ...train.json")
+    title, sets = slug(folder.resolve().name), []
+    for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
+        first = names[0] if names else ""
+        match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
+        if match is None or not names:
+            raise UserError(f"{path}: its image '{first}' is not in {folder} or its subfolders; put the images there")
+        where = match[: len(match) - len(first)].rstrip("/") or "."
+        settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
+        name = title if split == "train" else f"{title}_{split}"
+        sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
+    return sets
+
+
+def _coco_images(path: Path) -> list[str] | None:
+    """The images that a COCO file names; None for any other file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
+        return None
+    if isinstance(values.get("info"), dict) and values["info"].get("description") == WRITTEN:
+        return None  # made from files that are still here
+    entries = values["images"] if isinstance(values["images"], list) else []
+    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
+
+
+def drawn_sets(folder: Path, files: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
+    """The sets described by LabelMe's or YOLO's files, the largest first; empty without such files."""
+    found = labelme(folder, [path for path in files if path.suffix.lower() == ".json"], images)
+    names = class_names(found)
+    if not found:
+        known = {key_of(path, take_apart(path)[1], ""): path for path in images}
+        beside = ((known.get(key_of(path, take_apart(path)[1], "")), path) for path in files if path.suffix == ".txt")
+        given = _yolo_names(folder, files)
+        found = yolo(folder, [(image, path) for image, path in beside if image], given)
+        names = given or class_names(found)
+    if not found:
+        return []
+    if not names:
+        raise UserError(f"{folder}: none of its {len(found)} annotation files has an object of a class")
+    groups: dict[tuple[str, ...], list[DrawnImage]] = defaultdict(list)
+    for image in found:
+        folders = image.path.parts[:-1]
+        end = next((i for i, part in enumerate(folders) if part.lower() in (*IMAGE_FOLDERS, *SPLITS)), len(folders))
+        groups[folders[:end]].append(image)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    labelled = [_drawn_set(root, group, names, slug("_".join(root) or folder.resolve().name), source=not number)
+                for number, (root, group) in enumerate(ordered)]  # fmt: skip
+    folders = {image.path.parent for image in found}
+    return labelled + unlabelled_sets([path for path in images if path.parent not in folders], labelled)
+
+
+def _drawn_set(
+    root: tuple[str, ...], group: Sequence[DrawnImage], names: Sequence[str], name: str, *, source: bool
+) -> OwnSet:
+    parts: dict[str, list[DrawnImage]] = defaultdict(list)
+    for number, image in enumerate(sorted(group, key=lambda image: image.path)):
+        split = next(
+            (SPLITS[part.lower()] for part in image.path.parts[len(root) : -1] if part.lower() in SPLITS), None
+        )
+        parts[split or ("train" if source and number % HELD_OUT else "val")].append(image)
+    texts = {f"{name}-{split}.json": coco_text(parts[split], names) for split in sorted(parts)}
+    settings = {"layout": "coco", "images": ".", "annotations": dict(zip(sorted(parts), texts, strict=True)),
+                "background": "background"}  # fmt: skip
+    return OwnSet(name, settings, {split: len(parts[split]) for split in sorted(parts)}, labelled=True, texts=texts)
+
+
+def _yolo_names(folder: Path, files: Sequence[PurePosixPath]) -> list[str]:
+    """The ``names`` of a YOLO description such as data.yaml, or the lines of ``classes.txt``; empty without them."""
+    for path in files:
+        if len(path.parts) > 1 or path.suffix.lower() not in (".yaml", ".yml"):
+            continue
+        try:
+            values = yaml.safe_load((folder / path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        names = values.get("names") if isinstance(values, dict) else None
+        if isinstance(names, dict) and all(isinstance(number, int) for number in names):
+            names = [names.get(number, f"class_{number}") for number in range(max(names, default=-1) + 1)]
+        if isinstance(names, list) and names:
+            return [str(name) for name in names]
+    return listed_names(folder)

@@ -1,0 +1,86 @@
+"""What the parts of ``init`` share: how folders and files are named, and the sets that are found in them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
+                 "ann_dir", "ground_truth", "groundtruth", "segmentationclass", "targets")  # fmt: skip
+IMAGE_FOLDERS = ("images", "image", "img", "imgs", "rgb", "photos", "img_dir", "jpegimages", "inputs")
+LABEL_ENDS = ("_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "_l",
+              "_m")  # fmt: skip
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}  # fmt: skip
+HELD_OUT = 5  # without splits every fifth image is for validation
+
+
+@dataclass(frozen=True)
+class OwnSet:
+    """One domain of the folder: ``settings`` of its ``dataset.yaml``, and the number of images per split.
+
+    ``texts`` are the list files and COCO files that the description refers to and that must be written, by name.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    labelled: bool
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
+    """Whether it is a label, the index of the folder named like labels or images, and the suffix of its name."""
+    parts = [part.lower() for part in path.parts[:-1]]
+    place = next((i for i, part in enumerate(parts) if part in LABEL_FOLDERS), None)
+    end = next((end for end in LABEL_ENDS if path.stem.lower().endswith(end) and path.stem.lower() != end), "")
+    if place is not None:
+        return True, place, path.stem[len(path.stem) - len(end) :] if end else ""
+    if end:
+        return True, None, path.stem[len(path.stem) - len(end) :]
+    return False, next((i for i, part in enumerate(parts) if part in IMAGE_FOLDERS), None), ""
+
+
+def key_of(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
+    """The key that an image and its label share: the other folders and the name."""
+    folders = [part for i, part in enumerate(path.parts[:-1]) if i != place]
+    return (*folders, path.stem[: len(path.stem) - len(end)])
+
+
+def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> list[OwnSet]:
+    """Sets of the images without labels, by their folder."""
+    groups: dict[str, int] = defaultdict(int)
+    for path in paths:
+        groups[path.parts[0] if len(path.parts) > 1 else "."] += 1
+    if "." in groups and (len(groups) > 1 or labelled):
+        del groups["."]  # beside folders: such as the pictures of a readme
+    return [
+        OwnSet(
+            slug(folder if folder != "." else "images"),
+            {"images": folder, "labels": None, "splits": {"train": "."}},
+            {"train": count},
+            labelled=False,
+        )
+        for folder, count in groups.items()
+    ]
+
+
+def listed_names(folder: Path, count: int | None = None) -> list[str]:
+    """The lines of a ``classes.txt``, if there is one with ``count`` names; else an empty list."""
+    for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
+        path = folder / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line.strip() for line in lines if line.strip()]
+        if lines and len(lines) == len(set(lines)) and count in (None, len(lines)):
+            return lines
+    return []
+
+
+def slug(text: str) -> str:
+    """A name that is valid in a recipe and in an override."""
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text.lower()).strip("_")
+    return plain or "images"
