@@ -21,8 +21,9 @@ from segdistill.files import write_atomic
 from segdistill.weights import shipped_assets
 
 TEACHER = "dinov2_b"
-STUDENTS = {"semantic": "timm:mobilenetv3_large_100.ra_in1k", "instance": "dinov2_s"}
-HEADS = {"semantic": "semfpn", "instance": "masked_dpt"}
+CNN = "timm:mobilenetv3_large_100.ra_in1k"
+STUDENTS = {"semantic": CNN, "instance": "dinov2_s", "detection": CNN}
+HEADS = {"semantic": "semfpn", "instance": "masked_dpt", "detection": "faster_rcnn"}
 LARGEST, CELL = 512, 32  # pixels: longest side of the crops, and its divisor
 
 TEMPLATE = """\
@@ -78,6 +79,24 @@ INSTANCE = """\
      {unlabelled}optimizer: {{lr: 1.0e-4, encoder_lr_scale: {encoder_rate}, warmup: 0.05, clip: 1.0}}}}
 {refine}"""
 
+DETECTION = """\
+  # 1. The teacher learns your boxes: the number to compare the student with. Rates and steps below were measured on
+  #    no photographs; choose them on your validation images.
+  - {{type: task, name: teacher, model: teacher, data: &labelled {{domains: [{source}]}}, batch: 4, steps: 2000,
+     optimizer: {{lr: 1.0e-3, warmup: 0.05, clip: 1.0}}}}
+{inherit}  # {number}. The student learns your boxes and the teacher's features. Images of `proxy` need no labels: add
+  #    all you have. Is distillation worth it here? Compare: name=plain stages.task.method=null stages.task.proxy=null
+  - type: task
+    name: task
+    method: {{type: mse, weight: 20.0}}
+    data: *labelled
+    proxy: {{data: {{domains: [{proxy}]}}, batch: 4,
+            augment: {{crop_scale: [0.3, 1.0], keep_aspect: true, rand_augment: null, erase: 0.0}}}}
+    optimizer: {{lr: 1.0e-3, encoder_lr_scale: {encoder_rate}, warmup: 0.05, clip: 1.0}}
+    batch: 4
+    steps: 4000
+"""
+
 PSEUDO = """\
   # 2. It labels your images without labels: what it is sure of. sheet.png in the stage's folder shows some of them.
   - {{type: pseudo_label, name: labels, score: 0.6, data: &many {{domains: [{alone}]}}}}
@@ -88,8 +107,8 @@ REFINE = """\
   - {{type: task, name: refine, data: *few, batch: 4, steps: 500, optimizer: *rates}}
 """
 INHERIT = """\
-  # {number}. The student has no weights of its own: it starts as a slice of its teacher, head included.
-  - {{type: inherit, name: start, data: {{domains: [{proxy}]}}, hands_over: [encoder, head]}}
+  # {number}. The student has no weights of its own: it starts as a slice of its teacher{included}.
+  - {{type: inherit, name: start, data: {{domains: [{proxy}]}}, hands_over: [{given}]}}
 """
 
 
@@ -124,17 +143,18 @@ def start(
 ) -> Started:
     """Write the descriptions into ``folder`` and the recipe to ``out`` (default: ``NAME.yaml`` here).
 
-    ``task``: semantic or instance; ``student``: None for the task's of :data:`STUDENTS`.
+    ``task``: semantic, instance or detection; ``student``: None for the task's of :data:`STUDENTS`.
     The largest labelled domain is the source; the others are unseen unless ``validation`` and ``unseen`` say otherwise.
     Existing files are replaced only with ``force``.
     """
-    sets = detect(folder) if task == "semantic" else with_objects(detect(folder), folder)
+    sets = detect(folder, boxes=task == "detection")
+    sets = sets if task == "semantic" else with_objects(sets, folder, task)
     labelled = [each for each in sets if each.labelled]
     if not labelled:
         raise UserError(
             f"{folder} has images but no recognised labels: put label maps (PNG of class numbers) into "
             "labels/ or masks/ beside images/, or name them like their image with _mask at the end; outlines of COCO, "
-            "LabelMe and YOLO are read, too"
+            "LabelMe and YOLO are read, too, and with --task detection also boxes, of YOLO, COCO and Pascal VOC"
         )
     roles = _roles(sets, validation, unseen)
     source = next(name for name, role in roles.items() if role == "source")
@@ -165,15 +185,18 @@ def start(
     return Started(tuple(sets), (*texts, recipe), recipe, roles)
 
 
-def with_objects(sets: Sequence[OwnSet], folder: Path) -> list[OwnSet]:
-    """``sets`` with objects instead of class maps; a :class:`UserError` if the labels are maps."""
+def with_objects(sets: Sequence[OwnSet], folder: Path, task: str) -> list[OwnSet]:
+    """``sets`` with objects or boxes instead of class maps; a :class:`UserError` if the labels are maps."""
+    kind, needs = {
+        "instance": ("objects", "outlines: files of COCO, LabelMe or YOLO"),
+        "detection": ("boxes", "boxes or outlines: files of COCO, LabelMe, YOLO or Pascal VOC"),
+    }[task]
     found = []
     for each in sets:
         if each.labelled and each.settings.get("layout") != "coco":
-            raise UserError(f"{folder}: label maps do not tell one object from the next; task instance needs outlines: "
-                            "files of COCO, LabelMe or YOLO")  # fmt: skip
+            raise UserError(f"{folder}: label maps do not tell one object from the next; task {task} needs {needs}")
         settings = {key: value for key, value in each.settings.items() if key != "background"}
-        found.append(replace(each, settings=settings | {"objects": True} if each.labelled else settings))
+        found.append(replace(each, settings=settings | {kind: True} if each.labelled else settings))
     return found
 
 
@@ -181,11 +204,13 @@ def _stages(task: str, facts: dict[str, Any]) -> dict[str, str]:
     """The recipe's stages, and its parts that depend on them and on the task."""
     pseudo = PSEUDO.format(**facts) if task == "instance" and facts["alone"] else ""
     number = 2 + bool(pseudo)
-    inherit = INHERIT.format(number=number, **facts) if facts["inherits"] else ""
+    start = ("", "encoder") if task == "detection" else (", head included", "encoder, head")
+    inherit = INHERIT.format(number=number, included=start[0], given=start[1], **facts) if facts["inherits"] else ""
     number += bool(inherit)
-    if task == "semantic":
-        stages = SEMANTIC.format(inherit=inherit, number=number, **facts)
-        return {"task": "", "trained": "; only its head is trained", "last": "task", "stages": stages}
+    if task != "instance":
+        stages = (SEMANTIC if task == "semantic" else DETECTION).format(inherit=inherit, number=number, **facts)
+        named = "" if task == "semantic" else f"task: {task}\n"
+        return {"task": named, "trained": "; only its head is trained", "last": "task", "stages": stages}
     stages = INSTANCE.format(
         pseudo=pseudo,
         inherit=inherit,

@@ -229,7 +229,7 @@ def test_a_labelme_file_of_another_image_is_one_line(tmp_path):
     ("line", "message"),
     [
         ("0 0.5 0.5 0.2 0.2", "line 1 is a box, which does not say which pixels are the object"),
-        ("0 10 10 30 10 30 30", "line 1: corners are shares of width and height, from 0 to 1"),
+        ("0 10 10 30 10 30 30", "line 1: its numbers are shares of width and height, from 0 to 1"),
         ("0 0.1 0.1 0.2", "line 1 has 3 numbers after its class"),
         ("2 0 0 1 0 1 1", "line 1: class 2 has no name; there are 2 in names"),
         ("0.5 0 0 1 0 1 1", "line 1: expected the number of a class"),

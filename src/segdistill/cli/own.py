@@ -12,11 +12,11 @@ from segdistill.config import UserError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="images with label maps or outlines in any common form")],
+    folder: Annotated[Path, typer.Argument(help="images with label maps, outlines or boxes in any common form")],
     *,
     out: Annotated[Path | None, typer.Option(help="the recipe to write; default: NAME.yaml here")] = None,
     task: Annotated[
-        Literal["semantic", "instance"], typer.Option(help="class maps, or objects with masks")
+        Literal["semantic", "instance", "detection"], typer.Option(help="class maps, objects with masks, or boxes")
     ] = "semantic",
     teacher: Annotated[str, typer.Option(help="encoder of the teacher, see segdistill list encoders")] = "dinov2_b",
     student: Annotated[

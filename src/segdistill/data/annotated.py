@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from segdistill.config import UserError
-from segdistill.data.drawn import WRITTEN, DrawnImage, class_names, coco_text, labelme, yolo
+from segdistill.data.drawn import WRITTEN, DrawnImage, class_names, coco_text, labelme, voc, yolo
 from segdistill.data.own_sets import (
     HELD_OUT,
     IMAGE_FOLDERS,
@@ -25,14 +25,18 @@ from segdistill.data.own_sets import (
 
 
 def coco_sets(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The sets described by COCO files, the training set first; empty without COCO files."""
+    """The sets described by COCO files, the training set first, and images in other folders; empty without COCO files.
+
+    A file's split is in its name, or else in that of a folder.
+    """
     found: dict[str, tuple[PurePosixPath, list[str]]] = {}
     for path in candidates:
         names = _coco_images(folder / path)
         if names is None:
             continue
-        words = sorted(SPLITS, key=len, reverse=True)
-        split = next((SPLITS[word] for word in words if word in path.stem.lower()), "train")
+        words = [word for word in sorted(SPLITS, key=len, reverse=True) if word in path.stem.lower()]
+        words += [part.lower() for part in reversed(path.parts[:-1]) if part.lower() in SPLITS]
+        split = SPLITS[words[0]] if words else "train"
         if split in found:
             raise UserError(
                 f"{folder}: {found[split][0]} and {path} are both for split {split}; move one out of the folder"
@@ -43,14 +47,17 @@ def coco_sets(folder: Path, candidates: Sequence[PurePosixPath], images: Sequenc
     title, sets = slug(folder.resolve().name), []
     for split, (path, names) in sorted(found.items(), key=lambda item: item[0] != "train"):
         first = names[0] if names else ""
-        match = next((str(image) for image in images if f"/{image}".endswith(f"/{first}")), None)
+        fitting = [str(image) for image in images if f"/{image}".endswith(f"/{first}")]
+        match = str(path.parent / first) if str(path.parent / first) in fitting else next(iter(fitting), None)
         if match is None or not names:
             raise UserError(f"{path}: its image '{first}' is not in {folder} or its subfolders; put the images there")
         where = match[: len(match) - len(first)].rstrip("/") or "."
         settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
         name = title if split == "train" else f"{title}_{split}"
         sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
-    return sets
+    beside = [PurePosixPath(each.settings["images"]) for each in sets]
+    others = [path for path in images if not any(each == path.parent or each in path.parents for each in beside)]
+    return sets + unlabelled_sets(others, sets) if sets else []
 
 
 def _coco_images(path: Path) -> list[str] | None:
@@ -67,15 +74,22 @@ def _coco_images(path: Path) -> list[str] | None:
     return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
 
 
-def drawn_sets(folder: Path, files: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[OwnSet]:
-    """The sets described by LabelMe's or YOLO's files, the largest first; empty without such files."""
+def drawn_sets(
+    folder: Path, files: Sequence[PurePosixPath], images: Sequence[PurePosixPath], *, boxes: bool = False
+) -> list[OwnSet]:
+    """The sets described by LabelMe's or YOLO's files, the largest first; empty without such files.
+
+    With ``boxes`` objects may be boxes, also those of Pascal VOC's files.
+    """
     found = labelme(folder, [path for path in files if path.suffix.lower() == ".json"], images)
+    if boxes and not found:
+        found = voc(folder, [path for path in files if path.suffix.lower() == ".xml"], images)
     names = class_names(found)
     if not found:
         known = {key_of(path, take_apart(path)[1], ""): path for path in images}
         beside = ((known.get(key_of(path, take_apart(path)[1], "")), path) for path in files if path.suffix == ".txt")
         given = _yolo_names(folder, files)
-        found = yolo(folder, [(image, path) for image, path in beside if image], given)
+        found = yolo(folder, [(image, path) for image, path in beside if image], given, boxes=boxes)
         names = given or class_names(found)
     if not found:
         return []
@@ -87,21 +101,39 @@ def drawn_sets(folder: Path, files: Sequence[PurePosixPath], images: Sequence[Pu
         end = next((i for i, part in enumerate(folders) if part.lower() in (*IMAGE_FOLDERS, *SPLITS)), len(folders))
         groups[folders[:end]].append(image)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    labelled = [_drawn_set(root, group, names, slug("_".join(root) or folder.resolve().name), source=not number)
+    lists = _lists(folder, files)
+    labelled = [_drawn_set(group, names, slug("_".join(root) or folder.resolve().name), lists, (len(root), not number))
                 for number, (root, group) in enumerate(ordered)]  # fmt: skip
     folders = {image.path.parent for image in found}
     return labelled + unlabelled_sets([path for path in images if path.parent not in folders], labelled)
 
 
+def _lists(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, str]:
+    """The split of each image that a ``train.txt``, ``val.txt`` or ``test.txt`` names, by its name without suffix.
+
+    Of Pascal VOC's lists those in ``ImageSets/Main`` count.
+    """
+    lists = [path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS]
+    found = {}
+    for path in [path for path in lists if path.parent.name == "Main"] or lists:
+        for line in (folder / path).read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            name = PurePosixPath(line.strip().replace("\\", "/")).name
+            found |= dict.fromkeys({name, PurePosixPath(name).stem} - {""}, SPLITS[path.stem.lower()])
+    return found
+
+
 def _drawn_set(
-    root: tuple[str, ...], group: Sequence[DrawnImage], names: Sequence[str], name: str, *, source: bool
+    group: Sequence[DrawnImage], names: Sequence[str], name: str, lists: dict[str, str], place: tuple[int, bool]
 ) -> OwnSet:
-    parts: dict[str, list[DrawnImage]] = defaultdict(list)
+    """``place``: the depth of its folder, and whether it is the source. Images beside listed ones are left out."""
+    (depth, source), parts = place, defaultdict(list)
+    listed = any(image.path.stem in lists for image in group)
     for number, image in enumerate(sorted(group, key=lambda image: image.path)):
-        split = next(
-            (SPLITS[part.lower()] for part in image.path.parts[len(root) : -1] if part.lower() in SPLITS), None
-        )
-        parts[split or ("train" if source and number % HELD_OUT else "val")].append(image)
+        folders = (part.lower() for part in image.path.parts[depth:-1])
+        split = next((SPLITS[part] for part in folders if part in SPLITS), None) or lists.get(image.path.stem)
+        if split or not listed:
+            trains = source and (number % HELD_OUT > 0 or len(group) == 1)
+            parts[split or ("train" if trains else "val")].append(image)
     texts = {f"{name}-{split}.json": coco_text(parts[split], names) for split in sorted(parts)}
     settings = {"layout": "coco", "images": ".", "annotations": dict(zip(sorted(parts), texts, strict=True)),
                 "background": "background"}  # fmt: skip

@@ -58,12 +58,14 @@ class CocoStore(Store):
         classes: Sequence[str],
         background: str | None,
         *,
+        boxes: bool = False,  # objects are boxes
         read: Mapping[Split, CocoFile] | None = None,  # annotation files that were already read
     ) -> None:
         super().__init__(files.where)
         self.packed, self._files = files.packed, files
         self._images, self._annotations, self._classes = images, annotations, tuple(classes)
         self._fill = IGNORE if background is None else self._classes.index(background)
+        self._boxes = boxes
         self._contents: dict[str, Content] = {}
         self._read = dict(read or {})
 
@@ -144,9 +146,11 @@ class CocoStore(Store):
         content = self._content(split)
         image = content.images[stem(label)]
         entries, size = content.objects.get(image.id, []), (image.height, image.width)
+        classes, crowds = [content.numbers[entry.category_id] for entry in entries], [each.iscrowd for each in entries]
+        if self._boxes:
+            return Objects.of_boxes([_box(entry, size, image.file_name) for entry in entries], classes, crowds, size)
         masks = [mask(entry.segmentation, size, image.file_name) for entry in entries]
-        classes = [content.numbers[entry.category_id] for entry in entries]
-        objects = Objects.of_masks(masks, classes, [entry.iscrowd for entry in entries], size)
+        objects = Objects.of_masks(masks, classes, crowds, size)
         return replace(objects, boxes=_boxes(entries, objects)) if any(entry.bbox for entry in entries) else objects
 
     def _content(self, split: str) -> Content:
@@ -154,7 +158,7 @@ class CocoStore(Store):
         if split not in self._contents:
             path = self._annotations[split]  # type: ignore[index]
             name = self._packed_as(path) or path if self.packed else path
-            file = self._read.pop(split, None) or read_coco(self._files, name)  # type: ignore[call-overload]
+            file = self._read.pop(split, None) or read_coco(self._files, name, boxes=self._boxes)  # type: ignore[call-overload]
             numbers = {name: number for number, name in enumerate(self._classes)}
             unknown = sorted({category.name for category in file.categories} - set(numbers))
             if unknown:
@@ -187,9 +191,27 @@ def _boxes(entries: Sequence[CocoObject], objects: Objects) -> NDArray[np.float6
     boxes = objects.boxed()
     for number, entry in enumerate(entries):
         if entry.bbox:
-            left, top, width, height = entry.bbox
-            boxes[number] = left, top, left + width, top + height
+            boxes[number] = _corners(entry.bbox)
     return boxes
+
+
+def _box(entry: CocoObject, size: tuple[int, int], name: str) -> tuple[float, float, float, float]:
+    """The annotated box of one object, or else that of its outline or its pixels."""
+    if entry.bbox:
+        return _corners(entry.bbox)
+    if not isinstance(entry.segmentation, Runs):
+        corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in entry.segmentation])
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        return left, top, right, bottom
+    found = Objects.of_masks([mask(entry.segmentation, size, name)], [0], [False], size).boxed()[0]
+    left, top, right, bottom = found.tolist()
+    return left, top, right, bottom
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of COCO's left, top, width, height."""
+    left, top, width, height = box
+    return left, top, left + width, top + height
 
 
 def category_names(file: CocoFile, background: str | None) -> tuple[str, ...]:

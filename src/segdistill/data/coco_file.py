@@ -153,8 +153,11 @@ class CocoFile(_Entry):
     categories: list[CocoCategory] = Field(min_length=1)
 
 
-def read_coco(files: Store, name: str) -> CocoFile:
-    """The annotation file ``name`` of ``files``; a :class:`UserError` says what is wrong with it."""
+def read_coco(files: Store, name: str, *, boxes: bool = False) -> CocoFile:
+    """The annotation file ``name`` of ``files``; a :class:`UserError` says what is wrong with it.
+
+    With ``boxes`` an object may have a box alone, which must share pixels with its image.
+    """
     path = f"{name} in {files}" if files.packed else files.where / name
     try:
         content = files.read(name)  # bytes, so that a byte order mark and UTF-16 work too
@@ -172,7 +175,7 @@ def read_coco(files: Store, name: str) -> CocoFile:
     except ValidationError as error:
         shown = [_line(problem) for problem in error.errors(include_url=False)[:SHOWN]]
         raise UserError(_summary(path, shown, error.error_count())) from None
-    problems = list(_contradictions(file))
+    problems = list(_contradictions(file, boxes=boxes))
     if problems:
         raise UserError(_summary(path, problems[:SHOWN], len(problems)))
     return file
@@ -189,7 +192,7 @@ def stem(name: str) -> str:
     return str(path.with_suffix("")) if path.name else str(path)
 
 
-def _contradictions(file: CocoFile) -> Iterator[str]:
+def _contradictions(file: CocoFile, *, boxes: bool) -> Iterator[str]:
     """Contradictions between entries."""
     yield from _twice("images: the id", (image.id for image in file.images))
     yield from _twice("images: the name", (plain(image.file_name) for image in file.images))
@@ -208,14 +211,26 @@ def _contradictions(file: CocoFile) -> Iterator[str]:
         if image is None:
             yield f"{where}: image {entry.image_id} is not in the file's list"
         else:
-            yield from (f"{where} of {image.file_name!r}: {line}" for line in _impossible(entry.segmentation, image))
+            alone = boxes and entry.bbox is not None
+            lines = _no_box(entry.bbox or (), image) if alone else _impossible(entry.segmentation, image)
+            yield from (f"{where} of {image.file_name!r}: {line}" for line in lines)
+
+
+def _no_box(box: Sequence[float], image: CocoImage) -> Iterator[str]:
+    """Reasons why ``box`` (left, top, width, height) holds nothing of the image."""
+    left, top, width, height = box
+    shown = f"its box ({left:g}, {top:g}, {width:g}, {height:g}: left, top, width, height)"
+    if width <= 0 or height <= 0:
+        yield f"{shown} has no area"
+    elif left + width <= 0 or top + height <= 0 or left >= image.width or top >= image.height:
+        yield f"{shown} is outside of the image of {image.height} x {image.width} (height x width)"
 
 
 def _impossible(segmentation: Sequence[Polygon] | Runs, image: CocoImage) -> Iterator[str]:
     """Reasons why one object cannot be painted."""
     if not isinstance(segmentation, Runs):
         if not segmentation:
-            yield "an object without polygons or run lengths"
+            yield "an object without polygons or run lengths; of boxes alone set boxes: true, for task detection"
         for polygon in segmentation:
             if len(polygon) < 6 or len(polygon) % 2:
                 yield f"a polygon with {len(polygon)} numbers; x and y of three corners are needed"

@@ -3,7 +3,7 @@
 A file is a label if a folder in its path is named like one (``labels``, ``masks``, ...) or its name ends like one
 (``_mask``, ``_label``, ...); it belongs to the image with the same path apart from that. COCO files are recognised by
 content. A sample of the label files is read to find their numbers or colours. Without label maps and COCO files, those
-of LabelMe and YOLO become COCO files.
+of LabelMe and YOLO become COCO files; where boxes are enough those of Pascal VOC, too.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ class Pair:
     label: PurePosixPath
 
 
-def detect(folder: Path) -> list[OwnSet]:
-    """The domains in ``folder``, labelled ones first, the largest first; a :class:`UserError` if there are none."""
+def detect(folder: Path, *, boxes: bool = False) -> list[OwnSet]:
+    """The domains in ``folder``, labelled ones first, the largest first; a :class:`UserError` if there are none.
+
+    With ``boxes`` labels are objects with boxes, and label maps are left out.
+    """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the folder that holds your images")
     files = sorted(
@@ -64,7 +67,7 @@ def detect(folder: Path) -> list[OwnSet]:
     if coco := coco_sets(folder, [path for path in files if path.suffix.lower() == ".json"], images):
         return coco
     pairs, lone = _pairs(images)
-    if not pairs and (drawn := drawn_sets(folder, files, images)):
+    if (boxes or not pairs) and (drawn := drawn_sets(folder, files, images, boxes=boxes)):
         return drawn
     classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
     lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
@@ -151,8 +154,8 @@ def _set_of(
         settings["splits"] = {split: str(path) for split, path in lists.items()}
         return OwnSet(name, settings, dict.fromkeys(lists, 0), labelled=True)
     paths = [str(PurePosixPath(*pair.below, pair.image.stem)) for pair in group]
-    if own or not source:
-        parts = {own or "val": paths}
+    if own or not source or len(paths) == 1:
+        parts = {own or ("train" if source else "val"): paths}
     else:
         parts = {"train": [path for i, path in enumerate(paths) if i % HELD_OUT], "val": paths[::HELD_OUT]}
     counts = {split: len(chosen) for split, chosen in parts.items()}

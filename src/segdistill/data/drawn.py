@@ -1,9 +1,10 @@
-"""LabelMe's JSON files and YOLO's text files as COCO files, which `data/coco.py` paints. Imports no torch.
+"""LabelMe's JSON, Pascal VOC's XML and YOLO's text files as COCO files, which `data/coco.py` reads. Imports no torch.
 
 LabelMe has one file per image: polygons, rectangles and circles in pixels, masks as PNG in base64. Shapes with the same
 label and ``group_id`` are parts of one object; ``__ignore__`` marks ignored pixels, ``_background_`` the background.
-YOLO has one text file per image, an object per line: the number of its class, then x and y of its corners as shares of
-width and height. Both describe images that are turned upright as their EXIF entry says.
+YOLO has one text file per image, an object per line: the number of its class, then x and y of its corners, or of the
+centre of its box, its width and height, as shares of the image's. Pascal VOC has one XML file per image with boxes. All
+describe images that are turned upright as their EXIF entry says.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from faster_coco_eval.core import mask as tools
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.archives import BadSample
 from segdistill.data.decode import UNREADABLE
+from segdistill.data.voc_xml import annotation
 
 WRITTEN = "written by segdistill init from the files of another tool"
 """The ``info`` of the COCO files made here."""
@@ -37,10 +40,12 @@ NEAR = 0.1  # how far outside the image YOLO's corners may lie, as a share of it
 
 @dataclass
 class Drawn:
-    """An object: the name of its class, and its ``segmentation`` in COCO's form."""
+    """An object: the name of its class, and in COCO's form its ``segmentation`` or its ``box``."""
 
     label: str
     segmentation: Any
+    box: list[float] | None = None  # left, top, width, height
+    crowd: bool = False
 
 
 @dataclass
@@ -54,10 +59,7 @@ class DrawnImage:
 
 def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[DrawnImage]:
     """The images that LabelMe's files among ``candidates`` describe; other files are left out."""
-    found, named = [], defaultdict(list)
-    for image in images:
-        named[image.name].append(image)
-        named[image.stem].append(image)
+    found, named = [], _by_name(images)
     for path in candidates:
         values = _json(folder / path)
         if not isinstance(values, dict) or not {"shapes", "imagePath"} <= values.keys():
@@ -67,18 +69,44 @@ def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[
             raise UserError(f"{folder / path}: its image '{values['imagePath']}' is not in {folder}; put it there")
         drawn = DrawnImage(image, _size(folder / image))
         stated = values.get("imageHeight"), values.get("imageWidth")
-        if None not in stated and stated != drawn.size:
-            raise UserError(f"{folder / path} is for an image of {stated[0]} x {stated[1]} pixels (height x width), "
-                            f"{image.name} has {drawn.size[0]} x {drawn.size[1]}")  # fmt: skip
+        if None not in stated:
+            _check_size(drawn, stated, folder / path)
         drawn.objects = list(_shapes(values["shapes"], drawn.size, str(folder / path)))
         found.append(drawn)
     return found
 
 
-def yolo(folder: Path, pairs: Sequence[tuple[PurePosixPath, PurePosixPath]], names: Sequence[str]) -> list[DrawnImage]:
+def voc(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[DrawnImage]:
+    """The images that Pascal VOC's files among ``candidates`` describe; difficult objects are crowds."""
+    found, named = [], _by_name(images)
+    for path in candidates:
+        content = (folder / path).read_bytes()
+        if b"<annotation" not in content[:4096]:
+            continue
+        try:
+            stated = annotation(content, str(folder / path))
+        except BadSample as error:
+            raise UserError(str(error)) from None
+        image = _image_of(path, stated.image or path.stem, named)
+        if image is None:
+            raise UserError(f"{folder / path}: its image '{stated.image}' is not in {folder}; put it there")
+        drawn = DrawnImage(image, _size(folder / image))
+        _check_size(drawn, stated.size, folder / path)
+        for name, box, difficult in zip(stated.names, stated.boxes, stated.difficult, strict=True):
+            if not name:
+                raise UserError(f"{folder / path} has an object without a name; give it one")
+            left, top, right, bottom = box
+            drawn.objects.append(Drawn(name, [], [left, top, right - left, bottom - top], difficult))
+        found.append(drawn)
+    return found
+
+
+def yolo(
+    folder: Path, pairs: Sequence[tuple[PurePosixPath, PurePosixPath]], names: Sequence[str], *, boxes: bool = False
+) -> list[DrawnImage]:
     """The images of ``pairs`` (image, text file) with their objects; texts that do not start with numbers are left out.
 
-    ``names`` of the classes; without them ``class_0``, ...
+    ``names`` of the classes; without them ``class_0``, ... With ``boxes`` an object may be a box.
     """
     found = []
     for image, label in pairs:
@@ -87,8 +115,9 @@ def yolo(folder: Path, pairs: Sequence[tuple[PurePosixPath, PurePosixPath]], nam
             continue
         drawn = DrawnImage(image, _size(folder / image))
         for number, line in enumerate(text.splitlines(), 1):
+            where = f"{folder / label}: line {number}"
             if line.strip():
-                drawn.objects.append(_line(line.split(), drawn.size, names, f"{folder / label}: line {number}"))
+                drawn.objects.append(_line(line.split(), drawn.size, names, where, boxes=boxes))
         found.append(drawn)
     return found
 
@@ -108,13 +137,29 @@ def coco_text(images: Sequence[DrawnImage], names: Sequence[str]) -> str:
     ]
     objects = [
         {"image_id": number, "category_id": numbers.get(each.label, 1), "segmentation": each.segmentation,
-         "iscrowd": int(each.label == IGNORED)}
+         "iscrowd": int(each.crowd or each.label == IGNORED)} | ({} if each.box is None else {"bbox": each.box})
         for number, image in enumerate(images, 1) for each in image.objects if each.label != BACKGROUND[1]
     ]  # fmt: skip
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
     annotations = [{"id": number, **each} for number, each in enumerate(objects, 1)]
     return json.dumps({"info": {"description": WRITTEN}, "images": entries, "annotations": annotations,
                        "categories": categories}, ensure_ascii=False)  # fmt: skip
+
+
+def _by_name(images: Sequence[PurePosixPath]) -> dict[str, list[PurePosixPath]]:
+    """The images by name, with and without suffix."""
+    named = defaultdict(list)
+    for image in images:
+        named[image.name].append(image)
+        named[image.stem].append(image)
+    return named
+
+
+def _check_size(drawn: DrawnImage, stated: tuple[Any, Any], path: Path) -> None:
+    """Raise a :class:`UserError` if the file ``path`` is for an image of another size."""
+    if stated != drawn.size:
+        raise UserError(f"{path} is for an image of {stated[0]} x {stated[1]} pixels (height x width), "
+                        f"{drawn.path.name} has {drawn.size[0]} x {drawn.size[1]}")  # fmt: skip
 
 
 def _json(path: Path) -> Any:
@@ -126,7 +171,7 @@ def _json(path: Path) -> Any:
 
 
 def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixPath]]) -> PurePosixPath | None:
-    """The image of LabelMe's file ``path``: where the file says, or else beside it, or else the only one of its name.
+    """The image of the file ``path``: where the file says, or else the one of its name that shares the most folders.
 
     ``named``: the images by name, with and without suffix.
     """
@@ -134,8 +179,12 @@ def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixP
     name = stated.rpartition("/")[2]
     there = PurePosixPath(posixpath.normpath(path.parent / stated))
     alike = named.get(name) or named.get(path.stem, [])
-    near = [each for each in alike if each == there] or [each for each in alike if each.parent == path.parent]
-    return near[0] if near else alike[0] if len(alike) == 1 else None
+    if there in alike:
+        return there
+    shared = [len(posixpath.commonprefix([each.parts[:-1], path.parts[:-1]])) for each in alike]
+    near = [each for each, count in zip(alike, shared, strict=True) if count == max(shared)]
+    beside = [each for each in near if each.parent == path.parent] or near
+    return beside[0] if len(beside) == 1 else None
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -215,22 +264,29 @@ def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int
     }
 
 
-def _line(words: Sequence[str], size: tuple[int, int], names: Sequence[str], where: str) -> Drawn:
+def _line(words: Sequence[str], size: tuple[int, int], names: Sequence[str], where: str, *, boxes: bool) -> Drawn:
     """One object of a YOLO file."""
     try:
         number, numbers = int(words[0]), [float(word) for word in words[1:]]
     except ValueError:
         raise UserError(f"{where}: expected the number of a class, then x and y of each corner") from None
-    if len(numbers) == 4:
+    if len(numbers) == 4 and not boxes:
         raise UserError(f"{where} is a box, which does not say which pixels are the object; give its corners (YOLO's "
-                        "form for segmentation)")  # fmt: skip
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise UserError(
-            f"{where} has {len(numbers)} numbers after its class; x and y of at least three corners are needed"
-        )
+                        "form for segmentation), or use --task detection")  # fmt: skip
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        needed = "a box has four, an outline x and y of at least three corners" if boxes else "x and y of at least " \
+                 "three corners are needed"  # fmt: skip
+        raise UserError(f"{where} has {len(numbers)} numbers after its class; {needed}")
     if not all(-NEAR <= value <= 1 + NEAR for value in numbers):
-        raise UserError(f"{where}: corners are shares of width and height, from 0 to 1")
+        raise UserError(f"{where}: its numbers are shares of width and height, from 0 to 1")
     if number < 0 or (names and number >= len(names)):
         raise UserError(f"{where}: class {number} has no name; there are {len(names)} in names")
-    scale = np.tile([size[1], size[0]], len(numbers) // 2)
-    return Drawn(names[number] if names else f"class_{number}", [(np.asarray(numbers) * scale).round(3).tolist()])
+    label = names[number] if names else f"class_{number}"
+    if len(numbers) > 4:
+        scale = np.tile([size[1], size[0]], len(numbers) // 2)
+        return Drawn(label, [(np.asarray(numbers) * scale).round(3).tolist()])
+    x, y, width, height = numbers
+    if min(width, height) <= 0:
+        raise UserError(f"{where} is a box without area: its width is {width:g}, its height {height:g}")
+    box = np.asarray([x - width / 2, y - height / 2, width, height]) * (size[1], size[0], size[1], size[0])
+    return Drawn(label, [], box.round(3).tolist())

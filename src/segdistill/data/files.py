@@ -206,6 +206,7 @@ class FilesSource(DataSource):
             }
             | ({} if encoding is None or encoding.objects is None else {"objects": _numbering(encoding.objects)})
             | ({} if encoding is None or not encoding.names else {"names": list(encoding.names.items())})
+            | ({} if encoding is None or encoding.names or not encoding.boxes else {"boxes": True})
         )
 
 

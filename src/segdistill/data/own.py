@@ -62,6 +62,7 @@ class OwnConfig(Config):
     stuff: tuple[Annotated[int, Field(ge=0, le=MOST_NUMBER)], ...] = Field(
         (0,), description="with objects: ids of pixels that belong to no object"
     )
+    boxes: bool = Field(False, description="layout coco: objects are boxes and need no masks; for task detection alone")
     annotations: dict[Split, str] = Field({}, description="layout coco: the JSON file of each split")
     background: str | None = Field(None, description="layout coco: class of pixels without an object; null: ignored")
     resize: Size | None = Field(None, description="test images are fitted inside this height and width")
@@ -87,8 +88,10 @@ class OwnConfig(Config):
         problems += [*self._number_problems(), *self._object_problems(), *self._text_problems()]
         if self.layout == "coco" and not self.annotations:
             problems.append("layout coco needs 'annotations', the JSON file of each split")
-        if self.layout != "coco" and (self.annotations or self.background):
-            problems.append("annotations and background are for layout coco")
+        if self.layout != "coco" and (self.annotations or self.background or self.boxes):
+            problems.append("annotations, background and boxes are for layout coco")
+        if self.boxes and (self.objects or self.background):
+            problems.append("boxes: true has neither masks nor pixels; leave out objects and background")
         of_files = {"ids": self.ids, "coloured": self.coloured, "label_suffix": self.label_suffix}
         if self.layout == "coco" and any(of_files.values()):
             problems.append(f"{', '.join(of_files)} are for label files; layout coco has annotations")
@@ -233,11 +236,12 @@ def own_place(name: str, path: Path) -> Place:
     if config.layout == "coco":
         files, annotations = Folder(folder), config.annotations
         first = next(iter(annotations))
-        read = {} if classes else {first: read_coco(files, annotations[first])}
+        read = {} if classes else {first: read_coco(files, annotations[first], boxes=config.boxes)}
         classes = classes or category_names(read[first], config.background)
         if len(classes) > MOST_CLASSES:
             raise UserError(f"{path}: {len(classes)} classes in the annotations; at most {MOST_CLASSES} are supported")
-        store = CocoStore(files, _coco_images(config), annotations, classes, config.background, read=read)
+        folders, kept = _coco_images(config), {"boxes": config.boxes, "read": read}
+        store = CocoStore(files, folders, annotations, classes, config.background, **kept)
     if config.layout == "webdataset":
         shards = folder / config.images if "images" in config.model_fields_set else folder
         store = ShardStore(shards, config.splits, config.label_suffix or ".label")
@@ -260,7 +264,8 @@ def own_place(name: str, path: Path) -> Place:
 def _encoding(config: OwnConfig, classes: tuple[str, ...]) -> Encoding | None:
     if config.layout == "coco":
         ids = {number: number for number in (*range(len(classes)), IGNORE)}
-        return Encoding(ids=ids, objects=ObjectNumbers() if config.objects else None)
+        numbers = ObjectNumbers() if config.objects or config.boxes else None
+        return Encoding(ids=ids, objects=numbers, boxes=config.boxes)
     return config.encoding() if classes and config.labels else None
 
 

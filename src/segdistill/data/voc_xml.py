@@ -8,6 +8,7 @@ nor counted. An image without objects is one in which there is nothing to find.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,18 @@ from segdistill.data.labels import Drawing, LabelReader
 from segdistill.objects import Objects
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The content of one file: ``size`` (H, W) of its image, and of each object its class, its box and a flag."""
+
+    size: tuple[int, int]
+    names: list[str]
+    boxes: list[Box]  # left, top, right, bottom in pixels from the image's corner
+    difficult: list[bool]
+    image: str  # the name that it states; may be empty
 
 
 class BoxReader(LabelReader):
@@ -37,31 +50,35 @@ class BoxReader(LabelReader):
 
     def boxes(self, content: bytes, name: str) -> Objects:
         """The objects of the annotation ``content``, in its order; :class:`BadSample` names ``name``."""
-        try:
-            root = ElementTree.fromstring(content)
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
-            raise BadSample(f"{name}: is not readable XML: {error}") from None
-        if root.tag != "annotation":
-            raise BadSample(f"{name}: is not Pascal VOC's XML: its root is '{root.tag[:40]}', not 'annotation'")
-        height, width = (int(_number(root, f"size/{side}", name)) for side in ("height", "width"))
-        if not (height > 0 and width > 0 and height * width <= PIXELS):
-            raise BadSample(f"{name}: an image of {height} x {width} pixels (height x width)")
-        boxes, classes, difficult = [], [], []
-        for number, entry in enumerate(root.findall("object"), 1):
-            where = f"{name}: object {number}"
-            classes.append(self._class(entry, where))
-            boxes.append(_box(entry, (height, width), where))
-            difficult.append(_flag(entry, where))
-        return Objects.of_boxes(boxes, classes, difficult, (height, width))
-
-    def _class(self, entry: ElementTree.Element, where: str) -> int:
-        kind, known = (entry.findtext("name") or "").strip(), self.encoding.names
-        if kind not in known:
-            raise BadSample(f"{where}: unknown class '{kind[:40]}': {nearest(kind, known)}allowed: {', '.join(known)}")
-        return known[kind]
+        found, known = annotation(content, name), self.encoding.names
+        for number, kind in enumerate(found.names, 1):
+            if kind not in known:
+                hint = f"{nearest(kind, known)}allowed: {', '.join(known)}"
+                raise BadSample(f"{name}: object {number}: unknown class '{kind[:40]}': {hint}")
+        return Objects.of_boxes(found.boxes, [known[kind] for kind in found.names], found.difficult, found.size)
 
 
-def _box(entry: ElementTree.Element, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
+def annotation(content: bytes, name: str) -> Annotation:
+    """What the file ``name`` says; a :class:`BadSample` if it is no annotation, or a box is impossible."""
+    try:
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise BadSample(f"{name}: is not readable XML: {error}") from None
+    if root.tag != "annotation":
+        raise BadSample(f"{name}: is not Pascal VOC's XML: its root is '{root.tag[:40]}', not 'annotation'")
+    height, width = (int(_number(root, f"size/{side}", name)) for side in ("height", "width"))
+    if not (height > 0 and width > 0 and height * width <= PIXELS):
+        raise BadSample(f"{name}: an image of {height} x {width} pixels (height x width)")
+    found = Annotation((height, width), [], [], [], (root.findtext("filename") or "").strip())
+    for number, entry in enumerate(root.findall("object"), 1):
+        where = f"{name}: object {number}"
+        found.names.append((entry.findtext("name") or "").strip())
+        found.boxes.append(_box(entry, (height, width), where))
+        found.difficult.append(_flag(entry, where))
+    return found
+
+
+def _box(entry: ElementTree.Element, size: tuple[int, int], where: str) -> Box:
     """The box of an object, which must share pixels with the image of ``size`` (H, W)."""
     left, top, right, bottom = (_number(entry, f"bndbox/{corner}", where) for corner in CORNERS)
     left, top = left - 1, top - 1

@@ -23,7 +23,7 @@ def _voc(year: int, lists: dict[Split, str], archives: tuple[str, ...], counts: 
                     split: Files("JPEGImages/{stem}.jpg", "Annotations/{stem}.xml", f"ImageSets/Main/{listed}.txt")
                     for split, listed in lists.items()
                 },
-                Encoding(objects=ObjectNumbers(), names=names),
+                Encoding(objects=ObjectNumbers(), names=names, boxes=True),
                 archives,
             ),
         ),

@@ -64,7 +64,7 @@ class Encoding:
 
     With ``objects`` the numbers are ids of things, and those mapped to 255 are void; labels are the things' classes.
 
-    ``names``: classes by name, in Pascal VOC's XML. Its objects have boxes and no pixels.
+    ``names``: classes by name, in Pascal VOC's XML. ``boxes``: the objects have boxes and no pixels.
     """
 
     ids: Mapping[int, int] = field(default_factory=dict)
@@ -72,6 +72,7 @@ class Encoding:
     channel: int | None = None
     objects: ObjectNumbers | None = None
     names: Mapping[str, int] = field(default_factory=dict)
+    boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class DatasetRecord:
     @property
     def pixels(self) -> bool:
         """Whether its labels have classes of pixels; False: boxes alone."""
-        return not any(layout.encoding is not None and layout.encoding.names for layout in self.layouts)
+        return not any(layout.encoding is not None and layout.encoding.boxes for layout in self.layouts)
 
     @property
     def protocol(self) -> Protocol:
