@@ -107,6 +107,23 @@ def test_a_circle_has_its_area_and_a_group_is_one_object(tmp_path):
     assert areas[1] == 136
 
 
+def test_a_group_may_have_masks_and_polygons(tmp_path):
+    drawn = BytesIO()
+    Image.fromarray(np.ones((4, 4), bool)).save(drawn, "PNG")
+    part = {"mask": base64.b64encode(drawn.getvalue()).decode(), "group_id": 1}
+    for number in (0, 1):
+        save(tmp_path / f"own/{number}.png")
+        labelme(tmp_path / f"own/{number}.json", [
+            shape("bus", [[30, 30], [34, 34]], "mask", **part), shape("bus", SQUARE, group_id=1),
+            shape("bus", [[40, 30], [44, 34]], "mask", **part), shape("bus", [[50, 30], [54, 34]], "mask", **part | {
+                "group_id": None}),
+        ])  # fmt: skip
+    start(tmp_path / "own", tmp_path / "recipe.yaml", task="instance", **WORLD)
+    objects = opened(tmp_path / "own")[0].objects
+    expected = area(10, 20, 10, 20) | area(30, 34, 30, 34) | area(30, 34, 40, 44)
+    assert (objects.ids[0] == np.where(expected, 1, np.where(area(30, 34, 50, 54), 2, 0))).all()
+
+
 def test_annotations_are_of_the_upright_image(tmp_path):
     """As LabelMe and YOLO show it: an image of 40 x 60 pixels with a quarter turn is 60 x 40."""
     for number in (0, 1):

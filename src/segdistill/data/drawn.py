@@ -202,7 +202,7 @@ def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
     """The objects of a LabelMe file, grouped shapes as one."""
     if not isinstance(shapes, list):
         raise UserError(f"{name}: its 'shapes' are no list; save it again in LabelMe")
-    groups: dict[Any, Drawn] = {}
+    groups: dict[Any, tuple[str, list[Any]]] = {}
     for number, shape in enumerate(shapes, 1):
         where = f"{name}: shape {number}"
         try:
@@ -215,16 +215,21 @@ def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"{where} has no label; give it one in LabelMe")
         label = BACKGROUND[1] if label == BACKGROUND[0] else label.strip()
-        if kind == "mask":
-            yield Drawn(label, _runs(shape.get("mask"), corners, size, where))
-            continue
-        polygon = _polygon(kind, corners, where)
+        mask = kind == "mask"
+        part = _runs(shape.get("mask"), corners, size, where) if mask else _polygon(kind, corners, where)
         key = number if shape.get("group_id") is None else (label, str(shape["group_id"]))
-        if key in groups:
-            groups[key].segmentation.append(polygon)
-        else:
-            groups[key] = Drawn(label, [polygon])
-    yield from groups.values()
+        groups.setdefault(key, (label, []))[1].append(part)
+    yield from (Drawn(label, _joined(parts, size)) for label, parts in groups.values())
+
+
+def _joined(parts: list[Any], size: tuple[int, int]) -> Any:
+    """One segmentation of the parts of an object: its polygons, or run lengths if a part has them."""
+    polygons = [part for part in parts if isinstance(part, list)]
+    runs = [part for part in parts if isinstance(part, dict)]
+    if not runs:
+        return polygons
+    painted: Any = tools.frPyObjects(polygons, *size) if polygons else []
+    return runs[0] if len(parts) == 1 else _as_text(tools.merge([*runs, *painted]))
 
 
 def _polygon(kind: str, corners: list[tuple[float, float]], where: str) -> list[float]:
@@ -257,11 +262,13 @@ def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int
     if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise UserError(f"{where} has a mask that reaches over the edge of its image")
     whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-    runs = tools.encode(whole)
-    return {
-        "size": list(size),
-        "counts": runs["counts"].decode() if isinstance(runs["counts"], bytes) else runs["counts"],
-    }
+    return _as_text(tools.encode(whole))
+
+
+def _as_text(runs: Any) -> dict[str, Any]:
+    """Run lengths that JSON can hold."""
+    counts = runs["counts"]
+    return {"size": list(runs["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def _line(words: Sequence[str], size: tuple[int, int], names: Sequence[str], where: str, *, boxes: bool) -> Drawn:
