@@ -300,6 +300,7 @@ def test_the_transfer_keeps_sizes_that_blocks_do_not_fill_and_flat_images_finite
 
 def test_things_are_chosen_by_name():
     assert thing_classes(ThingsConfig(), NAMES) == (1, 2)
+    assert thing_classes(ThingsConfig(), [name.title() for name in NAMES]) == (1, 2)
     assert thing_classes(ThingsConfig(things=("road",)), NAMES) == (0,)
     with pytest.raises(UserError, match="things: the data has no class 'tree'; allowed: road, car, person"):
         thing_classes(ThingsConfig(things=("tree",)), NAMES)

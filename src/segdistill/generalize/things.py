@@ -36,12 +36,17 @@ class ThingsConfig(Config):
 
 
 def thing_classes(config: ThingsConfig, names: Sequence[str]) -> tuple[int, ...]:
-    """Their indices in ``names``; a :class:`UserError` for unknown names, or if none of the default ones is there."""
+    """Their indices in ``names``; a :class:`UserError` for unknown names, or if none of the default ones is there.
+
+    The default ones are found in any case: "Car" is a car.
+    """
     allowed = f"allowed: {', '.join(names)}"
     if strange := [name for name in config.things or () if name not in names]:
         raise UserError(f"things: the data has no class '{strange[0]}'; {allowed}")
-    wanted = THINGS if config.things is None else config.things
-    found = tuple(index for index, name in enumerate(names) if name in wanted)
+    if config.things is None:
+        found = tuple(index for index, name in enumerate(names) if name.lower() in THINGS)
+    else:
+        found = tuple(index for index, name in enumerate(names) if name in config.things)
     if not found:
         raise UserError(
             f"things: the data has none of {', '.join(THINGS)}; name the classes that are objects; {allowed}"
