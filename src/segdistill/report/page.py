@@ -130,7 +130,11 @@ def _eyebrow(found: Comparison) -> list[str]:
         return [found.title]
     names = ", ".join(first.unseen)
     parts = [found.title, f"Trained on {', '.join(first.source)}" if first.source else ""]
-    parts.append(f"{len(first.unseen)} unseen domains: {names}" if names else "no unseen domains")
+    parts.append(
+        f"{len(first.unseen)} unseen {'domain' if len(first.unseen) == 1 else 'domains'}: {names}"
+        if names
+        else "no unseen domains"
+    )
     return [part for part in parts if part]
 
 
