@@ -192,6 +192,33 @@ def test_folders_are_domains_with_the_same_classes_and_others_are_unlabelled(tmp
         assert set(np.unique(found[0].label)) == {0, number}
 
 
+@pytest.mark.parametrize("form", ["maps", "labelme", "coco"])
+def test_a_set_without_labels_holds_no_labelled_image(tmp_path, form):
+    """Its folder stands beside that of labelled ones, in the same parent."""
+    root, shown = tmp_path / "own", "images" if form == "maps" else "photos"
+    for number, split in enumerate(("train", "train", "val")):
+        save(root / f"street/{shown}/{split}/{number}.png")
+        if form == "labelme":
+            labelme(root / f"street/{shown}/{split}/{number}.json", [shape("cat", SQUARE)])
+        elif form == "maps":
+            (root / f"street/labels/{split}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(*SIZE, dtype=np.uint8)).save(root / f"street/labels/{split}/{number}.png")
+    if form == "coco":
+        for split, number in (("train", 0), ("val", 2)):
+            content = {
+                "images": [{"id": 1, "file_name": f"{number}.png", "height": SIZE[0], "width": SIZE[1]}],
+                "categories": [{"id": 1, "name": "cat"}],
+                "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}],
+            }
+            (root / f"{split}.json").write_text(json.dumps(content))
+    save(root / "street/more/7.png")
+    save(root / "street/more/deep/8.png")
+    started = begin(root)
+    extra = next(each for each in started.sets if not each.labelled)
+    assert (extra.name, extra.settings["images"], extra.counts) == ("street_more", "street/more", {"train": 2})
+    assert sum(not each.labelled for each in started.sets) == 1
+
+
 def test_changed_labels_are_read_again_with_force(tmp_path):
     for number in (0, 1):
         save(tmp_path / f"own/{number}.png")

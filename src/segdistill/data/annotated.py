@@ -55,9 +55,9 @@ def coco_sets(folder: Path, candidates: Sequence[PurePosixPath], images: Sequenc
         settings = {"layout": "coco", "images": where, "annotations": {split: str(path)}, "background": "background"}
         name = title if split == "train" else f"{title}_{split}"
         sets.append(OwnSet(name, settings, {split: len(names)}, labelled=True))
-    beside = [PurePosixPath(each.settings["images"]) for each in sets]
-    others = [path for path in images if not any(each == path.parent or each in path.parents for each in beside)]
-    return sets + unlabelled_sets(others, sets) if sets else []
+    labelled = {PurePosixPath(each.settings["images"]) for each in sets}
+    others = [path for path in images if labelled.isdisjoint(path.parents)]
+    return sets + unlabelled_sets(others, labelled) if sets else []
 
 
 def _coco_images(path: Path) -> list[str] | None:
@@ -105,7 +105,7 @@ def drawn_sets(
     labelled = [_drawn_set(group, names, slug("_".join(root) or folder.resolve().name), lists, (len(root), not number))
                 for number, (root, group) in enumerate(ordered)]  # fmt: skip
     folders = {image.path.parent for image in found}
-    return labelled + unlabelled_sets([path for path in images if path.parent not in folders], labelled)
+    return labelled + unlabelled_sets([path for path in images if path.parent not in folders], folders)
 
 
 def _lists(folder: Path, files: Sequence[PurePosixPath]) -> dict[str, str]:

@@ -64,24 +64,29 @@ def detect(folder: Path, *, boxes: bool = False) -> list[OwnSet]:
     images = [path for path in files if path.suffix.lower() in IMAGES]
     if not images:
         raise UserError(f"{folder} contains no images; recognised suffixes: {' '.join(IMAGES)}")
-    if coco := coco_sets(folder, [path for path in files if path.suffix.lower() == ".json"], images):
-        return coco
-    pairs, lone = _pairs(images)
-    if (boxes or not pairs) and (drawn := drawn_sets(folder, files, images, boxes=boxes)):
-        return drawn
-    classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
-    lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
-    labelled = _labelled(pairs, classes, lists, folder.resolve().name)
-    beside = {PurePosixPath(each.settings["images"]) for each in labelled}
-    unlabelled = []
-    for path in lone:
-        if not any(each == path.parent or each in path.parents for each in beside if str(each) != "."):
-            unlabelled.append(path)
-    sets = sorted(labelled, key=lambda each: -sum(each.counts.values())) + unlabelled_sets(unlabelled, labelled)
+    sets = coco_sets(folder, [path for path in files if path.suffix.lower() == ".json"], images)
+    pairs, lone = ([], []) if sets else _pairs(images)
+    if not sets and (boxes or not pairs):
+        sets = drawn_sets(folder, files, images, boxes=boxes)
+    sets = sets or _mapped(folder, files, pairs, lone)
     names = [each.name for each in sets]
     if len(set(names)) < len(names):
         raise UserError(f"{folder}: two parts would both be called {max(names, key=names.count)}; rename a folder")
     return sets
+
+
+def _mapped(
+    folder: Path, files: Sequence[PurePosixPath], pairs: Sequence[Pair], lone: Sequence[PurePosixPath]
+) -> list[OwnSet]:
+    """The sets of images with label maps, the largest first, and of the images ``lone``."""
+    classes = _classes(folder, [pair.label for pair in pairs]) if pairs else {}
+    lists = {SPLITS[path.stem.lower()]: path for path in files if path.suffix == ".txt" and path.stem.lower() in SPLITS}
+    labelled = _labelled(pairs, classes, lists, folder.resolve().name)
+    beside = {PurePosixPath(each.settings["images"]) for each in labelled} - {PurePosixPath()}
+    unlabelled = unlabelled_sets(
+        [path for path in lone if beside.isdisjoint(path.parents)], {pair.image.parent for pair in pairs}
+    )
+    return sorted(labelled, key=lambda each: -sum(each.counts.values())) + unlabelled
 
 
 def _pairs(images: Sequence[PurePosixPath]) -> tuple[list[Pair], list[PurePosixPath]]:

@@ -51,17 +51,24 @@ def key_of(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
     return (*folders, path.stem[: len(path.stem) - len(end)])
 
 
-def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: Sequence[OwnSet]) -> list[OwnSet]:
-    """Sets of the images without labels, by their folder."""
-    groups: dict[str, int] = defaultdict(int)
+def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]) -> list[OwnSet]:
+    """Sets of the images ``paths`` without labels, by the topmost folder that holds none of the folders ``labelled``.
+
+    Images directly in the folder of all are such a set only if there is nothing else; those beside labelled ones, none.
+    """
+    above = {each for folder in labelled for each in (folder, *folder.parents)}
+    groups: dict[PurePosixPath, int] = defaultdict(int)
+    top = PurePosixPath()
     for path in paths:
-        groups[path.parts[0] if len(path.parts) > 1 else "."] += 1
-    if "." in groups and (len(groups) > 1 or labelled):
-        del groups["."]  # beside folders: such as the pictures of a readme
+        own = next((each for each in reversed(path.parents) if each not in above and each != top), None)
+        if own is not None or path.parent == top:
+            groups[own or top] += 1
+    if top in groups and (len(groups) > 1 or labelled):
+        del groups[top]  # beside folders: such as the pictures of a readme
     return [
         OwnSet(
-            slug(folder if folder != "." else "images"),
-            {"images": folder, "labels": None, "splits": {"train": "."}},
+            slug("_".join(folder.parts) or "images"),
+            {"images": str(folder), "labels": None, "splits": {"train": "."}},
             {"train": count},
             labelled=False,
         )
