@@ -17,6 +17,7 @@ from segdistill.data.files import FilesSource
 from segdistill.encoders import build_encoder
 from segdistill.encoders.inherit import check_pair
 from segdistill.recipe import load
+from segdistill.runs.check import check
 from segdistill.starter import start
 
 SIZE = (64, 96)
@@ -203,3 +204,29 @@ def test_descriptions_are_what_the_source_reads(tmp_path):
     start(tmp_path / "a", tmp_path / "r.yaml", **WORLD)
     source = FilesSource(sets={"a": tmp_path / "a/dataset.yaml"})
     assert source.problems(DataSelection(domains=("a",), split="train"), labelled=True) == []
+
+
+@pytest.mark.parametrize(("covered", "message"), [
+    ("fog/images", "all 2 images of 'fog' are also read by stage task, proxy; remove them from one of the two"),
+    ("street", "all 1 images of 'street' are also read by stage task, proxy; its score says nothing about new"),
+    ("other", None),
+])  # fmt: skip
+def test_images_that_are_scored_and_trained_on_under_another_name_are_told(covered, message, tmp_path):
+    """An error for an unseen domain, a warning for others."""
+    root = tmp_path / "own"
+    write(root / "street", "images/{}.png", "labels/{}.png", range(5))
+    write(root / "fog", "images/{}.png", "labels/{}.png", range(2))
+    save(root / "other/images/0.png", picture(0))
+    started = start(root, tmp_path / "recipe.yaml", **WORLD)
+    description = {"images": covered, "labels": None, "splits": {"train": "."}}
+    (tmp_path / "link").symlink_to(root)
+    (root / "more.yaml").write_text(yaml.safe_dump(description))
+    changes = [f"data.sets.more={tmp_path}/link/more.yaml", "stages.task.proxy.data.domains=[more]"]
+    recipe = load(started.recipe, changes)
+    if covered.startswith("fog"):
+        with pytest.raises(UserError, match=message):
+            check(recipe)
+    else:
+        assert [line for line in check(recipe) if "also read by" in line] == (
+            [f"evaluate: {message} images"] if message else []
+        )

@@ -169,6 +169,10 @@ class DataSource(Config):
         """One line for each reason why ``selection`` cannot be read, with labels or ``objects`` if these are needed."""
         raise NotImplementedError
 
+    def paths(self, selection: DataSelection) -> Iterator[tuple[str, str]]:
+        """Domain and file of every image in ``selection``; nothing where images are not files."""
+        return iter(())
+
     def has_objects(self, domain: str) -> bool:
         """Whether labelled samples of ``domain`` have objects; the files need not exist."""
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,13 @@ class FilesSource(DataSource):
             evidence = look(part.found, part.items, reader)
             lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
         return lines
+
+    def paths(self, selection: DataSelection) -> Iterator[tuple[str, str]]:
+        """The real path of the folder or archive, and the name in it."""
+        for name in selection.domains:
+            part = self._part(name, selection)
+            where = os.path.realpath(part.found.store.where)
+            yield from ((name, os.path.normpath(f"{where}/{item.image}")) for item in part.items)
 
     def has_objects(self, domain: str) -> bool:
         """From the data set's record; unknown data sets are reported by problems()."""
