@@ -222,6 +222,9 @@ def test_images_that_are_scored_and_trained_on_under_another_name_are_told(cover
     (tmp_path / "link").symlink_to(root)
     (root / "more.yaml").write_text(yaml.safe_dump(description))
     changes = [f"data.sets.more={tmp_path}/link/more.yaml", "stages.task.proxy.data.domains=[more]"]
+    if covered.startswith("fog"):  # the same images are also scored as a domain that is not unseen
+        changes += [f"data.sets.again={root}/dataset-fog.yaml", "evaluate.domains=[street, fog, again]",
+                    "evaluate.validation=[again]", "evaluate.splits.again=val"]  # fmt: skip
     recipe = load(started.recipe, changes)
     if covered.startswith("fog"):
         with pytest.raises(UserError, match=message):

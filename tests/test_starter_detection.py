@@ -171,6 +171,17 @@ def test_domains_with_the_same_file_names_keep_their_own_boxes(tmp_path):
     assert found == {"street": 9, "fog": 19}
 
 
+def test_a_list_divides_the_images_of_its_own_domain_alone(tmp_path):
+    voc(tmp_path / "own/street", "train", range(3))
+    voc(tmp_path / "own/street", "valid", range(3, 5))
+    voc(tmp_path / "other", "train", range(4))
+    (tmp_path / "other").rename(tmp_path / "own/fog")
+    for path in (tmp_path / "own/fog/ImageSets/Main").glob("*"):
+        path.unlink()
+    started = start(tmp_path / "own", tmp_path / "recipe.yaml", task="detection", **WORLD)
+    assert {each.name: each.counts for each in started.sets} == {"street": {"train": 3, "val": 2}, "fog": {"val": 4}}
+
+
 def test_boxes_train_no_other_task(tmp_path):
     coco(tmp_path / "own", "train", range(2))
     started = start(tmp_path / "own", tmp_path / "recipe.yaml", task="detection", **WORLD)

@@ -204,8 +204,8 @@ def _stages(task: str, facts: dict[str, Any]) -> dict[str, str]:
     """The recipe's stages, and its parts that depend on them and on the task."""
     pseudo = PSEUDO.format(**facts) if task == "instance" and facts["alone"] else ""
     number = 2 + bool(pseudo)
-    start = ("", "encoder") if task == "detection" else (", head included", "encoder, head")
-    inherit = INHERIT.format(number=number, included=start[0], given=start[1], **facts) if facts["inherits"] else ""
+    included, given = ("", "encoder") if task == "detection" else (", head included", "encoder, head")
+    inherit = INHERIT.format(number=number, included=included, given=given, **facts) if facts["inherits"] else ""
     number += bool(inherit)
     if task != "instance":
         stages = (SEMANTIC if task == "semantic" else DETECTION).format(inherit=inherit, number=number, **facts)

@@ -101,9 +101,11 @@ def drawn_sets(
         end = next((i for i, part in enumerate(folders) if part.lower() in (*IMAGE_FOLDERS, *SPLITS)), len(folders))
         groups[folders[:end]].append(image)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    lists = _lists(folder, files)
-    labelled = [_drawn_set(group, names, slug("_".join(root) or folder.resolve().name), lists, (len(root), not number))
-                for number, (root, group) in enumerate(ordered)]  # fmt: skip
+    labelled = []
+    for number, (root, group) in enumerate(ordered):
+        lists = _lists(folder, [path for path in files if PurePosixPath(*root) in path.parents])
+        title = slug("_".join(root) or folder.resolve().name)
+        labelled.append(_drawn_set(group, names, title, lists, (len(root), not number)))
     folders = {image.path.parent for image in found}
     return labelled + unlabelled_sets([path for path in images if path.parent not in folders], folders)
 

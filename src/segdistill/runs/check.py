@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 from segdistill.config import UserError
 from segdistill.recipe import Reading, Recipe
@@ -50,10 +51,14 @@ def _shared(recipe: Recipe, readings: Sequence[Reading]) -> list[tuple[str, bool
     """A line for each domain with images that are scored and trained on, and whether it is unseen."""
     scored = [each for each in readings if each.where == "evaluate"]
     trained = [each for each in readings if each.where != "evaluate"]
-    domains = {path: domain for each in scored for domain, path in each.source.paths(each.selection)} if trained else {}
-    counts, found = Counter(domains.values()), {}
+    domains: dict[str, list[str]] = defaultdict(list)  # an image may be scored in several
+    for each in scored if trained else ():
+        for domain, path in each.source.paths(each.selection):
+            domains[path].append(domain)
+    counts, found = Counter(chain.from_iterable(domains.values())), {}
     for each in trained:
-        both = Counter(domains[path] for _, path in each.source.paths(each.selection) if path in domains)
+        paths = {path for _, path in each.source.paths(each.selection) if path in domains}
+        both = Counter(chain.from_iterable(domains[path] for path in paths))
         for domain, count in both.items():
             found.setdefault(domain, (count, each.where))
     unseen = () if recipe.evaluate is None else recipe.evaluate.unseen
