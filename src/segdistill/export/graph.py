@@ -46,7 +46,7 @@ ROTATIONS = "timm.layers.pos_embed_sincos._build_grid"
 REFERENCE = (
     "transformers.models.mask2former.modeling_mask2former.Mask2FormerPixelDecoderEncoderOnly.get_reference_points"
 )
-FUSION = "transformers.models.dpt.modeling_dpt"
+PARTS = "segdistill.heads.mask2former_parts"
 RESAMPLED = ("timm.models.vision_transformer.resample_abs_pos_embed", "timm.models.eva.resample_abs_pos_embed")
 
 
@@ -165,8 +165,8 @@ def exportable(encoder: Encoder) -> Iterator[None]:
         stack.enter_context(patch(SAM_RELATIVE, relative_positions))
         if "transformers.models.mask2former.modeling_mask2former" in sys.modules:  # it takes seconds to import
             stack.enter_context(patch(REFERENCE, staticmethod(reference_points)))
-        if FUSION in sys.modules:
-            stack.enter_context(patch(f"{FUSION}.DPTFeatureFusionLayer.forward", fused))
+        if PARTS in sys.modules:
+            stack.enter_context(patch(f"{PARTS}.same_size", resized))
         stack.enter_context(FreeSizes())
         yield
 
@@ -227,15 +227,9 @@ def reference_points(spatial_shapes_list: Any, valid_ratios: Tensor, device: Any
     return torch.cat(points).to(valid_ratios.dtype)[None, :, None] * valid_ratios[:, None]
 
 
-def fused(layer: Any, hidden_state: Tensor, residual: Tensor | None = None) -> Tensor:
-    """DPT's fusion as transformers computes it, for sizes that may be symbols: theirs asks whether two are equal."""
-    if residual is not None:
-        size = (hidden_state.shape[2], hidden_state.shape[3])
-        residual = F.interpolate(residual, size=size, mode="bilinear", align_corners=False)
-        hidden_state = hidden_state + layer.residual_layer1(residual)
-    hidden_state = layer.residual_layer2(hidden_state)
-    wide = F.interpolate(hidden_state, scale_factor=2.0, mode="bilinear", align_corners=layer.align_corners)
-    return layer.projection(wide)
+def resized(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` at the height and width of ``like``, which may be symbols: nothing asks whether they differ."""
+    return F.interpolate(values, size=(like.shape[2], like.shape[3]), mode="bilinear", align_corners=False)
 
 
 def gathered_grid_sample(values: Float[Tensor, "b c h w"], grid: Float[Tensor, "b p q 2"]) -> Float[Tensor, "b c p q"]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DPTConfig, Mask2FormerConfig
-from transformers.models.dpt.modeling_dpt import DPTFeatureFusionStage
+from transformers.models.dpt.modeling_dpt import DPTFeatureFusionLayer, DPTFeatureFusionStage
 from transformers.models.mask2former import modeling_mask2former as hf
 
 from segdistill.heads.pyramid import STRIDES
@@ -209,11 +209,32 @@ def _initialise_offsets(attention: hf.Mask2FormerPixelDecoderEncoderMultiscaleDe
         linear.bias.zero_()
 
 
+class Fusion(DPTFeatureFusionLayer):
+    """transformers' fusion block, with the projection before the enlargement: a quarter of the work, the same map.
+
+    Both are linear and the weights of an enlarged cell sum to one, so the order changes rounding alone.
+    """
+
+    def forward(self, hidden_state: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The map (B, C, H, W), with a finer one added, as (B, C, 2 H, 2 W)."""
+        if residual is not None:
+            hidden_state = hidden_state + self.residual_layer1(same_size(residual, hidden_state))
+        projected = self.projection(self.residual_layer2(hidden_state))
+        return nn.functional.interpolate(projected, scale_factor=2.0, mode="bilinear", align_corners=self.align_corners)
+
+
+def same_size(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` at the height and width of ``like``."""
+    size = (like.shape[2], like.shape[3])
+    if values.shape[2:] == size:
+        return values
+    return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+
 def build_fusion(width: int, channels: tuple[int, ...], *, batch_norm: bool) -> nn.Module:
     """DPT's fusion blocks for maps of ``width``, fine to coarse -> fused maps, coarse to fine, each twice as large."""
-    settings = DPTConfig(
-        neck_hidden_sizes=list(channels), fusion_hidden_size=width, use_batch_norm_in_fusion_residual=batch_norm
-    )
+    settings = DPTConfig(neck_hidden_sizes=[], fusion_hidden_size=width, use_batch_norm_in_fusion_residual=batch_norm)
     stage = DPTFeatureFusionStage(settings)
+    stage.layers.extend(Fusion(settings) for _ in channels)
     stage.layers[0].residual_layer1 = nn.Identity()  # the coarsest map has nothing to be added to
     return stage
