@@ -102,3 +102,31 @@ def test_two_processes_find_what_one_finds(tmp_path):
         assert left.pixels.tolist() == right.pixels.tolist()
         assert left.sizes == right.sizes
     assert len(one.splits[0].faults) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_images_with_the_pixels_of_another_one_are_told(tmp_path, processes):
+    """Whatever their names and whoever compressed them; labels do not count."""
+    write("bdd100k", tmp_path, count=8)
+    folder = tmp_path / "bdd100k"
+    first = (folder / IMAGE.format("train", 0)).read_bytes()
+    (folder / IMAGE.format("train", 3)).write_bytes(first)
+    comment = b"\xff\xfe\x00\x06copy"
+    (folder / IMAGE.format("val", 14)).write_bytes(first[:2] + comment + first[2:])
+    (folder / IMAGE.format("test", 25)).write_bytes((folder / IMAGE.format("val", 16)).read_bytes())
+    found = outcome(tmp_path, processes=processes)
+    assert found.ok
+    train, val, test = ([line for line in split.doubts if "same pixels" in line] for split in found.splits)
+    assert train == [
+        f"bdd100k, split train: 1 image has the same pixels as another one of this split, such as "
+        f"{IMAGE.format('train', 3)} and {IMAGE.format('train', 0)}; remove the copies"
+    ]
+    then = "remove them from one of the two: a score on them says little"
+    assert val == [
+        f"bdd100k, split val: 1 image has the same pixels as one of split train, such as "
+        f"{IMAGE.format('val', 14)} and {IMAGE.format('train', 0)}; {then}"
+    ]
+    assert test == [
+        f"bdd100k, split test: 1 image has the same pixels as one of split val, such as "
+        f"{IMAGE.format('test', 25)} and {IMAGE.format('val', 16)}; {then}"
+    ]

@@ -6,6 +6,7 @@ Each process has its own handle: after a fork or in a new process the archive is
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import os
 import re
@@ -15,6 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,8 +88,42 @@ class Store:
         """The content of one file; :class:`BadSample` if it cannot be read."""
         raise NotImplementedError
 
+    def start(self, name: str, count: int) -> bytes:
+        """The first ``count`` bytes of it, or all if it is shorter."""
+        return self.read(name)[:count]
+
+    def size(self, name: str) -> int:
+        """Its length in bytes, without reading it; :class:`BadSample` if it cannot be had."""
+        raise NotImplementedError
+
     def __str__(self) -> str:
         return str(self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """The file of an image of ``domain``: ``name`` in ``store``. ``path``: the same however the store was reached."""
+
+    domain: str
+    path: str
+    name: str
+    store: Store
+
+    @property
+    def size(self) -> int | None:
+        """Bytes; None if it cannot be read."""
+        try:
+            return self.store.size(self.name)
+        except BadSample:
+            return None
+
+    def digest(self, *, start: bool = False) -> bytes | None:
+        """Of its content, or of its first 64 KiB; None if it cannot be read."""
+        try:
+            content = self.store.start(self.name, 1 << 16) if start else self.store.read(self.name)
+        except BadSample:
+            return None
+        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Folder(Store):
@@ -109,6 +145,20 @@ class Folder(Store):
         """Read the file."""
         try:
             return read_file(self.where / name)
+        except OSError as error:
+            raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
+
+    def start(self, name: str, count: int) -> bytes:
+        """Reads no more of the file."""
+        try:
+            return read_file(self.where / name, count)
+        except OSError as error:
+            raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
+
+    def size(self, name: str) -> int:
+        """From the file system."""
+        try:
+            return (self.where / name).stat().st_size
         except OSError as error:
             raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
 
@@ -144,6 +194,10 @@ class Packed(Store):
         except (*DAMAGED, OSError, RuntimeError) as error:  # also: encrypted, unknown method
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadSample(f"cannot read {name} in {self.where}: {reason}") from None
+
+    def size(self, name: str) -> int:
+        """From the archive's index."""
+        return self._size(self._index[name])
 
     def handle(self) -> Any:
         """This process's open archive."""
@@ -240,6 +294,10 @@ class Several(Store):
         """Read it from its archive."""
         return self._home[name].read(name)
 
+    def size(self, name: str) -> int:
+        """From its archive's index."""
+        return self._home[name].size(name)
+
 
 def is_archive(path: Path) -> bool:
     """Whether the name is that of a supported archive."""
@@ -268,11 +326,14 @@ def is_text(name: str) -> bool:
     return _UNWRITABLE.search(name) is None
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a regular file; an :class:`OSError` for anything else, since a pipe would block."""
+def read_file(path: Path, count: int = -1) -> bytes:
+    """The first ``count`` bytes of a regular file, all if negative; an :class:`OSError` for anything else, since a pipe
+    would block.
+    """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, f"it is {kind_of(path)}, where a file is expected", str(path))
-    return path.read_bytes()
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def kind_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -94,7 +95,9 @@ class Inspector:
             pair = read_pair(self.store, item, self.reader, upright=self.upright)
         except BadSample as error:
             return Inspection(fault=str(error))
-        return Inspection(size=(pair.image.shape[0], pair.image.shape[1]), evidence=Evidence(1).add(pair))
+        size = (pair.image.shape[0], pair.image.shape[1])
+        digest = hashlib.blake2b(f"{size}".encode() + pair.image.tobytes(), digest_size=16).digest()
+        return Inspection(size=size, evidence=Evidence(1).add(pair), digest=digest)
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,14 @@ class Inspection:
     size: tuple[int, int] | None = None
     evidence: Evidence | None = None
     fault: str | None = None
+    digest: bytes | None = None  # of the pixels
 
 
 def check(where: Place, *, processes: int = 1, progress: Progress | None = None) -> Check:
     """Read all splits of the data set at ``where``; a :class:`UserError` if there are no images."""
     splits: dict[Split, None] = dict.fromkeys(split for layout in where.record.layouts for split in layout.splits)
     done, absent, reasons = [], [], []
+    known: Known = {}
     for split in splits:
         try:
             found = find(where, split)
@@ -117,13 +122,15 @@ def check(where: Place, *, processes: int = 1, progress: Progress | None = None)
             absent.append(split)
             reasons.append(error)
             continue
-        done.append(_check_split(where, split, found, processes, progress))
+        done.append(_check_split(where, split, found, processes, progress, known))
     if not done:
         raise reasons[0]
     return Check(where.name, where.record, done, absent)
 
 
-def _check_split(where: Place, split: Split, found: Found, processes: int, progress: Progress | None) -> SplitCheck:
+def _check_split(
+    where: Place, split: Split, found: Found, processes: int, progress: Progress | None, known: Known
+) -> SplitCheck:
     record, lone = where.record, found.lone_images
     report = SplitCheck(
         split=split,
@@ -138,18 +145,51 @@ def _check_split(where: Place, split: Split, found: Found, processes: int, progr
         pixels=np.zeros(len(record.classes), np.int64),
     )
     report.faults += found.store.damaged(split)
-    done, evidence = 0, Evidence(report.images)
+    done, evidence, copies = 0, Evidence(report.images), Copies(split, known)
     for inspections in _inspected(found, processes):
         for inspection in inspections:
-            done += 1
             _add(report, evidence, inspection)
+            copies.add(found.items[done].image, inspection.digest)
+            done += 1
         if progress is not None:
             progress(f"checking {where.name} {split}", done, len(found.items))
     report.pixels += evidence.pixels[: len(report.pixels)]
     report.ignored = int(evidence.pixels[IGNORE])
     report.census = evidence.census if found.layout.objects and report.labelled else None
     report.doubts = doubts(where, split, found, evidence, labelled=report.labelled > 0)
+    report.doubts += [f"{where.name}, split {split}: {line}" for line in copies.lines()]
     return report
+
+
+Known = dict[bytes, tuple[Split, str]]
+"""Digest of an image's pixels -> the first image with them, and its split."""
+
+
+class Copies:
+    """Counts the images of a split with the pixels of an earlier image; adds the others to ``known``."""
+
+    def __init__(self, split: Split, known: Known) -> None:
+        self.split, self.known = split, known
+        self.found: dict[Split, list[tuple[str, str]]] = {}
+
+    def add(self, image: str, digest: bytes | None) -> None:
+        """Look for an earlier image; None: it cannot be read."""
+        if digest is None:
+            return
+        split, first = self.known.setdefault(digest, (self.split, image))
+        if (split, first) != (self.split, image):
+            self.found.setdefault(split, []).append((image, first))
+
+    def lines(self) -> list[str]:
+        """One line for each split that has the earlier images."""
+        lines = []
+        for split, pairs in self.found.items():
+            many = f"{len(pairs):,} image{'s have' if len(pairs) > 1 else ' has'} the same pixels as"
+            (image, first), own = pairs[0], split == self.split
+            what = "another one of this split" if own else f"one of split {split}"
+            then = "remove the copies" if own else "remove them from one of the two: a score on them says little"
+            lines.append(f"{many} {what}, such as {image} and {first}; {then}")
+        return lines
 
 
 def _add(report: SplitCheck, evidence: Evidence, inspection: Inspection) -> None:

@@ -137,6 +137,10 @@ class CocoStore(Store):
         Image.fromarray(self._paint(self._content(split), stem(label))).save(out, "PNG", compress_level=1)
         return out.getvalue()
 
+    def size(self, name: str) -> int:
+        """Of an image's file; labels are not stored."""
+        return self._files.size(name)
+
     def objects(self, name: str) -> Objects | None:
         """The objects of the label ``name``, in the file's order; crowds are crowds and nothing is void."""
         top, _, rest = name.partition("/")

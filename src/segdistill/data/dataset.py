@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from segdistill.config import Config, Names, Size
+from segdistill.data.archives import ImageFile
 from segdistill.objects import Objects
 
 Progress = Callable[[str, int, int], None]
@@ -169,8 +170,8 @@ class DataSource(Config):
         """One line for each reason why ``selection`` cannot be read, with labels or ``objects`` if these are needed."""
         raise NotImplementedError
 
-    def paths(self, selection: DataSelection) -> Iterator[tuple[str, str]]:
-        """Domain and file of every image in ``selection``; nothing where images are not files."""
+    def files(self, selection: DataSelection) -> Iterator[ImageFile]:
+        """The file of every image in ``selection``; nothing where images are not files."""
         return iter(())
 
     def has_objects(self, domain: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PrivateAttr
 
 from segdistill.config import SetName, Size, UserError, nearest
-from segdistill.data.archives import BadSample
+from segdistill.data.archives import BadSample, ImageFile
 from segdistill.data.catalog import DATASETS, DatasetRecord, ObjectNumbers
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Encoded, Progress, Protocol, Sample, Split
 from segdistill.data.decode import plain_jpeg
@@ -106,12 +106,13 @@ class FilesSource(DataSource):
             lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
         return lines
 
-    def paths(self, selection: DataSelection) -> Iterator[tuple[str, str]]:
-        """The real path of the folder or archive, and the name in it."""
+    def files(self, selection: DataSelection) -> Iterator[ImageFile]:
+        """Those of the folders and archives of its domains."""
         for name in selection.domains:
             part = self._part(name, selection)
             where = os.path.realpath(part.found.store.where)
-            yield from ((name, os.path.normpath(f"{where}/{item.image}")) for item in part.items)
+            for item in part.items:
+                yield ImageFile(name, os.path.normpath(f"{where}/{item.image}"), item.image, part.found.store)
 
     def has_objects(self, domain: str) -> bool:
         """From the data set's record; unknown data sets are reported by problems()."""

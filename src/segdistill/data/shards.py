@@ -48,8 +48,7 @@ class ShardStore(Store):
 
     def read(self, name: str) -> bytes:
         """One read at the member's place."""
-        split = name.removeprefix(f"{LABELS}/").partition("/")[0]
-        shard, offset, size = self._places(split)[name]
+        shard, offset, size = self._place(name)
         if size > LARGEST:
             raise BadSample(f"{name} in {shard}: has {size:,} bytes; at most {LARGEST:,} are read")
         try:
@@ -60,6 +59,13 @@ class ShardStore(Store):
         if len(content) != size:
             raise BadSample(f"cannot read {name} in {shard}: the archive ends too early; copy it again")
         return content
+
+    def size(self, name: str) -> int:
+        """From the shard's index."""
+        return self._place(name)[2]
+
+    def _place(self, name: str) -> Place:
+        return self._places(name.removeprefix(f"{LABELS}/").partition("/")[0])[name]
 
     def shards(self, split: str) -> list[Path]:
         """The tar files of ``split``, by name."""

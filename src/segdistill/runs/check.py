@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from itertools import chain
-
 from segdistill.config import UserError
-from segdistill.recipe import Reading, Recipe
+from segdistill.recipe import Recipe
 from segdistill.runs.folder import model_digests
+from segdistill.runs.overlap import overlaps
 from segdistill.stages.task import check_head
 from segdistill.tasks.table import TASKS
 
@@ -25,7 +22,7 @@ def check(recipe: Recipe, *, training: bool = True) -> list[str]:
     readings = recipe.readings(training=training)
     problems = [f"{each.where}: {line}" for each in readings for line in each.problems()]
     problems += _unseen_problems(recipe)
-    shared = [] if problems else _shared(recipe, readings)
+    shared = [] if problems else overlaps(recipe, readings)
     problems += [line for line, unseen in shared if unseen]
     if training and not problems:
         problems = _weight_problems(recipe)
@@ -45,30 +42,6 @@ def _unseen_problems(recipe: Recipe) -> list[str]:
         if stage := recipe.trained_on(name, config.selection(source, name).split):
             lines.append(f"stage {stage} is trained on '{name}'; remove it from 'unseen' to list it for reference only")
     return [f"evaluate: {line}" for line in lines]
-
-
-def _shared(recipe: Recipe, readings: Sequence[Reading]) -> list[tuple[str, bool]]:
-    """A line for each domain with images that are scored and trained on, and whether it is unseen."""
-    scored = [each for each in readings if each.where == "evaluate"]
-    trained = [each for each in readings if each.where != "evaluate"]
-    domains: dict[str, list[str]] = defaultdict(list)  # an image may be scored in several
-    for each in scored if trained else ():
-        for domain, path in each.source.paths(each.selection):
-            domains[path].append(domain)
-    counts, found = Counter(chain.from_iterable(domains.values())), {}
-    for each in trained:
-        paths = {path for _, path in each.source.paths(each.selection) if path in domains}
-        both = Counter(chain.from_iterable(domains[path] for path in paths))
-        for domain, count in both.items():
-            found.setdefault(domain, (count, each.where))
-    unseen = () if recipe.evaluate is None else recipe.evaluate.unseen
-    return [
-        (f"evaluate: {'all' if count == counts[domain] else f'{count} of the'} {counts[domain]} images of '{domain}' "
-         f"are also read by {where}; "
-         + ("remove them from one of the two, or the domain from 'unseen'" if domain in unseen
-            else "its score says nothing about new images"), domain in unseen)
-        for domain, (count, where) in found.items()
-    ]  # fmt: skip
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:
