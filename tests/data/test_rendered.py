@@ -132,3 +132,14 @@ def test_what_a_killed_renderer_left_is_removed_and_a_living_ones_file_is_not(ca
         opened(domains=("fog",))
         assert not dead.exists()
         assert alive.exists()
+
+
+def test_the_source_lists_what_the_images_list_and_renders_nothing(cache, monkeypatch):
+    selection = parse(
+        DataSelection, {"domains": ["game", "fog"], "images": 8, "first": 3, "fraction": "1/4", "rest": True}
+    )
+    source = WorldSource(size=(32, 64))
+    listed = list(source.open(selection).listing())
+    monkeypatch.setattr(rendered, "_load_or_render", None)
+    assert list(source.listing(selection)) == listed
+    assert len(listed) == 12

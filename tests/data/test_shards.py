@@ -89,7 +89,9 @@ def test_shards_hold_the_images_and_labels_of_the_folder_in_its_order(folder, tm
     for one, other in zip(plain, packed, strict=True):
         np.testing.assert_array_equal(other.image, one.image)
         np.testing.assert_array_equal(other.label, one.label)
-    files = list(source(out).files(parse(DataSelection, {"domains": ["mine"]})))
+    selection = parse(DataSelection, {"domains": ["mine"]})
+    assert list(source(out).listing(selection)) == list(packed.listing())
+    files = list(source(out).files(selection))
     assert len(files) == 7
     assert all(file.size == len(file.store.read(file.name)) for file in files)
 

@@ -255,6 +255,7 @@ def test_the_teachers_licence_is_in_the_chain(folders, tmp_path):
         ("stages.adapt.detector.milestones=[2]", "milestones.0: Input should be less than 1, got 2"),
         ("stages.first_labels.open_vocabulary=null", "a stage adapts an open-vocabulary teacher; add open_vocabulary"),
         ("stages.first_labels.open_vocabulary.detector=x", "adapt_labels adapts other networks; name the same ones"),
+        ("stages.adapt.unlabelled.data.images=9", "stage adapt: stage first_labels labels"),
         ("stages.adapt.detector=null", "detector and segmenter are null: nothing is adapted"),
         ("stages.adapt.model.segmenter=null", "SAM 3 is used as it is"),
         ("stages.adapt.hands_over=[head]", "hands_over: the head is not trained here"),

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from segdistill.config import UserError
+from segdistill.data.dataset import DataSelection
 from segdistill.data.pseudo import read_pseudo
+from segdistill.data.pseudo_labelled import PseudoLabelled
+from segdistill.data.rendered import WorldSource
 from segdistill.data.strong import Strong, StrongAugment
 from segdistill.files import sha256
 from segdistill.metrics.instances import InstanceMetric
@@ -19,6 +22,7 @@ from segdistill.recipe import load
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.shipped import shipped_path
+from segdistill.stages.pseudo_label import LABELS
 from segdistill.train import loop
 
 RECIPE = """
@@ -299,15 +303,22 @@ def test_mistakes_are_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_labels_of_another_selection_are_refused(finished, tmp_path):
+def test_labels_of_another_selection_are_refused_before_anything_is_trained(tmp_path):
     change = "stages.adapt.unlabelled.data={domains: [game], images: 9}"
+    line = r"stage adapt: stage first_labels labels 6 of its 9 unlabelled images, not game/0000\d\d, for example"
+    with pytest.raises(UserError, match=line):
+        run(recipe(tmp_path, change), tmp_path / "run")
+    assert not (tmp_path / "run/stages").exists()
+
+
+def test_a_file_without_labels_of_an_image_is_refused(finished):
+    images = WorldSource(classes="things8", size=(32, 64)).open(DataSelection(domains=("game",), images=9))
     with pytest.raises(UserError, match=r"has no pseudo-labels for 3 of 9 images, such as game/0000"):
-        run(recipe(tmp_path, change), tmp_path / "run", reuse=[finished])
+        PseudoLabelled(images, stage(finished, "first_labels") / LABELS)
 
 
 def test_the_metric_sees_what_the_network_predicts(finished):
     """Detections scored by hand give the AP in the results."""
-    from segdistill.data.dataset import DataSelection
     from segdistill.runs.folder import Finished, fingerprints, load_finished, model_of, read_manifest, stage_folder
     from segdistill.runs.score import load_model
 

@@ -170,6 +170,10 @@ class DataSource(Config):
         """One line for each reason why ``selection`` cannot be read, with labels or ``objects`` if these are needed."""
         raise NotImplementedError
 
+    def listing(self, selection: DataSelection) -> Iterator[str]:
+        """``domain/name`` of every image in ``selection``, as its :class:`Dataset` lists them; nothing is prepared."""
+        raise NotImplementedError
+
     def files(self, selection: DataSelection) -> Iterator[ImageFile]:
         """The file of every image in ``selection``; nothing where images are not files."""
         return iter(())

@@ -106,6 +106,10 @@ class FilesSource(DataSource):
             lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
         return lines
 
+    def listing(self, selection: DataSelection) -> Iterator[str]:
+        """``domain/path`` of every image."""
+        return _listing(self._part(name, selection) for name in selection.domains)
+
     def files(self, selection: DataSelection) -> Iterator[ImageFile]:
         """Those of the folders and archives of its domains."""
         for name in selection.domains:
@@ -274,7 +278,7 @@ class FilesDataset(Dataset):
 
     def listing(self) -> Iterator[str]:
         """``domain/path`` of every image."""
-        return (f"{part.place.name}/{item.image}" for part in self._parts for item in part.items)
+        return _listing(self._parts)
 
     def protocol(self, domain: str) -> Protocol:
         """From the data set's record."""
@@ -348,6 +352,10 @@ def _listed(name: str, items: list[Item], selection: DataSelection, path: Path) 
     if not others:
         raise UserError(f"{name}: {path} names all {len(items)} images and leaves none for rest")
     return others
+
+
+def _listing(parts: Iterable[Part]) -> Iterator[str]:
+    return (f"{part.place.name}/{item.image}" for part in parts for item in part.items)
 
 
 def _numbering(numbers: ObjectNumbers) -> list[object]:

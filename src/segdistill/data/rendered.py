@@ -69,6 +69,12 @@ class WorldSource(DataSource):
         images = sum(len(chosen_rows(selection, name, selection.images)) for name in selection.domains)
         return images, tuple(world.LABEL_SPACES[self.classes].names)
 
+    def listing(self, selection: DataSelection) -> Iterator[str]:
+        """``domain/index`` of every image."""
+        for name in selection.domains:
+            rows = chosen_rows(selection, name, selection.images or 0)
+            yield from (f"{name}/{_name(selection, row)}" for row in rows)
+
     def has_objects(self, domain: str) -> bool:
         """Whether the classes are things."""
         return self.classes in world.LABEL_SPACES and world.LABEL_SPACES[self.classes].objects
@@ -143,10 +149,10 @@ class World(Dataset):
         domain = self._selection.domains[which]
         images, labels, *instances = (array[row] for array in self._arrays[which])
         if not world.DOMAINS[domain].labelled:
-            return Sample(np.asarray(images), None, domain, self._name(row))
+            return Sample(np.asarray(images), None, domain, _name(self._selection, row))
         label = self._lookup[labels]
         objects = self._objects_of(instances[0], label) if instances else None
-        return Sample(np.asarray(images), label, domain, self._name(row), objects)
+        return Sample(np.asarray(images), label, domain, _name(self._selection, row), objects)
 
     def _objects_of(self, instance: NDArray[np.uint16], label: NDArray[np.uint8]) -> Objects:
         """The things of an image; those with too few visible pixels are crowds, which do not count."""
@@ -155,7 +161,7 @@ class World(Dataset):
 
     def listing(self) -> Iterator[str]:
         """``domain/index`` of every image."""
-        return (f"{self._selection.domains[which]}/{self._name(row)}" for which, row in self._rows)
+        return (f"{self._selection.domains[which]}/{_name(self._selection, row)}" for which, row in self._rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: the paths of the images, not their content."""
@@ -164,8 +170,9 @@ class World(Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_arrays": [_mapped(*paths) for paths in state["_arrays"]]})
 
-    def _name(self, row: int) -> str:
-        return f"{self._selection.first + row:06d}"
+
+def _name(selection: DataSelection, row: int) -> str:
+    return f"{selection.first + row:06d}"
 
 
 def cache_folder() -> Path:

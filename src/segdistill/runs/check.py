@@ -25,7 +25,7 @@ def check(recipe: Recipe, *, training: bool = True) -> list[str]:
     shared = [] if problems else overlaps(recipe, readings)
     problems += [line for line, unseen in shared if unseen]
     if training and not problems:
-        problems = _weight_problems(recipe)
+        problems = _label_problems(recipe) + _weight_problems(recipe)
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
     doubts = [line for line, _ in shared]
@@ -42,6 +42,22 @@ def _unseen_problems(recipe: Recipe) -> list[str]:
         if stage := recipe.trained_on(name, config.selection(source, name).split):
             lines.append(f"stage {stage} is trained on '{name}'; remove it from 'unseen' to list it for reference only")
     return [f"evaluate: {line}" for line in lines]
+
+
+def _label_problems(recipe: Recipe) -> list[str]:
+    """Images that learn from pseudo-labels which no stage predicts for them."""
+    lines = []
+    reads = {stage.name: [selection for _, selection, _ in stage.reads()] for stage in recipe.stages}
+    for stage in recipe.stages:
+        for selection, giver in stage.pseudo_labelled():
+            given = {image for each in reads[giver] for image in recipe.data.listing(each)}
+            images = list(recipe.data.listing(selection))
+            if missing := [image for image in images if image not in given]:
+                lines.append(
+                    f"stage {stage.name}: stage {giver} labels {len(images) - len(missing)} of its {len(images)} "
+                    f"unlabelled images, not {missing[0]}, for example; select the same images in both"
+                )
+    return lines
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:

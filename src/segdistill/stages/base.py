@@ -147,6 +147,10 @@ class StageConfig(Config):
         """One line for each of the ``earlier`` stages, by name, that does not give what this one reads."""
         return []
 
+    def pseudo_labelled(self) -> tuple[tuple[DataSelection, str], ...]:
+        """Images that it learns from pseudo-labels, and the name of the stage that writes these."""
+        return ()
+
     def own_digests(self) -> dict[str, str]:
         """Name -> SHA-256 of weights that are its own, not the recipe's; a :class:`UserError` if some are missing."""
         return {}

@@ -114,6 +114,10 @@ class OpenVocabularyStageConfig(StageConfig):
         """A stage that writes no pseudo-labels."""
         return [line for name in self.earlier for line in labels_faults(stages[name])]
 
+    def pseudo_labelled(self) -> tuple[tuple[DataSelection, str], ...]:
+        """The unlabelled images."""
+        return () if self.unlabelled is None else ((self.unlabelled.data, self.unlabelled.labels),)
+
     def own_digests(self) -> dict[str, str]:
         """Those of the teacher."""
         return self.model.digests()

@@ -110,6 +110,11 @@ class SemiConfig(TaskConfig):
         labels = None if self.unlabelled is None else self.unlabelled.labels
         return [] if labels is None else labels_faults(stages[labels])
 
+    def pseudo_labelled(self) -> tuple[tuple[DataSelection, str], ...]:
+        """The unlabelled images, if a stage labels them."""
+        other = self.unlabelled
+        return () if other is None or other.labels is None else ((other.data, other.labels),)
+
     def reads(self) -> tuple[tuple[str, DataSelection, bool], ...]:
         """The labelled and the unlabelled images."""
         labelled = ("", self.data, True)
