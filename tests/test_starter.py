@@ -43,7 +43,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 def write(root: Path, image: str, label: str, numbers, values=lambda label: label) -> None:
     for number in numbers:  # every file has pixels of its own
-        save(root / image.format(number), picture(crc32(f"{root} {image.format(number)}".encode())))
+        save(root / image.format(number), picture(crc32(f"{root.name} {image.format(number)}".encode())))
         save(root / label.format(number), values(classes(number)))
 
 
@@ -125,6 +125,30 @@ def test_domains_get_roles_and_unlabelled_images_are_the_proxy(tmp_path):
     assert recipe.stages[1].proxy.data.domains == ("more", "street")
     scored = [recipe.data.open(recipe.evaluate.selection(recipe.data, name)) for name in recipe.evaluate.domains]
     assert [len(data) for data in scored] == [2, 2, 3]
+
+
+def test_unlabelled_images_are_no_copies_of_others(tmp_path):
+    for name, count in (("street", 5), ("fog", 3)):
+        write(tmp_path, f"{name}/images/{{}}.png", f"{name}/masks/{{}}.png", range(count))
+        for number in range(count):
+            for folder in ("raw/day one", "again"):
+                (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+                content = (tmp_path / f"{name}/images/{number}.png").read_bytes()
+                (tmp_path / folder / f"{name} {number}.png").write_bytes(content)
+    save(tmp_path / "raw/day one/new photo.png", picture(0))
+    save(tmp_path / "raw/other.png", picture(1))
+    started = start(tmp_path, tmp_path / "r.yaml", **WORLD)
+    assert started.roles == {"street": "source", "fog": "unseen", "raw": "unlabelled"}
+    assert "raw: unlabelled, train 2 (without 8 that are copies of other images)" in started.lines()
+    assert "again: left out, its 8 images are copies of others" in started.lines()
+    recipe = load(started.recipe)
+    assert check(recipe) == []
+    assert list(recipe.data.listing(DataSelection(domains=("raw",)))) == [
+        "raw/raw/day one/new photo.png",
+        "raw/raw/other.png",
+    ]
+    again = start(tmp_path, tmp_path / "r.yaml", force=True, **WORLD)
+    assert again.lines() == started.lines()
 
 
 def test_coco_files_are_known_by_their_content(tmp_path):

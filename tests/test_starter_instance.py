@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -28,7 +29,11 @@ def photos(root: Path, domains: dict[str, int], *, labelled: bool = True) -> Non
     for domain, count in domains.items():
         (root / domain).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            pixels = np.random.default_rng(number).integers(0, 255, (32, 64, 3)).astype(np.uint8)
+            pixels = (
+                np.random.default_rng(crc32(f"{domain} {number}".encode()))
+                .integers(0, 255, (32, 64, 3))
+                .astype(np.uint8)
+            )
             Image.fromarray(pixels).save(root / domain / f"{number}.png")
             if labelled:
                 corners = [[4 + number, 4], [30, 4], [30, 28], [4 + number, 28]]

@@ -120,13 +120,16 @@ class Started:
     files: tuple[Path, ...]
     recipe: Path
     roles: dict[str, str]  # domain -> source, validation, unseen, unlabelled
+    copied: tuple[OwnSet, ...] = ()  # left out: all their images are copies of others
 
     def lines(self) -> list[str]:
         """For the user: one line per domain, then what was written."""
         lines = []
         for each in self.sets:
             counts = ", ".join(f"{split} {count}" if count else split for split, count in each.counts.items())
-            lines.append(f"{each.name}: {self.roles[each.name]}, {counts}")
+            copies = f" (without {each.copies} that are copies of other images)" if each.copies else ""
+            lines.append(f"{each.name}: {self.roles[each.name]}, {counts}{copies}")
+        lines += [f"{each.name}: left out, its {each.copies} images are copies of others" for each in self.copied]
         return [*lines, *(f"wrote {path}" for path in self.files)]
 
 
@@ -147,7 +150,9 @@ def start(
     The largest labelled domain is the source; the others are unseen unless ``validation`` and ``unseen`` say otherwise.
     Existing files are replaced only with ``force``.
     """
-    sets = detect(folder, boxes=task == "detection")
+    found = detect(folder, boxes=task == "detection")
+    sets = [each for each in found if each.labelled or each.counts["train"]]
+    copied = tuple(each for each in found if each not in sets)
     sets = sets if task == "semantic" else with_objects(sets, folder, task)
     labelled = [each for each in sets if each.labelled]
     if not labelled:
@@ -182,7 +187,7 @@ def start(
     for name, path in names.items():
         own_place(name, folder / path)  # raises if the written file cannot be read
     write_atomic(recipe, lambda file: file.write(text.encode()))
-    return Started(tuple(sets), (*texts, recipe), recipe, roles)
+    return Started(tuple(sets), (*texts, recipe), recipe, roles, copied)
 
 
 def with_objects(sets: Sequence[OwnSet], folder: Path, task: str) -> list[OwnSet]:

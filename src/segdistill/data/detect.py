@@ -30,6 +30,7 @@ from segdistill.data.own_sets import (
     slug,
     take_apart,
     unlabelled_sets,
+    without_copies,
 )
 
 SAMPLED = 60  # label files that are read
@@ -69,6 +70,9 @@ def detect(folder: Path, *, boxes: bool = False) -> list[OwnSet]:
     if not sets and (boxes or not pairs):
         sets = drawn_sets(folder, files, images, boxes=boxes)
     sets = sets or _mapped(folder, files, pairs, lone)
+    lone = [each for each in sets if not each.labelled]
+    if len(lone) < len(sets):
+        sets = [each if each.labelled else without_copies(folder, each, images, lone) for each in sets]
     names = [each.name for each in sets]
     if len(set(names)) < len(names):
         raise UserError(f"{folder}: two parts would both be called {max(names, key=names.count)}; rename a folder")

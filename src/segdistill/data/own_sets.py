@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from segdistill.data.archives import Folder, ImageFile
+from segdistill.data.copies import Originals
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "segmentation", "seg",
@@ -31,6 +34,7 @@ class OwnSet:
     counts: dict[str, int]
     labelled: bool
     texts: dict[str, str] = field(default_factory=dict)
+    copies: int = 0  # of images that others have, too; left out
 
 
 def take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
@@ -74,6 +78,28 @@ def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]
         )
         for folder, count in groups.items()
     ]
+
+
+def without_copies(folder: Path, each: OwnSet, images: Sequence[PurePosixPath], beside: Sequence[OwnSet]) -> OwnSet:
+    """The set ``each`` of unlabelled images without copies of the ``images`` that are in none of the sets ``beside``.
+
+    If there are any, a list file names the others; nothing is written for a set of copies alone, which has no images.
+    """
+    store = Folder(folder)
+    own = [path for path in images if path.is_relative_to(each.settings["images"])]
+    lone = [PurePosixPath(other.settings["images"]) for other in beside]
+    rest = Originals(_file(store, path) for path in images if not any(map(path.is_relative_to, lone)))
+    kept = [path for path in own if not rest.same(_file(store, path))]
+    if len(kept) == len(own):
+        return each
+    name = f"dataset-{each.name}.txt"
+    text = "".join(f"{path.relative_to(each.settings['images'])}\n" for path in kept)
+    return replace(each, settings=each.settings | {"splits": {"train": name}}, counts={"train": len(kept)},
+                   texts={name: text}, copies=len(own) - len(kept))  # fmt: skip
+
+
+def _file(store: Folder, path: PurePosixPath) -> ImageFile:
+    return ImageFile("", str(path), str(path), store)
 
 
 def listed_names(folder: Path, count: int | None = None) -> list[str]:

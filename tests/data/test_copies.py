@@ -1,17 +1,17 @@
-"""Images that are scored and trained on are found under every name, in every store."""
+"""Copies of image files are found under every name, in every store."""
 
 import zipfile
 
 import pytest
 
 from segdistill.data.archives import BadSample, Folder, ImageFile, Several, open_store
-from segdistill.runs.overlap import Scored
+from segdistill.data.copies import Originals
 
 LONG = 1 << 17
 
 
-def filed(store, name, domain="fog"):
-    return ImageFile(domain, f"{store.where}/{name}", name, store)
+def filed(store, name):
+    return ImageFile("fog", f"{store.where}/{name}", name, store)
 
 
 @pytest.fixture
@@ -27,22 +27,20 @@ def folder(tmp_path):
 
 
 def test_a_copy_is_found_and_a_file_of_the_same_size_is_not(folder):
-    scored = Scored([filed(folder, "a.bmp"), filed(folder, "a.bmp", "night")])
+    scored = Originals([filed(folder, "a.bmp"), filed(folder, "a.bmp")])
     path = f"{folder.where}/a.bmp"
-    assert scored.domains == {path: ["fog", "night"]}
-    assert scored.counts == {"fog": 1, "night": 1}
     for name, found in (("a.bmp", [path]), ("b.bmp", [path]), ("first.bmp", []), ("last.bmp", []), ("short.bmp", [])):
         assert scored.same(filed(folder, name)) == found, name
     assert scored.same(filed(folder, "gone.bmp")) == []
-    assert Scored([]).same(filed(folder, "a.bmp")) == []
-    both = Scored([filed(folder, "a.bmp"), filed(folder, "b.bmp", "night")])
+    assert Originals([]).same(filed(folder, "a.bmp")) == []
+    both = Originals([filed(folder, "a.bmp"), filed(folder, "b.bmp")])
     assert both.same(filed(folder, "a.bmp")) == [path, f"{folder.where}/b.bmp"]
 
 
 def test_only_the_start_of_files_of_one_size_is_read(folder, monkeypatch):
     read = []
     monkeypatch.setattr(Folder, "read", lambda self, name: read.append(name) or (self.where / name).read_bytes())
-    scored = Scored([filed(folder, "a.bmp")])
+    scored = Originals([filed(folder, "a.bmp")])
     assert scored.same(filed(folder, "first.bmp")) == scored.same(filed(folder, "short.bmp")) == []
     assert read == []
     assert scored.same(filed(folder, "last.bmp")) == []
@@ -60,4 +58,4 @@ def test_every_store_knows_the_size_and_the_start_of_its_files(folder, tmp_path)
     with pytest.raises(BadSample, match="gone"):
         folder.size("gone.bmp")
     path = f"{folder.where}/a.bmp"
-    assert Scored([filed(folder, "a.bmp")]).same(filed(packed, "deep/b.bmp")) == [path]
+    assert Originals([filed(folder, "a.bmp")]).same(filed(packed, "deep/b.bmp")) == [path]
