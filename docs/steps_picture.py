@@ -20,6 +20,7 @@ LINES = {
     "Heir": ("Heir (ours)", "#b3261e", "o"),
     "Vanilla KD": ("vanilla KD (MSE)", "#1f5fa8", "s"),
     "No distillation": ("no distillation", "#777777", "^"),
+    "MSE, two stages": ("MSE, two stages", "#b26a00", "v"),
     "GKD, two stages": ("GKD, two stages", "#2e7d32", "D"),
 }
 SIZE = (7.2, 3.6)  # inches

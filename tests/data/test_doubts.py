@@ -21,12 +21,13 @@ HALVES = np.repeat(np.array([0, 1], np.uint8), 16)[:, None].repeat(64, axis=1)
 
 
 def make(root, label=HALVES, *, image=None, count=2, **settings):
-    for split in ("train", "val"):
-        for folder, content in (("images", image), ("labels", label)):
-            (root / folder / split).mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                array = picture(number, SIZE) if content is None else content
-                Image.fromarray(array).save(root / folder / split / f"{number}.png")
+    for first, split in enumerate(("train", "val")):
+        for number in range(count):
+            shift = number + count * first  # every image has pixels of its own
+            seen = picture(shift, SIZE) if image is None else np.roll(image, shift)
+            for folder, content in (("images", seen), ("labels", label)):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(root / folder / split / f"{number}.png")
     (root / "dataset.yaml").write_text(yaml.safe_dump({"classes": ["a", "b"]} | settings))
     return root / "dataset.yaml"
 
