@@ -137,14 +137,16 @@ def test_unlabelled_images_are_no_copies_of_others(tmp_path):
                 (tmp_path / folder / f"{name} {number}.png").write_bytes(content)
     save(tmp_path / "raw/day one/new photo.png", picture(0))
     save(tmp_path / "raw/other.png", picture(1))
+    save(tmp_path / "raw/day one/raw/other.png", picture(2))  # the end of its path is the whole path of the one before
     started = start(tmp_path, tmp_path / "r.yaml", **WORLD)
     assert started.roles == {"street": "source", "fog": "unseen", "raw": "unlabelled"}
-    assert "raw: unlabelled, train 2 (without 8 that are copies of other images)" in started.lines()
+    assert "raw: unlabelled, train 3 (without 8 that are copies of other images)" in started.lines()
     assert "again: left out, its 8 images are copies of others" in started.lines()
     recipe = load(started.recipe)
     assert check(recipe) == []
     assert list(recipe.data.listing(DataSelection(domains=("raw",)))) == [
         "raw/raw/day one/new photo.png",
+        "raw/raw/day one/raw/other.png",
         "raw/raw/other.png",
     ]
     again = start(tmp_path, tmp_path / "r.yaml", force=True, **WORLD)

@@ -5,6 +5,7 @@ import zipfile
 import pytest
 
 from segdistill.data.archives import BadSample, Folder, ImageFile, Several, open_store
+from segdistill.data.coco import CocoStore
 from segdistill.data.copies import Originals
 
 LONG = 1 << 17
@@ -51,7 +52,8 @@ def test_every_store_knows_the_size_and_the_start_of_its_files(folder, tmp_path)
     with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder.where / "b.bmp", "deep/b.bmp")
     packed = open_store(tmp_path / "packed.zip")
-    for store, name in ((folder, "a.bmp"), (packed, "deep/b.bmp"), (Several(tmp_path, [packed]), "deep/b.bmp")):
+    several, coco = Several(tmp_path, [packed]), CocoStore(folder, {}, {}, (), None)
+    for store, name in ((folder, "a.bmp"), (coco, "a.bmp"), (packed, "deep/b.bmp"), (several, "deep/b.bmp")):
         assert store.size(name) == len(store.read(name)) == LONG
         assert store.start(name, 10) == bytes(range(10))
         assert len(store.start(name, 2 * LONG)) == LONG

@@ -287,7 +287,11 @@ def _names(text: str) -> list[str]:
 
 
 def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """The items named by ``lines``, in their order, and the lines that match none. Lines may have more columns."""
+    """The items named by ``lines``, in their order, and the lines that match none. Lines may have more columns.
+
+    A whole path names its image alone, even if another image's path ends with it.
+    """
+    whole = {item.image: {number} for number, item in enumerate(items)}
     by_name: dict[str, set[int]] = {}
     for number, item in enumerate(items):
         for name in item.called():
@@ -296,7 +300,13 @@ def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], l
     unknown = []
     for line in wanted:
         first = line.split()[0]
-        found = by_name.get(line) or by_name.get(first) or by_name.get(ANNOTATION.sub("", first))
+        found = (
+            whole.get(line)
+            or by_name.get(line)
+            or whole.get(first)
+            or by_name.get(first)
+            or by_name.get(ANNOTATION.sub("", first))
+        )
         if found is None:
             unknown.append(line)
         elif len(found) > 1:

@@ -93,7 +93,7 @@ def without_copies(folder: Path, each: OwnSet, images: Sequence[PurePosixPath], 
     if len(kept) == len(own):
         return each
     name = f"dataset-{each.name}.txt"
-    text = "".join(f"{path.relative_to(each.settings['images'])}\n" for path in kept)
+    text = "".join(f"{path}\n" for path in kept)
     return replace(each, settings=each.settings | {"splits": {"train": name}}, counts={"train": len(kept)},
                    texts={name: text}, copies=len(own) - len(kept))  # fmt: skip
 
