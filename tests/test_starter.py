@@ -140,8 +140,8 @@ def test_unlabelled_images_are_no_copies_of_others(tmp_path):
     save(tmp_path / "raw/day one/raw/other.png", picture(2))  # the end of its path is the whole path of the one before
     started = start(tmp_path, tmp_path / "r.yaml", **WORLD)
     assert started.roles == {"street": "source", "fog": "unseen", "raw": "unlabelled"}
-    assert "raw: unlabelled, train 3 (without 8 that are copies of other images)" in started.lines()
-    assert "again: left out, its 8 images are copies of others" in started.lines()
+    assert "raw: unlabelled, train 3 (copies of other images, left out: 8)" in started.lines()
+    assert "again: left out, all images are copies of others (8)" in started.lines()
     recipe = load(started.recipe)
     assert check(recipe) == []
     assert list(recipe.data.listing(DataSelection(domains=("raw",)))) == [

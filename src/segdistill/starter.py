@@ -127,9 +127,9 @@ class Started:
         lines = []
         for each in self.sets:
             counts = ", ".join(f"{split} {count}" if count else split for split, count in each.counts.items())
-            copies = f" (without {each.copies} that are copies of other images)" if each.copies else ""
+            copies = f" (copies of other images, left out: {each.copies})" if each.copies else ""
             lines.append(f"{each.name}: {self.roles[each.name]}, {counts}{copies}")
-        lines += [f"{each.name}: left out, its {each.copies} images are copies of others" for each in self.copied]
+        lines += [f"{each.name}: left out, all images are copies of others ({each.copies})" for each in self.copied]
         return [*lines, *(f"wrote {path}" for path in self.files)]
 
 
