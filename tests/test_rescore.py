@@ -323,6 +323,19 @@ def test_a_run_is_scored_where_only_the_scored_images_are(told, moved, monkeypat
         assert re.search(message, line), line
 
 
+def test_a_scored_image_that_the_run_was_trained_on_is_told_if_its_images_are_still_there(told, moved):
+    write("gtav", moved / "sets")
+    scored = next((moved / "here").rglob("rgb_anon/night/val/**/*.png"))
+    next((moved / "sets").rglob("images/*.png")).write_bytes(scored.read_bytes())
+    ask = ("evaluate", moved / "run", "--data", "acdc:night", "--root", moved / "here", "--out", moved / "scores")
+    line = r"evaluate: 1 of the 2 images of 'acdc:night' are also read by stage task \(copies, such as .*; "
+    status, _, err = told(*ask)
+    assert (status, bool(re.search(line + "remove them from one of the two", err))) == (2, True), err
+    assert not (moved / "scores").exists()
+    status, _, err = told(*ask, "evaluate.unseen=[]")
+    assert (status, bool(re.search("warning: " + line + "its score says nothing", err))) == (0, True), err
+
+
 def test_what_a_run_was_made_of_is_checked_without_its_images(told, moved):
     ask = ("evaluate", moved / "run", "--data", "acdc:night", "--root", moved / "here")
     start, manifest, recipe = (moved / name for name in (

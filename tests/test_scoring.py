@@ -244,7 +244,7 @@ def test_a_trained_on_domain_is_listed_for_reference_and_never_enters_the_mean(t
     config = retarget(recipe, names).evaluate
     assert (config.domains, config.unseen, config.validation) == (tuple(names), tuple(names[1:]), ())
     with pytest.raises(UserError, match="stage task is trained on 'potsdam_rgb'; remove it from 'unseen'"):
-        check(retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"]), training=False)
+        check(retarget(recipe, names, overrides=["evaluate.unseen=[potsdam_rgb]"]), trained=recipe)
 
 
 def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_split(tmp_path):
@@ -267,5 +267,5 @@ def test_validation_domains_of_the_recipe_stay_so_and_every_item_may_name_its_sp
 )
 def test_a_mistake_in_what_to_score_is_one_line(tmp_path, items, message):
     with pytest.raises(UserError, match=message) as error:
-        check(retarget(tiny(tmp_path), items, None), training=False)
+        check(retarget(tiny(tmp_path), items, None), trained=tiny(tmp_path))
     assert "\n" not in str(error.value)

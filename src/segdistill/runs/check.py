@@ -6,31 +6,38 @@
 from __future__ import annotations
 
 from segdistill.config import UserError
-from segdistill.recipe import Recipe
+from segdistill.recipe import Reading, Recipe
 from segdistill.runs.folder import model_digests
 from segdistill.runs.overlap import overlaps
 from segdistill.stages.task import check_head
 from segdistill.tasks.table import TASKS
 
 
-def check(recipe: Recipe, *, training: bool = True) -> list[str]:
+def check(recipe: Recipe, *, trained: Recipe | None = None) -> list[str]:
     """Warnings about inputs that work but look like mistakes, one line each.
 
-    Without ``training``, only the evaluation is checked. Raises a :class:`UserError` that lists everything that is
-    missing or unreadable.
+    With ``trained``, whose stages are finished, only the evaluation is checked, and compared with the images of these
+    stages that are still there. Raises a :class:`UserError` that lists everything that is missing or unreadable.
     """
-    readings = recipe.readings(training=training)
+    readings = recipe.readings(training=trained is None)
     problems = [f"{each.where}: {line}" for each in readings for line in each.problems()]
     problems += _unseen_problems(recipe)
-    shared = [] if problems else overlaps(recipe, readings)
+    before = [] if trained is None else _still_there(trained)
+    shared = [] if problems else overlaps(recipe, before + readings)
     problems += [line for line, unseen in shared if unseen]
-    if training and not problems:
+    if trained is None and not problems:
         problems = _label_problems(recipe) + _weight_problems(recipe)
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
     doubts = [line for line, _ in shared]
     doubts += [line for each in readings for line in each.doubts()]
     return list(dict.fromkeys(doubts))
+
+
+def _still_there(trained: Recipe) -> list[Reading]:
+    """What its stages read, as far as the images can be found."""
+    stages = trained.model_copy(update={"evaluate": None}).readings()
+    return [each for each in stages if not each.source.problems(each.selection, labelled=False)]
 
 
 def _unseen_problems(recipe: Recipe) -> list[str]:

@@ -169,7 +169,8 @@ def evaluate_run(
     scored = [model_of(run, each, out, place=place) for each, place in places.items()]
     for each, model in zip(places, scored, strict=True):
         _check_start(run, origins, each, model)
-    return _scores(changed, scored, run.manifests, out, watcher or Quiet())
+    before = finished.model_copy(update={"stages": finished.stages[: len(run.manifests)]})
+    return _scores(changed, scored, before, run.manifests, out, watcher or Quiet())
 
 
 def evaluate_file(
@@ -193,14 +194,19 @@ def evaluate_file(
     scored = [model_from_files(changed, role, out, place="student")]
     if role == "student" and changed.teacher is not None and changed.teacher.head_weights is not None:
         scored.insert(0, model_from_files(changed, "teacher", out))
-    return _scores(changed, scored, (), out, watcher or Quiet())
+    return _scores(changed, scored, plain, (), out, watcher or Quiet())
 
 
 def _scores(
-    recipe: Recipe, scored: Sequence[Scored], manifests: Sequence[dict[str, Any]], out: Path, watcher: Watcher
+    recipe: Recipe,
+    scored: Sequence[Scored],
+    trained: Recipe,
+    manifests: Sequence[dict[str, Any]],
+    out: Path,
+    watcher: Watcher,
 ) -> dict[str, Any]:
-    """Score, holding the lock of ``out``."""
-    for line in check(recipe, training=False):
+    """Score, holding the lock of ``out``; ``trained`` has the stages that the networks come from."""
+    for line in check(recipe, trained=trained):
         watcher.warn(line)
     fabric = make_fabric(recipe)
     with explained(), locked(out) if fabric.is_global_zero else nullcontext():
