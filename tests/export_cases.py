@@ -14,6 +14,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 SEMFPN = {"type": "semfpn", "width": 8}
 MASK2FORMER = {"type": "mask2former", "width": 64, "queries": 4, "encoder_layers": 1, "decoder_layers": 3}
 MASKED_DPT = {"type": "masked_dpt", "width": 64, "queries": 6, "decoder_layers": 1, "neck_channels": [8, 8, 8, 8]}
+FASTER_RCNN = {"type": "faster_rcnn", "width": 16, "hidden": 32, "anchors": [16, 32, 64, 128, 256], "proposals": 200,
+               "most": 40}  # fmt: skip
 CASES = {
     "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
     "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
@@ -24,6 +26,8 @@ CASES = {
     "vit_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASKED_DPT),
     "convnext_objects": ({"name": "timm:test_convnext"}, MASKED_DPT),
     "vit_mask2former_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
+    "vit_boxes": ({"name": "timm:test_vit", "image_size": [64, 64]}, FASTER_RCNN),
+    "convnext_boxes": ({"name": "timm:test_convnext"}, FASTER_RCNN),
     **{name: ({"name": f"small_{name}"}, SEMFPN) for name in ("deit", "dinov3", "sam", "swin")},
 }
 SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
@@ -89,7 +93,7 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
     from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
 
     add_small_networks()
-    if name.endswith("_objects"):
+    if name.endswith(("_objects", "_boxes")):
         return export_objects(name, size, out)
     segmenter = build(*CASES[name])
     program = trace(Graph(segmenter, size), (96, 128))
@@ -108,30 +112,52 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
 
 
 def export_objects(name: str, size: tuple[int, int] | None, out: Path) -> None:
-    """:func:`export_case` of an instance model."""
-    from functools import partial
+    """:func:`export_case` of an instance model or a detector."""
+    import torch
 
     from segdistill.export.check import Domain, View, compare
-    from segdistill.export.graph import ObjectGraph
-    from segdistill.export.objects import Decoder, ObjectTally, object_runner
+    from segdistill.export.objects import object_runner
     from segdistill.export.onnx_file import onnx_runner, operators, to_onnx, trace
 
-    network = build(*CASES[name], task="instance")
-    model = to_onnx(trace(ObjectGraph(network, size), (96, 128)), {"classes": ["a"]}, ["scores", "masks"])
-    run = onnx_runner(model.SerializeToString())
-    tally = partial(ObjectTally, 7, Decoder(network.encoder.padded, size))
-    reference = object_runner(network, View(size))
-    rows = {}
-    for shape in SIZES:
+    boxes = name.endswith("_boxes")
+    network = build(*CASES[name], task="detection" if boxes else "instance")
+    kind, names, tally = object_parts(network, size)
+    if boxes:  # as it starts, no score is far from another
+        with torch.no_grad():
+            for part, factor in ((network.head.regions.head, 8), (network.head.boxes.box_predictor, 40)):
+                for values in part.parameters():
+                    values.mul_(factor)
+    model = to_onnx(trace(kind(network, size), (192, 256) if boxes else (96, 128)), {"classes": ["a"]}, names)
+    run, reference, rows = onnx_runner(model.SerializeToString()), object_runner(network, View(size)), {}
+    sizes = tuple((count, 2 * height, 2 * width) for count, height, width in SIZES) if boxes else SIZES
+    for shape in sizes:
         domain = Domain("game", "source", Unlabelled(shape), 1)
         [rows[str(shape)]] = compare({"own": run}, reference, [domain], tally, lambda *_: None)["own"]
     outputs = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim][:3]
                for value in model.graph.output]  # fmt: skip
-    scores, masks = run(pixels(SIZES[0]))
-    facts = {"equal": {shape: row.equal for shape, row in rows.items()}, "shapes": [scores.shape, masks.shape],
+    answer = run(pixels(sizes[0]))
+    facts = {"equal": {shape: row.equal for shape, row in rows.items()}, "shapes": [part.shape for part in answer],
              "difference": max(row.difference for row in rows.values()), "operators": operators(model),
-             "outputs": outputs, "scores": [row.score for row in rows.values()]}  # fmt: skip
+             "outputs": outputs, "scores": [row.score for row in rows.values()],
+             "found": sum(len(each) for each in reference(pixels(sizes[0])))}  # fmt: skip
     out.write_text(json.dumps(facts))
+
+
+def object_parts(network, size: tuple[int, int] | None):
+    """The graph of a model of objects, the names of its outputs, and what compares it."""
+    from functools import partial
+
+    from segdistill.export.boxes import BoxGraph
+    from segdistill.export.graph import ObjectGraph
+    from segdistill.export.objects import Decoder, ObjectTally, boxes_found
+    from segdistill.metrics.boxes import BoxMetric
+    from segdistill.metrics.instances import InstanceMetric
+    from segdistill.models import Detector
+
+    if isinstance(network, Detector):
+        return BoxGraph, ["boxes", "scores", "labels"], partial(ObjectTally, 7, boxes_found, BoxMetric)
+    decoder = Decoder(network.encoder.padded, size)
+    return ObjectGraph, ["scores", "masks"], partial(ObjectTally, 7, decoder, InstanceMetric)
 
 
 class Unlabelled:
@@ -150,6 +176,11 @@ def page_commands() -> list[list[str]]:
     """The arguments of every call in the page's shell blocks."""
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+
+
+def page_programs() -> list[str]:
+    """The page's Python, block by block."""
+    return re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def run_page(folder: Path) -> None:

@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from export_cases import PAGE, page_programs, pixels
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
 from segdistill.data.sample import write_sample
@@ -24,8 +26,10 @@ from segdistill.runs.demo import recipes_folder, shortened
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.runs.score import read_samples
-from segdistill.sharing.pack import load_packed
+from segdistill.sharing.pack import load_packed, pack
 from segdistill.train import loop
+from tiny_runs import Child
+from tiny_runs import command as command_line
 
 HEAD = """{type: faster_rcnn, width: 8, hidden: 16, anchors: [8, 16, 32, 64, 128], proposals: 20, region_samples: 16,
           box_samples: 16, least_score: 0.0, most: 5}"""
@@ -157,11 +161,31 @@ def test_a_detector_is_estimated_by_its_ap50(finished, tmp_path):
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_export_is_refused_in_one_line(finished, tmp_path):
-    with pytest.raises(UserError, match="detectors cannot be exported") as error:
-        export(finished, tmp_path / "d.onnx")
+def test_a_detector_is_exported_and_compared_by_its_boxes(finished, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"name it d\.onnx") as error:
+        export(finished, tmp_path / "d.pt2")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+    command = ["export", str(finished), str(tmp_path / "boxes.onnx"), "--fp16", "--int8", "--images", "2"]
+    child = Child(tmp_path / "log.txt", command_line, command)
+    assert child.wait(1200) == 0, child.text()
+    report = json.loads((tmp_path / "boxes.onnx.json").read_text())
+    assert list(report["outputs"]) == ["boxes", "scores", "labels"]
+    assert set(report["files"]) == {"boxes.onnx", "boxes.fp16.onnx", "boxes.int8.onnx"}
+    expected = load_packed(pack(finished, tmp_path / "packed.safetensors")[0])[1]["scores"]["student"]["domains"]
+    for row in report["domains"]["fp32"]:
+        assert row["equal"] >= 0.99
+        assert row["difference"] < 1e-4
+        assert row["torch_ap50"] == expected[row["domain"]]["ap50"]
+    image = Image.fromarray(pixels((1, 48, 96))[0])
+    image.save(tmp_path / "street.png")
+    monkeypatch.chdir(tmp_path)
+    program = next(text for text in page_programs() if "boxes.onnx" in text)
+    found: dict = {}
+    exec(compile(program.replace("street.jpg", "street.png"), PAGE.name, "exec"), found)
+    boxes = load_model(finished).predict(image).detections
+    shown = [box for box, score in zip(boxes.boxes, boxes.scores, strict=True) if score > 0]
+    assert len(found["objects"]) == len(shown) > 2
 
 
 def test_padding_and_sizes_of_predictions():

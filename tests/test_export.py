@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from timm.models.vision_transformer_sam import get_rel_pos
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderOnly
 
 import segdistill
-from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, pixels, run_page
+from export_cases import MASK2FORMER, PAGE, SEMFPN, build, export_case, page_commands, page_programs, pixels, run_page
 from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.export import check, export, ship, summary_rows
@@ -132,9 +131,18 @@ def test_objects_in_onnxruntime_at_any_batch_and_size(name, size, tmp_path):
     assert [shape[:2] for shape in facts["shapes"]] == [[2, queries], [2, queries]]
 
 
-def page_programs():
-    """The Python of docs/export.md, block by block."""
-    return re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize(("name", "size"), [("vit_boxes", None), ("convnext_boxes", None), ("vit_boxes", (96, 160))])
+def test_boxes_in_onnxruntime_at_any_batch_and_size(name, size, tmp_path):
+    """Suppression is part of the graph, and images of a batch do not suppress each other's boxes."""
+    child = Child(tmp_path / "log.txt", export_case, name, size, tmp_path / "facts.json")
+    assert child.wait(1200) == 0, child.text()
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert min(facts["equal"].values()) >= 0.99, facts["equal"]
+    assert facts["difference"] < 1e-3
+    assert facts["outputs"] == [["batch", 40, 4], ["batch", 40], ["batch", 40]]
+    assert facts["shapes"] == [[2, 40, 4], [2, 40], [2, 40]]
+    assert facts["operators"]["NonMaxSuppression"] == 6  # of regions on five levels, of boxes
+    assert 20 < facts["found"] <= 80
 
 
 def test_an_instance_run_is_exported_and_compared_by_its_detections(finished_objects, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -52,6 +52,9 @@ RESAMPLED = ("timm.models.vision_transformer.resample_abs_pos_embed", "timm.mode
 
 class Graph(nn.Module):
     """A segmenter as it is exported; see the module's docstring."""
+
+    smallest: ClassVar[int] = 64
+    """Least pixels of a side that is free: two cells of the coarsest map."""
 
     def __init__(self, segmenter: Model, size: tuple[int, int] | None = None, window: Window | None = None) -> None:
         super().__init__()
@@ -178,7 +181,7 @@ class FreeSizes(TorchFunctionMode):
         """Replace bilinear sampling with zeros outside, and tensors made of symbols; every other operation stays."""
         named = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and _symbolic(args[0]):
-            return _numbers(args[0]).to(named.get("dtype") or torch.int64)
+            return numbers(args[0]).to(named.get("dtype") or torch.int64)
         if func is F.scaled_dot_product_attention and args[0].ndim == 3:  # the exporter knows heads only
             masks = {name: each.unsqueeze(1) if isinstance(each, Tensor) else each for name, each in named.items()}
             return func(*(each.unsqueeze(1) for each in args), **masks).squeeze(1)
@@ -197,10 +200,10 @@ def _symbolic(values: Any) -> bool:
     return isinstance(values, torch.SymInt)
 
 
-def _numbers(values: Any) -> Tensor:
+def numbers(values: Any) -> Tensor:
     """Sizes, or nested lists of them, as a tensor of the graph."""
     if isinstance(values, list | tuple):
-        return torch.stack([_numbers(each) for each in values])
+        return torch.stack([numbers(each) for each in values])
     return torch.arange(1).add(values)[0]
 
 

@@ -1,7 +1,8 @@
-"""Compares an exported instance model with the network: detections instead of pixels."""
+"""Compares exported models of objects with the network: detections instead of pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from segdistill.data.dataset import Sample
 from segdistill.export.check import Domain, Row, Tally, View, resized
 from segdistill.export.onnx_file import Answer, Pixels, Runner
 from segdistill.metrics.base import plain
-from segdistill.metrics.instances import InstanceMetric
-from segdistill.models import InstanceSegmenter, prepare
+from segdistill.metrics.boxes import area_of, intersections
+from segdistill.metrics.instances import ObjectMetric
+from segdistill.metrics.matching import iou_of
+from segdistill.models import Finder, prepare
 from segdistill.models.instance import detections_of
 from segdistill.objects import Detections
 from segdistill.runs.evaluation import evaluating
@@ -23,14 +26,14 @@ EQUAL = 0.99  # share of the detections, weighted by their scores, that must be 
 OVERLAP, GAP = 0.95, 0.01  # least IoU and largest difference of scores of equal detections
 
 
-def object_runner(segmenter: InstanceSegmenter, view: View) -> Runner:
+def object_runner(finder: Finder, view: View) -> Runner:
     """The network itself, with the graph's view: images (N, H, W, 3) -> a list of Detections."""
 
     def run(images: Pixels) -> list[Detections]:
         height, width = images.shape[1:3]
-        with evaluating(segmenter), torch.inference_mode():
+        with evaluating(finder), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
-            return segmenter.predict(seen if view.size is None else resized(seen, view.size), (height, width))
+            return finder.predict(seen if view.size is None else resized(seen, view.size), (height, width))
 
     return run
 
@@ -52,23 +55,35 @@ class Decoder:
         return detections_of(scores, masks, self.padded(*shown), shown, image)
 
 
-class ObjectTally(Tally):
-    """Equal detections, weighted by their scores; differences of scores; AP.
+def boxes_found(answer: Answer, image: tuple[int, int]) -> Detections:
+    """Detections from the outputs of a :class:`.boxes.BoxGraph`, for the first image of a batch."""
+    boxes, scores, labels = (part[0] for part in answer)
+    found = scores > 0
+    return Detections(scores[found], labels[found], [], image, boxes[found].astype(np.float64))
 
-    A detection of the network is equal to one of the graph if class, mask (IoU of at least 0.95) and score (within
-    0.01) are.
+
+class ObjectTally(Tally):
+    """Equal detections, weighted by their scores; differences of scores; the primary score of ``metric``.
+
+    A detection of the network is equal to one of the graph if class, mask or box (IoU of at least 0.95) and score
+    (within 0.01) are. ``decode``: outputs of a graph and the image's size -> detections.
     """
 
     least, what = EQUAL, "detections"
     about = (
-        f"detections of the network, weighted by score, with the graph's class, mask (IoU >= {OVERLAP}) and score "
-        f"(within {GAP}); max diff.: of the scores"
+        f"detections of the network, weighted by score, with the graph's class, mask or box (IoU >= {OVERLAP}) and "
+        f"score (within {GAP}); max diff.: of the scores"
     )
 
-    def __init__(self, num_classes: int, decode: Decoder) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        decode: Callable[[Answer, tuple[int, int]], Detections],
+        metric: Callable[[int], ObjectMetric],
+    ) -> None:
         super().__init__(num_classes)
         self.decode = decode
-        self.metrics = InstanceMetric(num_classes), InstanceMetric(num_classes)
+        self.metrics = metric(num_classes), metric(num_classes)
         self.equal = self.total = self.difference = 0.0
         self.images = 0
 
@@ -89,19 +104,19 @@ class ObjectTally(Tally):
     def row(self, domain: Domain) -> Row:
         """See :class:`Tally`."""
         share = self.equal / self.total if self.total else 1.0
-        scores = [plain(m.samples().scores()["ap"]) if self.images else None for m in self.metrics]  # type: ignore[arg-type]
+        scores = [plain(m.samples().scores()[m.primary]) if self.images else None for m in self.metrics]  # type: ignore[arg-type]
         return Row(domain.name, domain.kind, domain.images, share, self.difference, scores[0], scores[1])
 
 
 def paired(expected: Detections, found: Detections) -> np.ndarray:
-    """For each of ``expected`` the difference of scores to the nearest of ``found`` with equal class and mask.
+    """For each of ``expected`` the difference of scores to the nearest of ``found`` with equal class and mask or box.
 
     Each of ``found`` is used once; infinite: there is none left.
     """
     gaps = np.full(len(expected), np.inf)
     if not len(expected) or not len(found):
         return gaps
-    overlaps = np.asarray(tools.iou(expected.masks, found.masks, [0] * len(found)))
+    overlaps = _overlaps(expected, found)
     allowed = (overlaps >= OVERLAP) & (expected.classes[:, None] == found.classes[None])
     differences = np.where(allowed, np.abs(expected.scores[:, None] - found.scores[None]), np.inf)
     for number, row in enumerate(differences):
@@ -110,3 +125,11 @@ def paired(expected: Detections, found: Detections) -> np.ndarray:
         if np.isfinite(row[best]):
             differences[:, best] = np.inf
     return gaps
+
+
+def _overlaps(expected: Detections, found: Detections) -> np.ndarray:
+    """The IoU (N, M) of masks, of a detector's boxes."""
+    if expected.boxes is None or found.boxes is None:
+        return np.asarray(tools.iou(expected.masks, found.masks, [0] * len(found)))
+    shared = intersections(expected.boxes, found.boxes)
+    return iou_of(shared, area_of(expected.boxes), area_of(found.boxes))

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch.export import Dim, ExportedProgram
 
 from segdistill.config import UserError
+from segdistill.export.boxes import translations
 from segdistill.export.graph import Graph, exportable
 
 LARGEST = 2**31 - 2**24  # bytes of one protobuf file
-SMALLEST = 64  # pixels of a free side: two cells at stride 32
 AXES = ("batch", "height", "width")
 Pixels = NDArray[np.uint8]
-Answer = tuple[NDArray[Any], NDArray[Any]]
-"""Classes and confidence (N, H, W), or class probabilities and mask logits of queries; see :mod:`.graph`."""
+Answer = tuple[NDArray[Any], ...]
+"""The outputs of a graph: classes and confidence (N, H, W), or those of objects; see :mod:`.graph`, :mod:`.boxes`."""
 
 Runner = Callable[[Pixels], Any]
 """Images (N, H, W, 3) -> an answer; of the network itself, of objects: a list of Detections."""
@@ -45,7 +45,7 @@ def trace(graph: Graph, size: tuple[int, int]) -> ExportedProgram:
     Raises whatever torch raises where the network does not allow that.
     """
     pair = torch.zeros(2, *size, 3, dtype=torch.uint8)  # an example of one would be taken for always one
-    least = SMALLEST if graph.size is None else 1
+    least = graph.smallest if graph.size is None else 1
     free = {0: Dim("batch", min=1), 1: Dim("height", min=least), 2: Dim("width", min=least)}
     with torch.no_grad(), exportable(graph.encoder):
         return torch.export.export(
@@ -70,6 +70,7 @@ def to_onnx(
             output_names=list(outputs),
             optimize=True,
             verbose=False,
+            custom_translation_table=translations(),
         )
     assert converted is not None
     model = converted.model_proto
@@ -155,8 +156,7 @@ def onnx_runner(content: bytes) -> Runner:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(images: Pixels) -> Answer:
-        one, other = session.run(None, {"image": images})
-        return np.asarray(one), np.asarray(other)
+        return tuple(np.asarray(part) for part in session.run(None, {"image": images}))
 
     return run
 
@@ -167,8 +167,7 @@ def program_runner(content: Any) -> Runner:
 
     def run(images: Pixels) -> Answer:
         with torch.inference_mode():
-            one, other = module(torch.from_numpy(np.array(images)))
-        return one.numpy(), other.numpy()
+            return tuple(part.numpy() for part in module(torch.from_numpy(np.array(images))))
 
     return run
 

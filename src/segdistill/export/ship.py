@@ -19,11 +19,11 @@ from segdistill import environment
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
+from segdistill.export.boxes import BoxGraph
 from segdistill.export.check import Domain, MapTally, Tally, View, compare, disagreeing, latencies, torch_runner
 from segdistill.export.graph import Graph, ObjectGraph
-from segdistill.export.objects import Decoder, ObjectTally, object_runner
+from segdistill.export.objects import Decoder, ObjectTally, boxes_found, object_runner
 from segdistill.export.onnx_file import (
-    SMALLEST,
     Pixels,
     Runner,
     need_extra,
@@ -36,6 +36,8 @@ from segdistill.export.onnx_file import (
     trace,
 )
 from segdistill.files import sha256, write_atomic, write_json
+from segdistill.metrics.boxes import BoxMetric
+from segdistill.metrics.instances import InstanceMetric
 from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, fit
 from segdistill.models.segmenter import Window
 from segdistill.recipe import Recipe, change
@@ -54,10 +56,18 @@ OUTPUTS = {
         "masks": "float32 (batch, queries, rows, columns): mask logits over the network's input, padded at the bottom "
         "and right to multiples of 'cell' pixels",
     },
+    "detection": {
+        "boxes": "float32 (batch, boxes, 4): left, top, right and bottom in pixels of the image",
+        "scores": "float32 (batch, boxes), 0 to 1, descending; 0: no box",
+        "labels": "int64 (batch, boxes): indices of classes",
+    },
 }
+GRAPHS: dict[type[Model], type[Graph]] = {InstanceSegmenter: ObjectGraph, Detector: BoxGraph}
 PRECISIONS = {"fp32": "", "fp16": ".fp16", "int8": ".int8"}
 FORMATS = (".onnx", ".pt2")
-EXPORTED = "known to export: ViT, DINOv2, DINOv3, DeiT, SAM, Swin, ConvNeXt; with semfpn, mask2former, masked_dpt"
+EXPORTED = (
+    "known to export: ViT, DINOv2, DINOv3, DeiT, SAM, Swin, ConvNeXt; with semfpn, mask2former, masked_dpt, faster_rcnn"
+)
 
 
 @dataclass(frozen=True)
@@ -99,11 +109,8 @@ def export(
     out, watcher = Path(out), watcher or Quiet()
     paths = _check(out, options, force=force)
     network, header, recipe = _open(what, role, options)
-    if isinstance(network, Detector):
-        raise UserError(
-            "detectors cannot be exported: which boxes remain is decided outside of a fixed graph; use predict or "
-            "serve, or pack the model as one file"
-        )
+    if isinstance(network, Detector) and out.suffix != ".onnx":
+        raise UserError(f"torch.export has no operator that suppresses boxes in a batch; name it {out.stem}.onnx")
     domains = _domains(recipe, header, options, watcher)
     example = np.asarray(domains[0].dataset[0].image)
     watcher.work("tracing the network", 0, 1)
@@ -220,17 +227,23 @@ def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[P
 
 def _reference(network: Model, view: View) -> tuple[Runner, Callable[[], Tally]]:
     """The network itself, and what graphs are compared by."""
+    if isinstance(network, Detector):
+        return object_runner(network, view), partial(ObjectTally, network.num_classes, boxes_found, BoxMetric)
     if isinstance(network, InstanceSegmenter):
         decoder = Decoder(network.encoder.padded, view.size)
-        return object_runner(network, view), partial(ObjectTally, network.num_classes, decoder)
+        return object_runner(network, view), partial(ObjectTally, network.num_classes, decoder, InstanceMetric)
     return torch_runner(as_segmenter(network, "export"), view), partial(MapTally, network.num_classes)
+
+
+def _graph_of(network: Model) -> type[Graph]:
+    return next((graph for kind, graph in GRAPHS.items() if isinstance(network, kind)), Graph)
 
 
 def _trace(network: Model, header: Mapping[str, Any], options: Options, example: Pixels) -> tuple[View, Any, str]:
     """The program, how it sees images, and why its size is fixed, where it is."""
     resize, window = (header["preprocessing"][key] for key in ("resize", "window"))
-    graph: type[Graph] = ObjectGraph if isinstance(network, InstanceSegmenter) else Graph
-    window = None if graph is ObjectGraph else window  # objects are seen whole
+    graph = _graph_of(network)
+    window = window if graph is Graph else None  # objects are seen whole
     seen = None if window is None else Window(**window)
     own = (example.shape[0], example.shape[1])
     size, why = None, ""
@@ -239,8 +252,8 @@ def _trace(network: Model, header: Mapping[str, Any], options: Options, example:
     elif resize is not None or window is not None:
         size = own if resize is None else fit(own, (resize[0], resize[1]))
         why = "the evaluation fits images into a size or sees them through windows"
-    elif min(own) < SMALLEST:
-        size, why = own, f"the run's images are smaller than {SMALLEST} pixels"
+    elif min(own) < graph.smallest:
+        size, why = own, f"the run's images are smaller than {graph.smallest} pixels"
     elif not (record := record_of(header["model"]["encoder"]["name"])).flexible:
         size, why = own, f"{record.timm_name} takes images of one size"
     if size is None:
@@ -277,7 +290,7 @@ def _about(header: Mapping[str, Any], view: View, network: Model) -> dict[str, A
     return {
         "input": {
             "image": "uint8 (batch, height, width, 3), RGB",
-            "smallest_side": SMALLEST if view.size is None else 1,
+            "smallest_side": _graph_of(network).smallest if view.size is None else 1,
         },
         "task": header["task"],
         "outputs": OUTPUTS[header["task"]],

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from timm.layers import LayerNorm2d
@@ -233,4 +234,4 @@ def neck_of(channels: tuple[int, ...], strides: tuple[int, ...], width: int) -> 
 
 def _halved(level: Tensor) -> Tensor:
     """Every second cell of a level."""
-    return level[..., ::2, ::2]
+    return F.max_pool2d(level, 1, stride=2)
