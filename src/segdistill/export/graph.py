@@ -3,7 +3,7 @@
 ``image`` (N, H, W, 3) uint8 RGB, as cameras and image libraries hold it -> ``classes`` (N, H, W) uint8 and
 ``confidence`` (N, H, W) float32 of the same size. Division by 255, resizing, normalisation, padding, windows and the
 enlarging of the scores are inside. Of an instance model instead ``scores`` (N, Q, K) and ``masks`` (N, Q, h, w), see
-:class:`ObjectGraph`. Two forms:
+:class:`ObjectGraph`; of a detector boxes, see :class:`.boxes.BoxGraph`. Two forms:
 
 * ``size`` None: every image is seen at its own size (padded to whole cells by repeating the border, as the
   :class:`~segdistill.segmenter.Segmenter` does). Height and width are free where the network allows it.
