@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from segdistill.config import UserError
@@ -15,12 +17,18 @@ from segdistill.data.dataset import DataSelection
 from segdistill.estimation.estimate import AS_IS, Point, Seen, choose_line, estimate, judge, measure, points_of
 from segdistill.estimation.line import Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
+from segdistill.inference.inputs import find_inputs
 from segdistill.inference.model import load
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.unlabelled import object_confidence
+from segdistill.recipe import load as load_recipe
+from segdistill.runlog import Quiet
+from segdistill.runs.execute import run as run_recipe
+from segdistill.runs.overlap import trained_on
 from segdistill.runs.rescore import trained
 from segdistill.sharing.pack import pack
 from segdistill.world import render
+from tiny_sets import write
 
 module = sys.modules["segdistill.estimation.estimate"]  # segdistill.estimate is also the function
 
@@ -115,6 +123,44 @@ def test_a_packed_file_is_estimated_by_its_confidence_on_its_recipes_images(run,
     assert found.measure == "confidence"
     assert len(found.images) == 3
     assert not (tmp_path / "estimate.json").exists()
+
+
+def test_images_that_the_run_was_trained_on_are_told(tmp_path, finished, photos):
+    """Also copies under other names; the images of a folder are compared while those of the run are there."""
+    write("gtav", tmp_path / "sets")
+    recipe = {
+        "name": "real", "data": {"source": "files", "size": [32, 64], "root": str(tmp_path / "sets")},
+        "student": {"encoder": {"name": "world_student", "weights": str(finished / "stages/01-agnostic")},
+                    "head": {"type": "semfpn", "width": 8}},
+        "stages": [{"type": "task", "name": "task", "data": {"domains": ["gtav"]}, "batch": 2, "steps": 1}],
+        "evaluate": {"domains": ["gtav"], "unseen": [], "splits": {"gtav": "train"}, "pictures": 0},
+        "accelerator": "cpu", "precision": "32-true",
+    }  # fmt: skip
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(recipe))
+    run_recipe(load_recipe(tmp_path / "real.yaml"), tmp_path / "run")
+    (tmp_path / "new").mkdir()
+    shutil.copy(next((tmp_path / "sets").rglob("images/*.png")), tmp_path / "new/x.png")
+    shutil.copy(photos / "0.png", tmp_path / "new")
+    told = Told()
+    estimate(tmp_path / "run", tmp_path / "new", device="cpu", watcher=told)
+    assert len(told.lines) == 1
+    assert re.match(r"1 of the 2 images of \S+new were trained on, or are copies .*; leave them out$", told.lines[0])
+    told.lines.clear()
+    estimate(tmp_path / "run", photos, device="cpu", watcher=told)
+    assert told.lines == []
+    shutil.rmtree(tmp_path / "sets")
+    files = [file for each in find_inputs([tmp_path / "new"]) for file in each.files]
+    assert (len(files), trained_on(files, trained(tmp_path / "run")[0].recipe)) == (2, 0)
+
+
+class Told(Quiet):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        self.lines = []
+
+    def warn(self, line):
+        self.lines.append(line)
 
 
 def test_the_measure_that_errs_less_is_chosen():

@@ -30,12 +30,14 @@ from segdistill.estimation.measures import measures_of
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import write_atomic, write_json
 from segdistill.inference.arrays import as_tensor
+from segdistill.inference.inputs import find_inputs
 from segdistill.inference.model import Model, ObjectModel, load
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import contact_sheet
 from segdistill.recipe import Recipe, change
 from segdistill.runlog import Quiet, Watcher
+from segdistill.runs.overlap import trained_on
 from segdistill.runs.rescore import trained
 from segdistill.sharing.pack import packed_path, read_packed, recipe_in
 
@@ -115,7 +117,14 @@ def estimate(
     picture of the ``worst`` images.
     """
     watcher = watcher or Quiet()
-    model, teacher, points = points_of(what, device=device, root=None if root is None else Path(root), watcher=watcher)
+    place = None if root is None else Path(root)
+    model, teacher, points = points_of(what, device=device, root=place, watcher=watcher)
+    files = [file for each in find_inputs([folder]) for file in each.files]
+    if count := trained_on(files, _recipe_of(what, place)[0]):
+        watcher.warn(
+            f"{count} of the {len(files)} images of {folder} were trained on, or are copies of such images: the "
+            "estimate says little about new ones; leave them out"
+        )
     measures = measures_of(model)
     measure, line = choose_line(points)
     images, rows = [], []
@@ -178,13 +187,7 @@ def points_of(
     """
     model = load(what, device=device)
     teacher: AnyModel | None = model.teacher
-    path: Path | None = None
-    if str(what).startswith("hf:") or Path(what).expanduser().is_file():
-        recipe = recipe_in(read_packed(packed_path(what))[1], root)
-    else:
-        run, _ = trained(Path(what))
-        recipe, path = run.recipe, run.folder / "estimate.json"
-        recipe = recipe if root is None else change(recipe, [f"data.root={root.resolve()}"])
+    recipe, path = _recipe_of(what, root)
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip
@@ -195,6 +198,15 @@ def points_of(
         kept = list(measure_domains(model, teacher, recipe, domains, watcher or Quiet()))
         write_json(path, {"key": key, "points": [asdict(point) for point in kept]})
     return model, teacher, kept
+
+
+def _recipe_of(what: Path | str, root: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe of a run or a packed file, and where a run keeps its points."""
+    if str(what).startswith("hf:") or Path(what).expanduser().is_file():
+        return recipe_in(read_packed(packed_path(what))[1], root), None
+    run, _ = trained(Path(what))
+    recipe = run.recipe if root is None else change(run.recipe, [f"data.root={root.resolve()}"])
+    return recipe, run.folder / "estimate.json"
 
 
 def fitted_domains(recipe: Recipe) -> list[str]:

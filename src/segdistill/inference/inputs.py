@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from segdistill.config import UserError
-from segdistill.data.archives import SUFFIXES, BadSample, Store, is_archive, open_store
+from segdistill.data.archives import SUFFIXES, BadSample, ImageFile, Store, is_archive, open_store
 from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, turn
 
 Pixels = NDArray[np.uint8]
@@ -51,13 +52,14 @@ class Item:
 class Input:
     """What one word of the command names: images of a folder, file or archive, or the frames of a video.
 
-    ``count`` is None for a video, whose frames are counted when they are decoded.
+    ``count`` is None for a video, whose frames are counted when they are decoded; ``files`` are those of images.
     """
 
     where: Path
     items: Callable[[], Iterator[Item]]
     count: int | None
     single: bool = False  # one image file
+    files: tuple[ImageFile, ...] = ()
 
 
 def find_inputs(words: Sequence[str | Path], *, every: int = 1) -> list[Input]:
@@ -159,7 +161,9 @@ def _stored(path: Path, store: Store, inside: str) -> Input:
         for name in names:
             yield Item(f"{base}/{name}" if base else name, where + name, partial(_read, store, name, where))
 
-    return Input(path, items, len(names))
+    place = os.path.realpath(path)
+    files = tuple(ImageFile("", os.path.normpath(f"{place}/{name}"), name, store) for name in names)
+    return Input(path, items, len(names), files=files)
 
 
 def _read(store: Store, name: str, where: str) -> Loaded:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from segdistill.config import UserError
-from segdistill.recipe import Reading, Recipe
+from segdistill.recipe import Recipe
 from segdistill.runs.folder import model_digests
-from segdistill.runs.overlap import overlaps
+from segdistill.runs.overlap import overlaps, still_there
 from segdistill.stages.task import check_head
 from segdistill.tasks.table import TASKS
 
@@ -22,7 +22,7 @@ def check(recipe: Recipe, *, trained: Recipe | None = None) -> list[str]:
     readings = recipe.readings(training=trained is None)
     problems = [f"{each.where}: {line}" for each in readings for line in each.problems()]
     problems += _unseen_problems(recipe)
-    before = [] if trained is None else _still_there(trained)
+    before = [] if trained is None else still_there(trained)
     shared = [] if problems else overlaps(recipe, before + readings)
     problems += [line for line, unseen in shared if unseen]
     if trained is None and not problems:
@@ -32,12 +32,6 @@ def check(recipe: Recipe, *, trained: Recipe | None = None) -> list[str]:
     doubts = [line for line, _ in shared]
     doubts += [line for each in readings for line in each.doubts()]
     return list(dict.fromkeys(doubts))
-
-
-def _still_there(trained: Recipe) -> list[Reading]:
-    """What its stages read, as far as the images can be found."""
-    stages = trained.model_copy(update={"evaluate": None}).readings()
-    return [each for each in stages if not each.source.problems(each.selection, labelled=False)]
 
 
 def _unseen_problems(recipe: Recipe) -> list[str]:

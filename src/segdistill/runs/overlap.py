@@ -36,3 +36,18 @@ def overlaps(recipe: Recipe, readings: Sequence[Reading]) -> list[tuple[str, boo
                  else "its score says nothing about new images"), domain in unseen)
         for domain, line in found.items()
     ]  # fmt: skip
+
+
+def still_there(trained: Recipe) -> list[Reading]:
+    """What the stages of ``trained`` read, as far as the images can be found."""
+    stages = trained.model_copy(update={"evaluate": None}).readings()
+    return [each for each in stages if not each.source.problems(each.selection, labelled=False)]
+
+
+def trained_on(files: Sequence[ImageFile], trained: Recipe) -> int:
+    """How many of ``files`` a stage of ``trained`` reads, or a copy of them, as far as its images can be found."""
+    originals, found = Originals(files), set[str]()
+    for each in still_there(trained) if files else ():
+        for file in each.source.files(each.selection):
+            found.update(originals.same(file))
+    return len(found)
