@@ -186,6 +186,8 @@ def test_a_detector_is_exported_and_compared_by_its_boxes(finished, tmp_path, mo
     boxes = load_model(finished).predict(image).detections
     shown = [box for box, score in zip(boxes.boxes, boxes.scores, strict=True) if score > 0]
     assert len(found["objects"]) == len(shown) > 2
+    names = [report["classes"][number] for number in boxes.classes[boxes.scores > 0]]
+    assert sorted(name for name, _, _ in found["objects"]) == sorted(names)
 
 
 def test_padding_and_sizes_of_predictions():

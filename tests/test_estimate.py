@@ -144,12 +144,14 @@ def test_images_that_the_run_was_trained_on_are_told(tmp_path, finished, photos)
     told = Told()
     estimate(tmp_path / "run", tmp_path / "new", device="cpu", watcher=told)
     assert len(told.lines) == 1
-    assert re.match(r"1 of the 2 images of \S+new were trained on, or are copies .*; leave them out$", told.lines[0])
+    assert re.match(r"\S+new: 1 of 2 were trained on, or are copies .*; leave them out$", told.lines[0])
     told.lines.clear()
+    estimate(tmp_path / "run", tmp_path / "new/x.png", device="cpu", watcher=told)
+    assert re.match(r"\S+x.png: 1 of 1 were trained on", told.lines.pop())
     estimate(tmp_path / "run", photos, device="cpu", watcher=told)
     assert told.lines == []
     shutil.rmtree(tmp_path / "sets")
-    files = [file for each in find_inputs([tmp_path / "new"]) for file in each.files]
+    files = [file for each in find_inputs([tmp_path / "new"]) for file in each.files()]
     assert (len(files), trained_on(files, trained(tmp_path / "run")[0].recipe)) == (2, 0)
 
 

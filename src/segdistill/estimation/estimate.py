@@ -117,13 +117,13 @@ def estimate(
     picture of the ``worst`` images.
     """
     watcher = watcher or Quiet()
-    place = None if root is None else Path(root)
-    model, teacher, points = points_of(what, device=device, root=place, watcher=watcher)
-    files = [file for each in find_inputs([folder]) for file in each.files]
-    if count := trained_on(files, _recipe_of(what, place)[0]):
+    recipe, path = _recipe_of(what, None if root is None else Path(root))
+    model, teacher, points = _points(what, recipe, path, device, watcher)
+    files = [file for each in find_inputs([folder]) for file in each.files()]
+    if count := trained_on(files, recipe):
         watcher.warn(
-            f"{count} of the {len(files)} images of {folder} were trained on, or are copies of such images: the "
-            "estimate says little about new ones; leave them out"
+            f"{folder}: {count} of {len(files)} were trained on, or are copies of such images, and the estimate is too "
+            "good for them; leave them out"
         )
     measures = measures_of(model)
     measure, line = choose_line(points)
@@ -185,9 +185,15 @@ def points_of(
     The points are kept in the run's ``estimate.json``; those of a packed file, which has no folder of its own and no
     teacher, below the cache folder.
     """
+    return _points(what, *_recipe_of(what, root), device, watcher or Quiet())
+
+
+def _points(
+    what: Path | str, recipe: Recipe, path: Path | None, device: str, watcher: Watcher
+) -> tuple[AnyModel, AnyModel | None, list[Point]]:
+    """See :func:`points_of`; ``path``: where they are kept, None: below the cache folder."""
     model = load(what, device=device)
     teacher: AnyModel | None = model.teacher
-    recipe, path = _recipe_of(what, root)
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip
@@ -195,7 +201,7 @@ def points_of(
     path = path or cache_folder() / "estimate" / f"{key}.json"
     kept = _read(path, key)
     if kept is None:
-        kept = list(measure_domains(model, teacher, recipe, domains, watcher or Quiet()))
+        kept = list(measure_domains(model, teacher, recipe, domains, watcher))
         write_json(path, {"key": key, "points": [asdict(point) for point in kept]})
     return model, teacher, kept
 

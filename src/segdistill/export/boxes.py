@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, library
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms, roi_align
 from torchvision.ops.poolers import LevelMapper
@@ -107,7 +107,10 @@ def _boxes(
 
 
 def _pooled(pyramid: Pyramid, regions: Float[Tensor, "r 5"], pool: Any) -> Float[Tensor, "r c 7 7"]:
-    """As torchvision's ``MultiScaleRoIAlign``: every region from the level of its size."""
+    """As torchvision's ``MultiScaleRoIAlign``: every region from the level of its size.
+
+    All levels are read for all regions, which costs little beside the layers that follow.
+    """
     levels = LevelMapper(2, 1 + len(STRIDES), pool.canonical_scale, pool.canonical_level)([regions[:, 1:]])
     total = torch.zeros(1)
     for number, side in enumerate(STRIDES):
@@ -131,7 +134,7 @@ def _larger(boxes: Float[Tensor, "*n 4"], least: float) -> Bool[Tensor, "*n"]:
     return ((sides >= least) & (sides > 0)).all(dim=-1)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "segdistill::kept", mutates_args=(), schema="(Tensor boxes, Tensor scores, float iou, float least) -> Tensor"
 )
 def _kept(boxes: Tensor, scores: Tensor, iou: float, least: float) -> Tensor:

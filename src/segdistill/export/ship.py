@@ -110,7 +110,9 @@ def export(
     paths = _check(out, options, force=force)
     network, header, recipe = _open(what, role, options)
     if isinstance(network, Detector) and out.suffix != ".onnx":
-        raise UserError(f"torch.export has no operator that suppresses boxes in a batch; name it {out.stem}.onnx")
+        raise UserError(
+            f"a detector is exported as ONNX, which has an operator for suppression; name it {out.stem}.onnx"
+        )
     domains = _domains(recipe, header, options, watcher)
     example = np.asarray(domains[0].dataset[0].image)
     watcher.work("tracing the network", 0, 1)

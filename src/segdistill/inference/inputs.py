@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from segdistill.config import UserError
-from segdistill.data.archives import SUFFIXES, BadSample, ImageFile, Store, is_archive, open_store
+from segdistill.data.archives import SUFFIXES, BadSample, Folder, ImageFile, Store, is_archive, open_store
 from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, turn
 
 Pixels = NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Input:
     items: Callable[[], Iterator[Item]]
     count: int | None
     single: bool = False  # one image file
-    files: tuple[ImageFile, ...] = ()
+    files: Callable[[], tuple[ImageFile, ...]] = tuple
 
 
 def find_inputs(words: Sequence[str | Path], *, every: int = 1) -> list[Input]:
@@ -146,7 +146,8 @@ def _input(path: Path, every: int) -> Input:
         return Input(path, partial(_frames, path, every), None)
     if is_archive(path):
         return _stored(path, open_store(path), path.name)
-    return Input(path, lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, single=True)
+    files = partial(_files, Folder(path.parent), [path.name])
+    return Input(path, lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, True, files)
 
 
 def _stored(path: Path, store: Store, inside: str) -> Input:
@@ -161,9 +162,12 @@ def _stored(path: Path, store: Store, inside: str) -> Input:
         for name in names:
             yield Item(f"{base}/{name}" if base else name, where + name, partial(_read, store, name, where))
 
-    place = os.path.realpath(path)
-    files = tuple(ImageFile("", os.path.normpath(f"{place}/{name}"), name, store) for name in names)
-    return Input(path, items, len(names), files=files)
+    return Input(path, items, len(names), files=partial(_files, store, names))
+
+
+def _files(store: Store, names: Sequence[str]) -> tuple[ImageFile, ...]:
+    place = os.path.realpath(store.where)
+    return tuple(ImageFile("", os.path.normpath(f"{place}/{name}"), name, store) for name in names)
 
 
 def _read(store: Store, name: str, where: str) -> Loaded:
