@@ -17,12 +17,12 @@ from segdistill.data.sample import write_sample
 from segdistill.estimation.estimate import estimate, measure
 from segdistill.export.ship import export
 from segdistill.files import sha256
+from segdistill.grid.demo import recipes_folder, shortened
 from segdistill.inference.model import load as load_model
 from segdistill.inference.serve import describe_objects
 from segdistill.metrics.boxes import BoxMetric
 from segdistill.models import Detector
 from segdistill.recipe import load
-from segdistill.runs.demo import recipes_folder, shortened
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.runs.score import read_samples

@@ -10,8 +10,8 @@ import tiny_vocab
 from segdistill.data.catalog import DATASETS
 from segdistill.data.pseudo import read_pseudo
 from segdistill.data.sample import write_sample
+from segdistill.grid.demo import recipes_folder, shortened
 from segdistill.recipe import load
-from segdistill.runs.demo import recipes_folder, shortened
 
 SETS = {"cityscapes_instance": "cityscapes_instances", "ade20k_instance": "ade20k_instances"}
 HEAD = (

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 
 from segdistill.config import part_of
 from segdistill.data import photometric
+from segdistill.grid.demo import recipes_folder
 from segdistill.heads import HEADS, Head
 from segdistill.heads.mask2former import Mask2Former
 from segdistill.recipe import load
-from segdistill.runs.demo import recipes_folder
 from segdistill.stages.distill import DistillConfig
 from segdistill.stages.task import TaskConfig
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from mutations import damaged, paths, spoiled
 from segdistill.config import UserError
+from segdistill.grid.demo import recipes_folder
 from segdistill.grid.table import cells_of, load_table
 from segdistill.recipe import dump, load
-from segdistill.runs.demo import recipes_folder
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from tiny_runs import TINY

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from official_files import NARROW
+from segdistill.grid.demo import DEMOS, SMOKE, recipes_folder, shortened
 from segdistill.listing import recipes as listed
 from segdistill.recipe import dump, load
-from segdistill.runs.demo import DEMOS, SMOKE, recipes_folder, shortened
 
 pytestmark = pytest.mark.usefixtures("official_files")
 

@@ -218,7 +218,7 @@ class Child:
 
     def __init__(self, output: Path, target, *arguments, environment: dict[str, str] | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs", "segdistill.cli", "segdistill.runs.demo", "segdistill.report"])
+        context.set_forkserver_preload(["tiny_runs", "segdistill.cli", "segdistill.grid.demo", "segdistill.report"])
         self.output = output
         environment = {"SEGDISTILL_CACHE": os.environ["SEGDISTILL_CACHE"], **(environment or {})}
         self.process = context.Process(target=_child, args=(target, output, environment, arguments))

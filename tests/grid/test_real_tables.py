@@ -10,8 +10,8 @@ import pytest
 
 from official_files import NARROW
 from segdistill.grid import cells_of, check_paper, load_table
+from segdistill.grid.demo import recipes_folder, shortened
 from segdistill.recipe import load
-from segdistill.runs.demo import recipes_folder, shortened
 from segdistill.runs.execute import fingerprints
 
 pytestmark = pytest.mark.usefixtures("official_files")

@@ -7,9 +7,9 @@ import pytest
 from segdistill import environment
 from segdistill.config import UserError, parse
 from segdistill.grid import cells_of, check_paper, load_table
+from segdistill.grid.demo import recipes_folder
 from segdistill.grid.execute import dependencies
 from segdistill.grid.table import TableConfig
-from segdistill.runs.demo import recipes_folder
 from tiny_runs import TINY
 
 ROWS = [{"title": "None", "recipe": "tiny", "settings": ["stages.task.method=null", "stages.task.proxy=null"]},

@@ -73,6 +73,7 @@ def demo(
         Path | None, typer.Option(help="folder of the runs and the page; default: runs/demo, or runs/demo_instance")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the runs")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="runs in parallel; 0: one per core or GPU")] = 0,
     smoke: Annotated[bool, typer.Option(help="train two steps per stage, only to see that everything works")] = False,
 ) -> None:
     """Compare methods on the built-in world: a table and a page. Resumes if interrupted.
@@ -88,17 +89,19 @@ def demo(
     names = choose("demo", " ".join(tasks), DEMOS)
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
     _announce("demo", check_recipe(recipe_path(Path(names[-1])), overrides), runs=len(names))
+    from segdistill import grid
+    from segdistill.grid.demo import load_arms, run_demo
     from segdistill.progress import Bars
-    from segdistill.runs.demo import load_arms, run_demo
     from segdistill.runs.folder import settled
 
     began = time.perf_counter()
     arms = load_arms(overrides, task=tasks[0], smoke=smoke, seed=seed)
     recipes = [settled(recipe, folder / recipe.name) for recipe in arms]
     _tell_precision(recipes)
-    total = sum(stage.steps for recipe in recipes for stage in recipe.stages)
-    with Bars("demo", total) as bars:
-        run_demo(folder, recipes, bars)
+    total, gpus = sum(stage.steps for recipe in recipes for stage in recipe.stages), grid.visible_gpus()
+    jobs = 1 if "RANK" in os.environ else min(jobs or gpus or _cores(), len(recipes))  # torchrun: all share each run
+    with Bars("demo", total if jobs == 1 else 0) as bars:
+        run_demo(folder, recipes, bars, jobs=jobs, gpus=gpus)
     _show([folder / recipe.name for recipe in recipes], folder / "report.html")
     typer.echo(f"{time.perf_counter() - began:.0f} s")
 

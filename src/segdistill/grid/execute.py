@@ -32,6 +32,9 @@ from segdistill.runs.execute import run
 Watch = Callable[[str, int, int], None]
 """Called with (current activity, steps done, steps in total)."""
 
+LISTED = 3
+"""Running cells that the activity names; it counts the others."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -172,7 +175,7 @@ class _State:
             return
         if kind == "steps":
             self.done[number] = value
-            self._tell(self.cells[number])
+            self._tell()
         elif kind == "stages":
             self.stages[number] = value
         else:
@@ -191,10 +194,12 @@ class _State:
         cell = self.cells[number]
         self.outcomes[number] = Outcome(cell, self.out / cell.folder_name, error)
         self.done[number] = cell.steps
-        self._tell(cell)
+        self._tell()
 
-    def _tell(self, cell: Cell) -> None:
-        what = f"{len(self.outcomes)} of {len(self.cells)} runs; {cell.recipe.title}, seed {cell.seed}"
+    def _tell(self) -> None:
+        busy = [f"{cell.recipe.title}, seed {cell.seed}" for cell in map(self.cells.__getitem__, sorted(self.running))]
+        more = [f"{len(busy) - LISTED} more"] if len(busy) > LISTED else []
+        what = "; ".join([f"{len(self.outcomes)} of {len(self.cells)} runs", *busy[:LISTED], *more])
         self.watch(what, sum(self.done.values()), self.total)
 
 

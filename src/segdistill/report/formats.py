@@ -13,7 +13,7 @@ from segdistill.report.corruptions import corruption_table
 from segdistill.report.table import DASH, Column, Table, main_table, summaries
 from segdistill.results import Comparison, ModelResult
 
-FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "source", "gain", "retention", "unseen", "clean")
+FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "gain", "unseen", "retention", "source", "clean")
 """Groups and keys of columns in the order in which a narrow terminal goes without them."""
 
 ENVIRONMENT = ("version", "commit", "hardware", "system", "python", "torch", "lightning", "timm", "started")
