@@ -28,6 +28,21 @@ def test_a_star_addresses_all_items_that_have_the_key():
         apply({"data": {}}, "data.*.x=1")
 
 
+def test_two_stars_address_every_group_that_has_the_key():
+    rest = {"images": 9, "fraction": "1/10", "rest": True}
+    values = {"stages": [{"name": "a", "data": {"fraction": "1/10"}, "unlabelled": {"data": rest}}, {"data": {}}]}
+    apply(values, "stages.**.fraction=1/5")
+    assert values["stages"][0] == {
+        "name": "a", "data": {"fraction": "1/5"}, "unlabelled": {"data": {**rest, "fraction": "1/5"}}}  # fmt: skip
+    assert values["stages"][1] == {"data": {}}
+    apply(values, "**.images=4")
+    assert values["stages"][0]["unlabelled"]["data"]["images"] == 4
+    with pytest.raises(UserError, match="no group below stages has 'fractions'"):
+        apply(values, "stages.**.fractions=1/5")
+    with pytest.raises(UserError, match=r"'\*\*' stands before the last key"):
+        apply(values, "stages.**.data.fraction=1/5")
+
+
 def test_defaults_are_below_the_file_and_the_file_is_below_overrides(tmp_path):
     assert tiny(tmp_path).stages[0].batch == 2
     assert tiny(tmp_path).stages[0].optimizer.lr == 1e-4

@@ -13,8 +13,9 @@ def apply(values: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value`` in place; list items are addressed by their ``name`` or index.
 
     ``null`` removes an item of a list, such as ``stages.start=null``.
-    ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``. Without it new keys
-    are set too; validation decides later whether they are allowed.
+    ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``, and ``**`` all groups
+    that have it, at any depth: ``stages.**.fraction=1/5``. Without these, new keys are set too; validation decides later
+    whether they are allowed.
     """
     key, equals, text = override.partition("=")
     shown = f"override '{short(override)}'"
@@ -27,6 +28,9 @@ def apply(values: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     if len(path) >= plainyaml.DEEPEST:
         raise UserError(f"{shown}: the key has {len(path) + 1:,} levels, but no setting is nested that deep")
+    if "**" in path:
+        _apply_below(values, path, last, value, shown)
+        return
     if "*" in path:
         _apply_to_all(values, [*path, last], text, shown)
         return
@@ -54,6 +58,25 @@ def _apply_to_all(values: dict[str, Any], path: list[str], text: str, shown: str
         raise UserError(f"{shown}: no item of {'.'.join(path[:star])} has '{path[star + 1]}'")
     for place in places:
         apply(values, f"{'.'.join([*path[:star], place, *path[star + 1 :]])}={text}")
+
+
+def _apply_below(values: dict[str, Any], path: list[str], last: str, value: Any, shown: str) -> None:
+    """Set ``last`` in every group that has it, at any depth below the place that ``**`` follows."""
+    place: Any = values
+    if path.index("**") != len(path) - 1:
+        raise UserError(f"{shown}: '**' stands before the last key, such as stages.**.fraction")
+    for step in path[:-1]:
+        place = _child(place, step, shown)
+    groups, found = [place], False
+    while groups:
+        node = groups.pop()
+        if isinstance(node, dict) and last in node:
+            node[last], found = value, True
+        groups += [
+            child for child in (node.values() if isinstance(node, dict) else node) if isinstance(child, dict | list)
+        ]
+    if not found:
+        raise UserError(f"{shown}: no group below {'.'.join(path[:-1]) or 'the settings'} has '{last}'")
 
 
 def _child(node: dict[str, Any] | list[Any], step: str, shown: str) -> dict[str, Any] | list[Any]:
