@@ -14,8 +14,8 @@ def apply(values: dict[str, Any], override: str) -> None:
 
     ``null`` removes an item of a list, such as ``stages.start=null``.
     ``*`` addresses all items of a list that have the key, such as ``stages.*.data.fraction=1/5``, and ``**`` all groups
-    that have it, at any depth: ``stages.**.fraction=1/5``. Without these, new keys are set too; validation decides later
-    whether they are allowed.
+    that have it, at any depth: ``stages.**.fraction=1/5``. Without these, new keys are set too; validation decides
+    later whether they are allowed.
     """
     key, equals, text = override.partition("=")
     shown = f"override '{short(override)}'"
