@@ -63,8 +63,8 @@ class Arm(Cell):
 def run_demo(out: Path, recipes: Sequence[Recipe], watcher: Watcher, *, jobs: int = 1, gpus: int = 0) -> None:
     """Run ``recipes`` in subfolders of ``out``, ``jobs`` at a time; stages that several share are computed once.
 
-    A small network has little work for a second thread: on two cores two runs side by side take two thirds of the time
-    of one after the other. Raises a :class:`UserError` with the errors of all runs that failed.
+    A small network has little work for a second thread, so runs side by side take less time than one after the other.
+    Raises a :class:`UserError` with the errors of all runs that failed.
     """
     doubts = [tuple(check(recipe)) for recipe in recipes]
     prints = [tuple(fingerprints(recipe)) for recipe in recipes]  # reads every weight file, before training starts
