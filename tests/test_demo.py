@@ -44,6 +44,8 @@ def test_the_instance_demo_shows_every_stage_and_trains_shared_ones_once(tmp_pat
         row = next(line for line in table.splitlines() if line.startswith(f"{result['title']} "))
         assert f"{100 * result['models']['student']['mean_unseen']:.1f}" in row
     assert "pseudo-labels on" in table
+    taught = {name.removeprefix("world_instance_"): result["distilled"] for name, result in results.items()}
+    assert taught == {"start": False, "supervised": False, "heir_transfer": True, "heir": True}
     adapted = [result["models"]["teacher"]["domains"] for result in results.values() if "teacher" in result["models"]]
     assert len(adapted) == 2
     assert adapted[0] == adapted[1]
@@ -52,6 +54,7 @@ def test_the_instance_demo_shows_every_stage_and_trains_shared_ones_once(tmp_pat
     assert sorted(last) == ["00-adapt_labels", "00-learn", "02-adapt", "05-transfer", "06-refine"]
     page = (out / "report.html").read_text()
     assert "AP50" in page
+    assert "points above Labels only in the mean" in page  # and not above the teacher, in which nothing was trained
     assert "mIoU" not in page
 
 

@@ -222,20 +222,18 @@ def _below_baseline(found: Comparison) -> list[str]:
 
 
 def _source_winner(found: Comparison, best: int) -> list[str]:
-    """Where another row is the best on a source domain."""
-    lines = []
+    """Where another ranked row is the best on a source domain."""
+    lines, rows, metric = [], {best, *(row for ranked in found.tops() for row in ranked)}, found.metric
     for domain in found.first.source if found.first else ():
-        scores = {row: stat.mean for row in range(len(found.rows))
+        scores = {row: round(metric.number(stat.mean), metric.decimals) for row in rows
                   if (arm := found.arm(row, "")) and (stat := arm.score(domain))}  # fmt: skip
         if best not in scores:
             continue
         top = max(scores, key=lambda row: scores[row])
-        text, points = found.metric.text, found.metric.points
-        if text(scores[top]) != text(scores[best]):
-            gap = text(scores[top] - scores[best])
+        if (gap := scores[top] - scores[best]) > 0:
             lines.append(
-                f"On the source domain ({domain}) {found.rows[top].full_title} is {gap} {points} ahead of "
-                f"{found.rows[best].full_title}."
+                f"On the source domain ({domain}) {found.rows[top].full_title} is {gap:.{metric.decimals}f} "
+                f"{metric.points} ahead of {found.rows[best].full_title}."
             )
     return lines
 

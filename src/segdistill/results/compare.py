@@ -287,7 +287,8 @@ def collect(folders: Sequence[Path]) -> Comparison:
     for number, (name, group) in enumerate(groups.items()):
         own = [group[seed] for seed in sorted(group)]
         title = titles[number] if titles.count(titles[number]) == 1 else f"{titles[number]} ({name})"
-        rows.append(Row(title, baseline=not own[0].distilled, place=own[0].paper))
+        trained = own[0].fewest_steps is not None
+        rows.append(Row(title, baseline=trained and not own[0].distilled, place=own[0].paper))
         arms[number, ""] = replace(arm_of(title, own), retentions=tuple(_retention(run, teachers) for run in own))
     return Comparison(
         rows=tuple(rows),

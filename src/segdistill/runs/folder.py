@@ -282,6 +282,14 @@ def model_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None 
     )
 
 
+def learns_from_teacher(recipe: Recipe) -> bool:
+    """Whether the student gets anything from a teacher: by a method, its weights, or pseudo-labels."""
+    own = [stage for stage in recipe.stages if stage.first == "student"]
+    labels = {stage.name for stage in recipe.stages if stage.gives_labels and stage.predicts != "student"}
+    read = {name for stage in own for _, name in stage.pseudo_labelled()}
+    return bool(read & labels) or any("teacher" in stage.roles for stage in own)
+
+
 def write_results(
     recipe: Recipe,
     scored: Sequence[Scored],
@@ -295,7 +303,7 @@ def write_results(
     """Score the models and write ``out/results.json``; returns its content."""
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
-    results["distilled"] = any(stage.method is not None for stage in recipe.stages)
+    results["distilled"] = learns_from_teacher(recipe)
     results["paper"] = None if recipe.paper is None else recipe.paper.model_dump(mode="json")
     shown = ("name", "type", "steps", "seconds")
     results["stages"] = [{key: manifest[key] for key in shown} for manifest in manifests]
