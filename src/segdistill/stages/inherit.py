@@ -38,7 +38,7 @@ class InheritConfig(StageConfig):
         description="the teacher's blocks that the student's take after, rising; None: evenly spaced",
     )
     stem_steps: int = Field(
-        1000,
+        2000,
         ge=0,
         le=10**6,
         description="steps of Adam that fit a stem of several convolutions to the teacher's patch embedding",
