@@ -244,6 +244,21 @@ def test_the_headline_is_about_students_where_a_group_of_teachers_is_better(tmp_
     assert headline(again).startswith("F2F: GKD & co is best on unseen domains: 30.0")
 
 
+def test_a_row_without_a_teacher_is_compared_with_that_of_its_seed_in_its_group_alone(tmp_path):
+    found = result(tmp_path, {(row, "", seed): 0.2 for row in range(4) for seed in range(2)}, rows=GROUPED)
+    for row, seed in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 1)):
+        folder = found.runs[row, "", seed].folder
+        models = json.loads((folder / "results.json").read_text())["models"]
+        rewrite(folder, models={"student": models["student"]}, retention=None)
+    models["teacher"]["mean_unseen"] /= 2
+    models["teacher"]["domains"] = {
+        name: each | {"miou": each["miou"] / 2} for name, each in models["teacher"]["domains"].items()
+    }
+    rewrite(found.runs[3, "", 1].folder, models=models, retention=0.8)
+    arms = result_again(found).arms
+    assert [arms[row, ""].retentions for row in range(4)] == [(None, None), (None, None), (0.4, 0.8), (0.4, 0.8)]
+
+
 def test_bold_is_the_best_of_its_own_group(tmp_path):
     scores = {(0, "", 0): 0.1, (1, "", 0): 0.3, (2, "", 0): 0.2, (3, "", 0): 0.15, (3, "", 1): None}
     found = result(tmp_path, scores, rows=GROUPED)

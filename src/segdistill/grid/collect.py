@@ -9,7 +9,7 @@ from segdistill.config import UserError
 from segdistill.grid.execute import Outcome
 from segdistill.grid.significance import leads
 from segdistill.grid.table import TableConfig
-from segdistill.results import Arm, Comparison, Row, Run, arm_of, load_run
+from segdistill.results import Arm, Comparison, ModelResult, Row, Run, arm_of, load_run
 
 
 def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> Comparison:
@@ -27,7 +27,7 @@ def collect_table(table: TableConfig, outcomes: Sequence[Outcome]) -> Comparison
     runs = dict(sorted(runs.items()))
     values = tuple(table.sweep.values) if table.sweep else ("",)
     arms = {
-        (number, value): arm_of(row.title, own)
+        (number, value): arm_of(row.title, own, _group_teachers(rows, row, value, runs))
         for number, row in enumerate(rows)
         for value in values
         if (own := [run for key, run in runs.items() if key[:2] == (number, value)])
@@ -57,6 +57,17 @@ def check_paper(table: TableConfig) -> None:
             block = place.block_of()
             if row.paper:
                 block.row(row.paper)
+
+
+def _group_teachers(
+    rows: Sequence[Row], row: Row, value: str, runs: dict[tuple[int, str, int], Run]
+) -> list[tuple[int, ModelResult]]:
+    """The teachers (seed, teacher) of the students in ``row``'s group: those of rows that learn from none as well."""
+    return [
+        (seed, run.teacher)
+        for (number, v, seed), run in runs.items()
+        if v == value and rows[number].group == row.group and run.teacher and run.retention is not None
+    ]
 
 
 def _teachers(values: Sequence[str], runs: dict[tuple[int, str, int], Run]) -> dict[str, Arm]:

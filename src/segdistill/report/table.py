@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
@@ -116,7 +116,9 @@ def main_table(found: Comparison) -> Table:
             title = f"Teacher: {title}"
         group = "" if row == TEACHER else found.rows[row].group
         lines.append(Line(title, cells, row, group, tuple(dict.fromkeys(s for arm in arms for s in arm.seeds))))
-    lines = lines if found.shortcomings else _mark_best(lines, [one.ranked for one in measured])
+    if not found.shortcomings:
+        contend = {row for group in found.groups for row in found.contenders(group)}
+        lines = _mark_best(lines, contend, [one.ranked for one in measured])
     return Table(
         caption=f"{found.metric.label}{' in percent' if found.metric.unit == '%' else ''}",
         first=found.sweep or "model",
@@ -280,16 +282,16 @@ def _cell(found: Comparison, one: Column, row: int) -> Cell:
     return Cell(one.show(number.mean), number.mean, number.sd, spread)
 
 
-def _mark_best(lines: list[Line], ranked: Sequence[bool]) -> list[Line]:
-    """``lines`` with the best students' cells marked, group by group."""
+def _mark_best(lines: list[Line], contend: Set[int], ranked: Sequence[bool]) -> list[Line]:
+    """``lines`` with the best cells of the rows that contend marked, group by group."""
     marked = []
     for line in lines:
-        rivals = [other for other in lines if other.group == line.group and other.role == "student"]
+        rivals = [other for other in lines if other.group == line.group and other.row in contend]
         cells = []
         for j, cell in enumerate(line.cells):
             known = [other.cells[j] for other in rivals if isinstance(other.cells[j].value, float | int)]
             top = max(known, key=lambda other: other.value, default=None)  # type: ignore[arg-type, return-value]
-            best = ranked[j] and line.role == "student" and len(rivals) > 1 and top is not None
+            best = ranked[j] and line.row in contend and len(rivals) > 1 and top is not None
             cells.append(replace(cell, best=bool(best and top and cell.number == top.number)))
         marked.append(replace(line, cells=tuple(cells)))
     return marked

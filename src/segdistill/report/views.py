@@ -31,7 +31,7 @@ class View:
     value: str
     entries: tuple[Entry, ...]  # the teacher first, if there is one
     runs: tuple[tuple[str, str, Run], ...]  # title, colour, run
-    ranks: bool = True  # whether a best one may be shown
+    contend: frozenset[int] = frozenset()  # the rows among which a best one may be shown
 
     @property
     def first(self) -> Run:
@@ -63,8 +63,8 @@ class View:
     @property
     def best(self) -> int | None:
         """The best student's row, where the runs say so much."""
-        means = {entry.row: stat.mean for entry, stat in self.means if entry.row != TEACHER}
-        return max(means, key=lambda row: means[row]) if means and self.ranks else None
+        means = {entry.row: stat.mean for entry, stat in self.means if entry.row in self.contend}
+        return max(means, key=lambda row: means[row]) if means else None
 
     def classes(self) -> tuple[list[tuple[str, str, list[tuple[Entry, float | None]], str]], list[str]]:
         """(name, colour, models with their scores, best text) over the unseen domains; and those that never occur."""
@@ -73,8 +73,8 @@ class View:
         cards, absent = [], []
         for index, name in enumerate(self.first.classes if scores else ()):
             values = [(entry, own[index]) for entry, own in scores]
-            students = [value for entry, value in values if value is not None and entry.row != TEACHER]
-            best = metric.text(max(students)) if students and self.ranks and len(self.students) > 1 else ""
+            known = [value for entry, value in values if value is not None and entry.row in self.contend]
+            best = metric.text(max(known)) if known and len(self.contend) > 1 else ""
             if all(value is None for _, value in values):
                 absent.append(name)
             else:
@@ -137,4 +137,6 @@ def _view(found: Comparison, title: str, rows: Sequence[int], *, full: bool = Fa
     entries += [Entry(row, names[row], colors[row], found.arms[row, value]) for row in shown]
     at = f"{found.sweep}: {value}" if found.sweep else ""
     runs = tuple((names[row], colors[row], run) for row in shown for run in found.runs_of(row, value))
-    return View(", ".join(filter(None, (title, at))), value, tuple(entries), runs, not found.shortcomings)
+    contend = {row for group in found.groups for row in found.contenders(group)}.intersection(shown)
+    contend = set() if found.shortcomings else contend
+    return View(", ".join(filter(None, (title, at))), value, tuple(entries), runs, frozenset(contend))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -204,13 +204,18 @@ class Comparison:
         return None if mean is None else round(self.metric.number(mean), self.metric.decimals)
 
     def ranked(self, group: str, value: str = "") -> list[int]:
-        """The rows of a group with a mean over the unseen domains, best first; empty if there are shortcomings.
+        """A group's contenders with a mean over the unseen domains, best first; empty if there are shortcomings."""
+        known = [row for row in self.contenders(group) if self.mean(row, value) is not None]
+        return [] if self.shortcomings else sorted(known, key=lambda row: -(self.mean(row, value) or 0.0))
 
-        A network that nothing was trained in is only ranked among its like.
+    def contenders(self, group: str) -> list[int]:
+        """The rows of a group among which a best one is sought.
+
+        A network that nothing was trained in contends with its like alone.
         """
-        known = [row for row, line in enumerate(self.rows) if line.group == group and self.mean(row, value) is not None]
-        trained = [row for row in known if any(run.fewest_steps is not None for run in self.runs_of(row, value))]
-        return [] if self.shortcomings else sorted(trained or known, key=lambda row: -(self.mean(row, value) or 0.0))
+        rows = [row for row, line in enumerate(self.rows) if line.group == group]
+        trained = {row for (row, _, _), run in self.runs.items() if run.fewest_steps is not None}
+        return [row for row in rows if row in trained] or rows
 
     def tops(self, value: str = "") -> list[list[int]]:
         """:meth:`ranked` for every group with scores, by their best rows; groups of students come before teachers'."""
@@ -289,7 +294,7 @@ def collect(folders: Sequence[Path]) -> Comparison:
         title = titles[number] if titles.count(titles[number]) == 1 else f"{titles[number]} ({name})"
         trained = own[0].fewest_steps is not None
         rows.append(Row(title, baseline=trained and not own[0].distilled, place=own[0].paper))
-        arms[number, ""] = replace(arm_of(title, own), retentions=tuple(_retention(run, teachers) for run in own))
+        arms[number, ""] = arm_of(title, own, teachers)
     return Comparison(
         rows=tuple(rows),
         arms=arms,
@@ -299,13 +304,15 @@ def collect(folders: Sequence[Path]) -> Comparison:
     )
 
 
-def arm_of(title: str, runs: Sequence[Run]) -> Arm:
-    """The students of ``runs``, one per seed."""
+def arm_of(title: str, runs: Sequence[Run], teachers: Sequence[tuple[int, ModelResult]]) -> Arm:
+    """The students of ``runs``, one per seed; a run that has no teacher is compared with that of its seed among
+    ``teachers`` (seed, teacher), or else the first.
+    """
     return Arm(
         title,
         seeds=tuple(run.seed for run in runs),
         models=tuple(run.student for run in runs),
-        retentions=tuple(run.retention for run in runs),
+        retentions=tuple(_retention(run, teachers) for run in runs),
         memories=tuple(run.memory for run in runs),
     )
 
@@ -362,10 +369,11 @@ def _teachers(runs: Sequence[Run]) -> list[tuple[int, ModelResult]]:
 
 
 def _retention(run: Run, teachers: Sequence[tuple[int, ModelResult]]) -> float | None:
-    """Student / teacher on unseen domains; without its own teacher a run uses that of its seed, or else the first."""
-    others = [teacher for seed, teacher in teachers if seed == run.seed] + [teacher for _, teacher in teachers]
-    teacher = run.teacher or (others[0] if others else None)
-    if teacher is None or not teacher.mean_unseen or run.student.mean_unseen is None:
+    """Student / teacher on unseen domains; see :func:`arm_of`."""
+    if run.teacher is not None or not teachers:
+        return run.retention
+    _, teacher = next((pair for pair in teachers if pair[0] == run.seed), teachers[0])
+    if not teacher.mean_unseen or run.student.mean_unseen is None:
         return None
     return run.student.mean_unseen / teacher.mean_unseen
 
