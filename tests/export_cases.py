@@ -17,16 +17,16 @@ MASKED_DPT = {"type": "masked_dpt", "width": 64, "queries": 6, "decoder_layers":
 FASTER_RCNN = {"type": "faster_rcnn", "width": 16, "hidden": 32, "anchors": [16, 32, 64, 128, 256], "proposals": 200,
                "most": 40}  # fmt: skip
 CASES = {
-    "vit": ({"name": "timm:test_vit", "image_size": [64, 64]}, SEMFPN),
-    "vit_mask2former": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
+    "vit": ({"name": "small_vit", "image_size": [64, 64]}, SEMFPN),
+    "vit_mask2former": ({"name": "small_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
     "convnext": ({"name": "timm:test_convnext"}, SEMFPN),
     "resnet_deeplabv3plus": ({"name": "world_resnet"}, {"type": "deeplabv3plus", "width": 8, "low_width": 8}),
     "mit_daformer": ({"name": "world_mit"}, {"type": "daformer", "width": 8}),
-    "vit_rein": ({"name": "timm:test_vit", "image_size": [64, 64], "rein": {"tokens": 5, "rank": 2}}, SEMFPN),
-    "vit_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASKED_DPT),
+    "vit_rein": ({"name": "small_vit", "image_size": [64, 64], "rein": {"tokens": 5, "rank": 2}}, SEMFPN),
+    "vit_objects": ({"name": "small_vit", "image_size": [64, 64]}, MASKED_DPT),
     "convnext_objects": ({"name": "timm:test_convnext"}, MASKED_DPT),
-    "vit_mask2former_objects": ({"name": "timm:test_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
-    "vit_boxes": ({"name": "timm:test_vit", "image_size": [64, 64]}, FASTER_RCNN),
+    "vit_mask2former_objects": ({"name": "small_vit", "image_size": [64, 64]}, MASK2FORMER | {"decoder_layers": 1}),
+    "vit_boxes": ({"name": "small_vit", "image_size": [64, 64]}, FASTER_RCNN),
     "convnext_boxes": ({"name": "timm:test_convnext"}, FASTER_RCNN),
     **{name: ({"name": f"small_{name}"}, SEMFPN) for name in ("deit", "dinov3", "sam", "swin")},
 }
@@ -34,7 +34,7 @@ SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
 
 
 def add_small_networks() -> None:
-    """Put DeiT, DINOv3, SAM and Swin into the table of encoders, as timm builds them but narrow and two blocks deep."""
+    """Put ViT, DeiT, DINOv3, SAM and Swin into the table of encoders, as timm builds them but narrow, two blocks deep."""
     from dataclasses import replace
     from functools import partial
 
@@ -48,6 +48,9 @@ def add_small_networks() -> None:
     for name, real in (("deit", "deit_s"), ("dinov3", "dinov3_s")):
         record = ENCODERS[real]
         ENCODERS[f"small_{name}"] = replace(record, build=partial(create_model, record.timm_name, **narrow), **vit)
+    plain = timm_record("test_vit")
+    ENCODERS["small_vit"] = replace(plain, build=partial(create_model, "test_vit", pretrained=False, depth=2), **vit | {
+        "width": plain.width})  # fmt: skip
     windows = partial(create_model, "samvit_base_patch16", global_attn_indexes=(1,), window_size=3, **narrow)
     ENCODERS["small_sam"] = replace(ENCODERS["sam_b"], build=windows, **vit | {"width": 256, "stages": ((48, 16),) * 2})
     swin = timm_record("swin_tiny_patch4_window7_224")
