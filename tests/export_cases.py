@@ -34,7 +34,7 @@ SIZES = ((2, 96, 128), (1, 64, 64), (3, 70, 150))
 
 
 def add_small_networks() -> None:
-    """Put ViT, DeiT, DINOv3, SAM and Swin into the table of encoders, as timm builds them but narrow, two blocks deep."""
+    """Put ViT, DeiT, DINOv3, SAM and Swin into the table of encoders, as timm builds them but narrow and short."""
     from dataclasses import replace
     from functools import partial
 

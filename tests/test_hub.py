@@ -18,6 +18,7 @@ image = numpy.random.default_rng(0).integers(0, 256, (32, 64, 3)).astype(numpy.u
 there, here = segdistill.load(sys.argv[1], device="cpu"), segdistill.load(sys.argv[2], device="cpu")
 assert (there.predict(image).confidence == here.predict(image).confidence).all()
 assert there.digest == here.digest
+assert not {"lightning", "transformers"} & set(sys.modules)  # seconds of imports
 try:
     segdistill.load("hf:me/none")
 except segdistill.UserError as error:

@@ -94,7 +94,7 @@ def test_a_run_among_others_is_named(pipe):
 def test_fabric_repeats_no_notice(tmp_path, caplog):
     from lightning_utilities.core import rank_zero
 
-    from segdistill.runs.execute import make_fabric
+    from segdistill.runs.fabric import make_fabric
 
     with caplog.at_level("DEBUG"):
         rank_zero.log.addHandler(caplog.handler)

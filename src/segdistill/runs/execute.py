@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
-from lightning_utilities.core import rank_zero
 
 from segdistill import environment
 from segdistill.config import UserError, parse
@@ -25,6 +21,7 @@ from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
 from segdistill.runs.check import check
+from segdistill.runs.fabric import explained, make_fabric
 from segdistill.runs.folder import (
     Finished,
     Origin,
@@ -45,7 +42,9 @@ from segdistill.runs.folder import (
 from segdistill.stages import StageConfig, StageContext
 from segdistill.stages.base import CHECKPOINT, ModelConfig
 
-CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
 KEPT = (".safetensors", ".json", ".png")
 """Suffixes of a stage's results, whose digests its manifest stores."""
 COSMETIC = (
@@ -106,52 +105,6 @@ def _run(recipe: Recipe, folder: Path, reuse: Sequence[Path], fabric: Fabric, wa
         raise
     log.close()
     return results
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn the error that torch raises after another process was killed into a one-line message."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" in text:
-            raise UserError(
-                f"a data-loading process was killed ({_first_line(text)}), often because memory ran out; run the "
-                "command again to continue, with workers=0 to load data in this process"
-            ) from None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
-            raise UserError(
-                f"another process of this run was killed ({_first_line(text)}); run the command again to continue"
-            ) from None
-        raise
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:120]
-
-
-def make_fabric(recipe: Recipe) -> Fabric:
-    """Fabric for one process, or for all processes that ``torchrun`` started."""
-    precision: Any = settled(recipe).precision
-    if recipe.accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("accelerator=cuda, but torch sees no GPU here; use accelerator=cpu or auto")
-    rank_zero.log.setLevel(logging.WARNING)  # the command's first lines already name the precision
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    fabric = Fabric(
-        accelerator=recipe.accelerator,
-        devices=local,
-        num_nodes=max(1, processes // local),
-        strategy=DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto",
-        precision=precision,
-    )
-    if fabric.device.type == "cpu" and (stages := [stage.name for stage in recipe.stages if stage.needs_gpu]):
-        raise UserError(f"stage {stages[0]}: decode=gpu, but this run is on the CPU; use decode=cpu")
-    fabric.launch()
-    if fabric.device.type == "cuda":  # products that mixed precision keeps in fp32 have bf16 or fp16 factors
-        torch.set_float32_matmul_precision("highest" if precision == "32-true" else "high")
-    return fabric
 
 
 def loading_processes(workers: int | Literal["auto"], device: torch.device) -> int:

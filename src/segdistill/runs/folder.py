@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from lightning.fabric import Fabric
+from typing import TYPE_CHECKING, Any
 
 from segdistill import environment
 from segdistill.config import UserError
@@ -27,6 +25,9 @@ from segdistill.runlog import Watcher
 from segdistill.runs.score import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
 from segdistill.weights import digest_of, head_path, weights_path
+
+if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+    from lightning.fabric import Fabric
 
 FORMAT = 1
 Origin = dict[str, Any]

@@ -23,7 +23,7 @@ from segdistill.overrides import apply
 from segdistill.recipe import Recipe, change, load
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.check import check
-from segdistill.runs.execute import explained, make_fabric
+from segdistill.runs.fabric import explained, make_fabric
 from segdistill.runs.folder import (
     Finished,
     Origin,

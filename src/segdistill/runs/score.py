@@ -8,11 +8,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from PIL import Image
 
 from segdistill.config import UserError
@@ -38,6 +37,9 @@ from segdistill.stages.task import build_model
 from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
 from segdistill.types import Batch
+
+if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+    from lightning.fabric import Fabric
 
 FORMAT = 4
 """Version of the score files; increase it whenever their content or the way it is measured changes."""

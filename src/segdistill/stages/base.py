@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,6 +22,9 @@ from segdistill.train.blocks import shard
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
+
+if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+    from lightning.fabric import Fabric
 
 CHECKPOINT = "checkpoint"
 """Folder of a stage that is not finished, inside its folder."""

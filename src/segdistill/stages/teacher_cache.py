@@ -16,11 +16,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -36,6 +35,9 @@ from segdistill.heads import Head
 from segdistill.ops import derive_seed
 from segdistill.stages.views import joined_views, teacher_views
 from segdistill.types import Batch, Features, Views
+
+if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+    from lightning.fabric import Fabric
 
 FORMAT = 1
 SHARD = 64 * 2**20

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from segdistill.config import UserError
@@ -22,6 +21,9 @@ from segdistill.train.finite import Finite
 from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Groups, Schedule
 from segdistill.types import LossTerms
+
+if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+    from lightning.fabric import Fabric
 
 T = TypeVar("T")
 
