@@ -48,6 +48,7 @@ def main(out: Path) -> None:
     axes.annotate(
         "teacher, frozen DeiT-Tiny", (1, teacher), xycoords=("axes fraction", "data"), ha="right", va="bottom"
     )
+    ticks = sorted({steps for at in rows.values() for steps in at})
     for row, (title, color, marker) in LINES.items():
         values = rows.get(row, {})
         axes.plot(list(values), list(values.values()), color=color, marker=marker)
@@ -55,13 +56,12 @@ def main(out: Path) -> None:
         axes.annotate(
             title,
             (steps, score),
-            (8, -12 if len(values) == 1 else 0),
+            (8, 0 if steps == ticks[-1] else -9),  # below the lines that go on
             textcoords="offset points",
             color=color,
             va="center",
         )
     axes.set_xscale("log")
-    ticks = sorted({steps for at in rows.values() for steps in at})
     axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks])
     axes.minorticks_off()
     axes.set_xlabel("steps of the student's encoder")
