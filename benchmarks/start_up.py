@@ -41,7 +41,9 @@ def main() -> None:
     print(f"{environment.hardware()}, commit {environment.commit()}, load {os.getloadavg()[0]:.0f}\n")
     print("| command | " + " | ".join(f"{what}, {source.parent.name}" for source in sources for what in ("CPU s", "s")))
     codes = [(" ".join(command), ["-m", "segdistill", *command]) for command in COMMANDS]
-    for title, code in [*codes, ("python -c 'import segdistill'", ["-c", "import segdistill"])]:
+    modules = ("segdistill", "segdistill.inference.model", "segdistill.runs.execute")  # the package, load, run
+    codes += [(f"python -c 'import {module}'", ["-c", f"import {module}"]) for module in modules]
+    for title, code in codes:
         cells = [f"{seconds:.2f}" for source in sources for seconds in measure(code, str(source))]
         print(f"| `{title}` | {' | '.join(cells)} |", flush=True)
 
