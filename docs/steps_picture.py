@@ -20,8 +20,8 @@ LINES = {
     "Heir": ("Heir (ours)", "#b3261e", "o"),
     "Vanilla KD": ("vanilla KD (MSE)", "#1f5fa8", "s"),
     "No distillation": ("no distillation", "#777777", "^"),
-    "MSE, two stages": ("MSE, two stages", "#b26a00", "v"),
-    "GKD, two stages": ("GKD, two stages", "#2e7d32", "D"),
+    "MSE, two stages": ("two-stage MSE", "#b26a00", "v"),
+    "GKD, two stages": ("two-stage GKD", "#2e7d32", "D"),
 }
 SIZE = (7.2, 3.6)  # inches
 
@@ -56,9 +56,10 @@ def main(out: Path) -> None:
         axes.annotate(
             title,
             (steps, score),
-            (8, 0 if steps == ticks[-1] else -9),  # below the lines that go on
+            (8, 0 if steps == ticks[-1] else -4),  # beside the lines that go on
             textcoords="offset points",
             color=color,
+            fontsize=9,
             va="center",
         )
     axes.set_xscale("log")
