@@ -26,7 +26,7 @@ from segdistill.runs.score import Scored, score
 from segdistill.stages.base import ModelConfig, StageConfig
 from segdistill.weights import digest_of, head_path, weights_path
 
-if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
 
 FORMAT = 1

@@ -38,7 +38,7 @@ from segdistill.tasks.base import Task
 from segdistill.tasks.table import TASKS
 from segdistill.types import Batch
 
-if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
 
 FORMAT = 4

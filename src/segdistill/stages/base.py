@@ -23,7 +23,7 @@ from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
 from segdistill.types import Needs
 
-if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
 
 CHECKPOINT = "checkpoint"

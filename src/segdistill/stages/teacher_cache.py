@@ -36,7 +36,7 @@ from segdistill.ops import derive_seed
 from segdistill.stages.views import joined_views, teacher_views
 from segdistill.types import Batch, Features, Views
 
-if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
 
 FORMAT = 1

@@ -22,7 +22,7 @@ from segdistill.train.norms import share_statistics
 from segdistill.train.optim import Groups, Schedule
 from segdistill.types import LossTerms
 
-if TYPE_CHECKING:  # lightning brings torchmetrics and matplotlib: half of the time that all imports take
+if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
 
 T = TypeVar("T")
