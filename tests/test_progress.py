@@ -65,6 +65,17 @@ def test_other_work_and_finished_stages(pipe):
     assert len(said) == 3
 
 
+def test_time_left_of_other_work_follows_from_what_was_not_skipped(pipe):
+    lines, said, clock = pipe
+    lines.work("0 of 1 runs; Heir, seed 0", 0, 1000)
+    clock[0] += 1.0
+    lines.work("0 of 1 runs; Heir, seed 0", 400, 1000, 400)  # a reused stage
+    for done in range(901, 912):  # its other stage was taken up after 500 steps
+        clock[0] += 1.0
+        lines.work("0 of 1 runs; Heir, seed 0", done, 1000, 900)
+    assert said == ["run: 0 of 1 runs; Heir, seed 0: 909 of 1,000, 2 min left"]
+
+
 def test_bars_on_a_pipe_are_lines(capsys):
     with Bars("x", 4) as bars:
         bars.stage("a", 2, "running")

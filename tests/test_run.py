@@ -53,7 +53,7 @@ class Record(Quiet):
     def step(self, label, step, steps, loss):
         self.steps.append((label, step))
 
-    def work(self, what, done, total):
+    def work(self, what, done, total, skipped=0):
         self.works.add(what)
 
 

@@ -43,11 +43,11 @@ class Lines:
         """Store the speed for the next line."""
         self.speed = f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
 
-    def work(self, what: str, done: int, total: int) -> None:
-        """Print the progress of other work when due."""
-        self._begin(what, done)
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
+        """Print the progress of other work when due; the time left follows from what was not skipped."""
+        self._begin(what, done - skipped)
         if done < total:
-            self._due(f"{what}: {done:,} of {total:,}", done, total)
+            self._due(f"{what}: {done:,} of {total:,}", done - skipped, total - skipped)
 
     def warn(self, line: str) -> None:
         """Print a warning."""
@@ -134,10 +134,10 @@ class Bars:
             self.lines.rate(label, images_per_s)
         self.speed = f", {images_per_s:.0f} images/s"
 
-    def work(self, what: str, done: int, total: int) -> None:
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Show the progress of work other than training."""
         if self.lines is not None:
-            self.lines.work(what, done, total)
+            self.lines.work(what, done, total, skipped)
             return
         self._begin(what, total)
         self.progress.update(self.now, completed=done)

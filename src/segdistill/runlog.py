@@ -23,8 +23,8 @@ class Watcher(Protocol):
     def rate(self, label: str, images_per_s: float) -> None:
         """The speed of a stage, whenever it is logged."""
 
-    def work(self, what: str, done: int, total: int) -> None:
-        """Progress of other work: rendering, evaluation."""
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
+        """Progress of other work: rendering, evaluation; ``skipped`` of ``done`` were there before it began."""
 
     def warn(self, line: str) -> None:
         """A warning about inputs that look like a mistake."""
@@ -42,7 +42,7 @@ class Quiet:
     def rate(self, label: str, images_per_s: float) -> None:
         """Ignore the speed."""
 
-    def work(self, what: str, done: int, total: int) -> None:
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Ignore other work."""
 
     def warn(self, line: str) -> None:
@@ -67,9 +67,9 @@ class Named:
         """Forward with the name."""
         self.watcher.rate(f"{self.name} {label}", images_per_s)
 
-    def work(self, what: str, done: int, total: int) -> None:
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Forward with the name."""
-        self.watcher.work(f"{self.name} {what}", done, total)
+        self.watcher.work(f"{self.name} {what}", done, total, skipped)
 
     def warn(self, line: str) -> None:
         """Forward without the name, since several runs read the same images."""

@@ -34,11 +34,22 @@ def test_a_shared_stage_is_run_once_and_a_second_call_runs_nothing(tmp_path, job
     one, other = manifests(outcomes, "01-agnostic")
     assert one == other  # copied, with the time at which it was finished
     assert manifests(outcomes, "02-task")[0] != manifests(outcomes, "02-task")[1]
-    assert said[-1][1:] == (sum(cell.steps for cell in grid),) * 2
-    assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
+    shared = grid[0].steps - grid[0].recipe.stages[-1].steps
+    assert said[-1][1:] == (sum(cell.steps for cell in grid),) * 2 + (shared,)
+    assert [done for _, done, *_ in said] == sorted(done for _, done, *_ in said)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")}
     run_cells(grid, tmp_path / "out", jobs=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/stages/*/*")} == before
+
+
+def test_steps_that_an_earlier_call_trained_are_counted_apart():
+    told = []
+    teller = execute._Teller(lambda *counts: told.append(counts))
+    teller.stage("01-agnostic", 400, "reused")
+    teller.stage("02-task", 100, "running")
+    for step in range(51, 101):  # taken up after step 50
+        teller.step("02-task", step, 100, None)
+    assert (told[0], told[2], told[-1], teller.trained) == ((400, 400), (460, 450), (500, 450), 50)
 
 
 def test_a_cell_starts_once_the_stages_that_it_shares_are_done(tmp_path, monkeypatch):
@@ -63,12 +74,15 @@ def test_a_table_that_is_half_done_can_be_collected(tmp_path):
     assert finished_cells(grid, tmp_path / "out")[1].error == "not run yet"
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path, jobs):
     weights = tmp_path / "student.safetensors"
     weights.write_bytes((ASSETS / "world_student_local.safetensors").read_bytes())
     bad, good = cells(tmp_path, ["Bad", f"student.encoder.weights={weights}"], ["Good"])
     weights.unlink()
-    outcomes = run_cells([bad, good], tmp_path / "out", jobs=1)
+    told = []
+    outcomes = run_cells([bad, good], tmp_path / "out", jobs=jobs, watch=lambda *what: told.append(what))
+    assert told[-1][1:] == (bad.steps + good.steps, bad.steps + good.steps, bad.steps)
     assert "no encoder weights" in outcomes[0].error
     assert outcomes[1].error is None
     assert (outcomes[1].folder / "results.json").is_file()

@@ -29,8 +29,8 @@ from segdistill.recipe import Recipe, dump, load
 from segdistill.runlog import Watcher
 from segdistill.runs.execute import run
 
-Watch = Callable[[str, int, int], None]
-"""Called with (current activity, steps done, steps in total)."""
+Watch = Callable[[str, int, int, int], None]
+"""Called with (current activity, steps done, steps in total, steps of those done that an earlier call trained)."""
 
 LISTED = 3
 """Running cells that the activity names; it counts the others."""
@@ -91,22 +91,26 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def _silent(what: str, done: int, total: int, skipped: int) -> None:
     """Ignore progress."""
 
 
 def _one_by_one(cells: list[Cell], waits: list[dict[int, int]], out: Path, watch: Watch) -> dict[str, Outcome]:
     """Run the cells in this process."""
-    outcomes, before, total = {}, 0, sum(cell.steps for cell in cells)
+    outcomes, before, skipped, total = {}, 0, 0, sum(cell.steps for cell in cells)
     reuse = _reusable(cells, waits, out)
     for number, cell in enumerate(cells):
         title = f"{number} of {len(cells)} runs; {cell.recipe.title}, seed {cell.seed}"
-        teller = _Teller(lambda steps, title=title, before=before: watch(title, before + steps, total))
+        teller = _Teller(
+            lambda steps, more, title=title, before=before, skipped=skipped: watch(
+                title, before + steps, total, skipped + more
+            )
+        )
         folder = out / cell.folder_name
         error = _run(cell.recipe, folder, reuse[number], teller)
         outcomes[cell.key] = Outcome(cell, folder, error)
-        before += cell.steps
-        watch(f"{number + 1} of {len(cells)} runs", before, total)
+        before, skipped = before + cell.steps, skipped + cell.steps - teller.trained
+        watch(f"{number + 1} of {len(cells)} runs", before, total, skipped)
     return outcomes
 
 
@@ -147,6 +151,7 @@ class _State:
         self.stages = dict.fromkeys(range(len(cells)), 0)
         self.outcomes: dict[int, Outcome] = {}
         self.done = dict.fromkeys(range(len(cells)), 0)
+        self.skipped = dict(self.done)
         self.total = sum(cell.steps for cell in cells)
 
     def have(self, stages: dict[int, int]) -> bool:
@@ -174,7 +179,7 @@ class _State:
                     self._finish(number, f"its process exited with code {process.exitcode}; run the command again")
             return
         if kind == "steps":
-            self.done[number] = value
+            self.done[number], self.skipped[number] = value
             self._tell()
         elif kind == "stages":
             self.stages[number] = value
@@ -193,6 +198,7 @@ class _State:
         process.join()
         cell = self.cells[number]
         self.outcomes[number] = Outcome(cell, self.out / cell.folder_name, error)
+        self.skipped[number] += cell.steps - self.done[number]
         self.done[number] = cell.steps
         self._tell()
 
@@ -200,34 +206,41 @@ class _State:
         busy = [f"{cell.recipe.title}, seed {cell.seed}" for cell in map(self.cells.__getitem__, sorted(self.running))]
         more = [f"{len(busy) - LISTED} more"] if len(busy) > LISTED else []
         what = "; ".join([f"{len(self.outcomes)} of {len(self.cells)} runs", *busy[:LISTED], *more])
-        self.watch(what, sum(self.done.values()), self.total)
+        self.watch(what, sum(self.done.values()), self.total, sum(self.skipped.values()))
 
 
 class _Teller:
-    """A watcher that counts steps and stages and reports how many are done."""
+    """A watcher that counts steps and stages and reports how many are done, and how many of them were before."""
 
-    def __init__(self, tell: Callable[[int], None], finished: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, tell: Callable[[int, int], None], finished: Callable[[int], None] = lambda _: None) -> None:
         self.tell, self.finished = tell, finished
-        self.before = self.now = self.stages = 0
+        self.before = self.now = self.stages = self.skipped = 0
+
+    @property
+    def trained(self) -> int:
+        """Steps that this call trained."""
+        return self.before + self.now - self.skipped
 
     def stage(self, label: str, steps: int, state: str) -> None:
         """Count a stage that is already finished in full; one that starts now follows finished ones."""
         self.finished(self.stages if state == "running" else self.stages + 1)
         self.stages += 1
-        self.before += self.now + (0 if state == "running" else steps)
-        self.now = 0
-        self.tell(self.before)
+        skipped = 0 if state == "running" else steps
+        self.before, self.now, self.skipped = self.before + self.now + skipped, 0, self.skipped + skipped
+        self.tell(self.before, self.skipped)
 
     def step(self, label: str, step: int, steps: int, loss: float | None) -> None:
         """Report every tenth step and the last one."""
+        if self.now == 0:
+            self.skipped += step - 1
         self.now = step
         if step % 10 == 0 or step == steps:
-            self.tell(self.before + self.now)
+            self.tell(self.before + self.now, self.skipped)
 
     def rate(self, label: str, images_per_s: float) -> None:
         """Ignored: the runs of a table differ in speed."""
 
-    def work(self, what: str, done: int, total: int) -> None:
+    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Ignored: rendering and scoring are not counted."""
 
     def warn(self, line: str) -> None:
@@ -243,7 +256,7 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process stops its cells
             write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
             teller = _Teller(
-                lambda steps: messages.put((number, "steps", steps)),
+                lambda steps, skipped: messages.put((number, "steps", (steps, skipped))),
                 lambda stages: messages.put((number, "stages", stages)),
             )
             messages.put((number, "end", _run(load(folder / "cell.yaml"), folder, reuse, teller)))
