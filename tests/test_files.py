@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mutations import damaged, spoiled
+from segdistill import files
 from segdistill.config import UserError
 from segdistill.files import (
+    input_digest,
     is_whole,
     metrics_line,
     plain_name,
@@ -87,6 +89,25 @@ def test_sha256_equals_the_librarys(tmp_path):
     data = bytes(range(256)) * 5000  # more than one chunk
     (tmp_path / "x").write_bytes(data)
     assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_an_input_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    read, path = [], tmp_path / "weights.pth"
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path) or sha256(path))
+
+    def digests(data, seconds):
+        path.write_bytes(data)
+        os.utime(path, (seconds, seconds))
+        monkeypatch.setattr(files.time, "time", lambda: path.stat().st_ctime + files.SETTLED + 1)
+        assert {input_digest(path) for _ in range(3)} == {hashlib.sha256(data).hexdigest()}
+        return len(read)
+
+    assert [digests(b"one", 1), digests(b"two", 2), digests(b"two", 3)] == [1, 2, 3]
+    monkeypatch.setattr(files.time, "time", lambda: path.stat().st_ctime)
+    for data in (b"six", b"ten"):  # changed within the resolution of a file's times, perhaps
+        path.write_bytes(data)
+        assert input_digest(path) == hashlib.sha256(data).hexdigest()
+    assert len(read) == 5
 
 
 VALUE = {"a": [1, 2.5, float("nan")], "\u00fc": {"b": None, "c": "text"}, "d": True}

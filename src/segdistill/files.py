@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ MARK = b"\nsha256 "
 SEAL = len(MARK) + 64 + 1  # bytes: the mark, the digest in hexadecimal, a newline
 TEXT_MARK = "# sha256 of the lines above: "
 DIGEST = "digest"  # the key of a JSON object's own digest
+SETTLED = 2.0  # seconds without a change after which a file's times tell its versions apart
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
@@ -182,6 +184,23 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+_digests: dict[tuple[int, int, int, int, int], str] = {}
+
+
+def input_digest(path: Path) -> str:
+    """SHA-256 of an input file; this process reads it once per version, told by its inode, size and times.
+
+    For weights that many runs of a table name. What a run wrote is read every time (:func:`sha256`).
+    """
+    now = path.stat()
+    if time.time() - max(now.st_mtime, now.st_ctime) < SETTLED:
+        return sha256(path)
+    version = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    if version not in _digests:
+        _digests[version] = sha256(path)
+    return _digests[version]
 
 
 def plain_name(name: str) -> str:

@@ -11,14 +11,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from segdistill.config import UserError, short
-from segdistill.files import read_signed, sha256, write_signed
+from segdistill.files import input_digest, read_signed, write_signed
 from segdistill.weights.hub import hub_folder
 from segdistill.weights.report import some
 
@@ -108,20 +107,7 @@ def load_processor(folder: PartFolder, role: str, kind: str) -> Any:
 def digest_of(folder: Path) -> str:
     """SHA-256 of a part's files: settings, weights, tokenizer and licence."""
     files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
-    return hashlib.sha256(
-        "".join(f"{path.name} {_digest(path, _state(path))}\n" for path in files).encode()
-    ).hexdigest()
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-@lru_cache(maxsize=256)  # stages of a recipe share their weights
-def _digest(path: Path, state: tuple[int, int]) -> str:
-    del state
-    return sha256(path)
+    return hashlib.sha256("".join(f"{path.name} {input_digest(path)}\n" for path in files).encode()).hexdigest()
 
 
 def name_of(source: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import read_signed, sha256, text_is_whole, write_signed
+from segdistill.files import input_digest, read_signed, sha256, text_is_whole, write_signed
 from segdistill.ops import derive_seed
 from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
@@ -190,7 +190,7 @@ def model_digests(model: ModelConfig | None) -> dict[str, str]:
     if model is not None and model.encoder.weights != "random":
         digests["sha256"] = digest_of(weights_path(model.encoder.weights, model.encoder.name))
     if model is not None and model.head_weights is not None:
-        digests["head_sha256"] = sha256(head_path(model.head_weights))
+        digests["head_sha256"] = input_digest(head_path(model.head_weights))
     return digests
 
 

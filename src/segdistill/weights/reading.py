@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.files import plain_name, sha256
+from segdistill.files import input_digest, plain_name, sha256
 from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
@@ -144,8 +144,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def digest_of(path: Path) -> str:
     """SHA-256 of a weight file; for an index, of all its files."""
     if not path.name.endswith(INDEX):
-        return sha256(path)
-    return hashlib.sha256("".join(f"{each.name} {sha256(each)}\n" for each in shards(path)).encode()).hexdigest()
+        return input_digest(path)
+    return hashlib.sha256("".join(f"{each.name} {input_digest(each)}\n" for each in shards(path)).encode()).hexdigest()
 
 
 @contextmanager
