@@ -130,8 +130,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def json_digest(value: dict[str, Any]) -> str:
     """SHA-256 of the object as JSON without its own digest; the same before writing and after reading."""
-    plain = json.loads(json.dumps({key: item for key, item in value.items() if key != DIGEST}))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return facts_digest(json.loads(json.dumps({key: item for key, item in value.items() if key != DIGEST})))
+
+
+def facts_digest(facts: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """SHA-256 of anything JSON can write, whatever the order of its keys; ``default`` writes what JSON cannot."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def read_signed(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ was fitted there is no number. benchmarks/estimate.md says how far it is off.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from segdistill.data.rendered import cache_folder
 from segdistill.estimation.line import COVERAGE, Line, fit
 from segdistill.estimation.measures import measures_of
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
-from segdistill.files import write_atomic, write_json
+from segdistill.files import facts_digest, write_atomic, write_json
 from segdistill.inference.arrays import as_tensor
 from segdistill.inference.inputs import find_inputs
 from segdistill.inference.model import Model, ObjectModel, load
@@ -197,7 +196,7 @@ def _points(
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    key = facts_digest(facts, default=str)
     path = path or cache_folder() / "estimate" / f"{key}.json"
     kept = _read(path, key)
     if kept is None:

@@ -9,8 +9,6 @@ itself, such as ``table.seeds=[0]``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
+from segdistill.files import facts_digest
 from segdistill.papers import PaperPlace
 from segdistill.recipe import Recipe, apply, load
 from segdistill.runs.check import check
@@ -167,8 +166,7 @@ def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settin
 
     def of(known: Recipe) -> Cell:
         prints = fingerprints(known, origins)
-        facts = json.dumps([prints, evaluate.facts()], sort_keys=True)
-        return Cell(number, value, seed, known, tuple(prints), hashlib.sha256(facts.encode()).hexdigest(), doubts)
+        return Cell(number, value, seed, known, tuple(prints), facts_digest([prints, evaluate.facts()]), doubts)
 
     own = of(settled(recipe))
     if recipe.precision != "auto":

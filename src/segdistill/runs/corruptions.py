@@ -6,8 +6,6 @@ and one with further corruptions or severities only adds what is missing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +16,7 @@ from typing import Any
 from segdistill.data.corrupted import CorruptConfig, Corrupted
 from segdistill.data.corruptions import COMMON, FAMILIES, VERSION
 from segdistill.data.dataset import Dataset
-from segdistill.files import read_signed, write_atomic, write_signed
+from segdistill.files import facts_digest, read_signed, write_atomic, write_signed
 from segdistill.metrics.base import Metric
 from segdistill.models import Model, View
 from segdistill.runs.evaluation import Progress, evaluate
@@ -49,7 +47,7 @@ class Store:
 
     def __init__(self, path: Path, facts: Sequence[Any], reuse: Sequence[Path], *, writes: bool) -> None:
         self.path, self.writes = path, writes
-        self.key = hashlib.sha256(json.dumps([VERSION, *facts], sort_keys=True).encode()).hexdigest()
+        self.key = facts_digest([VERSION, *facts])
         files = [path, *(folder / "scores" / path.name for folder in reuse)]
         kept = (read_signed(file) for file in files if file.is_file())
         known = (found for found in kept if found is not None and found.get("key") == self.key)

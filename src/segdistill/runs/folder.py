@@ -7,8 +7,6 @@ weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import input_digest, read_signed, sha256, text_is_whole, write_signed
+from segdistill.files import facts_digest, input_digest, read_signed, sha256, text_is_whole, write_signed
 from segdistill.ops import derive_seed
 from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
@@ -163,7 +161,7 @@ def fingerprints(recipe: Recipe, origins: Sequence[Origin] | None = None) -> lis
         if "own" in origin:
             facts["own"] = origin["own"]
         facts |= _earlier_prints(recipe, number, prints)
-        prints.append(_hash(facts))
+        prints.append(facts_digest(facts))
         if "student" in roles:
             student_parent = prints[-1]
     return prints
@@ -276,7 +274,7 @@ def model_from_files(recipe: Recipe, role: str, out: Path, *, place: str | None 
         model=model,
         seed=derive_seed(recipe.seed, role),
         folder=out,
-        fingerprint=_hash(_model_facts(model, model_digests(model))),
+        fingerprint=facts_digest(_model_facts(model, model_digests(model))),
         parameters=None,
         classes=(),
         seconds=None,
@@ -324,7 +322,3 @@ def write_results(
 
 def _model_facts(model: ModelConfig | None, digests: dict[str, str]) -> dict[str, Any] | None:
     return None if model is None else model.model_dump(mode="json", exclude={"title"}, exclude_defaults=True) | digests
-
-
-def _hash(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

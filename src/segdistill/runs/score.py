@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from segdistill.config import UserError
 from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.files import plain_name, read_signed, sha256, write_atomic, write_signed
+from segdistill.files import facts_digest, plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
 from segdistill.models import Model, View
 from segdistill.recipe import EvaluateConfig, Recipe
@@ -110,7 +108,7 @@ def score(
         recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
         [[view.resize, view.window and view.window.model_dump(mode="json")] for view in seen.views.values()],
     ]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    key = facts_digest(facts)
     path = scored.folder / "scores" / f"{scored.role}.json"
     if fabric.is_global_zero and _read(scored.folder, scored.role, key) is None:
         path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from segdistill.config import UserError, choose, parse
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.files import read_metrics_line, read_signed, sha256, write_json
+from segdistill.files import facts_digest, read_metrics_line, read_signed, sha256, write_json
 from segdistill.models import Model
 from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
@@ -238,11 +237,7 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def data_digest(recipe: Recipe, number: int) -> str:
     """SHA-256 of what is known of the images of stage ``number``: which they are, their classes, how they are read."""
-    return _digest(recipe.data.facts(*(selection for _, selection, _ in recipe.stages[number].reads())))
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return facts_digest(recipe.data.facts(*(selection for _, selection, _ in recipe.stages[number].reads())))
 
 
 def _rests_on(finished: Finished, role: str) -> list[dict[str, str]]:
@@ -259,7 +254,7 @@ def _rests_on(finished: Finished, role: str) -> list[dict[str, str]]:
         for path in sorted(place.glob("*.txt")):
             found.append({"what": "images", "name": f"stages/{place.name}/{path.name}", "sha256": sha256(path)})
         if "data" in origin:
-            found.append({"what": "data", "name": place.name, "sha256": _digest(origin["data"])})
+            found.append({"what": "data", "name": place.name, "sha256": facts_digest(origin["data"])})
     for (each, key), digest in starts.items():
         model: ModelConfig = getattr(recipe, each)
         source = model.encoder.weights if key == "sha256" else str(model.head_weights)

@@ -24,7 +24,6 @@ One entry, keys in order and no times: the same weights and history give the sam
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from segdistill.config import UserError, choose, parse
 from segdistill.encoders import build_encoder
-from segdistill.files import write_atomic
+from segdistill.files import facts_digest, write_atomic
 from segdistill.models import Model
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
@@ -76,8 +75,7 @@ def write_packed(path: Path, model: Model, metadata: Mapping[str, Any], *, half:
 
 def _header_digest(header: Mapping[str, Any]) -> str:
     """SHA-256 of everything else that the header says."""
-    rest = {key: value for key, value in header.items() if key != "header_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return facts_digest({key: value for key, value in header.items() if key != "header_sha256"})
 
 
 def packed_path(source: str | Path) -> Path:

@@ -30,7 +30,7 @@ from segdistill.data.dataset import Dataset, Progress, Sample
 from segdistill.data.loader import loaded, stacked
 from segdistill.data.rendered import cache_folder
 from segdistill.encoders import Encoder
-from segdistill.files import is_whole, sweep, write_atomic, write_sealed
+from segdistill.files import facts_digest, is_whole, sweep, write_atomic, write_sealed
 from segdistill.heads import Head
 from segdistill.ops import derive_seed
 from segdistill.stages.views import joined_views, teacher_views
@@ -265,7 +265,7 @@ def open_cache(
     }  # fmt: skip
     if head is not None or labelled:
         known |= {"head": None if head is None else _digest(head), "labelled": labelled}
-    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    key = facts_digest(known)
     folder = cache_folder() / "teacher" / key[:32]
     cache = TeacherCache(folder, config, len(dataset), shape, per_shard)
     if fabric.is_global_zero:
