@@ -75,6 +75,16 @@ def test_pairs_are_found_and_every_fifth_image_is_held_out(layout, tmp_path):
     assert all(np.array_equal(sample.label, classes(number)) for number, sample in seen.items())
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"), [("2024", "images_2024"), ("no", "images_no"), ("1e5", "images_1e5"), ("Null", "images_null")]
+)
+def test_a_folder_whose_name_is_no_text_in_yaml_gets_one_that_is(folder, name, tmp_path):
+    write(tmp_path / folder, "images/{}.png", "labels/{}.png", range(5))
+    started = start(tmp_path / folder, tmp_path / "recipe.yaml", **WORLD)
+    assert [found.name for found in started.sets] == [name]
+    assert load(started.recipe).data.open(DataSelection(domains=(name,), split="val"))[0].label.shape == SIZE
+
+
 @pytest.mark.parametrize("layout", [("images/{}/", "labels/{}/"), ("{}/images/", "{}/labels/")])
 def test_splits_that_are_there_are_kept(layout, tmp_path):
     for split, numbers in (("train", range(6)), ("val", range(6, 9))):

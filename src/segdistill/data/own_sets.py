@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+
 from segdistill.data.archives import Folder, ImageFile
 from segdistill.data.copies import Originals
 
@@ -114,6 +116,6 @@ def listed_names(folder: Path, count: int | None = None) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """A name that is valid in a recipe and in an override."""
+    """A name that YAML reads as text, valid in a recipe and in an override."""
     plain = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text.lower()).strip("_")
-    return plain or "images"
+    return plain if isinstance(yaml.safe_load(plain), str) and plain[0].isalpha() else f"images_{plain}".strip("_")
