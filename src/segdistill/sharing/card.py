@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from segdistill.files import write_atomic
+from segdistill.runlog import FEWEST_STEPS
 from segdistill.tasks.table import TASKS
-
-SHORT = 200  # steps below which no stage has learnt what its numbers could tell
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _robustness(header: Mapping[str, Any]) -> str:
         table.append(row)
     text = "## Robustness\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
     own = header["scores"][role]
-    short = [stage for stage in header["history"]["stages"] if stage["steps"] < SHORT]
+    short = [stage for stage in header["history"]["stages"] if 0 < stage["steps"] < FEWEST_STEPS]
     if own.get("mean_unseen") is not None and not short:
         text += f"\n\nMean over the unseen domains: {_score(own['mean_unseen'], own['mean_unseen_interval'])} % {label}"
         if teacher and kept["unseen"] is not None:
