@@ -138,6 +138,10 @@ def test_an_unfinished_run_cannot_be_packed(finished, tmp_path):
         pack(broken, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="unknown role of this run 'both'"):
         pack(finished, tmp_path / "m.safetensors", role="both")
+    odd = shutil.copytree(finished, tmp_path / "odd")
+    (odd / "environment.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged .*environment.json; give the run's command again"):
+        pack(odd, tmp_path / "m.safetensors")
     assert not list(tmp_path.glob("m*"))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segdistill import environment
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
 from segdistill.export.boxes import BoxGraph
@@ -262,7 +262,7 @@ def _trace(network: Model, header: Mapping[str, Any], options: Options, example:
         try:
             return View(), trace(graph(network), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
-            size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
+            size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {first_line(error)})"
     with said("torch cannot export this network", EXPORTED):
         return View(size, seen), trace(graph(network, size, seen), own), why
 
@@ -276,13 +276,8 @@ def said(what: str, instead: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{what} ({type(error).__name__}: {_line(error)}); nothing was written{'; ' * bool(instead)}{instead}"
+            f"{what} ({type(error).__name__}: {first_line(error)}); nothing was written{'; ' * bool(instead)}{instead}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no reason given"
 
 
 def _about(header: Mapping[str, Any], view: View, network: Model) -> dict[str, Any]:

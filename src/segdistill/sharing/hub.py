@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.sharing.pack import card_path, packed_path, read_packed
 
 
@@ -30,6 +30,6 @@ def push(file: Path, name: str, *, private: bool = True, revision: str | None = 
     except HFValidationError:
         raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>") from None
     except Exception as error:  # noqa: BLE001  no network, a proxy's page, a refusal: each client and version has its own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot upload to {name} ({line}): run 'hf auth login' with a token that may write") from None
+        line = f"cannot upload to {name} ({first_line(error)}): run 'hf auth login' with a token that may write"
+        raise UserError(line) from None
     return str(commit.commit_url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -158,10 +157,15 @@ def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{folder} has no results.json; run its recipe to the end first")
-    results = read_signed(path)
-    if results is None:
+    return _signed(path)
+
+
+def _signed(path: Path) -> dict[str, Any]:
+    """The content of a file that a run wrote."""
+    content = read_signed(path)
+    if content is None:
         raise UserError(f"damaged {path}; give the run's command again, which writes it anew")
-    return results
+    return content
 
 
 def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
@@ -200,7 +204,7 @@ def _history(finished: Finished) -> dict[str, Any]:
     about = describe(finished.recipe, finished.folder)
     stages = [{key: stage[key] for key in STAGE_KEYS} for stage in about["stages"]]
     path = finished.folder / "environment.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _signed(path) if path.is_file() else {}
     return {
         "recipe": portable(finished.recipe),
         "seed": finished.recipe.seed,
