@@ -18,7 +18,7 @@ from segdistill.estimation.estimate import AS_IS, Point, Seen, choose_line, esti
 from segdistill.estimation.line import Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.inference.inputs import find_inputs
-from segdistill.inference.model import load
+from segdistill.inference.model import Model, load
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.unlabelled import object_confidence
 from segdistill.recipe import load as load_recipe
@@ -217,6 +217,18 @@ def test_a_model_of_objects_is_estimated_by_its_average_precision(finished_objec
     assert len(kept) == 1 + len(SHIFTS)
     assert found.sheet is not None
     assert found.sheet.is_file()
+
+
+def test_a_teacher_that_cannot_be_loaded_is_left_out(finished, photos, tmp_path, monkeypatch):
+    def lost(_):
+        raise UserError("no weights at 'x'; or score only the student with --role student")
+
+    run, told = shutil.copytree(finished, tmp_path / "run"), Told()
+    monkeypatch.setattr(module, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(module, "IMAGES", 2)
+    monkeypatch.setattr(Model, "teacher", property(lost))
+    assert estimate(run, photos, device="cpu", watcher=told).measure == "confidence"
+    assert told.lines == ["nothing is compared with the teacher: no weights at 'x'"]
 
 
 def test_fitted_images_without_ground_truth_are_named(finished_objects, tmp_path, monkeypatch):

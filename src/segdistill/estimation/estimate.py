@@ -30,7 +30,7 @@ from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import facts_digest, write_atomic, write_json
 from segdistill.inference.arrays import as_tensor
 from segdistill.inference.inputs import find_inputs
-from segdistill.inference.model import Model, ObjectModel, load
+from segdistill.inference.model import Model, ObjectModel, load, teacher_here
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import contact_sheet
@@ -192,7 +192,7 @@ def _points(
 ) -> tuple[AnyModel, AnyModel | None, list[Point]]:
     """See :func:`points_of`; ``path``: where they are kept, None: below the cache folder."""
     model = load(what, device=device)
-    teacher: AnyModel | None = model.teacher
+    teacher: AnyModel | None = teacher_here(model, watcher.warn)
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip

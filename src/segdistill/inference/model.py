@@ -253,6 +253,15 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     )
 
 
+def teacher_here(model: Model | ObjectModel, warn: Callable[[str], None]) -> Any:
+    """The model's teacher; None where it has none, and with a warning where it cannot be loaded here."""
+    try:
+        return model.teacher
+    except UserError as error:
+        warn(f"nothing is compared with the teacher: {str(error).partition(';')[0]}")
+        return None
+
+
 def view_of(recipe: Recipe) -> View:
     """How a run's networks see images: as its evaluation sees the first domain that is scored (spec A.11)."""
     config, source = recipe.evaluate, recipe.scored_source
