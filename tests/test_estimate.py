@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,7 +228,9 @@ def test_a_teacher_that_cannot_be_loaded_is_left_out(finished, photos, tmp_path,
     monkeypatch.setattr(module, "STRENGTHS", (1.0,))
     monkeypatch.setattr(module, "IMAGES", 2)
     monkeypatch.setattr(Model, "teacher", property(lost))
-    assert estimate(run, photos, device="cpu", watcher=told).measure == "confidence"
+    sheet = str(tmp_path / "sheet.png")
+    assert estimate(run, photos, device="cpu", watcher=told, out=sheet).measure == "confidence"
+    assert Path(sheet).is_file()
     assert told.lines == ["nothing is compared with the teacher: no weights at 'x'"]
 
 

@@ -35,7 +35,7 @@ from segdistill.objects import Detections, encode
 from segdistill.runlog import Quiet
 from segdistill.sharing.pack import load_packed, pack
 from segdistill.weights import RunTimePositions, resample_positions
-from tiny_runs import Child
+from tiny_runs import Child, tiny
 from tiny_runs import command as command_line
 
 
@@ -303,6 +303,17 @@ def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
         export(tmp_path / "none", tmp_path / "other.onnx")
     with pytest.raises(UserError, match="--role is for run folders"):
         export(packed, tmp_path / "other.onnx", role="teacher")
+
+
+@pytest.mark.parametrize("option", ["images", "calibration"])
+def test_nothing_is_compared_or_calibrated_on_no_image(option, tmp_path):
+    with pytest.raises(UserError, match=r"images and calibration are numbers of images, at least 1, got .*\b0\b"):
+        export(tmp_path / "none", tmp_path / "m.onnx", **{option: 0})
+
+
+def test_calibration_needs_a_stage_with_labels(tmp_path):
+    with pytest.raises(UserError, match="no stage with labels, which export reads; add a task stage"):
+        ship._trained_on(tiny(tmp_path).model_copy(update={"stages": ()}))
 
 
 class TwoImages(Dataset):

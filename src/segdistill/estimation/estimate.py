@@ -34,11 +34,11 @@ from segdistill.inference.model import Model, ObjectModel, load, teacher_here
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import contact_sheet
-from segdistill.recipe import Recipe, change
+from segdistill.recipe import Recipe
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.overlap import trained_on
 from segdistill.runs.rescore import trained
-from segdistill.sharing.pack import packed_path, read_packed, recipe_in
+from segdistill.sharing.pack import packed_path, read_packed, recipe_in, with_root
 
 FORMAT = 2
 """Of the fitted points: raise it whenever they would come out differently."""
@@ -103,7 +103,7 @@ def estimate(
     what: Path | str,
     folder: Path | str,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     worst: int = 8,
     device: str = "auto",
     root: Path | str | None = None,
@@ -115,7 +115,7 @@ def estimate(
     source and validation images of its recipe must be there for that, below ``root`` where it is given. ``out`` is the
     picture of the ``worst`` images.
     """
-    watcher = watcher or Quiet()
+    watcher, out = watcher or Quiet(), None if out is None else Path(out)
     recipe, path = _recipe_of(what, None if root is None else Path(root))
     model, teacher, points = _points(what, recipe, path, device, watcher)
     files = [file for each in find_inputs([folder]) for file in each.files()]
@@ -210,8 +210,7 @@ def _recipe_of(what: Path | str, root: Path | None) -> tuple[Recipe, Path | None
     if str(what).startswith("hf:") or Path(what).expanduser().is_file():
         return recipe_in(read_packed(packed_path(what))[1], root), None
     run, _ = trained(Path(what))
-    recipe = run.recipe if root is None else change(run.recipe, [f"data.root={root.resolve()}"])
-    return recipe, run.folder / "estimate.json"
+    return with_root(run.recipe, root), run.folder / "estimate.json"
 
 
 def fitted_domains(recipe: Recipe) -> list[str]:

@@ -40,9 +40,9 @@ from segdistill.metrics.boxes import BoxMetric
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, fit
 from segdistill.models.segmenter import Window
-from segdistill.recipe import Recipe, change
+from segdistill.recipe import Recipe, last_task
 from segdistill.runlog import Quiet, Watcher
-from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in
+from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in, with_root
 from segdistill.sharing.packed import state_of, tensors_digest
 from segdistill.tasks.table import TASKS
 
@@ -167,6 +167,9 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
         need_extra()
     if options.size is not None and min(options.size) < 1:
         raise UserError(f"size is a height and a width in pixels, got {options.size}")
+    if min(options.images, options.calibration) < 1:
+        given = f"{options.images} and {options.calibration}"
+        raise UserError(f"images and calibration are numbers of images, at least 1, got {given}")
     wanted = {"fp32": True, "fp16": options.fp16, "int8": options.int8}
     paths = {name: out.with_suffix(f"{PRECISIONS[name]}{out.suffix}") for name, on in wanted.items() if on}
     there = [str(path) for path in (*paths.values(), report_path(out)) if path.exists()]
@@ -177,21 +180,18 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
 
 def _open(what: str | Path, role: str | None, options: Options) -> tuple[Model, dict[str, Any], Recipe]:
     """The network, what a packed file says of it, and the recipe of its images."""
-    if not str(what).startswith("hf:") and (Path(what) / "recipe.yaml").is_file():
-        finished = open_run(Path(what))
+    run = Path(what).expanduser()
+    if not str(what).startswith("hf:") and (run / "recipe.yaml").is_file():
+        finished = open_run(run)
         network, header = model_in(finished, role)
         header["tensors_sha256"] = tensors_digest(state_of(network))
-        recipe = finished.recipe
-    else:
-        if role is not None:
-            raise UserError("--role is for run folders; a packed file holds one network")
-        path = packed_path(what)
-        network, header = load_packed(path)
-        header.setdefault("task", "semantic")
-        return network, header, recipe_in(header, options.root)
-    if options.root is not None:
-        recipe = change(recipe, [f"data.root={options.root.resolve()}"])
-    return network, header, recipe
+        return network, header, with_root(finished.recipe, options.root)
+    if role is not None:
+        raise UserError("--role is for run folders; a packed file holds one network")
+    path = packed_path(what)
+    network, header = load_packed(path)
+    header.setdefault("task", "semantic")
+    return network, header, recipe_in(header, options.root)
 
 
 def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watcher: Watcher) -> list[Domain]:
@@ -217,7 +217,7 @@ def _read(source: DataSource, selection: DataSelection, watcher: Watcher) -> Dat
 
 
 def _trained_on(recipe: Recipe) -> DataSelection:
-    return next(stage.data for stage in reversed(recipe.stages) if stage.learner is not None)
+    return last_task(recipe, "export").data
 
 
 def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[Pixels]:

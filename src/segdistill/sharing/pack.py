@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from segdistill.weights import save_encoder
 
 __all__ = [
     "card_path", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
-    "packed_path", "read_packed", "recipe_in", "tensors_digest",
+    "packed_path", "read_packed", "recipe_in", "tensors_digest", "with_root",
 ]  # fmt: skip
 
 MARK = b"library_name: segdistill"  # in every card
@@ -74,6 +75,7 @@ def card_path(packed: Path) -> Path:
 
 def open_run(folder: Path) -> Finished:
     """The run in ``folder``, all of whose stages must be finished and be what their manifests say."""
+    folder = folder.expanduser()
     recipe = load_finished(folder)
     places = [stage_folder(recipe, folder, number) for number in range(len(recipe.stages))]
     found = [read_manifest(place) for place in places]
@@ -127,7 +129,15 @@ def model_in(finished: Finished, role: str | None = None) -> tuple[Model, dict[s
 def recipe_in(header: Mapping[str, Any], root: Path | None = None) -> Recipe:
     """The recipe in a packed file's header, with its images below ``root``; they need not be there."""
     recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]))
-    return recipe if root is None else change(recipe, [f"data.root={root.resolve()}"])
+    return with_root(recipe, root)
+
+
+def with_root(recipe: Recipe, root: Path | None) -> Recipe:
+    """The recipe with its images below ``root``; None: where it says."""
+    if root is None:
+        return recipe
+    place = json.dumps(str(root.expanduser().resolve()), ensure_ascii=False)  # YAML would read a bare "a #1" as "a"
+    return change(recipe, [f"data.root={place}"])
 
 
 def portable(recipe: Recipe) -> str:
@@ -275,7 +285,7 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     The student's encoder alone, as fp16 that is cast up when it is loaded. Raises :class:`UserError` for an unfinished
     run, and for files that are there, without ``force``.
     """
-    path = out.with_suffix(".safetensors")
+    run, path = run.expanduser(), out.with_suffix(".safetensors")
     _may_write((path, path.with_suffix(".json")), force=force)
     recipe = load_finished(run)
     weights = handed_encoder(recipe, run, len(recipe.stages))
