@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from unittest.mock import create_autospec
 
 import huggingface_hub
@@ -19,15 +20,28 @@ from mutations import damaged
 from segdistill import listing, shipped
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.export import ship
 from segdistill.files import sha256, write_json
 from segdistill.recipe import load
 from segdistill.runs.folder import model_from_files, model_of
+from segdistill.runs.rescore import trained
 from segdistill.runs.score import load_model
 from segdistill.sharing import hub, verify
 from segdistill.sharing.card import card
-from segdistill.sharing.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
+from segdistill.sharing.pack import (
+    card_path,
+    load_packed,
+    open_run,
+    pack,
+    packed_path,
+    portable,
+    read_packed,
+    with_root,
+)
 from segdistill.sharing.packed import tensors_digest, write_packed
 from tiny_runs import tiny
+
+FILES = ["data={source: files, size: [32, 64]}", "evaluate=null"]
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +242,23 @@ def test_verify_recomputes_every_digest(packed, finished):
     assert all(check.outcome == "not checked: give --run FOLDER" for check in alone if check.ok is None)
 
 
+def test_verify_reads_cards_of_any_name_and_bytes(packed, tmp_path):
+    path = shutil.copy(packed, tmp_path / "my model.safetensors")
+    place, header = card_path(path), read_packed(path)[1]
+    place.write_text(card(header, file=path.name, digest=sha256(path)))
+    assert {check.what: check.ok for check in verify.verify(path)}["model card"]
+    place.write_bytes(place.read_bytes() + b"\xff")
+    assert {check.what: check.why for check in verify.verify(path)}["model card"] == "it was edited"
+
+
+def test_a_tilde_is_the_home_folder(finished, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent))
+    place = Path("~") / finished.name
+    assert open_run(place).folder == trained(place)[0].folder == finished
+    assert ship._open(str(place), None, ship.Options())[1]["name"] == "tiny"
+    assert with_root(load(finished / "recipe.yaml", FILES), Path("~/a #1")).data.root == finished.parent / "a #1"
+
+
 @pytest.mark.parametrize("what", ["file", "model card", "tensors", "images", "scores"])
 def test_verify_finds_what_was_changed(what, packed, finished, tmp_path, call):
     path = tmp_path / packed.name
@@ -332,7 +363,7 @@ def test_push_is_one_commit_of_file_and_card(packed):
         "model.safetensors": str(packed), "README.md": str(card_path(packed))}  # fmt: skip
 
 
-def test_push_says_in_one_line_why_it_cannot(packed, tmp_path):
+def test_push_says_in_one_line_why_it_cannot(packed, finished, tmp_path):
     api = create_autospec(HfApi, instance=True)
     api.create_repo.side_effect = ConnectionError("no route to host")
     with pytest.raises(UserError, match=r"cannot upload to me/small .no route to host.: run 'hf auth login'"):
@@ -341,6 +372,10 @@ def test_push_says_in_one_line_why_it_cannot(packed, tmp_path):
         hub.push(packed, "small", api=api)
     shutil.copy(packed, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match=r"has no model card bare.md"):
+        hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
+    shutil.copy(card_path(packed), tmp_path / "bare.md")
+    (tmp_path / "bare.safetensors").write_bytes(pack(finished, tmp_path / "half", half=True)[0].read_bytes())
+    with pytest.raises(UserError, match=r"bare.md is the model card of another file than bare.safetensors; pack"):
         hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
     api.create_commit.assert_not_called()
 

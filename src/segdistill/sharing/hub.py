@@ -8,6 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 
 from segdistill.config import UserError, first_line
+from segdistill.files import sha256
 from segdistill.sharing.pack import card_path, packed_path, read_packed
 
 
@@ -20,6 +21,8 @@ def push(file: Path, name: str, *, private: bool = True, revision: str | None = 
     header, card = read_packed(path)[1], card_path(path)
     if not card.is_file():
         raise UserError(f"{path} has no model card {card.name}; pack the run again")
+    if sha256(path).encode() not in card.read_bytes():
+        raise UserError(f"{card} is the model card of another file than {path.name}; pack the run again")
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>")
     api = api or HfApi()
