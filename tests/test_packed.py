@@ -10,7 +10,7 @@ from unittest.mock import create_autospec
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -26,7 +26,7 @@ from segdistill.recipe import load
 from segdistill.runs.folder import model_from_files, model_of
 from segdistill.runs.rescore import trained
 from segdistill.runs.score import load_model
-from segdistill.sharing import hub, verify
+from segdistill.sharing import verify
 from segdistill.sharing.card import card
 from segdistill.sharing.pack import (
     card_path,
@@ -350,34 +350,6 @@ def test_a_packed_file_of_another_network_is_refused_in_one_line(finished, tmp_p
     with pytest.raises(UserError, match=r"does not fit world_teacher: .* choose the encoder that the file") as error:
         build_encoder(EncoderConfig(name="world_teacher", weights=str(path)), seed=0)
     assert "\n" not in str(error.value)
-
-
-def test_push_is_one_commit_of_file_and_card(packed):
-    api = create_autospec(HfApi, instance=True)  # refuses calls that the real one would refuse
-    api.create_commit.return_value.commit_url = "https://huggingface.co/me/small/commit/1"
-    assert hub.push(packed, "me/small", api=api).endswith("/commit/1")
-    api.create_repo.assert_called_once_with("me/small", private=True, exist_ok=True)
-    name, additions = api.create_commit.call_args.args
-    assert name == "me/small"
-    assert {each.path_in_repo: each.path_or_fileobj for each in additions} == {
-        "model.safetensors": str(packed), "README.md": str(card_path(packed))}  # fmt: skip
-
-
-def test_push_says_in_one_line_why_it_cannot(packed, finished, tmp_path):
-    api = create_autospec(HfApi, instance=True)
-    api.create_repo.side_effect = ConnectionError("no route to host")
-    with pytest.raises(UserError, match=r"cannot upload to me/small .no route to host.: run 'hf auth login'"):
-        hub.push(packed, "me/small", api=api)
-    with pytest.raises(UserError, match="'small' is no name of a hub repository"):
-        hub.push(packed, "small", api=api)
-    shutil.copy(packed, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match=r"has no model card bare.md"):
-        hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
-    shutil.copy(card_path(packed), tmp_path / "bare.md")
-    (tmp_path / "bare.safetensors").write_bytes(pack(finished, tmp_path / "half", half=True)[0].read_bytes())
-    with pytest.raises(UserError, match=r"bare.md is the model card of another file than bare.safetensors; pack"):
-        hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
-    api.create_commit.assert_not_called()
 
 
 def test_a_file_of_the_hub_loads_by_its_name(packed, monkeypatch):
