@@ -79,6 +79,15 @@ def test_objects_that_are_finished_are_kept(finder, tmp_path):
         predict_to_folder(finder, [folder], out)
 
 
+def test_a_damaged_file_of_objects_is_named(finder, tmp_path):
+    folder = photos(tmp_path / "photos")
+    predict_to_folder(finder, [folder], tmp_path / "out")
+    path = next((tmp_path / "out/objects").rglob("*.json"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{path.name} is damaged; delete it and run the command again"):
+        predict_to_folder(finder, [folder], tmp_path / "out")
+
+
 def test_the_result_holds_objects(finder):
     result = finder.predict(picture(45, 30))
     assert len(result) == len(result.scores) == len(result.class_names) == len(result.run_lengths)

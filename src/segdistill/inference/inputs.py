@@ -27,7 +27,7 @@ from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, t
 Pixels = NDArray[np.uint8]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".jp2",
-          ".gif", ".tga", ".avif")  # fmt: skip
+          ".gif", ".avif")  # fmt: skip
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 

@@ -209,7 +209,11 @@ class ObjectWriter(Writer):
 
     def _contents(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         for name in names:
-            yield json.loads(self.path(OBJECTS, name).read_bytes())
+            path = self.path(OBJECTS, name)
+            try:
+                yield json.loads(path.read_bytes())
+            except ValueError:
+                raise UserError(f"{path} is damaged; delete it and run the command again") from None
 
 
 def writer_of(model: Model | ObjectModel, out: Path, wanted: Wanted) -> Writer:
