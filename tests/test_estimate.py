@@ -180,17 +180,17 @@ def test_the_measure_that_errs_less_is_chosen():
 
 def test_far_outside_there_is_no_number():
     line = line_of(linear(agreement=False))
-    inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)])
+    inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)], "mIoU")
     assert inside.refused is None
     assert inside.score == pytest.approx(line.at(0.4))
     assert inside.interval == line.interval(0.4)
     for x, way in ((0.05, "below"), (0.99, "above")):
-        far = judge("confidence", line, [Seen("a", x, x, None)])
+        far = judge("confidence", line, [Seen("a", x, x, None)], "mIoU")
         assert (far.score, far.interval) == (None, None)
         assert f"far {way}" in far.refused
         assert far.lines()[0].startswith("no estimate: ")
-    falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1, 9, 3)
-    assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)]).refused
+    falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1)
+    assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)], "mIoU").refused
 
 
 def test_a_point_of_a_model_of_objects_is_its_average_precision(finished_objects):

@@ -345,8 +345,8 @@ def test_the_comparison_counts_pixels_scores_and_the_largest_difference():
     assert row.equal == 31 / 32
     assert row.difference == pytest.approx(0.25)
     assert row.score == pytest.approx((28 / 30 + 26 / 28) / 2)  # 60 labelled pixels, 2 of class 1 called 0
-    assert disagreeing(rows["same"]) == []
-    assert disagreeing(rows["other"]) == [row]
+    assert disagreeing(rows["same"], check.EQUAL) == []
+    assert disagreeing(rows["other"], check.EQUAL) == [row]
     assert check.EQUAL == 0.999
 
 

@@ -147,7 +147,7 @@ def estimate(
     return replace(found, sheet=out)
 
 
-def judge(measure: str, line: Line, images: Sequence[Seen], metric: str = "mIoU") -> Estimate:
+def judge(measure: str, line: Line, images: Sequence[Seen], metric: str) -> Estimate:
     """The estimate for the images' mean, or why there is none."""
     x = float(np.mean([each.x for each in images]))
     refused = None

@@ -74,9 +74,6 @@ class Tally(ABC):
     what: ClassVar[str]
     about: ClassVar[str]
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
     @abstractmethod
     def add(self, own: Any, other: Any, sample: Sample) -> None:
         """Count the answers of the graph and of the network for one image."""
@@ -140,7 +137,6 @@ class MapTally(Tally):
     about = "pixels whose class is the network's; max diff.: of the confidence"
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
         self.matrix, self.torch_matrix = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
         self.equal = self.pixels = 0
         self.difference = 0.0
@@ -168,7 +164,7 @@ def _tensor(classes: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(classes)).long()
 
 
-def disagreeing(rows: Sequence[Row], least: float = EQUAL) -> list[Row]:
+def disagreeing(rows: Sequence[Row], least: float) -> list[Row]:
     """The domains on which fewer than ``least`` of the predictions are those of the network."""
     return [row for row in rows if row.equal < least]
 

@@ -26,7 +26,6 @@ __all__ = ["Outcome", "Wanted", "predict_to_folder"]
 class Outcome:
     """What became of the images."""
 
-    out: Path
     made: int = 0
     kept: int = 0  # finished before
     bad: list[str] = field(default_factory=list)  # one line for each that could not be read
@@ -47,7 +46,7 @@ def predict_to_folder(
     inputs = find_inputs(words, every=wanted.every)
     names = output_names(inputs)
     total = sum(each.count or 0 for each in inputs)
-    writer, outcome = writer_of(model, out, wanted), Outcome(out)
+    writer, outcome = writer_of(model, out, wanted), Outcome()
     held: list[Held] = []
 
     def flush() -> None:

@@ -55,7 +55,6 @@ class Input:
     ``count`` is None for a video, whose frames are counted when they are decoded; ``files`` are those of images.
     """
 
-    where: Path
     items: Callable[[], Iterator[Item]]
     count: int | None
     single: bool = False  # one image file
@@ -143,11 +142,11 @@ def _input(path: Path, every: int) -> Input:
         return _stored(path, open_store(path), "")
     if path.suffix.lower() in VIDEOS:
         _import_av()
-        return Input(path, partial(_frames, path, every), None)
+        return Input(partial(_frames, path, every), None)
     if is_archive(path):
         return _stored(path, open_store(path), path.name)
     files = partial(_files, Folder(path.parent), [path.name])
-    return Input(path, lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, True, files)
+    return Input(lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, True, files)
 
 
 def _stored(path: Path, store: Store, inside: str) -> Input:
@@ -162,7 +161,7 @@ def _stored(path: Path, store: Store, inside: str) -> Input:
         for name in names:
             yield Item(f"{base}/{name}" if base else name, where + name, partial(_read, store, name, where))
 
-    return Input(path, items, len(names), files=partial(_files, store, names))
+    return Input(items, len(names), files=partial(_files, store, names))
 
 
 def _files(store: Store, names: Sequence[str]) -> tuple[ImageFile, ...]:
