@@ -211,7 +211,7 @@ def test_the_card_of_an_instance_model_has_its_own_score(finished_objects, tmp_p
     scored = [name for name in ("game", "fog") if results[name]["ap"] is not None]
     assert [(each.dataset_type, each.metric_name) for each in data.eval_results] == [(n, "AP (%)") for n in scored]
     assert "| domain | kind | images | student AP (%) | teacher AP (%) | kept (%) |" in text
-    assert "for every pixel" not in text
+    assert "Every pixel" not in text
     assert "mIoU" not in text
     assert header["scores"]["student"]["domains"]["fog"] == {
         key: results["fog"][key] for key in header["scores"]["student"]["domains"]["fog"]}  # fmt: skip

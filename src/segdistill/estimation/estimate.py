@@ -94,9 +94,9 @@ class Estimate:
             low, high = (100 * value for value in self.interval)
             score = f"{100 * self.score:.1f} {self.metric}"
             head = f"about {score}, between {low:.1f} and {high:.1f} in {COVERAGE:.0%} of cases"
-        error = f"{100 * self.line.error:.1f} points off on fitted domains and shifts that are left out"
+        error = f"mean error of the fit when a domain or shift is left out: {100 * self.line.error:.1f} points"
         tail = [f"worst images: {', '.join(each.name for each in self.images[:5])}"]
-        return [head, f"{len(self.images)} images: {what}", f"the line is {error}", *tail]
+        return [head, f"{len(self.images)} images: {what}", error, *tail]
 
 
 def estimate(

@@ -314,15 +314,15 @@ def _contents(
         torch.export.save(program, buffer)
         nodes = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         return {"fp32": buffer.getvalue()}, {name: nodes.count(name) for name in sorted(set(nodes))}
-    with said("this network cannot become ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
+    with said("this network cannot be converted to ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
         model = to_onnx(program, about, list(about["outputs"]))
         contents = {"fp32": model.SerializeToString()}
     if options.fp16:
-        with said("the graph cannot become fp16; leave it out"):
+        with said("the graph cannot be converted to fp16", "omit --fp16"):
             contents["fp16"] = to_half(model).SerializeToString()
     if options.int8:
         images = calibration()
-        with said("the graph cannot become int8; leave it out"):
+        with said("the graph cannot be converted to int8", "omit --int8"):
             contents["int8"] = to_int8(model, images).SerializeToString()
     return contents, operators(model)
 

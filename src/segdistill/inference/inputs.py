@@ -191,7 +191,7 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise BadSample(f"{path}: has no pictures, only sound")
+                raise BadSample(f"{path} has no video stream")
             for number, frame in enumerate(container.decode(video=0)):
                 if number % every:
                     continue
@@ -200,4 +200,4 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
                 loaded = Loaded(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda pixels=pixels: pixels)
                 yield Item(frame_name(path, number), f"{path}, frame {number}", lambda loaded=loaded: loaded)
     except (av.FFmpegError, OSError) as error:
-        raise BadSample(f"{path}: is damaged or no video that can be read: {error.strerror or error}") from None
+        raise BadSample(f"{path} is damaged or not a readable video: {error.strerror or error}") from None

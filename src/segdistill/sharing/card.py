@@ -33,8 +33,8 @@ TEXTS = {
         article="A semantic segmentation",
         predict="classes = model.predict(images)  # (B, 3, H, W) in [0, 1] -> (B, H, W)",
         limits=(
-            "It names one of its classes for every pixel, also where there is none of them.",
-            "Confidence is no guarantee: in other domains it is too high (calibration errors below).",
+            "Every pixel is assigned one of its classes, even where none applies.",
+            "The model is overconfident outside its training domain (calibration errors below).",
         ),
     ),
     "instance": _Text(
@@ -178,8 +178,8 @@ def _robustness(header: Mapping[str, Any]) -> str:
             text += f"; of the teacher's it keeps {_score(kept['unseen'], kept['interval'])} %"
         text += "."
     text += (
-        " In brackets: 95 % intervals of a bootstrap over images (of the ratio: paired). They say what other images of "
-        "the same domains would change, not what another training seed or another domain would."
+        " In brackets: 95 % intervals of a bootstrap over images (of the ratio: paired). They cover the choice of test "
+        "images, not training seeds or other domains."
     )
     if short:
         names = ", ".join(f"{stage['name']} ({stage['steps']} steps)" for stage in short)
@@ -195,7 +195,8 @@ def _licences(header: Mapping[str, Any]) -> str:
     ]
     restricted = any(link["restrictions"] for link in header["licences"])
     verdict = (
-        "What stands in bold binds what is made from it; read those terms before you use or pass on this model."
+        "Terms in bold also apply to models derived from that part; read them before you use or redistribute this "
+        "model."
         if restricted
         else "No link of the chain restricts the use of this model beyond its own licence, Apache-2.0."
     )

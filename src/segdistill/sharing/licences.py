@@ -67,7 +67,7 @@ def warnings(links: Iterable[Link]) -> list[str]:
     """One line for each link with restrictions: what it is, what it forbids, what follows."""
     effect = {
         "non-commercial": "non-commercial use only: a student that learnt from it inherits that",
-        "gated": "gated, its terms must be accepted at its host and bind what is made from it",
+        "gated": "gated: its terms must be accepted where it is hosted, and also apply to derived models",
         "own terms": "terms of its own: read them before you ship the student",
         "unknown": "licence not known here: read it before you ship the student",
     }
