@@ -88,16 +88,10 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
 
     def run(images: Pixels) -> Answer:
         height, width = images.shape[1:3]
-        classes = np.empty(images.shape[:3], np.uint8)
-        confidence = np.empty(images.shape[:3], np.float32)
         with evaluating(segmenter), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
             seen = seen if view.size is None else resized(seen, view.size)
-            for strip in segmenter.strips(seen, view.window, (height, width)):
-                rows = slice(strip.top, strip.top + len(strip.classes))
-                classes[strip.image, rows] = strip.classes.numpy()
-                confidence[strip.image, rows] = strip.confidence.numpy()
-        return classes, confidence
+            return segmenter.decided(seen, view.window, (height, width))
 
     return run
 

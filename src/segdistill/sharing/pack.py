@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import yaml
 from segdistill import environment
 from segdistill.config import UserError, choose, parse
 from segdistill.data.catalog.record import interleaved_colors
-from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import facts_digest, read_metrics_line, read_signed, sha256, write_json
-from segdistill.models import Model
+from segdistill.models import Model, View
 from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
 from segdistill.runs.folder import (
@@ -39,7 +37,7 @@ from segdistill.stages.base import ModelConfig, count
 from segdistill.weights import save_encoder
 
 __all__ = [
-    "card_path", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
+    "card_path", "check_free", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
     "packed_path", "read_packed", "recipe_in", "tensors_digest", "with_root",
 ]  # fmt: skip
 
@@ -153,11 +151,16 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _may_write(paths: Sequence[Path], *, force: bool) -> None:
-    """A :class:`UserError` where files are there; ``force`` replaces them, but for a README.md that is no card."""
+def check_free(paths: Iterable[Path], *, force: bool) -> None:
+    """A :class:`UserError` where files are there, without ``force``."""
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
+
+
+def _may_write(paths: Sequence[Path], *, force: bool) -> None:
+    """A :class:`UserError` where files are there; ``force`` replaces them, but for a README.md that is no card."""
+    check_free(paths, force=force)
     for path in paths:
         if path.suffix == ".md" and path.is_file() and MARK not in path.read_bytes():
             raise UserError(f"{path} is no model card of ours and is not replaced; choose another name or folder")
@@ -184,12 +187,8 @@ def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for name in config.domains if config is not None else ():
         assert config is not None
-        protocol = source.protocol(name)
-        protocol = protocol if config.resize is None else replace(protocol, resize=config.resize)
-        views[name] = _view(protocol)
-        if config.window is not None:
-            views[name]["window"] = {"size": list(config.window.size), "stride": list(config.window.stride)}
-    first = next(iter(views.values()), _view(Protocol()))
+        views[name] = _view(View.of(source.protocol(name), config.window, config.resize))
+    first = next(iter(views.values()), _view(View()))
     mean, std = ([round(float(v), 6) for v in values.flatten()] for values in (encoder.mean, encoder.std))
     return {
         "input": "RGB; 8-bit values divided by 255; mean and std are applied by the encoder",
@@ -201,12 +200,9 @@ def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _view(protocol: Protocol) -> dict[str, Any]:
-    stride = protocol.stride or protocol.window
-    window = (
-        None if protocol.window is None or stride is None else {"size": list(protocol.window), "stride": list(stride)}
-    )
-    return {"resize": None if protocol.resize is None else list(protocol.resize), "window": window}
+def _view(view: View) -> dict[str, Any]:
+    window = view.window and {"size": list(view.window.size), "stride": list(view.window.stride)}
+    return {"resize": view.resize and list(view.resize), "window": window}
 
 
 def _history(finished: Finished) -> dict[str, Any]:
