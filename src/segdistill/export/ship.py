@@ -42,7 +42,8 @@ from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, 
 from segdistill.models.segmenter import Window
 from segdistill.recipe import Recipe, last_task
 from segdistill.runlog import Quiet, Watcher
-from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in, with_root
+from segdistill.sharing.card import kinds_of
+from segdistill.sharing.pack import check_free, load_packed, model_in, open_run, packed_path, recipe_in, with_root
 from segdistill.sharing.packed import state_of, tensors_digest
 from segdistill.tasks.table import TASKS
 
@@ -172,9 +173,7 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
         raise UserError(f"images and calibration are numbers of images, at least 1, got {given}")
     wanted = {"fp32": True, "fp16": options.fp16, "int8": options.int8}
     paths = {name: out.with_suffix(f"{PRECISIONS[name]}{out.suffix}") for name, on in wanted.items() if on}
-    there = [str(path) for path in (*paths.values(), report_path(out)) if path.exists()]
-    if there and not force:
-        raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
+    check_free((*paths.values(), report_path(out)), force=force)
     return paths
 
 
@@ -201,7 +200,7 @@ def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watche
         selection = _trained_on(recipe)
         dataset = _read(recipe.data, selection, watcher)
         return [Domain(selection.domains[0], "source", dataset, min(options.images, len(dataset)))]
-    kinds = {name: kind for kind, names in header["domains"].items() for name in names}
+    kinds = kinds_of(header)
     found = []
     for name in config.domains:
         dataset = _read(source, config.selection(source, name), watcher)

@@ -259,11 +259,15 @@ def _integrity(header: Mapping[str, Any], file: str, digest: str) -> str:
     return f"## Integrity\n\n`segdistill verify {file}` checks what is at hand of:\n\n{table}"
 
 
+def kinds_of(header: Mapping[str, Any]) -> dict[str, str]:
+    """source, validation or unseen: the kind of every domain that the run was scored on."""
+    return {name: kind for kind, names in header["domains"].items() for name in names}
+
+
 def _domains(header: Mapping[str, Any], role: str) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, source / validation / unseen, scores) of every domain that ``role`` was scored on."""
-    kinds = {name: kind for kind, names in header["domains"].items() for name in names}
     found = header["scores"].get(role, {}).get("domains", {})
-    return [(name, kind, found[name]) for name, kind in kinds.items() if name in found]
+    return [(name, kind, found[name]) for name, kind in kinds_of(header).items() if name in found]
 
 
 def _score(value: float | None, interval: Sequence[float] | None) -> str:
