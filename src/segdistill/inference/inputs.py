@@ -126,6 +126,22 @@ def output_names(inputs: Sequence[Input]) -> dict[str, str]:
     return names
 
 
+def items_of(inputs: Sequence[Input], bad: list[str] | None) -> Iterator[Item]:
+    """All images; a video that breaks off counts as one image that cannot be read, see :func:`reject`."""
+    for each in inputs:
+        try:
+            yield from each.items()
+        except BadSample as error:
+            reject(error, bad)
+
+
+def reject(error: BadSample, bad: list[str] | None) -> None:
+    """Note in ``bad`` that an image cannot be read; None: stop there."""
+    if bad is None:
+        raise BadSample(f"{error}; --skip-bad goes on without it") from None
+    bad.append(str(error))
+
+
 def stem_of(name: str) -> str:
     """A relative path without the suffix of its file."""
     path = PurePosixPath(name)
