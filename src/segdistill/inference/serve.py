@@ -206,7 +206,7 @@ def describe(result: Result, teacher: Result | None) -> dict[str, Any]:
     pictures = {
         "image": result.image,
         "student": overlay(result.image, result.classes, result.colors),
-        "confidence": np.repeat(np.rint(result.confidence.clip(0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2),
+        "confidence": np.repeat(result.grey()[..., None], 3, axis=2),
     }
     agreement = None
     if teacher is not None:
