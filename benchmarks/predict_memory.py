@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from segdistill.predict import Wanted, predict_to_folder
 
 from segdistill import load
 from segdistill.environment import commit, hardware, peak_memory_mb
+from segdistill.inference.folder import Wanted, predict_to_folder
 from segdistill.runlog import Quiet
 
 SIZES = ((1000, 1250), (2000, 2500), (4000, 5000))

@@ -100,7 +100,7 @@ def export_case(name: str, size: tuple[int, int] | None, out: Path) -> None:
         return export_objects(name, size, out)
     segmenter = build(*CASES[name])
     program = trace(Graph(segmenter, size), (96, 128))
-    model = to_onnx(program, {"classes": ["a"]})
+    model = to_onnx(program, {"classes": ["a"]}, ["classes", "confidence"])
     run, reference = onnx_runner(model.SerializeToString()), torch_runner(segmenter, View(size))
     equal, difference = {}, 0.0
     for shape in SIZES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -62,6 +63,12 @@ def test_functions_stay_functions_after_their_modules_are_imported(finished):
     with pytest.raises(AttributeError, match="no attribute 'fly'"):
         segdistill.fly  # noqa: B018
     assert {"load", "predict", "Model", "Result", "run"} <= set(dir(segdistill))
+
+
+def test_every_name_that_is_offered_is_there():
+    for module in (segdistill, importlib.import_module("segdistill.api")):
+        assert all(getattr(module, name) for name in module.__all__)
+    assert {"ObjectModel", "ObjectResult"} <= set(segdistill.__all__)
 
 
 def test_functions_have_the_commands_names_and_are_documented():

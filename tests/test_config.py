@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from segdistill.config import Config, Part, UserError, choose, nearest, parse, part_of, read_yaml
+from segdistill.config import Config, Part, UserError, choose, first_line, nearest, parse, part_of, read_yaml
 
 
 class Wheel(Config):
@@ -95,6 +95,14 @@ def test_choose_names_what_is_allowed(name):
     assert choose("method", "gkd", {"gkd": 1}) == 1
     with pytest.raises(UserError, match=r"unknown method .*allowed: gkd, mse"):
         choose("method", name, {"mse": 2, "gkd": 1})
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("no disk\nat line 3", "no disk"), ("", "OSError"), (" \n", "OSError"), ("a" * 9, "aaaa... (5 more characters)")],
+)
+def test_the_first_line_of_an_error_is_never_empty(message, line):
+    assert first_line(OSError(message), 4 if message == "a" * 9 else 160) == line
 
 
 def test_nearest_is_silent_where_nothing_resembles():

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from segdistill.estimation.estimate import AS_IS, Point, Seen, choose_line, esti
 from segdistill.estimation.line import Line, fit
 from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.inference.inputs import find_inputs
-from segdistill.inference.model import load
+from segdistill.inference.model import Model, load
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.unlabelled import object_confidence
 from segdistill.recipe import load as load_recipe
@@ -179,17 +180,17 @@ def test_the_measure_that_errs_less_is_chosen():
 
 def test_far_outside_there_is_no_number():
     line = line_of(linear(agreement=False))
-    inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)])
+    inside = judge("confidence", line, [Seen("a", 0.5, 0.5, None), Seen("b", 0.3, 0.3, None)], "mIoU")
     assert inside.refused is None
     assert inside.score == pytest.approx(line.at(0.4))
     assert inside.interval == line.interval(0.4)
     for x, way in ((0.05, "below"), (0.99, "above")):
-        far = judge("confidence", line, [Seen("a", x, x, None)])
+        far = judge("confidence", line, [Seen("a", x, x, None)], "mIoU")
         assert (far.score, far.interval) == (None, None)
         assert f"far {way}" in far.refused
         assert far.lines()[0].startswith("no estimate: ")
-    falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1, 9, 3)
-    assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)]).refused
+    falling = Line(-1.0, 1.0, 0.2, 0.8, 0.1, 0.1)
+    assert "does not go with" in judge("confidence", falling, [Seen("a", 0.5, 0.5, None)], "mIoU").refused
 
 
 def test_a_point_of_a_model_of_objects_is_its_average_precision(finished_objects):
@@ -217,6 +218,20 @@ def test_a_model_of_objects_is_estimated_by_its_average_precision(finished_objec
     assert len(kept) == 1 + len(SHIFTS)
     assert found.sheet is not None
     assert found.sheet.is_file()
+
+
+def test_a_teacher_that_cannot_be_loaded_is_left_out(finished, photos, tmp_path, monkeypatch):
+    def lost(_):
+        raise UserError("no weights at 'x'; or score only the student with --role student")
+
+    run, told = shutil.copytree(finished, tmp_path / "run"), Told()
+    monkeypatch.setattr(module, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(module, "IMAGES", 2)
+    monkeypatch.setattr(Model, "teacher", property(lost))
+    sheet = str(tmp_path / "sheet.png")
+    assert estimate(run, photos, device="cpu", watcher=told, out=sheet).measure == "confidence"
+    assert Path(sheet).is_file()
+    assert told.lines == ["nothing is compared with the teacher: no weights at 'x'"]
 
 
 def test_fitted_images_without_ground_truth_are_named(finished_objects, tmp_path, monkeypatch):

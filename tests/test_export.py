@@ -35,7 +35,7 @@ from segdistill.objects import Detections, encode
 from segdistill.runlog import Quiet
 from segdistill.sharing.pack import load_packed, pack
 from segdistill.weights import RunTimePositions, resample_positions
-from tiny_runs import Child
+from tiny_runs import Child, tiny
 from tiny_runs import command as command_line
 
 
@@ -305,6 +305,17 @@ def test_mistakes_are_named_before_anything_is_computed(packed, tmp_path):
         export(packed, tmp_path / "other.onnx", role="teacher")
 
 
+@pytest.mark.parametrize("option", ["images", "calibration"])
+def test_nothing_is_compared_or_calibrated_on_no_image(option, tmp_path):
+    with pytest.raises(UserError, match=r"images and calibration are numbers of images, at least 1, got .*\b0\b"):
+        export(tmp_path / "none", tmp_path / "m.onnx", **{option: 0})
+
+
+def test_calibration_needs_a_stage_with_labels(tmp_path):
+    with pytest.raises(UserError, match="no stage with labels, which export reads; add a task stage"):
+        ship._trained_on(tiny(tmp_path).model_copy(update={"stages": ()}))
+
+
 class TwoImages(Dataset):
     """Labels 0 and 1 in halves; the second image has a stripe without a label."""
 
@@ -334,8 +345,8 @@ def test_the_comparison_counts_pixels_scores_and_the_largest_difference():
     assert row.equal == 31 / 32
     assert row.difference == pytest.approx(0.25)
     assert row.score == pytest.approx((28 / 30 + 26 / 28) / 2)  # 60 labelled pixels, 2 of class 1 called 0
-    assert disagreeing(rows["same"]) == []
-    assert disagreeing(rows["other"]) == [row]
+    assert disagreeing(rows["same"], check.EQUAL) == []
+    assert disagreeing(rows["other"], check.EQUAL) == [row]
     assert check.EQUAL == 0.999
 
 

@@ -128,6 +128,38 @@ def temporary(source: str) -> list[str]:
     return ["a fixed temporary folder"] if re.search(r"[\"' ]/" + "tmp", source) else []
 
 
+def names_in(module: str) -> set[str]:
+    """What a module of the package holds, its own modules included; empty where there is none."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found = {each.stem for each in path.glob("*")}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else ():
+        if isinstance(node, Function | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def lost_imports(source: str) -> list[str]:
+    """Names that are imported from the package and are not there; an ``except`` may try those of an older one."""
+    tree = ast.parse(source)
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    allowed = {id(node) for handler in handlers for node in ast.walk(handler)}
+    problems = []
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("segdistill")
+            and id(node) not in allowed
+        ):
+            lost = [alias.name for alias in node.names if alias.name not in names_in(node.module or "")]
+            problems += [f"line {node.lineno}: {node.module} has no {name}" for name in lost]
+    return problems
+
+
 PACKAGE_CHECKS: tuple[Check, ...] = (prints, docstrings, temporary)
 CODE_CHECKS: tuple[Check, ...] = (file_length, function_length, positional_parameters, habits, characters)
 
@@ -152,6 +184,12 @@ def test_package(check: Check) -> None:
 
 def test_no_text_names_a_machine_or_a_package_host() -> None:
     assert not complaints(places, [path for path in texts() if path.exists()])
+
+
+def test_benchmarks_and_pages_import_what_is_there() -> None:
+    paths = sources("benchmarks", "docs")
+    assert len(paths) > 20
+    assert not complaints(lost_imports, paths)
 
 
 @pytest.mark.parametrize("check", [task_words, target_words])
@@ -187,6 +225,8 @@ def test_tables_answer_for_stages_and_tasks() -> None:
         (characters, "x = '\N{GREEK SMALL LETTER ALPHA}'"),
         (places, "see /" + "work/main"),
         (places, "https://py" + "pi.org/simple"),
+        (lost_imports, "from segdistill.predict import Wanted"),
+        (lost_imports, "from segdistill.api import predicted"),
         (temporary, "open('/" + "tmp/x')"),
     ],
 )

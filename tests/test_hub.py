@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from unittest.mock import create_autospec
 
 import pytest
+from huggingface_hub import HfApi
 
 from fake_hub import COMMIT, hub
+from segdistill.config import UserError
+from segdistill.sharing.hub import push
 from segdistill.sharing.pack import card_path, pack
 
 PUSH = "from segdistill.cli import main; import sys; sys.argv = ['segdistill', *sys.argv[1:]]; main()"
@@ -58,3 +63,31 @@ def test_a_pushed_file_loads_by_its_name(packed, tmp_path):
         assert refused.returncode == 2, why
         assert refused.stderr.startswith("segdistill: cannot upload to me/small ("), refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+def test_push_is_one_commit_of_file_and_card(packed):
+    api = create_autospec(HfApi, instance=True)  # refuses calls that the real one would refuse
+    api.create_commit.return_value.commit_url = "https://huggingface.co/me/small/commit/1"
+    assert push(packed, "me/small", api=api).endswith("/commit/1")
+    api.create_repo.assert_called_once_with("me/small", private=True, exist_ok=True)
+    name, additions = api.create_commit.call_args.args
+    assert name == "me/small"
+    assert {each.path_in_repo: each.path_or_fileobj for each in additions} == {
+        "model.safetensors": str(packed), "README.md": str(card_path(packed))}  # fmt: skip
+
+
+def test_push_says_in_one_line_why_it_cannot(packed, finished, tmp_path):
+    api = create_autospec(HfApi, instance=True)
+    api.create_repo.side_effect = ConnectionError("no route to host")
+    with pytest.raises(UserError, match=r"cannot upload to me/small .no route to host.: run 'hf auth login'"):
+        push(packed, "me/small", api=api)
+    with pytest.raises(UserError, match="'small' is no name of a hub repository"):
+        push(packed, "small", api=api)
+    shutil.copy(packed, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match=r"has no model card bare.md"):
+        push(tmp_path / "bare.safetensors", "me/small", api=api)
+    shutil.copy(card_path(packed), tmp_path / "bare.md")
+    (tmp_path / "bare.safetensors").write_bytes(pack(finished, tmp_path / "half", half=True)[0].read_bytes())
+    with pytest.raises(UserError, match=r"bare.md is the model card of another file than bare.safetensors; pack"):
+        push(tmp_path / "bare.safetensors", "me/small", api=api)
+    api.create_commit.assert_not_called()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
+from safetensors.torch import save_file
 
 from segdistill.data.catalog import DATASETS
 from segdistill.data.files import FilesSource
@@ -62,6 +66,20 @@ def test_a_gated_teacher_and_data_for_research_bind_the_student(tmp_path):
     assert "non-commercial use only" in lines[1]
     assert len(lines) == 2
     assert read_chain([link.as_dict() for link in links]) == links
+
+
+@pytest.mark.parametrize("packed", ["model", "encoder"])
+def test_start_weights_of_ours_bring_their_chain_along(packed, tmp_path):
+    own = [Link("teacher", "dinov3_l", "DINOv3 License", ("gated",)), Link("data", "game", "Apache-2.0")]
+    said = json.dumps({"licences": [link.as_dict() for link in own]})
+    save_file(
+        {}, tmp_path / "m.safetensors", {"segdistill": said} if packed == "model" else {"encoder": "world_student"}
+    )
+    if packed == "encoder":
+        (tmp_path / "m.json").write_text(said)
+    links = chain(tiny(tmp_path, f"student.encoder.weights={tmp_path / 'm.safetensors'}"))
+    assert links[:2] == [replace(link, part="student start") for link in own]
+    assert student_licence(links) == "other"
 
 
 @pytest.mark.parametrize("dry", [True, False])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from unittest.mock import create_autospec
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,15 +20,28 @@ from mutations import damaged
 from segdistill import listing, shipped
 from segdistill.config import UserError
 from segdistill.encoders import EncoderConfig, build_encoder
+from segdistill.export import ship
 from segdistill.files import sha256, write_json
 from segdistill.recipe import load
 from segdistill.runs.folder import model_from_files, model_of
+from segdistill.runs.rescore import trained
 from segdistill.runs.score import load_model
-from segdistill.sharing import hub, verify
+from segdistill.sharing import verify
 from segdistill.sharing.card import card
-from segdistill.sharing.pack import card_path, load_packed, open_run, pack, packed_path, portable, read_packed
+from segdistill.sharing.pack import (
+    card_path,
+    load_packed,
+    open_run,
+    pack,
+    packed_path,
+    portable,
+    read_packed,
+    with_root,
+)
 from segdistill.sharing.packed import tensors_digest, write_packed
 from tiny_runs import tiny
+
+FILES = ["data={source: files, size: [32, 64]}", "evaluate=null"]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +152,10 @@ def test_an_unfinished_run_cannot_be_packed(finished, tmp_path):
         pack(broken, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="unknown role of this run 'both'"):
         pack(finished, tmp_path / "m.safetensors", role="both")
+    odd = shutil.copytree(finished, tmp_path / "odd")
+    (odd / "environment.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged .*environment.json; give the run's command again"):
+        pack(odd, tmp_path / "m.safetensors")
     assert not list(tmp_path.glob("m*"))
 
 
@@ -193,7 +211,7 @@ def test_the_card_of_an_instance_model_has_its_own_score(finished_objects, tmp_p
     scored = [name for name in ("game", "fog") if results[name]["ap"] is not None]
     assert [(each.dataset_type, each.metric_name) for each in data.eval_results] == [(n, "AP (%)") for n in scored]
     assert "| domain | kind | images | student AP (%) | teacher AP (%) | kept (%) |" in text
-    assert "for every pixel" not in text
+    assert "Every pixel" not in text
     assert "mIoU" not in text
     assert header["scores"]["student"]["domains"]["fog"] == {
         key: results["fog"][key] for key in header["scores"]["student"]["domains"]["fog"]}  # fmt: skip
@@ -202,7 +220,9 @@ def test_the_card_of_an_instance_model_has_its_own_score(finished_objects, tmp_p
 
 def test_the_card_of_a_real_run_says_what_was_kept_and_what_binds_it(packed):
     header = load_packed(packed)[1]
-    history = header["history"] | {"stages": [stage | {"steps": 5000} for stage in header["history"]["stages"]]}
+    start = {"name": "start", "type": "inherit", "steps": 0}  # trains nothing
+    stages = [start, *(stage | {"steps": 50} for stage in header["history"]["stages"])]
+    history = header["history"] | {"stages": stages}
     link = {"part": "teacher", "name": "dinov3_l", "licence": "DINOv3 License", "restrictions": ["gated"]}
     header |= {"history": history, "licences": [link], "licence": "other"}
     header["kept"] |= {"unseen": 0.876, "interval": [0.85, 0.9]}
@@ -220,6 +240,23 @@ def test_verify_recomputes_every_digest(packed, finished):
     alone = verify.verify(packed)
     assert {check.what for check in alone if check.ok is None} == {"stage", "images", "scores"}
     assert all(check.outcome == "not checked: give --run FOLDER" for check in alone if check.ok is None)
+
+
+def test_verify_reads_cards_of_any_name_and_bytes(packed, tmp_path):
+    path = shutil.copy(packed, tmp_path / "my model.safetensors")
+    place, header = card_path(path), read_packed(path)[1]
+    place.write_text(card(header, file=path.name, digest=sha256(path)))
+    assert {check.what: check.ok for check in verify.verify(path)}["model card"]
+    place.write_bytes(place.read_bytes() + b"\xff")
+    assert {check.what: check.why for check in verify.verify(path)}["model card"] == "it was edited"
+
+
+def test_a_tilde_is_the_home_folder(finished, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent))
+    place = Path("~") / finished.name
+    assert open_run(place).folder == trained(place)[0].folder == finished
+    assert ship._open(str(place), None, ship.Options())[1]["name"] == "tiny"
+    assert with_root(load(finished / "recipe.yaml", FILES), Path("~/a #1")).data.root == finished.parent / "a #1"
 
 
 @pytest.mark.parametrize("what", ["file", "model card", "tensors", "images", "scores"])
@@ -313,30 +350,6 @@ def test_a_packed_file_of_another_network_is_refused_in_one_line(finished, tmp_p
     with pytest.raises(UserError, match=r"does not fit world_teacher: .* choose the encoder that the file") as error:
         build_encoder(EncoderConfig(name="world_teacher", weights=str(path)), seed=0)
     assert "\n" not in str(error.value)
-
-
-def test_push_is_one_commit_of_file_and_card(packed):
-    api = create_autospec(HfApi, instance=True)  # refuses calls that the real one would refuse
-    api.create_commit.return_value.commit_url = "https://huggingface.co/me/small/commit/1"
-    assert hub.push(packed, "me/small", api=api).endswith("/commit/1")
-    api.create_repo.assert_called_once_with("me/small", private=True, exist_ok=True)
-    name, additions = api.create_commit.call_args.args
-    assert name == "me/small"
-    assert {each.path_in_repo: each.path_or_fileobj for each in additions} == {
-        "model.safetensors": str(packed), "README.md": str(card_path(packed))}  # fmt: skip
-
-
-def test_push_says_in_one_line_why_it_cannot(packed, tmp_path):
-    api = create_autospec(HfApi, instance=True)
-    api.create_repo.side_effect = ConnectionError("no route to host")
-    with pytest.raises(UserError, match=r"cannot upload to me/small .no route to host.: run 'hf auth login'"):
-        hub.push(packed, "me/small", api=api)
-    with pytest.raises(UserError, match="'small' is no name of a hub repository"):
-        hub.push(packed, "small", api=api)
-    shutil.copy(packed, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match=r"has no model card bare.md"):
-        hub.push(tmp_path / "bare.safetensors", "me/small", api=api)
-    api.create_commit.assert_not_called()
 
 
 def test_a_file_of_the_hub_loads_by_its_name(packed, monkeypatch):

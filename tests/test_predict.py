@@ -17,8 +17,9 @@ from PIL import Image
 import segdistill
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
+from segdistill.data.decode import FORMATS
 from segdistill.inference.folder import Wanted, predict_to_folder
-from segdistill.inference.inputs import find_inputs, output_names, stem_of
+from segdistill.inference.inputs import IMAGES, find_inputs, output_names, stem_of
 from segdistill.inference.result import mark_of
 
 
@@ -234,6 +235,11 @@ def test_bad_images_end_the_command_with_one_line_or_are_skipped(call, finished,
     assert files(tmp_path / "lax/classes") == ["a.png", "d.png"]
     with pytest.raises(BadSample):
         model.predict(folder / "c.png")
+
+
+def test_every_suffix_that_is_an_image_can_be_decoded():
+    known = Image.registered_extensions()
+    assert [suffix for suffix in IMAGES if known[suffix] not in FORMATS] == []
 
 
 def test_names_of_outputs_are_unique(tmp_path):

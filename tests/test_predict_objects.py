@@ -13,6 +13,7 @@ from PIL import Image
 import segdistill
 from segdistill.config import UserError
 from segdistill.inference.folder import Wanted, predict_to_folder
+from segdistill.inference.writers import Held, ObjectWriter
 from segdistill.models import prepare
 from segdistill.models.instance import detections_of
 from segdistill.objects import decode
@@ -77,6 +78,25 @@ def test_objects_that_are_finished_are_kept(finder, tmp_path):
     (out / "objects.json").write_text('{"mine": 1}')
     with pytest.raises(UserError, match=r"objects\.json was not written by predict and is not replaced"):
         predict_to_folder(finder, [folder], out)
+
+
+def test_an_image_without_objects_keeps_its_panel(finder, tmp_path):
+    writer, result = ObjectWriter(finder, tmp_path, Wanted(side_by_side=True)), finder.predict(picture())
+    sizes = []
+    for number, each in enumerate((result, result.above(1.0))):
+        writer.save("side_by_side", Held(str(number), "a.png", "mark", torch.empty(0)), each, each)
+        with Image.open(tmp_path / f"side_by_side/{number}.png") as sheet:
+            sizes.append(sheet.size)
+    assert sizes[0] == sizes[1]
+
+
+def test_a_damaged_file_of_objects_is_named(finder, tmp_path):
+    folder = photos(tmp_path / "photos")
+    predict_to_folder(finder, [folder], tmp_path / "out")
+    path = next((tmp_path / "out/objects").rglob("*.json"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{path.name} is damaged; delete it and run the command again"):
+        predict_to_folder(finder, [folder], tmp_path / "out")
 
 
 def test_the_result_holds_objects(finder):

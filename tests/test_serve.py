@@ -15,7 +15,7 @@ from PIL import Image
 from browser import browser
 from segdistill.config import UserError
 from segdistill.inference import serve
-from segdistill.inference.model import load
+from segdistill.inference.model import Model, load
 from segdistill.inference.serve import Server
 from segdistill.objects import decode
 
@@ -114,6 +114,40 @@ def test_sizes_are_limited(server, monkeypatch):
     status, answer = ask(server, "POST", "/predict?name=a.png", png())
     assert (status, "MiB" in answer["error"]) == (413, True)
     assert ask(server, "POST", "/predict", b"", Transfer_Encoding="chunked")[0] == 411
+    for length in ("\u00b2", "1" * 5000):
+        assert ask(server, "POST", "/predict", b"", Content_Length=length)[0] == 411
+
+
+def test_an_error_of_the_model_is_an_answer(server, monkeypatch):
+    def full(_):
+        assert server.lock.locked()
+        raise RuntimeError("out of memory\nat line 3")
+
+    monkeypatch.setattr(server.model, "predict", full)
+    assert ask(server, "POST", "/predict?name=a.png", png()) == (
+        500, {"error": "a.png could not be predicted: out of memory"})  # fmt: skip
+    monkeypatch.undo()
+    monkeypatch.setattr(serve, "decode", full)  # settings of Pillow belong to all threads
+    assert ask(server, "POST", "/predict?name=a.png", png())[0] == 500
+
+
+@pytest.mark.parametrize(("error", "told"), [(BrokenPipeError(), False), (RuntimeError("odd"), True)])
+def test_a_closed_tab_prints_nothing(server, capsys, error, told):
+    try:
+        raise error
+    except type(error):
+        server.handle_error(None, ("127.0.0.1", 1))
+    assert ("odd" in capsys.readouterr().err) is told
+
+
+def test_a_teacher_that_cannot_be_loaded_is_left_out(server, caplog):
+    def lost():
+        raise UserError("no weights at 'x'; or score only the student with --role student")
+
+    own = server.model
+    with Server(Model(own.segmenter, own.names, own.colors, teacher=lost), 0) as alone:
+        assert alone.answer(png(), "a.png")["agreement"] is None
+    assert caplog.messages == ["warning: nothing is compared with the teacher: no weights at 'x'"]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16"])
@@ -127,6 +161,12 @@ def test_only_this_computers_own_page_is_answered(server):
     assert ask(server, "GET", "/", Host="evil.example")[0] == 403
     assert ask(server, "POST", "/predict", png(), Host=own, Origin="http://evil.example")[0] == 403
     assert ask(server, "POST", "/predict", png(), Host=own, Origin=f"http://{own}")[0] == 200
+    assert ask(server, "POST", "/predict", png(), Host=own, Origin="http://[")[0] == 403
+    assert ask(server, "GET", "HTTP://[")[0] == ask(server, "POST", "HTTP://[", b"")[0] == 404
+    connection = http.client.HTTPConnection(own, timeout=60)
+    connection.request("GET", "/")
+    assert "frame-ancestors 'none'" in connection.getresponse().headers["Content-Security-Policy"]
+    connection.close()
     assert ask(server, "GET", "/etc/passwd")[0] == ask(server, "POST", "/", b"")[0] == 404
 
 

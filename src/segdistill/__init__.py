@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segdistill.api import UserError, estimate, evaluate, export, load, predict, report, run
-    from segdistill.inference.model import Model
+    from segdistill.inference.model import Model, ObjectModel
+    from segdistill.inference.objects import ObjectResult
     from segdistill.inference.result import Result
 
 __version__ = "0.1.0"
@@ -20,12 +21,15 @@ __version__ = "0.1.0"
 FUNCTIONS = ("estimate", "evaluate", "export", "load", "predict", "report", "run")
 CLASSES = {
     "Model": "segdistill.inference.model",
+    "ObjectModel": "segdistill.inference.model",
+    "ObjectResult": "segdistill.inference.objects",
     "Result": "segdistill.inference.result",
     "UserError": "segdistill.config",
 }
 
 __all__ = [
-    "Model", "Result", "UserError", "__version__", "estimate", "evaluate", "export", "load", "predict", "report", "run",
+    "Model", "ObjectModel", "ObjectResult", "Result", "UserError", "__version__", "estimate", "evaluate", "export",
+    "load", "predict", "report", "run",
 ]  # fmt: skip
 
 

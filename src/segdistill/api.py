@@ -24,17 +24,12 @@ from segdistill.config import UserError
 if TYPE_CHECKING:
     from segdistill.inference.folder import Outcome
     from segdistill.inference.model import Model, ObjectModel
-    from segdistill.inference.objects import ObjectResult
-    from segdistill.inference.result import Result
     from segdistill.recipe import Recipe
     from segdistill.runlog import Watcher
 
 PathLike = str | os.PathLike[str]
 
-__all__ = [
-    "Model", "ObjectModel", "ObjectResult", "Outcome", "Result",
-    "UserError", "estimate", "evaluate", "export", "load", "predict", "report", "run",
-]  # fmt: skip
+__all__ = ["UserError", "estimate", "evaluate", "export", "load", "predict", "report", "run"]
 
 
 def load(what: PathLike, *, role: str | None = None, device: str = "auto") -> Model | ObjectModel:

@@ -131,6 +131,11 @@ def short(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
+def first_line(error: object, limit: int = 160) -> str:
+    """The first line of an error's message, cut to ``limit`` characters; the error's type where it has no message."""
+    return short((str(error).strip().splitlines() or [type(error).__name__])[0], limit)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from segdistill.config import UserError, short
+from segdistill.config import UserError, first_line
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "numpy")
 
@@ -36,7 +36,7 @@ def within_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in FULL):
             raise
-        cause = short((str(error).splitlines() or [type(error).__name__])[0], 300)
+        cause = first_line(error, 300)
         raise UserError(f"not enough memory: {cause}; choose a smaller batch, size, window or network") from None
 
 

@@ -183,6 +183,14 @@ def last_learner(stages: Sequence[StageConfig], role: str, before: int) -> int |
     return numbers[-1] if numbers else None
 
 
+def last_task(recipe: Recipe, reader: str) -> StageConfig:
+    """The last stage that trains on labels; a :class:`UserError` says that ``reader`` needs one."""
+    stages = [stage for stage in recipe.stages if stage.learner is not None]
+    if not stages:
+        raise UserError(f"the recipe has no stage with labels, which {reader} reads; add a task stage")
+    return stages[-1]
+
+
 def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     """What stage ``number`` needs from the rest of ``recipe`` and is missing."""
     stage = recipe.stages[number]

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from segdistill.files import metrics_line, read_metrics_line, write_atomic
 from segdistill.trackers import NoTracker, Tracked, Tracker, TrackerName, begin
 
+FEWEST_STEPS = 50
+"""Training steps of a stage below which scores mean nothing."""
+
 
 class Watcher(Protocol):
     """Observes a run: the progress bars of the command line, a notebook, a test."""

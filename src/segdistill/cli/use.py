@@ -41,7 +41,7 @@ def predict(
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
-    if not what.startswith("hf:") and not Path(what).exists():
+    if not what.startswith("hf:") and not Path(what).expanduser().exists():
         raise UserError(f"no model at {what}; give a run folder, a stage folder, a packed file, or hf:owner/name")
     output_names(find_inputs(inputs, every=every))  # before torch is imported
     from segdistill.inference.folder import Wanted, predict_to_folder

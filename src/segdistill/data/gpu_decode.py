@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.data.archives import BadSample
 from segdistill.data.dataset import Dataset, Encoded
 from segdistill.data.decode import open_picture
@@ -61,7 +61,7 @@ def on_device(items: Iterable[dict[str, Any]], batches: EncodedBatches, device: 
             raise
         except RuntimeError as error:
             if not any(map(_damaged, item["contents"])):
-                cause = str(error).strip().splitlines()[0].rpartition("/")[-1]  # without the path of a source file
+                cause = first_line(error, 1000).rpartition("/")[-1]  # without the path of a source file
                 raise UserError(
                     f"the device cannot decode a JPEG file of this batch ({cause}); use decode=cpu"
                 ) from None

@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg, get_arch_name, get_pretrained_cfg, is_mod
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from segdistill.config import UserError, nearest
+from segdistill.config import UserError, first_line, nearest
 from segdistill.encoders.record import LICENCE, PREFIX, EncoderRecord, stage_taps
 from segdistill.encoders.table import ENCODERS
 from segdistill.encoders.walks import final_norm, is_plain, mask_shape, walk_maps, walk_of
@@ -71,10 +71,9 @@ def timm_record(name: str) -> EncoderRecord:
     try:
         return _derive(name, arch)
     except FAILURES as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"timm's {name} cannot be an encoder, which needs maps of its stages, each of a whole stride ({reason}): "
-            "choose another backbone"
+            f"timm's {name} cannot be an encoder, which needs maps of its stages, each of a whole stride "
+            f"({first_line(error)}): choose another backbone"
         ) from None
 
 

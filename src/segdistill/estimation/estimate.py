@@ -30,15 +30,15 @@ from segdistill.estimation.shifts import SHIFTS, STRENGTHS, apply
 from segdistill.files import facts_digest, write_atomic, write_json
 from segdistill.inference.arrays import as_tensor
 from segdistill.inference.inputs import find_inputs
-from segdistill.inference.model import Model, ObjectModel, load
+from segdistill.inference.model import Model, ObjectModel, load, teacher_here
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import contact_sheet
-from segdistill.recipe import Recipe, change
+from segdistill.recipe import Recipe
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.overlap import trained_on
 from segdistill.runs.rescore import trained
-from segdistill.sharing.pack import packed_path, read_packed, recipe_in
+from segdistill.sharing.pack import packed_path, read_packed, recipe_in, with_root
 
 FORMAT = 2
 """Of the fitted points: raise it whenever they would come out differently."""
@@ -94,16 +94,16 @@ class Estimate:
             low, high = (100 * value for value in self.interval)
             score = f"{100 * self.score:.1f} {self.metric}"
             head = f"about {score}, between {low:.1f} and {high:.1f} in {COVERAGE:.0%} of cases"
-        error = f"{100 * self.line.error:.1f} points off on fitted domains and shifts that are left out"
+        error = f"mean error of the fit when a domain or shift is left out: {100 * self.line.error:.1f} points"
         tail = [f"worst images: {', '.join(each.name for each in self.images[:5])}"]
-        return [head, f"{len(self.images)} images: {what}", f"the line is {error}", *tail]
+        return [head, f"{len(self.images)} images: {what}", error, *tail]
 
 
 def estimate(
     what: Path | str,
     folder: Path | str,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     worst: int = 8,
     device: str = "auto",
     root: Path | str | None = None,
@@ -115,7 +115,7 @@ def estimate(
     source and validation images of its recipe must be there for that, below ``root`` where it is given. ``out`` is the
     picture of the ``worst`` images.
     """
-    watcher = watcher or Quiet()
+    watcher, out = watcher or Quiet(), None if out is None else Path(out)
     recipe, path = _recipe_of(what, None if root is None else Path(root))
     model, teacher, points = _points(what, recipe, path, device, watcher)
     files = [file for each in find_inputs([folder]) for file in each.files()]
@@ -147,7 +147,7 @@ def estimate(
     return replace(found, sheet=out)
 
 
-def judge(measure: str, line: Line, images: Sequence[Seen], metric: str = "mIoU") -> Estimate:
+def judge(measure: str, line: Line, images: Sequence[Seen], metric: str) -> Estimate:
     """The estimate for the images' mean, or why there is none."""
     x = float(np.mean([each.x for each in images]))
     refused = None
@@ -192,7 +192,7 @@ def _points(
 ) -> tuple[AnyModel, AnyModel | None, list[Point]]:
     """See :func:`points_of`; ``path``: where they are kept, None: below the cache folder."""
     model = load(what, device=device)
-    teacher: AnyModel | None = model.teacher
+    teacher: AnyModel | None = teacher_here(model, watcher.warn)
     domains = fitted_domains(recipe)
     facts = [FORMAT, model.digest, teacher and teacher.digest, domains, IMAGES, list(SHIFTS), STRENGTHS,
              recipe.scored_source.facts(*(_selection(recipe, name) for name in domains))]  # fmt: skip
@@ -210,8 +210,7 @@ def _recipe_of(what: Path | str, root: Path | None) -> tuple[Recipe, Path | None
     if str(what).startswith("hf:") or Path(what).expanduser().is_file():
         return recipe_in(read_packed(packed_path(what))[1], root), None
     run, _ = trained(Path(what))
-    recipe = run.recipe if root is None else change(run.recipe, [f"data.root={root.resolve()}"])
-    return recipe, run.folder / "estimate.json"
+    return with_root(run.recipe, root), run.folder / "estimate.json"
 
 
 def fitted_domains(recipe: Recipe) -> list[str]:

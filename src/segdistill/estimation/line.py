@@ -32,8 +32,6 @@ class Line:
     high: float
     error: float
     margin: float
-    points: int
-    groups: int
 
     def at(self, x: float) -> float:
         """The predicted mIoU, in [0, 1]."""
@@ -62,10 +60,7 @@ def fit(x: Sequence[float], y: Sequence[float], groups: Sequence[Sequence[str]])
     assert count, "two groups at least"
     rank = min(count, int(np.ceil((count + 1) * COVERAGE)))  # the conformal quantile
     margin = float(np.sort(np.abs(errors))[rank - 1])
-    sizes = max(len(set(names)) for names in groups)
-    return Line(
-        slope, intercept, float(xs.min()), float(xs.max()), float(np.abs(errors).mean()), margin, len(xs), sizes
-    )
+    return Line(slope, intercept, float(xs.min()), float(xs.max()), float(np.abs(errors).mean()), margin)
 
 
 def least_squares(x: Values, y: Values) -> tuple[float, float]:

@@ -21,9 +21,8 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.metrics.confusion import ConfusionMatrix
-from segdistill.recipe import Recipe
+from segdistill.recipe import Recipe, last_task
 from segdistill.runlog import Watcher
-from segdistill.stages.base import StageConfig
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Ridge penalties that are tried, times the mean variance of the tokens."""
@@ -136,7 +135,7 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
     ``data.size``. Without validation domains the answer is chosen on the source's own test images. Raises a
     :class:`UserError` if the recipe has no such model, no source labels, or no domain to score.
     """
-    config, stage = recipe.evaluate, _last_task(recipe)
+    config, stage = recipe.evaluate, last_task(recipe, "probe")
     network = getattr(recipe, model)
     if network is None:
         raise UserError(f"the recipe has no {model}; add one, or choose the other with --model")
@@ -165,14 +164,6 @@ def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher:
         scores = {name: values[number] for name, values in found.items()}
         blocks.append(Probed(tap, scores, fmean(scores[name] for name in chosen_on)))
     return Probe(network.encoder.name, stage.data.domains, len(source), tuple(blocks), chosen_on)
-
-
-def _last_task(recipe: Recipe) -> StageConfig:
-    """The stage whose labels are probed."""
-    stages = [stage for stage in recipe.stages if stage.learner is not None]
-    if not stages:
-        raise UserError("the recipe has no stage with labels, which probe reads; add a task stage")
-    return stages[-1]
 
 
 def _learned(found: Iterator[Batched], widths: Sequence[int], classes: int) -> list[Tensor]:

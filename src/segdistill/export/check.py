@@ -74,9 +74,6 @@ class Tally(ABC):
     what: ClassVar[str]
     about: ClassVar[str]
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
     @abstractmethod
     def add(self, own: Any, other: Any, sample: Sample) -> None:
         """Count the answers of the graph and of the network for one image."""
@@ -91,16 +88,10 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
 
     def run(images: Pixels) -> Answer:
         height, width = images.shape[1:3]
-        classes = np.empty(images.shape[:3], np.uint8)
-        confidence = np.empty(images.shape[:3], np.float32)
         with evaluating(segmenter), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
             seen = seen if view.size is None else resized(seen, view.size)
-            for strip in segmenter.strips(seen, view.window, (height, width)):
-                rows = slice(strip.top, strip.top + len(strip.classes))
-                classes[strip.image, rows] = strip.classes.numpy()
-                confidence[strip.image, rows] = strip.confidence.numpy()
-        return classes, confidence
+            return segmenter.decided(seen, view.window, (height, width))
 
     return run
 
@@ -140,7 +131,6 @@ class MapTally(Tally):
     about = "pixels whose class is the network's; max diff.: of the confidence"
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
         self.matrix, self.torch_matrix = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
         self.equal = self.pixels = 0
         self.difference = 0.0
@@ -168,7 +158,7 @@ def _tensor(classes: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(classes)).long()
 
 
-def disagreeing(rows: Sequence[Row], least: float = EQUAL) -> list[Row]:
+def disagreeing(rows: Sequence[Row], least: float) -> list[Row]:
     """The domains on which fewer than ``least`` of the predictions are those of the network."""
     return [row for row in rows if row.equal < least]
 

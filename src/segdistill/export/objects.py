@@ -81,7 +81,6 @@ class ObjectTally(Tally):
         decode: Callable[[Answer, tuple[int, int]], Detections],
         metric: Callable[[int], ObjectMetric],
     ) -> None:
-        super().__init__(num_classes)
         self.decode = decode
         self.metrics = metric(num_classes), metric(num_classes)
         self.equal = self.total = self.difference = 0.0

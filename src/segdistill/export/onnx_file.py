@@ -57,9 +57,7 @@ def trace(graph: Graph, size: tuple[int, int]) -> ExportedProgram:
         )
 
 
-def to_onnx(
-    program: ExportedProgram, about: Mapping[str, Any], outputs: Sequence[str] = ("classes", "confidence")
-) -> Any:
+def to_onnx(program: ExportedProgram, about: Mapping[str, Any], outputs: Sequence[str]) -> Any:
     """The program as an ONNX model (opset 20) whose metadata has ``about`` as JSON under ``segdistill``."""
     with _quiet():
         converted = torch.onnx.export(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segdistill import environment
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
 from segdistill.export.boxes import BoxGraph
@@ -40,9 +40,10 @@ from segdistill.metrics.boxes import BoxMetric
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, fit
 from segdistill.models.segmenter import Window
-from segdistill.recipe import Recipe, change
+from segdistill.recipe import Recipe, last_task
 from segdistill.runlog import Quiet, Watcher
-from segdistill.sharing.pack import load_packed, model_in, open_run, packed_path, recipe_in
+from segdistill.sharing.card import kinds_of
+from segdistill.sharing.pack import check_free, load_packed, model_in, open_run, packed_path, recipe_in, with_root
 from segdistill.sharing.packed import state_of, tensors_digest
 from segdistill.tasks.table import TASKS
 
@@ -167,31 +168,29 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
         need_extra()
     if options.size is not None and min(options.size) < 1:
         raise UserError(f"size is a height and a width in pixels, got {options.size}")
+    if min(options.images, options.calibration) < 1:
+        given = f"{options.images} and {options.calibration}"
+        raise UserError(f"images and calibration are numbers of images, at least 1, got {given}")
     wanted = {"fp32": True, "fp16": options.fp16, "int8": options.int8}
     paths = {name: out.with_suffix(f"{PRECISIONS[name]}{out.suffix}") for name, on in wanted.items() if on}
-    there = [str(path) for path in (*paths.values(), report_path(out)) if path.exists()]
-    if there and not force:
-        raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
+    check_free((*paths.values(), report_path(out)), force=force)
     return paths
 
 
 def _open(what: str | Path, role: str | None, options: Options) -> tuple[Model, dict[str, Any], Recipe]:
     """The network, what a packed file says of it, and the recipe of its images."""
-    if not str(what).startswith("hf:") and (Path(what) / "recipe.yaml").is_file():
-        finished = open_run(Path(what))
+    run = Path(what).expanduser()
+    if not str(what).startswith("hf:") and (run / "recipe.yaml").is_file():
+        finished = open_run(run)
         network, header = model_in(finished, role)
         header["tensors_sha256"] = tensors_digest(state_of(network))
-        recipe = finished.recipe
-    else:
-        if role is not None:
-            raise UserError("--role is for run folders; a packed file holds one network")
-        path = packed_path(what)
-        network, header = load_packed(path)
-        header.setdefault("task", "semantic")
-        return network, header, recipe_in(header, options.root)
-    if options.root is not None:
-        recipe = change(recipe, [f"data.root={options.root.resolve()}"])
-    return network, header, recipe
+        return network, header, with_root(finished.recipe, options.root)
+    if role is not None:
+        raise UserError("--role is for run folders; a packed file holds one network")
+    path = packed_path(what)
+    network, header = load_packed(path)
+    header.setdefault("task", "semantic")
+    return network, header, recipe_in(header, options.root)
 
 
 def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watcher: Watcher) -> list[Domain]:
@@ -201,7 +200,7 @@ def _domains(recipe: Recipe, header: Mapping[str, Any], options: Options, watche
         selection = _trained_on(recipe)
         dataset = _read(recipe.data, selection, watcher)
         return [Domain(selection.domains[0], "source", dataset, min(options.images, len(dataset)))]
-    kinds = {name: kind for kind, names in header["domains"].items() for name in names}
+    kinds = kinds_of(header)
     found = []
     for name in config.domains:
         dataset = _read(source, config.selection(source, name), watcher)
@@ -217,7 +216,7 @@ def _read(source: DataSource, selection: DataSelection, watcher: Watcher) -> Dat
 
 
 def _trained_on(recipe: Recipe) -> DataSelection:
-    return next(stage.data for stage in reversed(recipe.stages) if stage.learner is not None)
+    return last_task(recipe, "export").data
 
 
 def _source_images(recipe: Recipe, options: Options, watcher: Watcher) -> list[Pixels]:
@@ -262,7 +261,7 @@ def _trace(network: Model, header: Mapping[str, Any], options: Options, example:
         try:
             return View(), trace(graph(network), own), ""
         except Exception as error:  # noqa: BLE001  what torch raises here has no common class; the report says it
-            size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {_line(error)})"
+            size, why = own, f"free sizes cannot be traced ({type(error).__name__}: {first_line(error)})"
     with said("torch cannot export this network", EXPORTED):
         return View(size, seen), trace(graph(network, size, seen), own), why
 
@@ -276,13 +275,8 @@ def said(what: str, instead: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{what} ({type(error).__name__}: {_line(error)}); nothing was written{'; ' * bool(instead)}{instead}"
+            f"{what} ({type(error).__name__}: {first_line(error)}); nothing was written{'; ' * bool(instead)}{instead}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no reason given"
 
 
 def _about(header: Mapping[str, Any], view: View, network: Model) -> dict[str, Any]:
@@ -319,15 +313,15 @@ def _contents(
         torch.export.save(program, buffer)
         nodes = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         return {"fp32": buffer.getvalue()}, {name: nodes.count(name) for name in sorted(set(nodes))}
-    with said("this network cannot become ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
+    with said("this network cannot be converted to ONNX", f"{EXPORTED}; model.pt2 needs no ONNX"):
         model = to_onnx(program, about, list(about["outputs"]))
         contents = {"fp32": model.SerializeToString()}
     if options.fp16:
-        with said("the graph cannot become fp16; leave it out"):
+        with said("the graph cannot be converted to fp16", "omit --fp16"):
             contents["fp16"] = to_half(model).SerializeToString()
     if options.int8:
         images = calibration()
-        with said("the graph cannot become int8; leave it out"):
+        with said("the graph cannot be converted to int8", "omit --int8"):
             contents["int8"] = to_int8(model, images).SerializeToString()
     return contents, operators(model)
 

@@ -6,7 +6,7 @@ its files are there and carry the same mark.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.inference.inputs import Item, find_inputs, output_names, stem_of
+from segdistill.inference.inputs import find_inputs, items_of, output_names, reject, stem_of
 from segdistill.inference.model import GROUP, Model, ObjectModel
 from segdistill.inference.writers import Held, Wanted, writer_of
 from segdistill.runlog import Quiet, Watcher
@@ -26,7 +26,6 @@ __all__ = ["Outcome", "Wanted", "predict_to_folder"]
 class Outcome:
     """What became of the images."""
 
-    out: Path
     made: int = 0
     kept: int = 0  # finished before
     bad: list[str] = field(default_factory=list)  # one line for each that could not be read
@@ -47,8 +46,9 @@ def predict_to_folder(
     inputs = find_inputs(words, every=wanted.every)
     names = output_names(inputs)
     total = sum(each.count or 0 for each in inputs)
-    writer, outcome = writer_of(model, out, wanted), Outcome(out)
+    writer, outcome = writer_of(model, out, wanted), Outcome()
     held: list[Held] = []
+    bad = outcome.bad if wanted.skip_bad else None
 
     def flush() -> None:
         if held:
@@ -60,7 +60,7 @@ def predict_to_folder(
     def done() -> int:
         return outcome.made + outcome.kept + len(outcome.bad)
 
-    for item in _items(inputs, outcome, skip_bad=wanted.skip_bad):
+    for item in items_of(inputs, bad):
         name = names.get(item.where) or stem_of(item.name)
         try:
             loaded = item.load()
@@ -72,10 +72,9 @@ def predict_to_folder(
                 continue
             image = torch.from_numpy(loaded.pixels()).permute(2, 0, 1)
         except BadSample as error:
-            if not wanted.skip_bad:
+            if bad is None:
                 flush()
-                raise BadSample(f"{error}; --skip-bad goes on without it") from None
-            outcome.bad.append(str(error))
+            reject(error, bad)
             continue
         if held and (held[0].image.shape != image.shape or _full(held, image, wanted.batch)):
             flush()
@@ -86,17 +85,6 @@ def predict_to_folder(
         raise UserError("the inputs have no images or frames")
     writer.close()
     return outcome
-
-
-def _items(inputs: Sequence, outcome: Outcome, *, skip_bad: bool) -> Iterator[Item]:
-    """All images; a video that breaks off counts as one bad input."""
-    for each in inputs:
-        try:
-            yield from each.items()
-        except BadSample as error:
-            if not skip_bad:
-                raise BadSample(f"{error}; --skip-bad goes on without it") from None
-            outcome.bad.append(str(error))
 
 
 def _full(held: list[Held], image: torch.Tensor, batch: int) -> bool:

@@ -27,7 +27,7 @@ from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, t
 Pixels = NDArray[np.uint8]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm", ".jp2",
-          ".gif", ".tga", ".avif")  # fmt: skip
+          ".gif", ".avif")  # fmt: skip
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
@@ -55,7 +55,6 @@ class Input:
     ``count`` is None for a video, whose frames are counted when they are decoded; ``files`` are those of images.
     """
 
-    where: Path
     items: Callable[[], Iterator[Item]]
     count: int | None
     single: bool = False  # one image file
@@ -127,6 +126,22 @@ def output_names(inputs: Sequence[Input]) -> dict[str, str]:
     return names
 
 
+def items_of(inputs: Sequence[Input], bad: list[str] | None) -> Iterator[Item]:
+    """All images; a video that breaks off counts as one image that cannot be read, see :func:`reject`."""
+    for each in inputs:
+        try:
+            yield from each.items()
+        except BadSample as error:
+            reject(error, bad)
+
+
+def reject(error: BadSample, bad: list[str] | None) -> None:
+    """Note in ``bad`` that an image cannot be read; None: stop there."""
+    if bad is None:
+        raise BadSample(f"{error}; --skip-bad goes on without it") from None
+    bad.append(str(error))
+
+
 def stem_of(name: str) -> str:
     """A relative path without the suffix of its file."""
     path = PurePosixPath(name)
@@ -143,11 +158,11 @@ def _input(path: Path, every: int) -> Input:
         return _stored(path, open_store(path), "")
     if path.suffix.lower() in VIDEOS:
         _import_av()
-        return Input(path, partial(_frames, path, every), None)
+        return Input(partial(_frames, path, every), None)
     if is_archive(path):
         return _stored(path, open_store(path), path.name)
     files = partial(_files, Folder(path.parent), [path.name])
-    return Input(path, lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, True, files)
+    return Input(lambda: iter([Item(path.name, str(path), partial(read_file, path))]), 1, True, files)
 
 
 def _stored(path: Path, store: Store, inside: str) -> Input:
@@ -162,7 +177,7 @@ def _stored(path: Path, store: Store, inside: str) -> Input:
         for name in names:
             yield Item(f"{base}/{name}" if base else name, where + name, partial(_read, store, name, where))
 
-    return Input(path, items, len(names), files=partial(_files, store, names))
+    return Input(items, len(names), files=partial(_files, store, names))
 
 
 def _files(store: Store, names: Sequence[str]) -> tuple[ImageFile, ...]:
@@ -192,7 +207,7 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise BadSample(f"{path}: has no pictures, only sound")
+                raise BadSample(f"{path} has no video stream")
             for number, frame in enumerate(container.decode(video=0)):
                 if number % every:
                     continue
@@ -201,4 +216,4 @@ def _frames(path: Path, every: int) -> Iterator[Item]:
                 loaded = Loaded(hashlib.sha256(pixels.tobytes()).hexdigest(), lambda pixels=pixels: pixels)
                 yield Item(frame_name(path, number), f"{path}, frame {number}", lambda loaded=loaded: loaded)
     except (av.FFmpegError, OSError) as error:
-        raise BadSample(f"{path}: is damaged or no video that can be read: {error.strerror or error}") from None
+        raise BadSample(f"{path} is damaged or not a readable video: {error.strerror or error}") from None

@@ -5,7 +5,7 @@ One image is held at a time. An interrupted command continues with the images th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from segdistill.data.instance_ids import write_instance_ids
 from segdistill.data.pseudo import Origin, PseudoLabels, PseudoWriter, read_pseudo
 from segdistill.encoders import record_of
 from segdistill.files import json_digest, sha256, write_atomic
-from segdistill.inference.inputs import Input, Item, find_inputs, output_names
+from segdistill.inference.inputs import Input, find_inputs, items_of, output_names, reject
 from segdistill.inference.model import _device, view_of
 from segdistill.inference.result import generated_colors
 from segdistill.models import InstanceSegmenter, View
@@ -145,8 +145,9 @@ def _label(
 ) -> Outcome:
     """Predict the images that the part file lacks, then write the document."""
     total, bad, made, kept = sum(each.count or 0 for each in inputs), [], 0, 0
+    noted = bad if wanted.skip_bad else None
     with PseudoWriter(out, classes, labeller.origin) as writer, torch.inference_mode():
-        for item in _items(inputs, bad if wanted.skip_bad else None):
+        for item in items_of(inputs, noted):
             name = f"{DOMAIN}/{item.name}"
             if name in writer.done:
                 kept += 1
@@ -154,7 +155,7 @@ def _label(
             try:
                 image = item.load().pixels()
             except BadSample as error:
-                _add(error, bad if wanted.skip_bad else None)
+                reject(error, noted)
                 continue
             writer.add(name, *labeller.label(image, view))
             made += 1
@@ -163,22 +164,6 @@ def _label(
         if not made + kept:
             raise UserError("the inputs have no images or frames")
         return Outcome(writer.finish(), made, kept, bad)
-
-
-def _items(inputs: Sequence[Input], bad: list[str] | None) -> Iterator[Item]:
-    """All images; a video that breaks off counts as one bad input."""
-    for each in inputs:
-        try:
-            yield from each.items()
-        except BadSample as error:
-            _add(error, bad)
-
-
-def _add(error: BadSample, bad: list[str] | None) -> None:
-    """Remember an image that cannot be read, or stop there."""
-    if bad is None:
-        raise BadSample(f"{error}; --skip-bad goes on without it") from None
-    bad.append(str(error))
 
 
 def _finished(out: Path, classes: Sequence[str], origin: Origin, inputs: Sequence[Input], *, skip_bad: bool) -> Outcome:
@@ -200,7 +185,7 @@ def _draw_sheet(labels: PseudoLabels, inputs: Sequence[Input], wanted: Wanted) -
     every = list(labels)
     chosen = {every[i] for i in np.linspace(0, len(every) - 1, min(wanted.shown, len(every))).astype(int)}
     colors, rows, names = generated_colors(len(labels.classes)), [], []
-    for item in _items(inputs, []):
+    for item in items_of(inputs, []):
         name = f"{DOMAIN}/{item.name}"
         if name in chosen and item.name not in names:
             image = item.load().pixels()

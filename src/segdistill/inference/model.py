@@ -28,7 +28,7 @@ from segdistill.inference.arrays import as_tensor
 from segdistill.inference.inputs import Input, find_inputs
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
-from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare, sliding
+from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare
 from segdistill.recipe import Recipe
 from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
@@ -177,16 +177,11 @@ class Model(Predictor[Segmenter, Result]):
     """
 
     def _predict(self, images: Tensor, names: list[str]) -> list[Result]:
-        count, _, height, width = images.shape
-        classes = np.empty((count, height, width), np.uint8)
-        confidence = np.empty((count, height, width), np.float32)
+        height, width = images.shape[-2:]
         with evaluating(self.segmenter), torch.inference_mode():
             prepared = prepare(images.to(self.device), self.view.resize)
             window = self.view.window_for(*prepared.shape[-2:])
-            for strip in self.segmenter.strips(prepared, window, (height, width)):
-                rows = slice(strip.top, strip.top + len(strip.classes))
-                classes[strip.image, rows] = strip.classes.cpu().numpy()
-                confidence[strip.image, rows] = strip.confidence.float().cpu().numpy()
+            classes, confidence = self.segmenter.decided(prepared, window, (height, width))
         shown = _shown(images)
         return [
             Result(classes[i], confidence[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)
@@ -253,14 +248,22 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     )
 
 
+def teacher_here(model: Model | ObjectModel, warn: Callable[[str], None]) -> Any:
+    """The model's teacher; None where it has none, and with a warning where it cannot be loaded here."""
+    try:
+        return model.teacher
+    except UserError as error:
+        warn(f"nothing is compared with the teacher: {str(error).partition(';')[0]}")
+        return None
+
+
 def view_of(recipe: Recipe) -> View:
     """How a run's networks see images: as its evaluation sees the first domain that is scored (spec A.11)."""
     config, source = recipe.evaluate, recipe.scored_source
     domain = config.domains[0] if config is not None else recipe.stages[0].data.domains[0]
     protocol = source.protocol(domain)
-    resize = None if config is None else config.resize
-    window = None if config is None else config.window
-    return View(resize or protocol.resize, sliding(protocol, window), recipe.data.size)
+    window, resize = (None, None) if config is None else (config.window, config.resize)
+    return replace(View.of(protocol, window, resize), crop=recipe.data.size)
 
 
 def _packed(source: str | Path, role: str | None, device: str) -> Model | ObjectModel:

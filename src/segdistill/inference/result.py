@@ -5,7 +5,7 @@ Legend: H W pixels. A class map holds indices into ``names``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,22 +63,31 @@ class Result:
 
     def save_confidence(self, path: str | Path, mark: str = "") -> None:
         """Write the confidence as a grey PNG, 0 (none) to 255 (certain), atomically."""
+        save_png(Path(path), Image.fromarray(self.grey()), mark)
+
+    def grey(self) -> NDArray[np.uint8]:
+        """The confidence (H, W), 0 (none) to 255 (certain)."""
         grey = np.empty(self.confidence.shape, np.uint8)
         for rows in _bands(len(grey)):
             grey[rows] = np.rint(self.confidence[rows].clip(0, 1) * 255)
-        save_png(Path(path), Image.fromarray(grey), mark)
+        return grey
+
+    def small(self, size: tuple[int, int]) -> Pixels:
+        """The class map in its colours at ``size`` (width, height)."""
+        return colorize(np.asarray(Image.fromarray(self.classes).resize(size, Image.Resampling.NEAREST)), self.colors)
 
 
-def side_by_side(result: Result, teacher: Result | None, titles: Sequence[str], longest: int = 1024) -> Image.Image:
-    """Image, teacher where there is one, and model in one row; a side of more than ``longest`` pixels is reduced."""
-    height, width = result.classes.shape
+def side_by_side(
+    image: Pixels, draw: Sequence[Callable[[tuple[int, int]], Pixels]], titles: Sequence[str], longest: int = 1024
+) -> Image.Image:
+    """The image and what each of ``draw`` gives for a size (width, height) in one row.
+
+    A side of more than ``longest`` pixels is reduced.
+    """
+    height, width = image.shape[:2]
     factor = min(1.0, longest / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    panels = [fitted(result.image, size, Image.Resampling.BOX)]
-    for each in (teacher, result):
-        if each is not None:
-            small = np.asarray(Image.fromarray(each.classes).resize(size, Image.Resampling.NEAREST))
-            panels.append(colorize(small, each.colors))
+    panels = [fitted(image, size, Image.Resampling.BOX), *(each(size) for each in draw)]
     return Image.fromarray(contact_sheet([panels], list(titles)))
 
 

@@ -14,6 +14,9 @@ import base64
 import html
 import io
 import json
+import logging
+import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -21,15 +24,15 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 from PIL import Image
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.data.archives import BadSample
 from segdistill.inference.inputs import decode
-from segdistill.inference.model import Model, ObjectModel
+from segdistill.inference.model import Model, ObjectModel, teacher_here
 from segdistill.inference.objects import SHOWN, ObjectResult
 from segdistill.inference.result import Result
 from segdistill.pictures import colorize, overlay
@@ -38,7 +41,10 @@ MOST_BYTES = 32 * 2**20  # of an upload
 MOST_PIXELS = 40_000_000  # of an image
 LONGEST = 1024  # side of the pictures that are sent back, pixels
 SAME = 235  # grey of the pixels on which model and teacher agree
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 class Refused(Exception):
@@ -60,6 +66,8 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             raise UserError(f"port {port} cannot be used ({error.strerror}): choose another --port, 0 is any") from None
         self.model, self.lock = model, threading.Lock()
+        log = logging.getLogger(__name__)
+        self.teacher = teacher_here(model, lambda line: log.warning("warning: %s", line))
         page = files("segdistill.inference").joinpath("serve.html").read_text(encoding="utf-8")
         self.page = page.replace("TITLE", html.escape(model.title or "segdistill")).encode()
 
@@ -72,16 +80,21 @@ class Server(ThreadingHTTPServer):
         """What the page shows of one uploaded file; ``score``: the least of objects."""
         if score is not None and isinstance(self.model, Model):
             raise UserError("score is for models of objects; this one predicts class maps")
-        pixels = read_upload(content, name)
-        with self.lock:
+        with self.lock:  # decoding changes settings that Pillow keeps for all threads
+            pixels = read_upload(content, name)
             result = self.model.predict(pixels)
-            teacher = None if self.model.teacher is None else self.model.teacher.predict(pixels)
+            teacher = None if self.teacher is None else self.teacher.predict(pixels)
         if isinstance(result, ObjectResult):
             assert teacher is None or isinstance(teacher, ObjectResult)
             return describe_objects(result, teacher, SHOWN if score is None else score)
         assert isinstance(result, Result)
         assert teacher is None or isinstance(teacher, Result)
         return describe(result, teacher)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong, but nothing where the browser has closed the connection."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         """The page."""
         try:
             self._check_host()
-            if urlsplit(self.path).path != "/":
+            if self.path.partition("?")[0] != "/":
                 raise Refused(HTTPStatus.NOT_FOUND, "there is one page here: /")
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
         except Refused as refused:
@@ -105,18 +118,27 @@ class Handler(BaseHTTPRequestHandler):
         """A prediction for the image in the body."""
         try:
             self._check_host()
-            parts = urlsplit(self.path)
-            if parts.path != "/predict":
+            path, _, text = self.path.partition("?")
+            if path != "/predict":
                 raise Refused(HTTPStatus.NOT_FOUND, "images are posted to /predict")
             content = self.rfile.read(self._length())
-            query = parse_qs(parts.query)
+            query = parse_qs(text)
             name = query.get("name", ["the image"])[0]
-            answer = self.server.answer(content, name, _number(query.get("score", [""])[0]))
+            answer = self._answer(content, name, _number(query.get("score", [""])[0]))
             self._send(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
         except Refused as refused:
             self._refuse(refused)
         except UserError as error:
             self._refuse(Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
+
+    def _answer(self, content: bytes, name: str, score: float | None) -> dict[str, Any]:
+        try:
+            return self.server.answer(content, name, score)
+        except (Refused, UserError):
+            raise
+        except Exception as error:
+            line = f"{name} could not be predicted: {first_line(error)}"
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, line) from error
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the page says what happened."""
@@ -125,12 +147,12 @@ class Handler(BaseHTTPRequestHandler):
         """Only this server's own page may ask."""
         names = {f"{host}:{self.server.server_port}" for host in ("127.0.0.1", "localhost")}
         origin = self.headers.get("Origin")
-        if self.headers.get("Host") not in names or (origin is not None and urlsplit(origin).netloc not in names):
+        if self.headers.get("Host") not in names or origin not in (None, *(f"http://{name}" for name in names)):
             raise Refused(HTTPStatus.FORBIDDEN, f"open {self.server.url} on this computer")
 
     def _length(self) -> int:
         text = self.headers.get("Content-Length", "")
-        if not text.isdigit():
+        if not re.fullmatch("[0-9]{1,12}", text):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "the upload does not say how long it is")
         if int(text) > MOST_BYTES:
             raise Refused(
@@ -184,7 +206,7 @@ def describe(result: Result, teacher: Result | None) -> dict[str, Any]:
     pictures = {
         "image": result.image,
         "student": overlay(result.image, result.classes, result.colors),
-        "confidence": np.repeat(np.rint(result.confidence.clip(0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2),
+        "confidence": np.repeat(result.grey()[..., None], 3, axis=2),
     }
     agreement = None
     if teacher is not None:

@@ -17,11 +17,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.files import write_atomic
@@ -29,7 +31,7 @@ from segdistill.inference.model import Model, ObjectModel
 from segdistill.inference.objects import KEPT, SHOWN, ObjectResult
 from segdistill.inference.result import Result, fitted, foreign, mark_of, save_png, side_by_side
 from segdistill.models import Detector
-from segdistill.pictures import contact_sheet
+from segdistill.pictures import Pixels
 
 CLASSES, OVERLAY, CONFIDENCE, SIDE, IDS, OBJECTS = "classes", "overlay", "confidence", "side_by_side", "ids", "objects"
 ALL = "objects.json"
@@ -130,7 +132,8 @@ class MapWriter(Writer):
         elif kind == OVERLAY:
             save_png(path, result.overlay(), held.mark)
         else:
-            save_png(path, side_by_side(result, teacher, self.titles), held.mark)
+            draw = [each.small for each in (teacher, result) if each is not None]
+            save_png(path, side_by_side(result.image, draw, self.titles), held.mark)
 
 
 class ObjectWriter(Writer):
@@ -165,18 +168,12 @@ class ObjectWriter(Writer):
         elif kind == OVERLAY:
             save_png(path, result.overlay(self.score), held.mark)
         else:
-            save_png(path, self._compared(result, teacher), held.mark)
+            draw = [partial(self._small, each) for each in (teacher, result) if each is not None]
+            save_png(path, side_by_side(result.image, draw, self.titles), held.mark)
 
-    def _compared(self, result: ObjectResult, teacher: ObjectResult | None, longest: int = 1024) -> Any:
-        """Image, teacher's objects and the model's in one row."""
-        from PIL import Image
-
-        height, width = result.detections.size
-        factor = min(1.0, longest / max(height, width))
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        shown = [result.image, *(np.asarray(each.overlay(self.score)) for each in (teacher, result) if each)]
-        panels = [fitted(each, size, Image.Resampling.BOX) for each in shown]
-        return Image.fromarray(contact_sheet([panels], self.titles))
+    def _small(self, result: ObjectResult, size: tuple[int, int]) -> Pixels:
+        """The overlay at ``size`` (width, height)."""
+        return fitted(np.asarray(result.overlay(self.score)), size, Image.Resampling.BOX)
 
     def close(self) -> None:
         """Write ``objects.json``, one image's objects at a time: ``images``, ``categories`` and ``annotations``.
@@ -209,7 +206,11 @@ class ObjectWriter(Writer):
 
     def _contents(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         for name in names:
-            yield json.loads(self.path(OBJECTS, name).read_bytes())
+            path = self.path(OBJECTS, name)
+            try:
+                yield json.loads(path.read_bytes())
+            except ValueError:
+                raise UserError(f"{path} is damaged; delete it and run the command again") from None
 
 
 def writer_of(model: Model | ObjectModel, out: Path, wanted: Wanted) -> Writer:

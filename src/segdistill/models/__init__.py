@@ -6,7 +6,7 @@ from segdistill.models.inherit import check_heads, inherit_head
 from segdistill.models.instance import InstanceSegmenter
 from segdistill.models.model import Finder, Model
 from segdistill.models.segmenter import Segmenter, Window, as_segmenter, positions
-from segdistill.models.view import View, fit, prepare, sliding
+from segdistill.models.view import View, fit, prepare
 
 __all__ = [
     "HRDA",
@@ -23,5 +23,4 @@ __all__ = [
     "inherit_head",
     "positions",
     "prepare",
-    "sliding",
 ]

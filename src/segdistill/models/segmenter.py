@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -103,6 +105,18 @@ class Segmenter(Model):
         bands = [self.scores(images)] if window is None else self.window_bands(images, window)
         for image, top, scores in enlarge(bands, (height, width), size or (height, width)):
             yield Strip(image, top, *decide(scores, logits=self.head.scores_are_logits))
+
+    def decided(
+        self, images: Num[Tensor, "b 3 h w"], window: Window | None, size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Classes and confidences (B, H, W) at ``size``, collected from :meth:`strips`."""
+        classes = np.empty((len(images), *size), np.uint8)
+        confidence = np.empty(classes.shape, np.float32)
+        for strip in self.strips(images, window, size):
+            rows = slice(strip.top, strip.top + len(strip.classes))
+            classes[strip.image, rows] = strip.classes.cpu().numpy()
+            confidence[strip.image, rows] = strip.confidence.float().cpu().numpy()
+        return classes, confidence
 
     def predict(
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from segdistill.data.dataset import Protocol
 from segdistill.models.segmenter import Window
+
+Own = TypeVar("Own", bound="View")
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class View:
     window: Window | None = None
 
     @classmethod
-    def of(cls, protocol: Protocol, window: Window | None = None) -> View:
-        """The view of a dataset's protocol; ``window`` replaces the protocol's own."""
-        return cls(protocol.resize, sliding(protocol, window))
+    def of(
+        cls: type[Own], protocol: Protocol, window: Window | None = None, resize: tuple[int, int] | None = None
+    ) -> Own:
+        """The view of a dataset's protocol; ``window`` and ``resize`` replace the protocol's own."""
+        return cls(resize or protocol.resize, sliding(protocol, window))
 
     def prepare(self, image: Tensor) -> Tensor:
         """See :func:`prepare`."""

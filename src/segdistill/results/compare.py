@@ -15,8 +15,9 @@ from segdistill.results.corruptions import Corruptions
 from segdistill.results.lead import Lead
 from segdistill.results.run import Metric, ModelResult, Run, load_run
 from segdistill.results.shared import check_shared
+from segdistill.runlog import FEWEST_STEPS
 
-FEWEST_STEPS, FEWEST_IMAGES = 50, 10  # per stage and per unseen domain; below that, scores mean nothing
+FEWEST_IMAGES = 10  # per unseen domain; below that, scores mean nothing
 TEACHER = -1
 """The row number of the teacher."""
 

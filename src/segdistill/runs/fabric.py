@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.recipe import Recipe
 from segdistill.runs.folder import settled
 
@@ -30,18 +30,14 @@ def explained() -> Iterator[None]:
         text = str(error)
         if "DataLoader worker" in text:
             raise UserError(
-                f"a data-loading process was killed ({_first_line(text)}), often because memory ran out; run the "
+                f"a data-loading process was killed ({first_line(error, 120)}), often because memory ran out; run the "
                 "command again to continue, with workers=0 to load data in this process"
             ) from None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(CONNECTION, text, re.IGNORECASE):
             raise UserError(
-                f"another process of this run was killed ({_first_line(text)}); run the command again to continue"
+                f"another process of this run was killed ({first_line(error, 120)}); run the command again to continue"
             ) from None
         raise
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:120]
 
 
 def make_fabric(recipe: Recipe) -> Fabric:

@@ -215,6 +215,7 @@ def _scores(
 
 def _place(what: Path) -> tuple[Path, str | None]:
     """The run folder, and the stage's label if ``what`` is a stage folder."""
+    what = what.expanduser()
     if (what / "recipe.yaml").exists():
         return what, None
     stage = what.resolve()

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from segdistill.files import write_atomic
+from segdistill.runlog import FEWEST_STEPS
 from segdistill.tasks.table import TASKS
-
-SHORT = 200  # steps below which no stage has learnt what its numbers could tell
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ TEXTS = {
         article="A semantic segmentation",
         predict="classes = model.predict(images)  # (B, 3, H, W) in [0, 1] -> (B, H, W)",
         limits=(
-            "It names one of its classes for every pixel, also where there is none of them.",
-            "Confidence is no guarantee: in other domains it is too high (calibration errors below).",
+            "Every pixel is assigned one of its classes, even where none applies.",
+            "The model is overconfident outside its training domain (calibration errors below).",
         ),
     ),
     "instance": _Text(
@@ -172,15 +171,15 @@ def _robustness(header: Mapping[str, Any]) -> str:
         table.append(row)
     text = "## Robustness\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
     own = header["scores"][role]
-    short = [stage for stage in header["history"]["stages"] if stage["steps"] < SHORT]
+    short = [stage for stage in header["history"]["stages"] if 0 < stage["steps"] < FEWEST_STEPS]
     if own.get("mean_unseen") is not None and not short:
         text += f"\n\nMean over the unseen domains: {_score(own['mean_unseen'], own['mean_unseen_interval'])} % {label}"
         if teacher and kept["unseen"] is not None:
             text += f"; of the teacher's it keeps {_score(kept['unseen'], kept['interval'])} %"
         text += "."
     text += (
-        " In brackets: 95 % intervals of a bootstrap over images (of the ratio: paired). They say what other images of "
-        "the same domains would change, not what another training seed or another domain would."
+        " In brackets: 95 % intervals of a bootstrap over images (of the ratio: paired). They cover the choice of test "
+        "images, not training seeds or other domains."
     )
     if short:
         names = ", ".join(f"{stage['name']} ({stage['steps']} steps)" for stage in short)
@@ -196,7 +195,8 @@ def _licences(header: Mapping[str, Any]) -> str:
     ]
     restricted = any(link["restrictions"] for link in header["licences"])
     verdict = (
-        "What stands in bold binds what is made from it; read those terms before you use or pass on this model."
+        "Terms in bold also apply to models derived from that part; read them before you use or redistribute this "
+        "model."
         if restricted
         else "No link of the chain restricts the use of this model beyond its own licence, Apache-2.0."
     )
@@ -259,11 +259,15 @@ def _integrity(header: Mapping[str, Any], file: str, digest: str) -> str:
     return f"## Integrity\n\n`segdistill verify {file}` checks what is at hand of:\n\n{table}"
 
 
+def kinds_of(header: Mapping[str, Any]) -> dict[str, str]:
+    """source, validation or unseen: the kind of every domain that the run was scored on."""
+    return {name: kind for kind, names in header["domains"].items() for name in names}
+
+
 def _domains(header: Mapping[str, Any], role: str) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, source / validation / unseen, scores) of every domain that ``role`` was scored on."""
-    kinds = {name: kind for kind, names in header["domains"].items() for name in names}
     found = header["scores"].get(role, {}).get("domains", {})
-    return [(name, kind, found[name]) for name, kind in kinds.items() if name in found]
+    return [(name, kind, found[name]) for name, kind in kinds_of(header).items() if name in found]
 
 
 def _score(value: float | None, interval: Sequence[float] | None) -> str:

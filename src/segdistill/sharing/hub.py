@@ -7,7 +7,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
+from segdistill.files import sha256
 from segdistill.sharing.pack import card_path, packed_path, read_packed
 
 
@@ -20,6 +21,8 @@ def push(file: Path, name: str, *, private: bool = True, revision: str | None = 
     header, card = read_packed(path)[1], card_path(path)
     if not card.is_file():
         raise UserError(f"{path} has no model card {card.name}; pack the run again")
+    if sha256(path).encode() not in card.read_bytes():
+        raise UserError(f"{card} is the model card of another file than {path.name}; pack the run again")
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>")
     api = api or HfApi()
@@ -30,6 +33,6 @@ def push(file: Path, name: str, *, private: bool = True, revision: str | None = 
     except HFValidationError:
         raise UserError(f"'{name}' is no name of a hub repository: give <owner>/<name>") from None
     except Exception as error:  # noqa: BLE001  no network, a proxy's page, a refusal: each client and version has its own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot upload to {name} ({line}): run 'hf auth login' with a token that may write") from None
+        line = f"cannot upload to {name} ({first_line(error)}): run 'hf auth login' with a token that may write"
+        raise UserError(line) from None
     return str(commit.commit_url)

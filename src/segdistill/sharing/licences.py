@@ -5,15 +5,22 @@ What is named here are the licences that the tables of encoders and data sets st
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from segdistill.config import UserError
 from segdistill.data.dataset import DataSource
 from segdistill.encoders import record_of
 from segdistill.recipe import Recipe
 from segdistill.stages.base import ModelConfig
+from segdistill.weights import head_path, weights_path
+from segdistill.weights.reading import PACKED
 
 NON_COMMERCIAL = re.compile(r"non-?commercial|not-for-profit|\bNC\b|research|education", re.IGNORECASE)
 OPEN = re.compile(r"^(Apache-2\.0|MIT|BSD.*|CC0.*|CC BY(-SA)? \d.*|yours)$", re.IGNORECASE)
@@ -60,7 +67,7 @@ def warnings(links: Iterable[Link]) -> list[str]:
     """One line for each link with restrictions: what it is, what it forbids, what follows."""
     effect = {
         "non-commercial": "non-commercial use only: a student that learnt from it inherits that",
-        "gated": "gated, its terms must be accepted at its host and bind what is made from it",
+        "gated": "gated: its terms must be accepted where it is hosted, and also apply to derived models",
         "own terms": "terms of its own: read them before you ship the student",
         "unknown": "licence not known here: read it before you ship the student",
     }
@@ -87,14 +94,35 @@ def _weights(role: str, model: ModelConfig | None) -> list[Link]:
     elif source.startswith("hf:"):
         links.append(_link(part, f"{model.encoder.name} ({source})", "unknown: see the repository's page"))
     elif source != "random":
-        record = record_of(model.encoder.name)
-        where = source if source.startswith("timm:") else "a file"
-        links.append(_link(part, f"{model.encoder.name} ({where})", record.licence, gated=record.gated))
-    if model.head_weights is not None and model.head_weights.startswith("shipped"):
-        links.append(Link(part, f"head ({model.head_weights})", "Apache-2.0"))
-    elif model.head_weights is not None:
-        links.append(_link(part, "head (a file)", "unknown: that of the file"))
+        record, file = record_of(model.encoder.name), not source.startswith("timm:")
+        own = _brought(lambda: weights_path(source, model.encoder.name), part) if file else []
+        name = f"{model.encoder.name} ({'a file' if file else source})"
+        links += own or [_link(part, name, record.licence, gated=record.gated)]
+    head = model.head_weights
+    if head is not None and head.startswith("shipped"):
+        links.append(Link(part, f"head ({head})", "Apache-2.0"))
+    elif head is not None:
+        links += _brought(lambda: head_path(head), part) or [_link(part, "head (a file)", "unknown: that of the file")]
     return links
+
+
+def _brought(find: Callable[[], Path], part: str) -> list[Link]:
+    """The chain of a packed model or a packed encoder, as links of ``part``; empty for any other file."""
+    try:
+        path = find()
+        manifest = path.with_suffix(".json")
+        said = _header(path) if path.suffix == ".safetensors" else {}
+        if not said and manifest.is_file():
+            said = json.loads(manifest.read_text(encoding="utf-8"))
+        return [replace(link, part=part) for link in read_chain(said.get("licences", ()))]
+    except (UserError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # the file is read, and refused, where its network starts from it
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a packed model says of itself."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get(PACKED, "{}"))
 
 
 def _data(source: DataSource, name: str) -> Link:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import yaml
 from segdistill import environment
 from segdistill.config import UserError, choose, parse
 from segdistill.data.catalog.record import interleaved_colors
-from segdistill.data.dataset import Protocol
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import facts_digest, read_metrics_line, read_signed, sha256, write_json
-from segdistill.models import Model
+from segdistill.models import Model, View
 from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
 from segdistill.runs.folder import (
@@ -39,8 +37,8 @@ from segdistill.stages.base import ModelConfig, count
 from segdistill.weights import save_encoder
 
 __all__ = [
-    "card_path", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
-    "packed_path", "read_packed", "recipe_in", "tensors_digest",
+    "card_path", "check_free", "data_digest", "describe", "load_packed", "model_in", "open_run", "pack", "pack_encoder",
+    "packed_path", "read_packed", "recipe_in", "tensors_digest", "with_root",
 ]  # fmt: skip
 
 MARK = b"library_name: segdistill"  # in every card
@@ -75,6 +73,7 @@ def card_path(packed: Path) -> Path:
 
 def open_run(folder: Path) -> Finished:
     """The run in ``folder``, all of whose stages must be finished and be what their manifests say."""
+    folder = folder.expanduser()
     recipe = load_finished(folder)
     places = [stage_folder(recipe, folder, number) for number in range(len(recipe.stages))]
     found = [read_manifest(place) for place in places]
@@ -128,7 +127,15 @@ def model_in(finished: Finished, role: str | None = None) -> tuple[Model, dict[s
 def recipe_in(header: Mapping[str, Any], root: Path | None = None) -> Recipe:
     """The recipe in a packed file's header, with its images below ``root``; they need not be there."""
     recipe = parse(Recipe, yaml.safe_load(header["history"]["recipe"]))
-    return recipe if root is None else change(recipe, [f"data.root={root.resolve()}"])
+    return with_root(recipe, root)
+
+
+def with_root(recipe: Recipe, root: Path | None) -> Recipe:
+    """The recipe with its images below ``root``; None: where it says."""
+    if root is None:
+        return recipe
+    place = json.dumps(str(root.expanduser().resolve()), ensure_ascii=False)  # YAML would read a bare "a #1" as "a"
+    return change(recipe, [f"data.root={place}"])
 
 
 def portable(recipe: Recipe) -> str:
@@ -144,11 +151,16 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _may_write(paths: Sequence[Path], *, force: bool) -> None:
-    """A :class:`UserError` where files are there; ``force`` replaces them, but for a README.md that is no card."""
+def check_free(paths: Iterable[Path], *, force: bool) -> None:
+    """A :class:`UserError` where files are there, without ``force``."""
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{' and '.join(there)} exist{'s' * (len(there) == 1)}; choose another name or give --force")
+
+
+def _may_write(paths: Sequence[Path], *, force: bool) -> None:
+    """A :class:`UserError` where files are there; ``force`` replaces them, but for a README.md that is no card."""
+    check_free(paths, force=force)
     for path in paths:
         if path.suffix == ".md" and path.is_file() and MARK not in path.read_bytes():
             raise UserError(f"{path} is no model card of ours and is not replaced; choose another name or folder")
@@ -158,10 +170,15 @@ def _results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{folder} has no results.json; run its recipe to the end first")
-    results = read_signed(path)
-    if results is None:
+    return _signed(path)
+
+
+def _signed(path: Path) -> dict[str, Any]:
+    """The content of a file that a run wrote."""
+    content = read_signed(path)
+    if content is None:
         raise UserError(f"damaged {path}; give the run's command again, which writes it anew")
-    return results
+    return content
 
 
 def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
@@ -170,12 +187,8 @@ def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for name in config.domains if config is not None else ():
         assert config is not None
-        protocol = source.protocol(name)
-        protocol = protocol if config.resize is None else replace(protocol, resize=config.resize)
-        views[name] = _view(protocol)
-        if config.window is not None:
-            views[name]["window"] = {"size": list(config.window.size), "stride": list(config.window.stride)}
-    first = next(iter(views.values()), _view(Protocol()))
+        views[name] = _view(View.of(source.protocol(name), config.window, config.resize))
+    first = next(iter(views.values()), _view(View()))
     mean, std = ([round(float(v), 6) for v in values.flatten()] for values in (encoder.mean, encoder.std))
     return {
         "input": "RGB; 8-bit values divided by 255; mean and std are applied by the encoder",
@@ -187,12 +200,9 @@ def _preprocessing(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _view(protocol: Protocol) -> dict[str, Any]:
-    stride = protocol.stride or protocol.window
-    window = (
-        None if protocol.window is None or stride is None else {"size": list(protocol.window), "stride": list(stride)}
-    )
-    return {"resize": None if protocol.resize is None else list(protocol.resize), "window": window}
+def _view(view: View) -> dict[str, Any]:
+    window = view.window and {"size": list(view.window.size), "stride": list(view.window.stride)}
+    return {"resize": view.resize and list(view.resize), "window": window}
 
 
 def _history(finished: Finished) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def _history(finished: Finished) -> dict[str, Any]:
     about = describe(finished.recipe, finished.folder)
     stages = [{key: stage[key] for key in STAGE_KEYS} for stage in about["stages"]]
     path = finished.folder / "environment.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _signed(path) if path.is_file() else {}
     return {
         "recipe": portable(finished.recipe),
         "seed": finished.recipe.seed,
@@ -271,7 +281,7 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     The student's encoder alone, as fp16 that is cast up when it is loaded. Raises :class:`UserError` for an unfinished
     run, and for files that are there, without ``force``.
     """
-    path = out.with_suffix(".safetensors")
+    run, path = run.expanduser(), out.with_suffix(".safetensors")
     _may_write((path, path.with_suffix(".json")), force=force)
     recipe = load_finished(run)
     weights = handed_encoder(recipe, run, len(recipe.stages))

@@ -29,7 +29,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from segdistill.models import Model
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
 from segdistill.tasks.table import TASKS
+from segdistill.weights import as_stored
 from segdistill.weights.reading import PACKED, read_file, tensors_digest
 
 FORMAT = 1
@@ -50,17 +50,9 @@ MAKE = "make one with 'segdistill pack RUN FILE'"
 
 def state_of(model: Model, *, half: bool = False) -> dict[str, Tensor]:
     """The tensors of encoder and head on the CPU; floats as float16 with ``half``."""
-    dtype = torch.float16 if half else torch.float32
     parts = {"encoder": model.encoder, "head": model.head}
-    state = {
-        f"{part}.{key}": value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
-        for part, module in parts.items()
-        for key, value in module.state_dict().items()
-    }
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{len(broken)} tensors are not finite as {dtype}, such as {broken[0]}; not packed")
-    return state
+    state = {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
+    return as_stored(state, "the model", half=half)
 
 
 def write_packed(path: Path, model: Model, metadata: Mapping[str, Any], *, half: bool = False) -> None:

@@ -53,7 +53,7 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     ``run`` is the run folder, where it is at hand: its files are hashed and its model is compared bit by bit. A
     :class:`UserError` where the file is none of these, or cannot be read.
     """
-    path = Path(source)
+    path, run = Path(source).expanduser(), run and run.expanduser()
     if path.suffix in SIDE:
         whole = re.sub(r"\.(fp16|int8)(?=\.onnx$)", "", path.name)  # one report for all precisions
         own = path.with_name(f"{path.name}.json")
@@ -108,8 +108,8 @@ def _card(path: Path, header: dict[str, Any]) -> list[Check]:
     place = card_path(path)
     if not place.is_file():
         return [Check("model card", place.name, None, "it is not there")]
-    text = place.read_text(encoding="utf-8")
-    named = re.search(r"\| this file \| (\S+) \| `([0-9a-f]{64})` \|", text)
+    text = place.read_text(encoding="utf-8", errors="replace")
+    named = re.search(r"\| this file \| (.+?) \| `([0-9a-f]{64})` \|", text)
     digest = sha256(path)
     if named is None or named[2] != digest:
         return [Check("file", path.name, False, f"{place.name} names another sha256")]

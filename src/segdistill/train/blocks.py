@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.encoders import Encoder
 from segdistill.encoders.walks import through_blocks, walk_vit
 from segdistill.processes import rank_and_size
@@ -61,8 +61,8 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # noqa: BLE001  torch raises many types for missing compilers
-        cause = str(error).strip().splitlines()[0]
-        raise UserError(f"compile=true, but torch cannot compile here: {cause}; use compile=false") from None
+        line = f"compile=true, but torch cannot compile here: {first_line(error)}; use compile=false"
+        raise UserError(line) from None
 
 
 def shard(network: nn.Module, device: torch.device) -> None:

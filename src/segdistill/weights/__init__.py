@@ -42,6 +42,7 @@ __all__ = [
     "LoadReport",
     "Resample",
     "RunTimePositions",
+    "as_stored",
     "digest_of",
     "head_path",
     "load_encoder_weights",
@@ -96,16 +97,22 @@ def weights_path(source: str, name: str) -> Path:
 
 def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None:
     """Write the encoder's weights atomically, as fp32 or with ``half`` as fp16."""
-    dtype = torch.float16 if half else torch.float32
-    state = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
-        for key, value in encoder.state_dict().items()
-    }
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"weights of {encoder.name} are not finite as {dtype}: {some(broken)}; not saved")
+    state = as_stored(encoder.state_dict(), encoder.name, half=half)
     data = safetensors_bytes(state, {"encoder": encoder.name, "grid": _text(encoder.grid)})
     write_atomic(path, lambda file: file.write(data))
+
+
+def as_stored(state: Mapping[str, Tensor], name: str, *, half: bool = False) -> State:
+    """The tensors of the network ``name`` on the CPU, floats as fp32 or with ``half`` as fp16; all must be finite."""
+    dtype = torch.float16 if half else torch.float32
+    stored = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in state.items()
+    }
+    broken = [key for key, value in stored.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"weights of {name} are not finite as {dtype}: {some(broken)}; not saved")
+    return stored
 
 
 def save_head(head: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from timm.models import get_pretrained_cfg
 
-from segdistill.config import UserError, nearest
+from segdistill.config import UserError, first_line, nearest
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # in this order
 
@@ -92,5 +92,5 @@ def _explained(source: str, page: str, kind: str) -> Iterator[None]:
     except RepositoryNotFoundError:
         raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
     except (HfHubHTTPError, OSError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its {kind}") from None
+        line = f"{source} cannot be fetched ({first_line(error)}): fetch it from {page} and give its {kind}"
+        raise UserError(line) from None

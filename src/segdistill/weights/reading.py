@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from segdistill.config import UserError
+from segdistill.config import UserError, first_line
 from segdistill.files import input_digest, plain_name, sha256
 from segdistill.weights.report import LoadReport, some
 
@@ -157,10 +157,9 @@ def strange_tensors(content: Any, report: LoadReport) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001  timm's converters and torch raise many kinds
         names = [str(key) for key in content] if isinstance(content, Mapping) else []
-        why = (str(error).strip().splitlines() or [""])[0][:80]
         raise UserError(
-            f"'{report.source}' does not fit {report.network} ({type(error).__name__}: {why}); its first names are "
-            f"{some(names)}: give a state dictionary of that network"
+            f"'{report.source}' does not fit {report.network} ({type(error).__name__}: {first_line(error, 80)}); its "
+            f"first names are {some(names)}: give a state dictionary of that network"
         ) from None
 
 
@@ -186,7 +185,7 @@ def _read_torch(path: Path) -> Any:
                 f"python -c \"import torch; c = torch.load('{path.name}', weights_only=False); "
                 "torch.save(c.get('model', c.get('state_dict', c)), 'weights.pth')\""
             ) from None
-        line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        line = first_line(error, 120)
         raise UserError(f"'{path}' is damaged or no PyTorch file ({line}): make or fetch it again") from None
 
 
