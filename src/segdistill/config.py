@@ -105,6 +105,14 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _absent(value: object) -> None:
+    """None, the only value."""
+    if value is not None:
+        raise ValueError("this type of stage takes none; remove it")
+
+
+Absent = Annotated[Any, BeforeValidator(_absent)]
+"""A setting that other types of stage have; None."""
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Names without duplicates."""
 SetName = Annotated[str, Field(max_length=64), AfterValidator(_file_name)]

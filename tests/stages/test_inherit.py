@@ -88,6 +88,12 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
         recipe(tmp_path, "stages.start.accumulate=2")
 
 
+@pytest.mark.parametrize("change", ["method={type: heir}", "cache={views: 2}"])
+def test_a_method_or_a_cache_is_refused(tmp_path, change):
+    with pytest.raises(UserError, match=f"start'.{change.partition('=')[0]}: this type of stage takes none; remove it"):
+        recipe(tmp_path, f"stages.start.{change}")
+
+
 def test_its_plan_trains_nothing(tmp_path):
     start, task = make_plan(recipe(tmp_path), speed=1e9).stages
     assert (start.trained, start.steps, start.kind) == (0, 0, "inherit")

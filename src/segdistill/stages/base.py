@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import SLUG, Config, Part, UserError, part_of
+from segdistill.config import SLUG, Absent, Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
@@ -87,8 +87,8 @@ class StageConfig(Config):
 
     # The interface of a kind of stage; everything else about it is internal.
 
-    method: Any = None  # the part of METHODS that compares student and teacher, if any
-    cache: Any = None  # the settings of a cache of the teacher's tokens, if any
+    method: Absent = Field(None, exclude=True)  # the part of METHODS that compares student and teacher, if any
+    cache: Absent = Field(None, exclude=True)  # the settings of a cache of the teacher's tokens, if any
 
     @property
     def caches(self) -> tuple[tuple[DataSelection, Any, bool], ...]:
