@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from segdistill.config import UserError
 from segdistill.encoders import Encoder, build_encoder, outline
 from segdistill.environment import within_memory
-from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.runs.folder import settled
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, Pass, need, needs_of
+from segdistill.stages.base import ModelConfig, Pass, need
+from segdistill.stages.fitting import build_method, needs_of
 from segdistill.stages.task import build_model, check_head
 from segdistill.stages.teacher_cache import shape_of
 from segdistill.stages.views import teacher_views
@@ -301,9 +301,7 @@ def _images(batch: int, size: tuple[int, int]) -> Tensor:
 
 def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]) -> None:
     """One pass of the teacher, the student's views, and the method's parameters."""
-    method: Any = METHODS[stage.method.type]
-    needs = method.needs_for(stage.method.settings)
-    heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.of_teacher))
+    needs, heads = needs_of(stage.method), build_method(stage.method, student, teacher)
     cost.trained(heads)
     cost.frozen += sum(p.numel() for p in teacher.parameters())
     batch = stage.images_per_step

@@ -16,12 +16,11 @@ from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
 from segdistill.heads import HEADS, Head
-from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
+from segdistill.stages.fitting import check_method, needs_of
 from segdistill.train.blocks import shard
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
-from segdistill.types import Needs
 
 if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
@@ -222,7 +221,12 @@ class StageConfig(Config):
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
         """Raise a :class:`UserError` for settings that do not fit its networks, by role, or the classes."""
-        del models, classes
+        del classes
+        if self.method is not None:
+            student, teacher = (
+                self.fit(models[role].encoder, teacher=role == "teacher") for role in ("student", "teacher")
+            )
+            check_method(self.method, student, teacher)
 
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""
@@ -242,12 +246,6 @@ class Pass:
     written: int = 0
     images: int = 1
     steps: int | None = None
-
-
-def needs_of(part: Part) -> Needs:
-    """The inputs that the method of ``part`` needs with its settings."""
-    method: Any = METHODS[part.type]
-    return method.needs_for(part.settings)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from segdistill.heads.pyramid import resize
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import share
-from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
+from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
+from segdistill.stages.fitting import build_method, needs_of
 from segdistill.stages.teacher_cache import CacheConfig, Numbers, TeacherCache, open_cache
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
@@ -116,10 +117,9 @@ class Distillation(nn.Module):
         self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_head is not None), part.type
-        taps, method = self.needs.taps, METHODS[part.type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
-            self.method: Any = method(part.settings, student.spec(taps), teacher.spec(self.needs.of_teacher))
+            self.method: Any = build_method(part, student, teacher)
 
     def train(self, mode: bool = True) -> Distillation:
         """Set the mode of everything except the teacher, which stays in evaluation mode."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError, choose, parse, part_of
+from segdistill.config import Config, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import batches
 from segdistill.data.rare_class import RareClassConfig
@@ -35,6 +35,7 @@ from segdistill.stages.base import (
     weights_read,
 )
 from segdistill.stages.distill import Distillation
+from segdistill.stages.fitting import presence_width, sketch
 from segdistill.stages.generalized import (
     GeneralizedObjective,
     StyleConfig,
@@ -148,6 +149,8 @@ class TaskConfig(StageConfig):
         if self.proxy is not None and self.method is None:
             lines.append("proxy images are for the distillation term; add a method or remove proxy")
         lines += cache_faults(self)
+        if self.presence_weight and TASKS[self.task].network.presence_loss is Model.presence_loss:
+            lines.append("presence_weight: this task has no class-presence term; set it to 0")
         if (self.generalize or self.rare_class is not None) and TASKS[self.task].objects:
             lines.append(f"generalize and rare_class need a class for every pixel; the task '{self.task}' has objects")
         if self.generalize and "encoder" not in self.trains:
@@ -165,9 +168,14 @@ class TaskConfig(StageConfig):
         return tuple((part.data, part.cache, labelled) for part, labelled in parts if part.cache is not None)
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
-        """Builds the network, with random weights, if baselines read it."""
+        """Also a presence term, a batch and baselines; builds the network, with random weights, for these."""
+        super().misfits(models, classes)
+        model = models[self.model]
+        if self.presence_weight:
+            presence_width(sketch(model.encoder))
+        images = self.images_per_step if self.reads_logits else self.learned_per_step
+        HEADS[need_head(model, self.model, self.name).type].check_batch(images // self.accumulate)
         if self.generalize:
-            model = models[self.model]
             encoder = build_encoder(model.bare().encoder, seed=0)
             network = build_model(TASKS[self.task], model.bare(), encoder, classes, seed=0, stage=self.name)
             build_generalizers(self.generalize, network, classes)
@@ -196,9 +204,7 @@ class TaskObjective(Objective):
         self.presence_weight = presence_weight
         self.presence: nn.Linear | None = None
         if presence_weight:
-            width = model.encoder.spec((-1,)).cls_channels
-            if width is None:
-                raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
+            width = presence_width(model.encoder)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.presence = nn.Linear(width, model.head.num_classes)
