@@ -90,6 +90,7 @@ def demo(
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
     _announce("demo", check_recipe(recipe_path(Path(names[-1])), overrides), runs=len(names))
     from segdistill import grid
+    from segdistill.environment import cores
     from segdistill.grid.demo import load_arms, run_demo
     from segdistill.progress import Bars
     from segdistill.runs.folder import settled
@@ -99,7 +100,7 @@ def demo(
     recipes = [settled(recipe, folder / recipe.name) for recipe in arms]
     _tell_precision(recipes)
     total, gpus = sum(stage.steps for recipe in recipes for stage in recipe.stages), grid.visible_gpus()
-    jobs = 1 if "RANK" in os.environ else min(jobs or gpus or _cores(), len(recipes))  # torchrun: all share each run
+    jobs = 1 if "RANK" in os.environ else min(jobs or gpus or cores(), len(recipes))  # torchrun: all share each run
     with Bars("demo", total if jobs == 1 else 0) as bars:
         run_demo(folder, recipes, bars, jobs=jobs, gpus=gpus)
     _show([folder / recipe.name for recipe in recipes], folder / "report.html")
@@ -229,6 +230,7 @@ def bench(
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
     from segdistill import grid
+    from segdistill.environment import cores
     from segdistill.report import write_tables
     from segdistill.sharing.licences import chain
 
@@ -249,7 +251,7 @@ def bench(
         gpus = grid.visible_gpus()
         show_doubts(dict.fromkeys(line for cell in cells for line in cell.doubts))
         with Bars(config.name, 0) as bars:
-            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or cores(), gpus=gpus, watch=bars.work)
     found = grid.collect_table(config, outcomes)
     for path in write_tables(found, out / config.name):
         typer.echo(str(path))
@@ -292,10 +294,6 @@ def _tell(line: str) -> None:
     """Print a line to stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @app.command(name="list")

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from segdistill.config import UserError
+from segdistill.environment import cores
 from segdistill.files import write_atomic
 from segdistill.grid.table import Cell
 from segdistill.interrupts import Stopped, end_now, handled
@@ -68,8 +69,8 @@ def run_cells(
     interruption stops all processes; finished work is kept, and the same call resumes.
     """
     unique = list({cell.key: cell for cell in cells}.values())
-    waits = dependencies(unique)
-    if jobs == 1:
+    waits, jobs = dependencies(unique), min(jobs, len(unique))
+    if jobs <= 1:
         outcomes = _one_by_one(unique, waits, out, watch or _silent)
     else:
         outcomes = _side_by_side(unique, waits, out, jobs, gpus, watch or _silent)
@@ -119,7 +120,7 @@ def _side_by_side(
 ) -> dict[str, Outcome]:
     """Run the cells in child processes, each with its share of the cores."""
     state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
-    with _children_threads(max(1, (os.cpu_count() or 1) // jobs)):
+    with _children_threads(max(1, cores() // jobs)):
         try:
             while len(state.outcomes) < len(cells):
                 for number in range(len(cells)):

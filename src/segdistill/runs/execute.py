@@ -113,8 +113,7 @@ def loading_processes(workers: int | Literal["auto"], device: torch.device) -> i
         return workers
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(16, max(1, environment.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
