@@ -106,9 +106,15 @@ class SemiConfig(TaskConfig):
         return tuple(name for name in (labels, start) if name is not None)
 
     def earlier_faults(self, stages: Mapping[str, StageConfig]) -> list[str]:
-        """A stage that writes no pseudo-labels."""
+        """A stage that writes no pseudo-labels, and a start that is no whole network of this one's kind."""
         labels = None if self.unlabelled is None else self.unlabelled.labels
-        return [] if labels is None else labels_faults(stages[labels])
+        lines = [] if labels is None else labels_faults(stages[labels])
+        start = None if self.ema is None or self.ema.start is None else stages[self.ema.start]
+        if start is not None and (start.learner != self.model or set(start.trains) != {"encoder", "head"}):
+            lines.append(
+                f"ema.start: stage {start.name} does not train encoder and head of the {self.model}; name one that does"
+            )
+        return lines
 
     def pseudo_labelled(self) -> tuple[tuple[DataSelection, str], ...]:
         """The unlabelled images, if a stage labels them."""
@@ -127,6 +133,8 @@ class SemiConfig(TaskConfig):
             lines.append(f"a semi stage learns objects; the task '{self.task}' has none with masks")
         if self.method is not None or self.proxy is not None or self.presence_weight:
             lines.append("method, proxy and presence_weight are for task stages; remove them")
+        if self.adapter:
+            lines.append("adapter is for task stages; remove it")
         if self.generalize or self.styles is not None or self.rare_class is not None:
             lines.append("generalize, styles and rare_class are for task stages; remove them")
         if self.contrast is not None and self.freeze_encoder:
@@ -296,9 +304,8 @@ def _average(config: SemiConfig, context: StageContext, network: Model, classes:
     if config.ema.start is None:
         return MovingAverage(config.ema, copy.deepcopy(network), copies=True)
     folder = context.earlier[config.ema.start]
-    encoder = folder / "encoder.safetensors"
     settings = need(getattr(context, config.model), config.model, context.label)
-    settings = settings.filled(head=folder / "head.safetensors", encoder=encoder if encoder.is_file() else None)
+    settings = settings.filled(head=folder / "head.safetensors", encoder=folder / "encoder.safetensors")
     own = build_encoder(settings.encoder, seed=0)
     other = build_model(TASKS[config.task], settings, own, classes, seed=0, stage=context.label)
     return MovingAverage(config.ema, other, copies=False)
