@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from segdistill.config import UserError
 from segdistill.objects import Objects
@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 IGNORE = 255
 WRONG = (213, 94, 0)  # vermilion of the Okabe-Ito palette, distinct from grey for all types of colour vision
 INK, PAPER = (32, 36, 42), (255, 255, 255)
+CELL = (256, 384)
+"""Height and width of a picture on a sheet of images that differ in size."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,11 @@ def object_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, V
     """A scene's image, and the saved pictures of its objects: ground truth and each prediction."""
     del colors
     return [(panel, Views({"objects": Image.fromarray(load_image(panel.path))})) for panel in panels]
+
+
+def cell(image: Pixels) -> Pixels:
+    """The picture, fitted into :data:`CELL`."""
+    return np.asarray(ImageOps.pad(Image.fromarray(image), CELL[::-1], color=PAPER))
 
 
 def contact_sheet(

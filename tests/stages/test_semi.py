@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from segdistill.config import UserError
-from segdistill.data.dataset import DataSelection
+from segdistill.data.dataset import DataSelection, Sample
 from segdistill.data.pseudo import read_pseudo
 from segdistill.data.pseudo_labelled import PseudoLabelled
 from segdistill.data.rendered import WorldSource
@@ -18,10 +20,12 @@ from segdistill.data.strong import Strong, StrongAugment
 from segdistill.files import sha256
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.objects import decode
+from segdistill.pictures import CELL
 from segdistill.recipe import load
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.shipped import shipped_path
+from segdistill.stages import pseudo_label as stage_of_labels
 from segdistill.stages.pseudo_label import LABELS
 from segdistill.train import loop
 
@@ -304,6 +308,20 @@ def test_mistakes_are_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         run(recipe(tmp_path, change), tmp_path / "run")
     assert "\n" not in str(error.value)
+
+
+def test_the_sheet_shows_images_that_differ_in_size(tmp_path, monkeypatch):
+    class Set(list):
+        colors = np.zeros((1, 3))
+
+        def listing(self):
+            return [sample.name for sample in self]
+
+    monkeypatch.setattr(stage_of_labels, "_drawn", lambda image, *_: image)
+    images = Set(Sample(np.zeros((side, 64, 3), np.uint8), None, "game", f"game/{side}") for side in (32, 48))
+    labels, place = SimpleNamespace(objects=lambda _: None), SimpleNamespace(folder=tmp_path)
+    stage_of_labels._draw_sheet(SimpleNamespace(sheet=2), place, labels, images)
+    assert Image.open(tmp_path / "sheet.png").height > 2 * CELL[0]
 
 
 def test_labels_of_another_selection_are_refused_before_anything_is_trained(tmp_path):
