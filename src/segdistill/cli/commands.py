@@ -273,7 +273,7 @@ def _show_plan(plan: Plan) -> None:
 def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
     """Print what is going to run, before torch is imported."""
     stages = values["stages"]
-    steps = sum(stage.get("steps", 0) for stage in stages)
+    steps = sum(int(float(stage.get("steps", 0))) for stage in stages)
     several = f"{runs} runs, the last of " if runs > 1 else ""
     _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps")
 
