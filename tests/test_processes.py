@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from fake_processes import CASES, outcome, run_until, share, spoil
 from segdistill import ops
 from segdistill.heads import semfpn
 from segdistill.ops import generator, own_mask, random_mask
+from segdistill.runs.fabric import PATIENCE, make_fabric
 from segdistill.train import checkpoint
 from segdistill.train.norms import share_statistics
-from tiny_runs import TINY, Child, tiny_file
+from tiny_runs import TINY, Child, tiny, tiny_file
 
 DATA = {"domains": ["game"], "images": 6}
 SEMFPN = {"type": "semfpn", "width": 8}  # with its dropout of 0.1
@@ -215,3 +217,18 @@ def test_batch_norms_are_left_alone_in_a_single_process():
     network = nn.Sequential(nn.BatchNorm2d(3))
     share_statistics(network)
     assert type(network[0]) is nn.BatchNorm2d
+
+
+def test_processes_wait_for_one_that_works_alone(tmp_path, monkeypatch):
+    class Fabric(SimpleNamespace):
+        device = torch.device("cpu")
+
+        def launch(self):
+            made.append(self)
+
+    made = []
+    monkeypatch.setattr("lightning.fabric.Fabric", Fabric)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    make_fabric(tiny(tmp_path))
+    assert made[0].strategy._timeout == PATIENCE
+    assert PATIENCE.total_seconds() > 12 * 3600
