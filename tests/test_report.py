@@ -230,6 +230,13 @@ def test_markdown_reads_back_with_as_many_cells_as_columns(tmp_path):
     assert cells["retention (%)"] == "80.0"
 
 
+def test_the_environment_of_a_folder_of_scores_is_in_its_results(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "environment.json").unlink()
+    rewrite(tmp_path / "run", environment={"commit": "abc"})
+    assert load_run(tmp_path / "run").environment == {"commit": "abc"}
+
+
 def test_names_from_files_cannot_become_markup(tmp_path):
     evil = '<script>alert("x")</script>'
     results = make_run(tmp_path / "run", title=evil)

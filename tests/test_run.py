@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from segdistill.config import UserError
 from segdistill.files import sealed_text
 from segdistill.recipe import dump, load
 from segdistill.runlog import Quiet
+from segdistill.runs import folder as folders
 from segdistill.runs.execute import fingerprints, run
 from segdistill.runs.folder import settled
 from segdistill.runs.rescore import evaluate_run
@@ -293,3 +295,11 @@ def test_an_automatic_precision_is_the_machines_and_stays_that_of_a_begun_run(tm
     assert settled(recipe, tmp_path / "run").precision == "bf16-mixed"
     (tmp_path / "run" / "recipe.yaml").write_text("damaged")
     assert settled(recipe, tmp_path / "run").precision == "32-true"
+
+
+def test_the_environment_in_the_results_is_from_before_the_scoring(tmp_path, monkeypatch):
+    order, alone = [], SimpleNamespace(is_global_zero=False, barrier=lambda: None)
+    monkeypatch.setattr(environment, "describe", lambda: order.append("environment"))
+    monkeypatch.setattr(folders, "score", lambda *_, results, **__: order.append("score") or results)
+    folders.write_results(tiny(tmp_path), [None], [], tmp_path, fabric=alone, watcher=Quiet())
+    assert order == ["environment", "score"]

@@ -215,9 +215,10 @@ def load_run(folder: Path) -> Run:
             f"segdistill evaluate {folder} evaluate.domains=[...]"
         )
     metric = _primary(values, path)
-    environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+    about = folder / "environment.json"  # a folder of scores alone has none
+    environment = _json(about) if about.is_file() else values.get("environment", {})
     if not isinstance(environment, dict):
-        raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
+        raise UserError(f"{about}: expected an object, got {type(environment).__name__}")
     recipe = _text(folder / "recipe.yaml")
     if recipe is not None and not text_is_whole(recipe.encode()):
         raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; run the command again")

@@ -300,6 +300,7 @@ def write_results(
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Score the models and write ``out/results.json``; returns its content."""
+    about = environment.describe()  # now, since it names the start
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
     results["distilled"] = learns_from_teacher(recipe)
@@ -313,7 +314,7 @@ def write_results(
         for each in scored:
             results = score(recipe, each, fabric=fabric, results=results, reuse=reuse, watcher=watcher)
         results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
-    results["environment"] = environment.describe()
+    results["environment"] = about
     if fabric.is_global_zero:
         write_signed(out / "results.json", results)
     fabric.barrier()
