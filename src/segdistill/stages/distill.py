@@ -188,8 +188,8 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     """Distil the teacher's encoder into the student's; writes ``encoder.safetensors`` to the stage's folder."""
     student, seed = context.build_student(config.fit), (context.seed, config.name)
     teacher = context.build_teacher(partial(config.fit, teacher=True))
+    read = weights_read(student=student, teacher=teacher)
     distillation = Distillation(student, teacher, config.method, seed)
-    method = distillation.method
     dataset, size = context.open(config.data), config.size or context.source.size
     transform: Any = DistillTransform(config.augment, size)
     cache = None
@@ -211,6 +211,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     else:
         context.shard(teacher)
+    del teacher  # with a cache its memory is free from here on
     data: Any = (EncodedBatches if config.needs_gpu else StepBatches)(
         dataset,
         transform,
@@ -225,10 +226,10 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         config,
         config.optimizer,
         DistillObjective(student, distillation, cache),
-        [(student, 1.0), (method, 1.0)],
+        [(student, 1.0), (distillation.method, 1.0)],
         lambda order: made(loaded(data, order, context.workers, ahead=4)),
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
-    parameters = {"encoder": count(student), "method": count(method)}
-    return StageResult(seconds, parameters, weights=weights_read(student=student, teacher=teacher))
+    parameters = {"encoder": count(student), "method": count(distillation.method)}
+    return StageResult(seconds, parameters, weights=read)

@@ -309,7 +309,9 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     if config.generalize:
         return _run_generalized(config, context, network, dataset)
     distillation, caches = _distillation(config, context, network.encoder, dataset.names), None
-    teacher: Any = None if distillation is None else (distillation.teacher, distillation.teacher_head)
+    read: dict[str, str] = {}
+    if distillation is not None:
+        read = weights_read(teacher=distillation.teacher, teacher_head=distillation.teacher_head)
     if config.cache is not None and distillation is not None:
         caches = open_task_caches(config, context, dataset, distillation)
         distillation.teacher, distillation.teacher_head = nn.Identity(), None
@@ -324,8 +326,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     )
     seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed, caches))
     result = save_network(config, context, network, seconds, dataset.names)
-    if teacher is not None:
-        result.weights |= weights_read(teacher=teacher[0], teacher_head=teacher[1])
+    result.weights |= read
     return result
 
 
