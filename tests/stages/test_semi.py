@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segdistill.config import UserError
-from segdistill.data.dataset import DataSelection, Sample
-from segdistill.data.pseudo import read_pseudo
+from segdistill.data.dataset import DataSelection, Dataset, Sample
+from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.data.pseudo_labelled import PseudoLabelled
 from segdistill.data.rendered import WorldSource
 from segdistill.data.strong import Strong, StrongAugment
@@ -26,7 +25,8 @@ from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.shipped import shipped_path
 from segdistill.stages import pseudo_label as stage_of_labels
-from segdistill.stages.pseudo_label import LABELS
+from segdistill.stages.base import StageContext
+from segdistill.stages.pseudo_label import LABELS, PseudoLabelConfig
 from segdistill.train import loop
 
 RECIPE = """
@@ -311,17 +311,24 @@ def test_mistakes_are_one_line(tmp_path, change, message):
 
 
 def test_the_sheet_shows_images_that_differ_in_size(tmp_path, monkeypatch):
-    class Set(list):
-        colors = np.zeros((1, 3))
+    class Set(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return Sample(np.zeros((32 + 16 * number, 64, 3), np.uint8), None, "game", str(number))
 
         def listing(self):
-            return [sample.name for sample in self]
+            return iter(["game/0", "game/1"])
 
     monkeypatch.setattr(stage_of_labels, "_drawn", lambda image, *_: image)
-    images = Set(Sample(np.zeros((side, 64, 3), np.uint8), None, "game", f"game/{side}") for side in (32, 48))
-    labels, place = SimpleNamespace(objects=lambda _: None), SimpleNamespace(folder=tmp_path)
-    stage_of_labels._draw_sheet(SimpleNamespace(sheet=2), place, labels, images)
-    assert Image.open(tmp_path / "sheet.png").height > 2 * CELL[0]
+    monkeypatch.setattr(PseudoLabels, "objects", lambda *_: None)
+    place = object.__new__(StageContext)
+    object.__setattr__(place, "folder", tmp_path)
+    config = PseudoLabelConfig(name="labels", data={"domains": ["game"]}, task="instance")
+    stage_of_labels._draw_sheet(config, place, object.__new__(PseudoLabels), Set())
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 2 * CELL[0]
 
 
 def test_labels_of_another_selection_are_refused_before_anything_is_trained(tmp_path):
