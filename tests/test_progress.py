@@ -86,6 +86,16 @@ def test_bars_on_a_pipe_are_lines(capsys):
     assert capsys.readouterr().err == "a: 2 steps\na: 2 steps done, loss 0.5000, 3.2 images/s\n"
 
 
+def test_bars_on_a_terminal_follow_a_total_that_grows_and_show_slow_steps(monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    with Bars("x", 4) as bars:
+        bars.work("pseudo-labels", 1, 2)
+        bars.work("pseudo-labels", 3, 5)
+        assert (bars.progress.tasks[bars.now].completed, bars.progress.tasks[bars.now].total) == (3, 5)
+        bars.rate("a", 0.32)
+        assert bars.speed == ", 0.3 images/s"
+
+
 def test_other_processes_are_silent(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with Bars("x", 4) as bars:

@@ -41,7 +41,7 @@ class Lines:
 
     def rate(self, label: str, images_per_s: float) -> None:
         """Store the speed for the next line."""
-        self.speed = f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
+        self.speed = _speed(images_per_s)
 
     def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Print the progress of other work when due; the time left follows from what was not skipped."""
@@ -65,6 +65,11 @@ class Lines:
             self.last = now
             left = (now - self.began) / max(1, done - self.first) * (total - done)
             self.say(f"{self.title}: {line}, {duration(left)} left" if done > self.first else f"{self.title}: {line}")
+
+
+def _speed(images_per_s: float) -> str:
+    """What a line says after the loss."""
+    return f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
 
 
 def duration(seconds: float) -> str:
@@ -123,7 +128,7 @@ class Bars:
             return
         done = self.progress.tasks[self.now].completed if self.label == label else 0.0
         self._begin(label, steps)
-        self.progress.update(self.now, completed=step)
+        self.progress.update(self.now, completed=step, total=steps)
         self.progress.advance(self.whole, step - done)
         if loss is not None:
             self.progress.update(self.now, note=f"loss {loss:.4f}{self.speed}")
@@ -132,7 +137,7 @@ class Bars:
         """Show the speed with the next loss."""
         if self.lines is not None:
             self.lines.rate(label, images_per_s)
-        self.speed = f", {images_per_s:.0f} images/s"
+        self.speed = _speed(images_per_s)
 
     def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Show the progress of work other than training."""
@@ -140,7 +145,7 @@ class Bars:
             self.lines.work(what, done, total, skipped)
             return
         self._begin(what, total)
-        self.progress.update(self.now, completed=done)
+        self.progress.update(self.now, completed=done, total=total)
 
     def warn(self, line: str) -> None:
         """Print a warning once, above the bars."""
