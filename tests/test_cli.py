@@ -313,3 +313,8 @@ def test_the_tiny_recipe_has_every_stage_type_but_those_of_objects():
 def test_a_recipe_with_steps_in_quotes_is_announced(capsys):
     commands._announce("x", {"stages": [{"steps": "300"}, {"steps": 5}, {}]})
     assert capsys.readouterr().err == "x: 3 stages, 305 steps\n"
+
+
+def test_a_table_under_torchrun_is_refused(complaint, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert "bench starts processes of its own, got torchrun" in complaint("bench", "table1_world")

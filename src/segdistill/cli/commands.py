@@ -222,6 +222,10 @@ def bench(
 
     Settings apply to every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
+    if "RANK" in os.environ:
+        raise UserError(
+            "bench starts processes of its own, got torchrun: run it without, with --jobs N for N at a time"
+        )
     from segdistill.precheck import check_table
     from segdistill.progress import Bars
     from segdistill.shipped import recipes_folder, table_path
@@ -299,7 +303,7 @@ def _tell(line: str) -> None:
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="encoders, heads, methods, domains, recipes, tables or weights")
+        str | None, typer.Argument(help="encoders, heads, methods, generalizers, domains, recipes, tables or weights")
     ] = None,
 ) -> None:
     """List the available choices; without an argument, the lists themselves."""

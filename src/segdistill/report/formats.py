@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,10 @@ from segdistill.results import Comparison, ModelResult
 
 FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "gain", "unseen", "retention", "source", "clean")
 """Groups and keys of columns in the order in which a narrow terminal goes without them."""
+
+TEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", DASH: "--"}
+TEX |= {sign: f"\\{sign}" for sign in "&%_#${}"}
+"""What LaTeX reads for a character that means something else to it."""
 
 ENVIRONMENT = ("version", "commit", "hardware", "system", "python", "torch", "lightning", "timm", "started")
 
@@ -209,6 +214,4 @@ def _escape(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$")):
-        text = text.replace(sign, escaped)
-    return text.replace(DASH, "--")
+    return re.sub("|".join(map(re.escape, TEX)), lambda sign: TEX[sign[0]], text)
