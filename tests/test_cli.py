@@ -317,4 +317,4 @@ def test_a_recipe_with_steps_in_quotes_is_announced(capsys):
 
 def test_a_table_under_torchrun_is_refused(complaint, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    assert "bench starts processes of its own, got torchrun" in complaint("bench", "table1_world")
+    assert "bench starts processes of its own: run it without torchrun" in complaint("bench", "table1_world")

@@ -6,11 +6,11 @@ import json
 import re
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
@@ -220,15 +220,16 @@ def test_batch_norms_are_left_alone_in_a_single_process():
 
 
 def test_processes_wait_for_one_that_works_alone(tmp_path, monkeypatch):
-    class Fabric(SimpleNamespace):
+    class Unlaunched(Fabric):
         device = torch.device("cpu")
 
-        def launch(self):
-            made.append(self)
+        def __init__(self, strategy, **_):
+            self.made = strategy
 
-    made = []
-    monkeypatch.setattr("lightning.fabric.Fabric", Fabric)
+        def launch(self):
+            """Starts nothing."""
+
+    monkeypatch.setattr("lightning.fabric.Fabric", Unlaunched)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    make_fabric(tiny(tmp_path))
-    assert made[0].strategy._timeout == PATIENCE
+    assert make_fabric(tiny(tmp_path)).made._timeout == PATIENCE
     assert PATIENCE.total_seconds() > 12 * 3600

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
 from segdistill import environment
@@ -20,6 +20,7 @@ from segdistill.runs import folder as folders
 from segdistill.runs.execute import fingerprints, run
 from segdistill.runs.folder import settled
 from segdistill.runs.rescore import evaluate_run
+from segdistill.runs.score import Scored
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
 STAGES = ("00-teacher", "01-agnostic", "02-task")
@@ -298,8 +299,17 @@ def test_an_automatic_precision_is_the_machines_and_stays_that_of_a_begun_run(tm
 
 
 def test_the_environment_in_the_results_is_from_before_the_scoring(tmp_path, monkeypatch):
-    order, alone = [], SimpleNamespace(is_global_zero=False, barrier=lambda: None)
+    class Second(Fabric):
+        is_global_zero = False
+
+        def __init__(self):
+            """No process but this one."""
+
+        def barrier(self):
+            """Nobody to wait for."""
+
+    order = []
     monkeypatch.setattr(environment, "describe", lambda: order.append("environment"))
     monkeypatch.setattr(folders, "score", lambda *_, results, **__: order.append("score") or results)
-    folders.write_results(tiny(tmp_path), [None], [], tmp_path, fabric=alone, watcher=Quiet())
+    folders.write_results(tiny(tmp_path), [object.__new__(Scored)], [], tmp_path, fabric=Second(), watcher=Quiet())
     assert order == ["environment", "score"]

@@ -223,9 +223,7 @@ def bench(
     Settings apply to every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
     if "RANK" in os.environ:
-        raise UserError(
-            "bench starts processes of its own, got torchrun: run it without, with --jobs N for N at a time"
-        )
+        raise UserError("bench starts processes of its own: run it without torchrun, with --jobs N for N at a time")
     from segdistill.precheck import check_table
     from segdistill.progress import Bars
     from segdistill.shipped import recipes_folder, table_path
