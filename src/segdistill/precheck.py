@@ -167,23 +167,23 @@ def _fields(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Any, Any]]:
     for each in node.body:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and each.target.id[0] != "_":
             annotation = _type(module, each.annotation)
-            limits, default = _declared(module, each.value)
+            limits, default = _declared(each.value)
             yield each.target.id, Annotated[annotation, limits] if limits is not None else annotation, default
 
 
-def _declared(module: str, value: ast.expr | None) -> tuple[Any, Any]:
+def _declared(value: ast.expr | None) -> tuple[Any, Any]:
     """The limits in ``Field(...)``, and the default: ``...`` for a required field, else a placeholder."""
     if value is None:
         return None, ...
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
-        limits = _limits(module, value)
+        limits = _limits(value)
         named = any(keyword.arg in ("default", "default_factory") for keyword in value.keywords)
         required = not named and (not value.args or ast.unparse(value.args[0]) == "...")
         return limits, ... if required else _Unchecked
     return None, _Unchecked
 
 
-def _limits(module: str, call: ast.Call) -> Any:
+def _limits(call: ast.Call) -> Any:
     """``Field`` with the limits that are literals or names of :mod:`segdistill.config`."""
     kept: dict[str, Any] = {}
     for keyword in call.keywords:
@@ -230,7 +230,7 @@ def _generic(module: str, node: ast.Subscript) -> Any:
         calls = [each for each in inner[1:] if isinstance(each, ast.Call)]
         if any(ast.unparse(call.func) == "BeforeValidator" for call in calls):
             return Any  # the validator may accept more than the type
-        limits = next((_limits(module, call) for call in calls if ast.unparse(call.func) == "Field"), None)
+        limits = next((_limits(call) for call in calls if ast.unparse(call.func) == "Field"), None)
         own = _type(module, inner[0])
         return own if limits is None else Annotated[own, limits]
     if outer in GENERIC:
