@@ -112,7 +112,7 @@ def to_json(found: Comparison) -> str:
     for (number, value, seed), run in sorted(found.runs.items()):
         row = found.rows[number]
         place = {"group": row.group, "row": row.title, "sweep": value, "seed": seed}
-        stages = [stage.model_dump(exclude_none=True, exclude={"finished"}) for stage in run.stages]
+        stages = [stage.model_dump(exclude_none=True) for stage in run.stages]
         scores = {"retention": _rounded(run.retention), **_scores(found, run.student)}
         environment = {key: run.environment[key] for key in ENVIRONMENT if key in run.environment}
         runs.append(place | scores | {"stages": stages, "environment": environment})

@@ -120,7 +120,6 @@ class Stage(Record):
     seconds: Number = None
     memory_mb: Number = None  # peak of its process while it ran
     facts: dict[str, Any] = Field(default_factory=dict)  # what it measured; "summary": in one line
-    finished: str | None = None
 
 
 class Step(Record):
@@ -128,10 +127,7 @@ class Step(Record):
 
     stage: str
     step: int
-    steps: int | None = None
     loss: Number = None
-    terms: dict[str, Number] | None = None
-    lr: Number = None
     images_per_s: Number = None
     diagnostics: dict[str, Number] | None = None
 
