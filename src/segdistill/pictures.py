@@ -128,14 +128,11 @@ def box_picture(
     return picture
 
 
-def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
-    """Wrong pixels in vermilion, correct ones in the pale grey ``image`` (or plain grey), ignored ones dark."""
+def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels) -> Pixels:
+    """Wrong pixels in vermilion, correct ones in the pale grey ``image``, ignored ones dark."""
     _same_size(prediction, truth)
-    if image is None:
-        grey = np.full(truth.shape, 226.0, dtype=np.float32)
-    else:
-        _same_size(image, truth)
-        grey = 120 + image.astype(np.float32).mean(axis=2) * 0.5
+    _same_size(image, truth)
+    grey = 120 + image.astype(np.float32).mean(axis=2) * 0.5
     result = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
     result[(prediction != truth) & (truth != IGNORE)] = WRONG
     result[truth == IGNORE] = (60, 60, 60)

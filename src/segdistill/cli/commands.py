@@ -306,7 +306,6 @@ def list_(
 ) -> None:
     """List the available choices; without an argument, the lists themselves."""
     from segdistill import listing
-    from segdistill.config import choose
 
     print_table(listing.overview() if what is None else choose("list", what, listing.LISTS)())
 
