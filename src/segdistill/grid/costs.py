@@ -12,7 +12,8 @@ from segdistill.runs.plan import Plan, make_plan
 def plan_cells(cells: Sequence[Cell]) -> Plan:
     """One plan for all ``cells``: every stage, listed with the first run that has it, and all images to score.
 
-    Raises :class:`segdistill.config.UserError` like :func:`segdistill.runs.plan.make_plan`. Work that an earlier call has finished still counts.
+    Raises :class:`segdistill.config.UserError` like :func:`segdistill.runs.plan.make_plan`. Work that an earlier call
+    has finished still counts.
     """
     stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
     doubts = dict.fromkeys(line for cell in cells for line in cell.doubts)
