@@ -24,7 +24,7 @@ def test_a_star_addresses_all_items_that_have_the_key():
     assert [stage.get("data", {}).get("fraction") for stage in values["stages"]] == ["1/5", None, "1/5"]
     with pytest.raises(UserError, match="no item of stages has 'augment'"):
         apply(values, "stages.*.augment.flip=0")
-    with pytest.raises(UserError, match=r"'\*' stands for the items of a list, and data is none"):
+    with pytest.raises(UserError, match=r"'\*' stands for the items of a list, but data is not one"):
         apply({"data": {}}, "data.*.x=1")
 
 

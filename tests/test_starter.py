@@ -244,7 +244,7 @@ def test_descriptions_are_what_the_source_reads(tmp_path):
 @pytest.mark.parametrize(("covered", "message"), [
     ("fog/images", "all 2 images of 'fog' are also read by stage task, proxy; remove them from one of the two"),
     ("street", "all 1 images of 'street' are also read by stage task, proxy; its score says nothing about new"),
-    ("copies", "1 of the 2 images of 'fog' are also read by stage task, proxy (copies, such as "),
+    ("copies", "1 of the 2 images of 'fog' are also read by stage task, proxy (for example, "),
     ("other", None),
 ])  # fmt: skip
 def test_images_that_are_scored_and_trained_on_under_another_name_are_told(covered, message, tmp_path):

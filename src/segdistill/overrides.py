@@ -52,7 +52,7 @@ def _apply_to_all(values: dict[str, Any], path: list[str], text: str, shown: str
     for step in path[:star]:
         node = _child(node, step, shown)
     if not isinstance(node, list):
-        raise UserError(f"{shown}: '*' stands for the items of a list, and {'.'.join(path[:star])} is none")
+        raise UserError(f"{shown}: '*' stands for the items of a list, but {'.'.join(path[:star])} is not one")
     places = [str(place) for place, item in enumerate(node) if isinstance(item, dict) and item.get(path[star + 1])]
     if not places:
         raise UserError(f"{shown}: no item of {'.'.join(path[:star])} has '{path[star + 1]}'")

@@ -136,7 +136,9 @@ class Recipe(Config):
             model for model in (self.teacher, self.student) if model is not None and model.head_weights is not None
         ]
         if not self.stages and not given:
-            problems.append("stages: there is none, and no head has weights to score; add a stage or head.weights")
+            problems.append(
+                "stages: there are no stages, and no head has weights to score; add a stage or head.weights"
+            )
         if self.evaluate is not None:
             names = [line for name in self.evaluate.domains for line in _attempt(partial(plain_name, name))]
             problems += [f"evaluate: {line}" for line in names]
@@ -207,7 +209,9 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     other = None if recipe.teacher is None or recipe.teacher.head is None else recipe.teacher.head.settings
     if stage.reads_logits and getattr(other, "two_scale", None) is not None:
-        problems.append(f"stage {stage.name}: its method compares class scores, of one scale; remove head.two_scale")
+        problems.append(
+            f"stage {stage.name}: its method compares class scores at a single scale; remove head.two_scale"
+        )
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
             f"stage {stage.name}: its method compares class scores, but no earlier stage trains the teacher's "
@@ -222,7 +226,7 @@ def _earlier_problems(recipe: Recipe, number: int) -> list[str]:
     names = {each.name for each in before}
     for name in stage.earlier:
         if name not in names:
-            allowed = ", ".join(each.name for each in before) or "there is none"
+            allowed = ", ".join(each.name for each in before) or "none"
             problems.append(f"stage {stage.name}: no earlier stage is called '{name}'; allowed: {allowed}")
     if names.issuperset(stage.earlier):
         wrong = stage.earlier_faults({each.name: each for each in before})

@@ -101,7 +101,8 @@ DETECTION = """\
 """
 
 PSEUDO = """\
-  # 2. It labels your images without labels: what it is sure of. sheet.png in the stage's folder shows some of them.
+  # 2. It pseudo-labels your unlabelled images, keeping only confident predictions. sheet.png in the stage's folder
+  #    shows some of them.
   - {{type: pseudo_label, name: labels, score: 0.6, data: &many {{domains: [{alone}]}}}}
 """
 UNLABELLED = "unlabelled: {data: *many, batch: 4, labels: labels, no_object: 0.25},\n     "

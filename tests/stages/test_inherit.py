@@ -72,7 +72,7 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     ("changes", "words"),
     [
         (["student.encoder={name: world_resnet}"], "stage start: inherit needs two plain ViTs of timm: the student"),
-        (["stages.start.blocks=[1]"], "takes 6 rising numbers from 0 to 5"),
+        (["stages.start.blocks=[1]"], "takes 6 ascending numbers from 0 to 5"),
         (["teacher.encoder.name=world_student", "student.encoder.name=world_teacher"], "choose a smaller student"),
     ],
 )

@@ -333,7 +333,7 @@ def test_the_sheet_shows_images_that_differ_in_size(tmp_path, monkeypatch):
 
 def test_labels_of_another_selection_are_refused_before_anything_is_trained(tmp_path):
     change = "stages.adapt.unlabelled.data={domains: [game], images: 9}"
-    line = r"stage adapt: stage first_labels labels 6 of its 9 unlabelled images, not game/0000\d\d, for example"
+    line = r"stage adapt: stage first_labels labels only 6 of its 9 unlabelled images \(missing, for example: game/0"
     with pytest.raises(UserError, match=line):
         run(recipe(tmp_path, change), tmp_path / "run")
     assert not (tmp_path / "run/stages").exists()

@@ -287,8 +287,8 @@ def _tell_precision(recipes: Iterable[Recipe]) -> None:
     for precision, accelerator in sorted({(recipe.precision, recipe.accelerator) for recipe in recipes}):
         remark = ""
         if not computes_bf16(accelerator):
-            remark = {"bf16-mixed": "; slow: emulated here; 32-true is many times as fast, or use a GPU",
-                      "32-true": "; there are no instructions for bf16 here"}.get(precision, "")  # fmt: skip
+            remark = {"bf16-mixed": "; slow: this machine emulates bf16; 32-true is several times faster",
+                      "32-true": "; this machine has no fast bf16"}.get(precision, "")  # fmt: skip
         _tell(f"precision {precision}{remark}")
 
 

@@ -110,7 +110,7 @@ def probe(
     model: Annotated[Literal["teacher", "student"], typer.Option(help="which of its networks")] = "teacher",
     images: Annotated[int, typer.Option(min=5, help="labelled images of the source to fit on, at most")] = 200,
 ) -> None:
-    """Score every block of an encoder with a frozen linear probe: which one is worth distilling, and is it any good?"""
+    """Fit a linear probe on every block of an encoder, to see which block is worth distilling and how good it is."""
     from segdistill.precheck import check_recipe
     from segdistill.shipped import recipe_path
 

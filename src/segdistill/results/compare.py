@@ -211,7 +211,7 @@ class Comparison:
     def contenders(self, group: str) -> list[int]:
         """The rows of a group among which a best one is sought.
 
-        A network that nothing was trained in contends with its like alone.
+        Rows without any training compete only among themselves.
         """
         rows = [row for row, line in enumerate(self.rows) if line.group == group]
         trained = {row for (row, _, _), run in self.runs.items() if run.fewest_steps is not None}

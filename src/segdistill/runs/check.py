@@ -60,8 +60,8 @@ def _label_problems(recipe: Recipe) -> list[str]:
             images = list(recipe.data.listing(selection))
             if missing := [image for image in images if image not in given]:
                 lines.append(
-                    f"stage {stage.name}: stage {giver} labels {len(images) - len(missing)} of its {len(images)} "
-                    f"unlabelled images, not {missing[0]}, for example; select the same images in both"
+                    f"stage {stage.name}: stage {giver} labels only {len(images) - len(missing)} of its {len(images)} "
+                    f"unlabelled images (missing, for example: {missing[0]}); select the same images in both"
                 )
     return lines
 

@@ -69,9 +69,11 @@ class EmaConfig(Config):
     burn_in: int = Field(
         0, ge=0, le=10**8, description="steps before the average moves; without start no pseudo-labels are used before"
     )
-    start: str | None = Field(None, description="the earlier stage whose network it starts from; None: this one's")
-    score: float = Field(0.7, ge=0, le=1, description="class probability above which a query is a pseudo-label")
-    least: int = Field(5, ge=1, le=10**6, description="least cells of its mask")
+    start: str | None = Field(
+        None, description="the earlier stage whose network initialises the average; None: this stage's own network"
+    )
+    score: float = Field(0.7, ge=0, le=1, description="class probability above which a query becomes a pseudo-label")
+    least: int = Field(5, ge=1, le=10**6, description="minimum mask size, in cells")
 
 
 class SemiConfig(TaskConfig):
@@ -81,7 +83,7 @@ class SemiConfig(TaskConfig):
     unlabelled: UnlabelledConfig | None = None
     contrast: PixelContrast.Config | None = Field(None, description="the pixel contrast; None: off")
     strong: StrongAugment = Field(StrongAugment(), description="the strong view of the pixel contrast and of ema")
-    ema: EmaConfig | None = Field(None, description="pseudo-labels at every step; None: those of a stage")
+    ema: EmaConfig | None = Field(None, description="pseudo-labels at every step; None: read from a pseudo_label stage")
 
     @property
     def trains(self) -> tuple[str, ...]:
