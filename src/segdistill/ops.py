@@ -33,13 +33,14 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode before afterwards."""
-    before = module.training
+    """Evaluation mode inside; every module's own mode is restored afterwards."""
+    modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(before)
+        for each, mode in modes:
+            each.training = mode
 
 
 def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:

@@ -29,8 +29,8 @@ from segdistill.inference.inputs import Input, find_inputs
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
 from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare, sliding
+from segdistill.ops import evaluation_mode
 from segdistill.recipe import Recipe
-from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
 from segdistill.runs.rescore import trained
 from segdistill.runs.score import Scored, load_model
@@ -180,7 +180,7 @@ class Model(Predictor[Segmenter, Result]):
         count, _, height, width = images.shape
         classes = np.empty((count, height, width), np.uint8)
         confidence = np.empty((count, height, width), np.float32)
-        with evaluating(self.segmenter), torch.inference_mode():
+        with evaluation_mode(self.segmenter), torch.inference_mode():
             prepared = prepare(images.to(self.device), self.view.resize)
             window = self.view.window_for(*prepared.shape[-2:])
             for strip in self.segmenter.strips(prepared, window, (height, width)):
@@ -206,7 +206,7 @@ class ObjectModel(Predictor[Finder, ObjectResult]):
 
     def _predict(self, images: Tensor, names: list[str]) -> list[ObjectResult]:
         height, width = images.shape[-2:]
-        with evaluating(self.segmenter), torch.inference_mode():
+        with evaluation_mode(self.segmenter), torch.inference_mode():
             found = self.segmenter.predict(prepare(images.to(self.device), self.view.resize), (height, width))
         shown = _shown(images)
         return [ObjectResult(found[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)]

@@ -19,12 +19,12 @@ from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import facts_digest, plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
 from segdistill.models import Model, View
+from segdistill.ops import evaluation_mode
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.runs.corruptions import Store, Subjects, measure
 from segdistill.runs.evaluation import (
     evaluate,
-    evaluating,
     mean_interval,
     mean_score,
     retention,
@@ -185,7 +185,7 @@ def _measure(
     }
     found["worst"] = _worst(images, config.pictures) if scored.role == "student" else {}
     if fabric.is_global_zero:
-        with evaluating(model), torch.inference_mode(), fabric.autocast():
+        with evaluation_mode(model), torch.inference_mode(), fabric.autocast():
             pictures = _keep_pictures(scored, config.pictures, model, seen, found["worst"])
         write_samples(path.with_suffix(".npz"), images)
         files = [path.with_suffix(".npz"), *pictures]
