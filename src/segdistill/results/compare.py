@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError
 from segdistill.papers import PaperPlace
 from segdistill.pictures import Panel
@@ -54,8 +55,7 @@ class Arm:
         """The mean over ``domains`` of the score ``key``; None where a domain has none."""
         rows = [[score.others.get(key) if (score := model.domains.get(domain)) else None for domain in domains]
                 for model in self.models]  # fmt: skip
-        return _stat(fmean(known) if (known := [v for v in row if v is not None]) and len(known) == len(row) else None
-                     for row in rows)  # fmt: skip
+        return _stat(map(complete_mean, rows))
 
     def corrupted(self, pick: Callable[[Corruptions], float | None]) -> Stat | None:
         """A number of the models' scores on corrupted images over the seeds."""

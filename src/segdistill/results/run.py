@@ -6,11 +6,11 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError, parse
 from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
@@ -294,9 +294,7 @@ def _check_model(run: Run, model: ModelResult, who: str) -> None:
 
 def _mean(model: ModelResult, unseen: Sequence[str]) -> float | None:
     """The mean score over ``unseen``; None without such domains or if one was not measured."""
-    scores = [model.domains[domain].score for domain in unseen]
-    known = [score for score in scores if score is not None]
-    return fmean(known) if known and len(known) == len(scores) else None
+    return complete_mean(model.domains[domain].score for domain in unseen)
 
 
 def _read_log(path: Path) -> tuple[Step, ...]:

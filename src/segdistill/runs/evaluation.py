@@ -6,13 +6,13 @@ bootstrap over images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError, nearest
 from segdistill.metrics.base import Metric, Samples, interval, resampled_mean
 from segdistill.models import Model, View
@@ -62,8 +62,7 @@ def mean_score(domains: Mapping[str, Mapping[str, float | None]], primary: str, 
             raise UserError(
                 f"unseen domain '{name}' was not evaluated: {nearest(name, domains)}evaluated: {', '.join(domains)}"
             )
-    values = [value for name in unseen if (value := domains[name][primary]) is not None]
-    return math.fsum(values) / len(values) if values and len(values) == len(unseen) else None
+    return complete_mean(domains[name][primary] for name in unseen)
 
 
 def mean_interval(images: Mapping[str, Samples], unseen: Sequence[str]) -> list[float] | None:
