@@ -280,6 +280,11 @@ class StageContext:
     compiles: bool = False  # the blocks of encoders
     shards: bool = False  # frozen teachers, over the processes
 
+    @property
+    def share(self) -> dict[str, int]:
+        """This process's share of the batches, for :class:`segdistill.data.loader.StepBatches`."""
+        return {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
+
     def train(
         self,
         config: StageConfig,

@@ -218,8 +218,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         batch=config.batch,
         seed=seed,
         repeats=config.repeats,
-        rank=context.fabric.global_rank,
-        world_size=context.fabric.world_size,
+        **context.share,
     )
     made: Any = partial(on_device, batches=data, device=context.fabric.device) if config.needs_gpu else iter
     seconds = context.train(

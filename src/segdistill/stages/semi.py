@@ -42,6 +42,7 @@ from segdistill.stages.task import (
     train_network,
     trained_parts,
 )
+from segdistill.stages.task_batches import labelled_batches
 from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
 from segdistill.types import Batch, LossTerms
@@ -315,19 +316,21 @@ def _average(config: SemiConfig, context: StageContext, network: Model, classes:
 
 def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # noqa: ANN202
     """A function: order of steps -> labelled batches, with the step's unlabelled images if the stage has any."""
-    fabric, size, seed, task = context.fabric, context.source.size, (context.seed, config.name), TASKS[config.task]
-    shared: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "collate": task.collate}
-    augment: Any = config.augment
-    labelled = StepBatches(dataset, task.transform(augment, size), batch=config.batch, seed=seed, **shared)
-    other = config.unlabelled
+    seed, task = (context.seed, config.name), TASKS[config.task]
+    labelled, other = labelled_batches(config, context, dataset, seed), config.unlabelled
     if other is None:
         return lambda order: batches(labelled, order, context.workers)
     path = None if other.labels is None else context.earlier[other.labels] / LABELS
     images = with_classes(context.open(other.data, "unlabelled_images.txt"), lambda: dataset.names)
     images = PseudoLabelled(images, path, score=other.score)
-    weak = augment if config.ema is None else augment.model_copy(update={"photometric": False})
+    weak = config.augment if config.ema is None else config.augment.model_copy(update={"photometric": False})
     unlabelled = StepBatches(
-        images, task.transform(weak, size), batch=other.batch, seed=(*seed, "unlabelled"), **shared
+        images,
+        task.transform(weak, context.source.size),
+        collate=task.collate,
+        batch=other.batch,
+        seed=(*seed, "unlabelled"),
+        **context.share,
     )
 
     def both(order: Sequence[int]) -> Iterator[Batch]:
