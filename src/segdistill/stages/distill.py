@@ -157,6 +157,10 @@ class Distillation(nn.Module):
             student = replace(student, logits=resize(student.logits, (height, width)))
         return self.method(student, teacher)
 
+    def diagnostics(self) -> dict[str, float]:
+        """The method's diagnostics of the last step."""
+        return {name: value.item() for name, value in getattr(self.method, "diagnostics", {}).items()}
+
 
 class DistillObjective(Objective):
     """Trains the student's encoder with a distillation loss."""
@@ -179,9 +183,8 @@ class DistillObjective(Objective):
         return self.distillation(views, images, step, steps, teacher)
 
     def diagnostics(self) -> dict[str, float]:
-        """The method's diagnostics of the last step."""
-        values = getattr(self.distillation.method, "diagnostics", {})
-        return {name: value.item() for name, value in values.items()}
+        """The method's."""
+        return self.distillation.diagnostics()
 
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:

@@ -257,9 +257,8 @@ class TaskObjective(Objective):
         return terms
 
     def diagnostics(self) -> dict[str, float]:
-        """The method's diagnostics of the last step."""
-        values = {} if self.distillation is None else getattr(self.distillation.method, "diagnostics", {})
-        return {name: value.item() for name, value in values.items()}
+        """The method's, if there is one."""
+        return {} if self.distillation is None else self.distillation.diagnostics()
 
 
 def set_frozen(model: Model, *, frozen: bool, adapter: bool = False) -> None:
