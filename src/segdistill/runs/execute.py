@@ -16,7 +16,7 @@ import yaml
 
 from segdistill import environment
 from segdistill.config import UserError, parse
-from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
+from segdistill.files import damaged_file, read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
@@ -25,7 +25,6 @@ from segdistill.runs.fabric import explained, make_fabric
 from segdistill.runs.folder import (
     Finished,
     Origin,
-    damaged_file,
     fingerprints,
     handed_encoder,
     learned,
@@ -249,7 +248,7 @@ def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> boo
                 manifest = read_manifest(path.parent)
                 if manifest is None or manifest["fingerprint"] != fingerprint:
                     continue
-                if damaged := damaged_file(path.parent, manifest):
+                if damaged := damaged_file(path.parent, manifest["files"]):
                     raise UserError(f"{damaged} does not match the digest in its manifest")
             except UserError as error:
                 logging.getLogger(__name__).warning("warning: --reuse: skipped: %s", error)
