@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from segdistill.progress import EVERY, Bars, Lines, duration
+from segdistill.config import duration
+from segdistill.progress import EVERY, Bars, Lines
 from segdistill.runlog import Named, Quiet
 from tiny_runs import tiny
 
@@ -125,6 +126,8 @@ def test_fabric_repeats_no_notice(tmp_path, caplog):
     assert not [record for record in caplog.records if "Precision" in record.getMessage()]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0 s"), (89.0, "89 s"), (91.0, "2 min"), (5400.0, "1.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0 s"), (89.0, "89 s"), (91.0, "2 min"), (5400.0, "1.5 h"), (216000.0, "2.5 days")]
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text

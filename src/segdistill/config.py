@@ -139,6 +139,15 @@ def short(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 days``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

@@ -59,10 +59,7 @@ def load_label(path: Path) -> Pixels:
 def load_image(path: Path) -> Pixels:
     """Read a picture (H, W, 3). Raises :class:`UserError` if it is missing or damaged."""
     with _open(path) as image:
-        try:
-            return _pixels(image.convert("RGB"), path)
-        except Exception:  # noqa: BLE001
-            raise UserError(f"{path}: the picture is damaged; run the command again") from None
+        return _pixels(image, path, "RGB")
 
 
 def palette(colors: Colors) -> Pixels:
@@ -239,10 +236,10 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: the picture is damaged; run the command again") from None
 
 
-def _pixels(image: Image.Image, path: Path) -> Pixels:
-    """The decoded pixels; a truncated file is a :class:`UserError`."""
+def _pixels(image: Image.Image, path: Path, mode: str | None = None) -> Pixels:
+    """The decoded pixels, as they are or in ``mode``; a truncated file is a :class:`UserError`."""
     try:
-        return np.array(image, dtype=np.uint8)
+        return np.array(image if mode is None else image.convert(mode), dtype=np.uint8)
     except Exception:  # noqa: BLE001
         raise UserError(f"{path}: the picture is damaged; run the command again") from None
 

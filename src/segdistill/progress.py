@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from segdistill.config import duration
+
 EVERY = 10.0
 """Seconds between two lines on a pipe."""
 
@@ -70,13 +72,6 @@ class Lines:
 def _speed(images_per_s: float) -> str:
     """What a line says after the loss."""
     return f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Bars:

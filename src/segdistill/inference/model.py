@@ -7,7 +7,6 @@ time (:mod:`segdistill.models.bands`), so memory stays at some tens of bytes per
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from segdistill.inference.inputs import Input, find_inputs
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
 from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare, sliding
-from segdistill.ops import evaluation_mode
+from segdistill.ops import evaluation_mode, state_digest
 from segdistill.recipe import Recipe
 from segdistill.runs.folder import Finished
 from segdistill.runs.rescore import trained
@@ -101,11 +100,7 @@ class Predictor(Generic[Network, Answer]):
     def digest(self) -> str:
         """SHA-256 of the weights, the classes and how images are seen: equal for equal predictions."""
         facts = [FORMAT, self.names, self.colors, repr(self.view), repr(self.segmenter)]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for key, value in sorted(self.segmenter.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return state_digest(self.segmenter, json.dumps(facts).encode())
 
     @cached_property
     def teacher(self) -> Any:

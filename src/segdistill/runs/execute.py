@@ -205,7 +205,7 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     result = stage.run(context)
     manifest = {
         "name": stage.name,
-        "type": stage.model_dump()["type"],
+        "type": stage.kind,
         "fingerprint": context.fingerprint,
         "origin": origin,
         "seed": context.seed,
