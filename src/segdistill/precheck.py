@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from segdistill import config
-from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
-from segdistill.overrides import apply
-from segdistill.shipped import recipes_folder
+from segdistill.config import Config, UserError, choose, nearest, parse, part_of
+from segdistill.overrides import OWN, recipe_values, table_values
+from segdistill.shipped import listed_path, recipes_folder
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
@@ -31,9 +31,7 @@ RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.grid.table", "Tabl
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all mistakes found."""
-    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
-    for override in overrides:
-        apply(values, override)
+    values = recipe_values(path, overrides)
     parse(light(*RECIPE), values)
     return values
 
@@ -43,16 +41,12 @@ def check_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Every row is checked with the sweep's first value, and every other value with the first row.
     """
-    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
-    own = [override for override in overrides if override.startswith("table.")]
-    for override in overrides:
-        if override in own:
-            apply(values, override.removeprefix("table."))
-        elif "=" not in override:
-            raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+    values = table_values(path, overrides)
+    others = [override for override in overrides if not override.startswith(OWN)]
+    if wrong := [override for override in others if "=" not in override]:
+        raise UserError(f"override '{wrong[0]}' is not of the form key=value, such as stages.task.steps=100")
     parse(light(*TABLE), values, path.name)
-    _check_rows(values, [override for override in overrides if override not in own])
+    _check_rows(values, others)
     return values
 
 
@@ -65,9 +59,8 @@ def _check_rows(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
     for row, value in pairs:
         settings = [*(values.get("settings") or ()), *(row.get("settings") or ()), *(sweep[value] or ()), *overrides]
         settings.append(f"seed={(values.get('seeds') or [0])[0]}")  # a table's seed has the last word
-        name = Path(row["recipe"])
         try:
-            check_recipe(name if name.suffix else recipes_folder() / f"{name}.yaml", settings)
+            check_recipe(listed_path(row["recipe"], recipes_folder()), settings)
         except UserError as error:
             problems.append(f"row '{row['title']}'{f', {value}' if value else ''}: {error}")
     if problems:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from segdistill.config import SLUG, Config, UserError, choose, parse, read_yaml
+from segdistill.config import SLUG, Config, UserError, choose, parse
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
@@ -19,7 +19,7 @@ from segdistill.encoders import EncoderConfig, record_of
 from segdistill.evaluate_settings import EvaluateConfig, reading_stage
 from segdistill.files import plain_name
 from segdistill.heads import HEADS
-from segdistill.overrides import apply
+from segdistill.overrides import apply, recipe_values
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_head
@@ -320,10 +320,7 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
 
     Whether its images and weights exist is checked by :func:`segdistill.runs.check.check`.
     """
-    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
-    for override in overrides or []:
-        apply(values, override)
-    return parse(Recipe, values)
+    return parse(Recipe, recipe_values(path, overrides or []))
 
 
 def change(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
