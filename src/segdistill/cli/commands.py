@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segdistill.api import reusable
 from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
 from segdistill.cli.labels import pseudo_label
@@ -121,9 +122,7 @@ def run(
 
     path = recipe_path(recipe)
     checked = check_recipe(path, overrides or [])  # before torch is imported
-    for other in reuse or []:
-        if not (other / "stages").is_dir():
-            raise UserError(f"--reuse {other}: not a run folder with stages; name an existing one or omit the option")
+    others = reusable(reuse or [])
     _announce(str(checked["name"]), checked)
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
@@ -142,7 +141,7 @@ def run(
         _show_plan(make_plan(settings))
         return
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
-        results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
+        results = run_recipe(settings, folder, reuse=others, watcher=bars)
     if results.get("models"):
         _show([folder], folder / "report.html")
     else:
