@@ -281,7 +281,7 @@ class StageContext:
     shards: bool = False  # frozen teachers, over the processes
 
     @property
-    def share(self) -> dict[str, int]:
+    def share(self) -> dict[str, Any]:
         """This process's share of the batches, for :class:`segdistill.data.loader.StepBatches`."""
         return {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
 
