@@ -290,7 +290,7 @@ def test_own_data_need_not_be_there_to_read_its_recipe(tmp_path):
          "stage task: deeplabv3plus cannot train on one image per step"),
         (["task=instance", "data.classes=things8", "teacher.head={type: eomt, heads: 7}", "student=null",
           "stages=[{type: task, name: task, model: teacher, data: {domains: [game], images: 4}, steps: 2}]"],
-         "the deepest tap has 256 channels, not a multiple of heads 7"),
+         "teacher.head: the deepest tap has 256 channels, not a multiple of heads 7"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, changes, message):

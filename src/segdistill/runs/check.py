@@ -84,14 +84,17 @@ def _weight_problems(recipe: Recipe) -> list[str]:
             if model.head_weights is not None:
                 check_head(TASKS[recipe.task], model, recipe.classes())
             elif model.head is not None and any(stage.learner == role for stage in recipe.stages):
-                _check_fresh_head(recipe.task, model, recipe.classes())
+                _check_fresh_head(recipe.task, role, model, recipe.classes())
         except UserError as error:
             problems.append(str(error))
     return problems
 
 
 @cache
-def _check_fresh_head(task: str, model: ModelConfig, classes: tuple[str, ...]) -> None:
+def _check_fresh_head(task: str, role: str, model: ModelConfig, classes: tuple[str, ...]) -> None:
     """Raise a :class:`UserError` if the head does not fit its encoder."""
-    with blueprint():
-        build_model(TASKS[task], model, sketch(model.encoder), classes, seed=0, stage="none")
+    try:
+        with blueprint():
+            build_model(TASKS[task], model, sketch(model.encoder), classes, seed=0, stage="none")
+    except UserError as error:
+        raise UserError(f"{role}.head: {error}") from None
