@@ -19,7 +19,7 @@ from fake_runs import ALL_PICTURES, CLASSES, COLORS, METRICS, SOURCE, UNSEEN, VA
 from page_reader import Page
 from segdistill.config import UserError
 from segdistill.pictures import load_label
-from segdistill.report import headline, main_table, remarks, to_csv, to_latex, to_markdown, to_terminal, write_report
+from segdistill.report import headline, main_table, remarks, to_csv, to_markdown, to_terminal, write_report
 from segdistill.report.table import duration
 from segdistill.results import collect, load_run
 
@@ -228,25 +228,6 @@ def test_markdown_reads_back_with_as_many_cells_as_columns(tmp_path):
     assert cells["mean unseen"] == "40.0"
     assert cells["dusk (validation)"] == "40.0"
     assert cells["retention (%)"] == "80.0"
-
-
-def test_the_environment_of_a_folder_of_scores_is_in_its_results(tmp_path):
-    make_run(tmp_path / "run")
-    (tmp_path / "run" / "environment.json").unlink()
-    rewrite(tmp_path / "run", environment={"commit": "abc"})
-    assert load_run(tmp_path / "run").environment == {"commit": "abc"}
-
-
-def test_every_character_that_latex_reads_as_something_else_is_escaped(tmp_path):
-    make_run(tmp_path / "run", title="a#b $1 {c} 2^3 ~ x_y & 5% \\d")
-    text = to_latex(collect([tmp_path / "run"]))
-    assert r"a\#b \$1 \{c\} 2\textasciicircum{}3 \textasciitilde{} x\_y \& 5\% \textbackslash{}d" in text
-
-
-def test_pictures_of_an_unknown_task_are_shown_as_they_are(tmp_path):
-    make_run(tmp_path / "run")
-    rewrite(tmp_path / "run", task="tags")
-    assert page_of([tmp_path / "run"], tmp_path)[0].rows
 
 
 def test_names_from_files_cannot_become_markup(tmp_path):
