@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from segdistill.cli import commands
 from segdistill.encoders import ENCODERS
 from segdistill.files import write_signed
 from segdistill.generalize import GENERALIZERS
@@ -307,3 +308,13 @@ def test_the_tiny_recipe_has_every_stage_type_but_those_of_objects():
     assert ours | {"semi", "pseudo_label", "open_vocabulary", "inherit"} == set(
         STAGES
     )  # tests/stages has a recipe of each
+
+
+def test_a_recipe_with_steps_in_quotes_is_announced(capsys):
+    commands._announce("x", {"stages": [{"steps": "300"}, {"steps": 5}, {}]})
+    assert capsys.readouterr().err == "x: 3 stages, 305 steps\n"
+
+
+def test_a_table_under_torchrun_is_refused(complaint, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert "bench starts processes of its own: run it without torchrun" in complaint("bench", "table1_world")

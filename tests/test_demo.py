@@ -109,8 +109,8 @@ def test_a_seed_and_overrides_reach_every_arm_and_a_wrong_one_is_an_error():
 
 @pytest.mark.parametrize("case", [
     (True, "auto", "precision bf16-mixed\n"),
-    (False, "auto", "precision 32-true; there are no instructions for bf16 here\n"),
-    (False, "bf16-mixed", "precision bf16-mixed; slow: emulated here; 32-true is many times as fast, or use a GPU\n"),
+    (False, "auto", "precision 32-true; this machine has no fast bf16\n"),
+    (False, "bf16-mixed", "precision bf16-mixed; slow: this machine emulates bf16; 32-true is several times faster\n"),
     (True, "32-true", "precision 32-true\n"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["run", "demo"])

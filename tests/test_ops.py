@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from checks import golden
 from segdistill.ops import (
     derive_seed,
+    evaluation_mode,
     generator,
     map_to_tokens,
     mean_over_hidden,
@@ -86,3 +88,10 @@ def test_a_token_of_a_finer_grid_is_hidden_with_its_cell():
     hidden = torch.tensor([[True, False]])  # a grid of 1 x 2
     error = torch.tensor([[1.0, 3.0, 50.0, 50.0, 5.0, 7.0, 50.0, 50.0]])  # of 2 x 4
     assert mean_over_hidden(error, hidden, (1, 2), (2, 4)).item() == 4.0
+
+
+def test_every_module_has_its_own_mode_again():
+    network = nn.Sequential(nn.BatchNorm2d(2).eval(), nn.Dropout())
+    with evaluation_mode(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == [True, False, True]

@@ -79,19 +79,19 @@ def test_overlay_mixes_by_alpha_and_leaves_ignored_pixels():
 
 def test_error_map_marks_wrong_pixels_only():
     prediction = np.array([[0, 2, 2], [2, 1, 1]], dtype=np.uint8)
-    shown = error_map(prediction, LABEL)
+    image = np.full((2, 3, 3), 40, dtype=np.uint8)
+    shown = error_map(prediction, LABEL, image)
     wrong = (shown == (213, 94, 0)).all(axis=2)
     assert wrong.tolist() == [[False, True, False], [False, False, True]]
     assert shown[1, 1].tolist() == [60, 60, 60]
-    image = np.full((2, 3, 3), 40, dtype=np.uint8)
-    assert error_map(prediction, LABEL, image)[0, 0].tolist() == [140, 140, 140]
+    assert shown[0, 0].tolist() == [140, 140, 140]
     assert pixels_right(prediction, LABEL) == pytest.approx(3 / 5)
     assert pixels_right(prediction, np.full_like(LABEL, 255)) is None
 
 
 def test_sizes_that_differ_are_refused():
     with pytest.raises(UserError, match="differ in size"):
-        error_map(LABEL, LABEL[:, :2])
+        error_map(LABEL, LABEL[:, :2], np.zeros((2, 3, 3), np.uint8))
 
 
 def test_a_contact_sheet_holds_every_picture_in_its_place():

@@ -285,6 +285,12 @@ def test_mistakes_are_one_line_before_torch_is_needed(call, finished, tmp_path):
         assert message in lines[0]
 
 
+def test_the_model_may_be_below_the_home_folder(call, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent))
+    _, _, err = call("predict", f"~/{finished.name}", tmp_path / "none", "--out", tmp_path / "o")
+    assert "no such file, folder or pattern" in err
+
+
 def peaks(call):
     """The result of a call, and the largest memory of NumPy's and of torch's allocations in bytes."""
     gc.collect()

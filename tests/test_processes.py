@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,9 +18,10 @@ from fake_processes import CASES, outcome, run_until, share, spoil
 from segdistill import ops
 from segdistill.heads import semfpn
 from segdistill.ops import generator, own_mask, random_mask
+from segdistill.runs.fabric import PATIENCE, make_fabric
 from segdistill.train import checkpoint
 from segdistill.train.norms import share_statistics
-from tiny_runs import TINY, Child, tiny_file
+from tiny_runs import TINY, Child, tiny, tiny_file
 
 DATA = {"domains": ["game"], "images": 6}
 SEMFPN = {"type": "semfpn", "width": 8}  # with its dropout of 0.1
@@ -215,3 +217,19 @@ def test_batch_norms_are_left_alone_in_a_single_process():
     network = nn.Sequential(nn.BatchNorm2d(3))
     share_statistics(network)
     assert type(network[0]) is nn.BatchNorm2d
+
+
+def test_processes_wait_for_one_that_works_alone(tmp_path, monkeypatch):
+    class Unlaunched(Fabric):
+        device = torch.device("cpu")
+
+        def __init__(self, strategy, **_):
+            self.made = strategy
+
+        def launch(self):
+            """Starts nothing."""
+
+    monkeypatch.setattr("lightning.fabric.Fabric", Unlaunched)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert make_fabric(tiny(tmp_path)).made._timeout == PATIENCE
+    assert PATIENCE.total_seconds() > 12 * 3600

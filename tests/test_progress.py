@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from segdistill.progress import EVERY, Bars, Lines, duration
+from segdistill.config import duration
+from segdistill.progress import EVERY, Bars, Lines
 from segdistill.runlog import Named, Quiet
 from tiny_runs import tiny
 
@@ -86,6 +87,16 @@ def test_bars_on_a_pipe_are_lines(capsys):
     assert capsys.readouterr().err == "a: 2 steps\na: 2 steps done, loss 0.5000, 3.2 images/s\n"
 
 
+def test_bars_on_a_terminal_follow_a_total_that_grows_and_show_slow_steps(monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    with Bars("x", 4) as bars:
+        bars.work("pseudo-labels", 1, 2)
+        bars.work("pseudo-labels", 3, 5)
+        assert (bars.progress.tasks[bars.now].completed, bars.progress.tasks[bars.now].total) == (3, 5)
+        bars.rate("a", 0.32)
+        assert bars.speed == ", 0.3 images/s"
+
+
 def test_other_processes_are_silent(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with Bars("x", 4) as bars:
@@ -115,6 +126,8 @@ def test_fabric_repeats_no_notice(tmp_path, caplog):
     assert not [record for record in caplog.records if "Precision" in record.getMessage()]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0 s"), (89.0, "89 s"), (91.0, "2 min"), (5400.0, "1.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0 s"), (89.0, "89 s"), (91.0, "2 min"), (5400.0, "1.5 h"), (216000.0, "2.5 days")]
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -24,7 +24,7 @@ def test_a_star_addresses_all_items_that_have_the_key():
     assert [stage.get("data", {}).get("fraction") for stage in values["stages"]] == ["1/5", None, "1/5"]
     with pytest.raises(UserError, match="no item of stages has 'augment'"):
         apply(values, "stages.*.augment.flip=0")
-    with pytest.raises(UserError, match=r"'\*' stands for the items of a list, and data is none"):
+    with pytest.raises(UserError, match=r"'\*' stands for the items of a list, but data is not one"):
         apply({"data": {}}, "data.*.x=1")
 
 
@@ -277,6 +277,25 @@ def test_own_data_need_not_be_there_to_read_its_recipe(tmp_path):
     recipe = load(tiny_file(tmp_path), change)
     with pytest.raises(UserError, match=r"stage task: .*nowhere"):
         check(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["student.encoder.name=world_resnet"], "stage agnostic: gkd distils the CLS token, and the student has none"),
+        (["stages.agnostic.method={type: mse, taps: [40]}"], "stage agnostic: world_student has no tap 40"),
+        (["student.encoder.name=world_resnet", "stages.task.method=null", "stages.task.proxy=null"],
+         "stage task: presence_weight needs an encoder with a CLS token"),
+        (["student.head={type: deeplabv3plus}", "stages.task.batch=1", "stages.task.method={type: mse}"],
+         "stage task: deeplabv3plus cannot train on one image per step"),
+        (["task=instance", "data.classes=things8", "teacher.head={type: eomt, heads: 7}", "student=null",
+          "stages=[{type: task, name: task, model: teacher, data: {domains: [game], images: 4}, steps: 2}]"],
+         "teacher.head: the deepest tap has 256 channels, not a multiple of heads 7"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        check(tiny(tmp_path, *changes))
 
 
 def test_a_setting_that_is_written_out_with_its_default_is_the_same_stage(tmp_path):

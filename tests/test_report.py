@@ -106,7 +106,7 @@ def test_a_teacher_measured_anew_has_a_spread_and_is_told(tmp_path):
     comparison = collect(runs)
     assert main_table(comparison).lines[0].cells[6].text == "45.0 ± 7.1"
     assert [arm.retention.mean for arm in comparison.arms.values()] == pytest.approx([0.8, 1.0])
-    assert any(line.startswith("The teacher was measured anew") for line in remarks(comparison))
+    assert any(line.startswith("Runs with the same seed scored the teacher separately") for line in remarks(comparison))
 
 
 def test_a_run_without_a_teacher_is_held_against_the_others_teacher(tmp_path):

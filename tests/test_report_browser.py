@@ -168,7 +168,7 @@ def test_the_worst_images_stand_in_their_gallery_with_their_scores(tab, page):
     wide(tab)
     tab.go(page)
     best, *notes = tab.run("[...document.querySelectorAll('#failures .note')].map(note => note.textContent)")
-    assert best == "The worst of GKD, the best student."
+    assert best == "The images on which GKD, the best student, scores lowest."
     # by domain in the page's order, the worst first
     assert notes == [
         f'image {index}, mIoU of this image: Plain, "no" KD {score}, GKD {score}'

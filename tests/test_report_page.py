@@ -7,8 +7,8 @@ import pytest
 
 from fake_runs import ALL_PICTURES, make_run, rewrite
 from page_reader import Page
-from segdistill.report import headline, main_table, render, to_terminal
-from segdistill.results import collect
+from segdistill.report import headline, main_table, render, to_latex, to_terminal
+from segdistill.results import collect, load_run
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,22 @@ def test_a_terminal_table_fits_its_width_and_says_what_it_leaves_out(demo):
         assert all(title in below[0] for title in left_out)
         assert "mean unseen" in rows[0]
     assert left_out == []
+
+
+def test_the_environment_of_a_folder_of_scores_is_in_its_results(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "environment.json").unlink()
+    rewrite(tmp_path / "run", environment={"commit": "abc"})
+    assert load_run(tmp_path / "run").environment == {"commit": "abc"}
+
+
+def test_every_character_that_latex_reads_as_something_else_is_escaped(tmp_path):
+    make_run(tmp_path / "run", title="a#b $1 {c} 2^3 ~ x_y & 5% \\d")
+    text = to_latex(collect([tmp_path / "run"]))
+    assert r"a\#b \$1 \{c\} 2\textasciicircum{}3 \textasciitilde{} x\_y \& 5\% \textbackslash{}d" in text
+
+
+def test_pictures_of_an_unknown_task_are_shown_as_they_are(tmp_path):
+    make_run(tmp_path / "run")
+    rewrite(tmp_path / "run", task="tags")
+    assert Page(render(collect([tmp_path / "run"]))).rows

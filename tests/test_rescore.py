@@ -328,7 +328,9 @@ def test_a_scored_image_that_the_run_was_trained_on_is_told_if_its_images_are_st
     scored = next((moved / "here").rglob("rgb_anon/night/val/**/*.png"))
     next((moved / "sets").rglob("images/*.png")).write_bytes(scored.read_bytes())
     ask = ("evaluate", moved / "run", "--data", "acdc:night", "--root", moved / "here", "--out", moved / "scores")
-    line = r"evaluate: 1 of the 2 images of 'acdc:night' are also read by stage task \(copies, such as .*; "
+    line = (
+        r"evaluate: 1 of the 2 images of 'acdc:night' are also read by stage task \(for example, .* is a copy of .*; "
+    )
     status, _, err = told(*ask)
     assert (status, bool(re.search(line + "remove them from one of the two", err))) == (2, True), err
     assert not (moved / "scores").exists()

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
 from segdistill import environment
@@ -15,9 +16,11 @@ from segdistill.config import UserError
 from segdistill.files import sealed_text
 from segdistill.recipe import dump, load
 from segdistill.runlog import Quiet
+from segdistill.runs import folder as folders
 from segdistill.runs.execute import fingerprints, run
 from segdistill.runs.folder import settled
 from segdistill.runs.rescore import evaluate_run
+from segdistill.runs.score import Scored
 from tiny_runs import Child, command, die_while_saving, only, run_and_die, tiny, tiny_file
 
 STAGES = ("00-teacher", "01-agnostic", "02-task")
@@ -293,3 +296,20 @@ def test_an_automatic_precision_is_the_machines_and_stays_that_of_a_begun_run(tm
     assert settled(recipe, tmp_path / "run").precision == "bf16-mixed"
     (tmp_path / "run" / "recipe.yaml").write_text("damaged")
     assert settled(recipe, tmp_path / "run").precision == "32-true"
+
+
+def test_the_environment_in_the_results_is_from_before_the_scoring(tmp_path, monkeypatch):
+    class Second(Fabric):
+        is_global_zero = False
+
+        def __init__(self):
+            """No process but this one."""
+
+        def barrier(self):
+            """Nobody to wait for."""
+
+    order = []
+    monkeypatch.setattr(environment, "describe", lambda: order.append("environment"))
+    monkeypatch.setattr(folders, "score", lambda *_, results, **__: order.append("score") or results)
+    folders.write_results(tiny(tmp_path), [object.__new__(Scored)], [], tmp_path, fabric=Second(), watcher=Quiet())
+    assert order == ["environment", "score"]

@@ -137,6 +137,13 @@ def test_domains_get_roles_and_unlabelled_images_are_the_proxy(tmp_path):
     assert [len(data) for data in scored] == [2, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["set #2", "a: b", "2007", "no"])
+def test_any_name_of_a_folder_fits_into_the_recipe(name, tmp_path):
+    write(tmp_path / name, "images/{}.png", "labels/{}.png", range(5))
+    recipe = load(start(tmp_path / name, tmp_path / "r.yaml", **WORLD).recipe)
+    assert list(recipe.data.sets.values()) == [tmp_path / name / "dataset.yaml"]
+
+
 def test_unlabelled_images_are_no_copies_of_others(tmp_path):
     for name, count in (("street", 5), ("fog", 3)):
         write(tmp_path, f"{name}/images/{{}}.png", f"{name}/masks/{{}}.png", range(count))
@@ -247,7 +254,7 @@ def test_descriptions_are_what_the_source_reads(tmp_path):
 @pytest.mark.parametrize(("covered", "message"), [
     ("fog/images", "all 2 images of 'fog' are also read by stage task, proxy; remove them from one of the two"),
     ("street", "all 1 images of 'street' are also read by stage task, proxy; its score says nothing about new"),
-    ("copies", "1 of the 2 images of 'fog' are also read by stage task, proxy (copies, such as "),
+    ("copies", "1 of the 2 images of 'fog' are also read by stage task, proxy (for example, "),
     ("other", None),
 ])  # fmt: skip
 def test_images_that_are_scored_and_trained_on_under_another_name_are_told(covered, message, tmp_path):

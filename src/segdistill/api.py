@@ -105,7 +105,7 @@ def run(
     from segdistill.runs.execute import run as run_recipe
 
     folder = Path("runs") / settings.name if out is None else Path(out)
-    others = _existing(reuse)
+    others = reusable(reuse)
     return run_recipe(settings, folder, reuse=others, watcher=watcher)
 
 
@@ -174,7 +174,7 @@ def estimate(what: PathLike, folder: PathLike, **options: Any) -> Any:
     return estimate_score(Path(what), Path(folder), **options)
 
 
-def _existing(folders: Sequence[PathLike]) -> list[Path]:
+def reusable(folders: Sequence[PathLike]) -> list[Path]:
     """The folders as paths; a :class:`UserError` if one has no stages."""
     paths = [Path(folder) for folder in folders]
     for path in paths:

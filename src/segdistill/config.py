@@ -105,6 +105,14 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _absent(value: object) -> None:
+    """None, the only value."""
+    if value is not None:
+        raise ValueError("this type of stage takes none; remove it")
+
+
+Absent = Annotated[Any, BeforeValidator(_absent)]
+"""A setting that other types of stage have; None."""
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Names without duplicates."""
 SetName = Annotated[str, Field(max_length=64), AfterValidator(_file_name)]
@@ -134,6 +142,15 @@ def short(text: str, limit: int = 100) -> str:
 def first_line(error: object, limit: int = 160) -> str:
     """The first line of an error's message, cut to ``limit`` characters; the error's type where it has no message."""
     return short((str(error).strip().splitlines() or [type(error).__name__])[0], limit)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 days``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

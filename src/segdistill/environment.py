@@ -65,14 +65,18 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """The processor (or GPU) and the number of cores this process may use."""
     import torch
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {cores()} cores, {torch.get_num_threads()} threads"
 
 
 def computes_bf16(accelerator: str = "auto") -> bool:

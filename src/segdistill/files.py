@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -179,6 +179,14 @@ def read_metrics_line(line: str) -> dict[str, Any] | None:
         return entry if whole and crc in (None, zlib.crc32(json.dumps(entry).encode())) else None
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return None
+
+
+def damaged_file(folder: Path, digests: Mapping[str, str]) -> Path | None:
+    """The first file of ``folder`` that is missing or does not have its SHA-256 in ``digests``, by name."""
+    for name, digest in digests.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            return folder / name
+    return None
 
 
 def sha256(path: Path) -> str:

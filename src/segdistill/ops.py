@@ -31,15 +31,25 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
+def state_digest(network: nn.Module, facts: bytes = b"") -> str:
+    """SHA-256 of ``facts`` and a network's tensors with their names."""
+    digest = hashlib.sha256(facts)
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode before afterwards."""
-    before = module.training
+    """Evaluation mode inside; every module's own mode is restored afterwards."""
+    modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(before)
+        for each, mode in modes:
+            each.training = mode
 
 
 def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from segdistill import plainyaml
-from segdistill.config import UserError, nearest, short
+from segdistill.config import UserError, nearest, read_yaml, short
+
+OWN = "table."
+"""Start of the overrides that change a table itself."""
+
+
+def recipe_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the recipe in ``path`` with ``key=value`` overrides, not validated yet."""
+    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
+    for override in overrides:
+        apply(values, override)
+    return values
+
+
+def table_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the table in ``path``, changed by those ``overrides`` that start with :data:`OWN`."""
+    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
+    for override in overrides:
+        if override.startswith(OWN):
+            apply(values, override.removeprefix(OWN))
+    return values
 
 
 def apply(values: dict[str, Any], override: str) -> None:
@@ -52,7 +75,7 @@ def _apply_to_all(values: dict[str, Any], path: list[str], text: str, shown: str
     for step in path[:star]:
         node = _child(node, step, shown)
     if not isinstance(node, list):
-        raise UserError(f"{shown}: '*' stands for the items of a list, and {'.'.join(path[:star])} is none")
+        raise UserError(f"{shown}: '*' stands for the items of a list, but {'.'.join(path[:star])} is not one")
     places = [str(place) for place, item in enumerate(node) if isinstance(item, dict) and item.get(path[star + 1])]
     if not places:
         raise UserError(f"{shown}: no item of {'.'.join(path[:star])} has '{path[star + 1]}'")

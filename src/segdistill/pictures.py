@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from segdistill.config import UserError
 from segdistill.objects import Objects
@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 IGNORE = 255
 WRONG = (213, 94, 0)  # vermilion of the Okabe-Ito palette, distinct from grey for all types of colour vision
 INK, PAPER = (32, 36, 42), (255, 255, 255)
+CELL = (256, 384)
+"""Height and width of a picture on a sheet of images that differ in size."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,7 @@ def load_label(path: Path) -> Pixels:
 def load_image(path: Path) -> Pixels:
     """Read a picture (H, W, 3). Raises :class:`UserError` if it is missing or damaged."""
     with _open(path) as image:
-        try:
-            return _pixels(image.convert("RGB"), path)
-        except Exception:  # noqa: BLE001
-            raise UserError(f"{path}: the picture is damaged; run the command again") from None
+        return _pixels(image, path, "RGB")
 
 
 def palette(colors: Colors) -> Pixels:
@@ -126,14 +125,11 @@ def box_picture(
     return picture
 
 
-def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels | None = None) -> Pixels:
-    """Wrong pixels in vermilion, correct ones in the pale grey ``image`` (or plain grey), ignored ones dark."""
+def error_map(prediction: NDArray[np.integer], truth: NDArray[np.integer], image: Pixels) -> Pixels:
+    """Wrong pixels in vermilion, correct ones in the pale grey ``image``, ignored ones dark."""
     _same_size(prediction, truth)
-    if image is None:
-        grey = np.full(truth.shape, 226.0, dtype=np.float32)
-    else:
-        _same_size(image, truth)
-        grey = 120 + image.astype(np.float32).mean(axis=2) * 0.5
+    _same_size(image, truth)
+    grey = 120 + image.astype(np.float32).mean(axis=2) * 0.5
     result = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
     result[(prediction != truth) & (truth != IGNORE)] = WRONG
     result[truth == IGNORE] = (60, 60, 60)
@@ -192,6 +188,11 @@ def object_views(panels: Sequence[Panel], colors: Colors) -> list[tuple[Panel, V
     return [(panel, Views({"objects": Image.fromarray(load_image(panel.path))})) for panel in panels]
 
 
+def cell(image: Pixels) -> Pixels:
+    """The picture, fitted into :data:`CELL`."""
+    return np.asarray(ImageOps.pad(Image.fromarray(image), CELL[::-1], color=PAPER))
+
+
 def contact_sheet(
     rows: Sequence[Sequence[Pixels | None]], captions: Sequence[str], names: Sequence[str] = (), gap: int = 6
 ) -> Pixels:
@@ -235,10 +236,10 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: the picture is damaged; run the command again") from None
 
 
-def _pixels(image: Image.Image, path: Path) -> Pixels:
-    """The decoded pixels; a truncated file is a :class:`UserError`."""
+def _pixels(image: Image.Image, path: Path, mode: str | None = None) -> Pixels:
+    """The decoded pixels, as they are or in ``mode``; a truncated file is a :class:`UserError`."""
     try:
-        return np.array(image, dtype=np.uint8)
+        return np.array(image if mode is None else image.convert(mode), dtype=np.uint8)
     except Exception:  # noqa: BLE001
         raise UserError(f"{path}: the picture is damaged; run the command again") from None
 

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from segdistill import config
-from segdistill.config import Config, UserError, choose, nearest, parse, part_of, read_yaml
-from segdistill.overrides import apply
-from segdistill.shipped import recipes_folder
+from segdistill.config import Config, UserError, choose, nearest, parse, part_of
+from segdistill.overrides import OWN, recipe_values, table_values
+from segdistill.shipped import listed_path, recipes_folder
 
 PLAIN: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None, "Path": Path, "Any": Any}
 GENERIC: dict[str, Any] = {"tuple": tuple, "list": list, "dict": dict}
@@ -31,9 +31,7 @@ RECIPE, TABLE = ("segdistill.recipe", "Recipe"), ("segdistill.grid.table", "Tabl
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings in ``path`` with ``key=value`` overrides; a :class:`UserError` lists all mistakes found."""
-    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
-    for override in overrides:
-        apply(values, override)
+    values = recipe_values(path, overrides)
     parse(light(*RECIPE), values)
     return values
 
@@ -43,16 +41,12 @@ def check_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Every row is checked with the sweep's first value, and every other value with the first row.
     """
-    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
-    own = [override for override in overrides if override.startswith("table.")]
-    for override in overrides:
-        if override in own:
-            apply(values, override.removeprefix("table."))
-        elif "=" not in override:
-            raise UserError(f"override '{override}' is not of the form key=value, such as stages.task.steps=100")
+    values = table_values(path, overrides)
+    others = [override for override in overrides if not override.startswith(OWN)]
+    if wrong := [override for override in others if "=" not in override]:
+        raise UserError(f"override '{wrong[0]}' is not of the form key=value, such as stages.task.steps=100")
     parse(light(*TABLE), values, path.name)
-    _check_rows(values, [override for override in overrides if override not in own])
+    _check_rows(values, others)
     return values
 
 
@@ -65,9 +59,8 @@ def _check_rows(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
     for row, value in pairs:
         settings = [*(values.get("settings") or ()), *(row.get("settings") or ()), *(sweep[value] or ()), *overrides]
         settings.append(f"seed={(values.get('seeds') or [0])[0]}")  # a table's seed has the last word
-        name = Path(row["recipe"])
         try:
-            check_recipe(name if name.suffix else recipes_folder() / f"{name}.yaml", settings)
+            check_recipe(listed_path(row["recipe"], recipes_folder()), settings)
         except UserError as error:
             problems.append(f"row '{row['title']}'{f', {value}' if value else ''}: {error}")
     if problems:
@@ -167,23 +160,23 @@ def _fields(module: str, node: ast.ClassDef) -> Iterator[tuple[str, Any, Any]]:
     for each in node.body:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and each.target.id[0] != "_":
             annotation = _type(module, each.annotation)
-            limits, default = _declared(module, each.value)
+            limits, default = _declared(each.value)
             yield each.target.id, Annotated[annotation, limits] if limits is not None else annotation, default
 
 
-def _declared(module: str, value: ast.expr | None) -> tuple[Any, Any]:
+def _declared(value: ast.expr | None) -> tuple[Any, Any]:
     """The limits in ``Field(...)``, and the default: ``...`` for a required field, else a placeholder."""
     if value is None:
         return None, ...
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
-        limits = _limits(module, value)
+        limits = _limits(value)
         named = any(keyword.arg in ("default", "default_factory") for keyword in value.keywords)
         required = not named and (not value.args or ast.unparse(value.args[0]) == "...")
         return limits, ... if required else _Unchecked
     return None, _Unchecked
 
 
-def _limits(module: str, call: ast.Call) -> Any:
+def _limits(call: ast.Call) -> Any:
     """``Field`` with the limits that are literals or names of :mod:`segdistill.config`."""
     kept: dict[str, Any] = {}
     for keyword in call.keywords:
@@ -230,7 +223,7 @@ def _generic(module: str, node: ast.Subscript) -> Any:
         calls = [each for each in inner[1:] if isinstance(each, ast.Call)]
         if any(ast.unparse(call.func) == "BeforeValidator" for call in calls):
             return Any  # the validator may accept more than the type
-        limits = next((_limits(module, call) for call in calls if ast.unparse(call.func) == "Field"), None)
+        limits = next((_limits(call) for call in calls if ast.unparse(call.func) == "Field"), None)
         own = _type(module, inner[0])
         return own if limits is None else Annotated[own, limits]
     if outer in GENERIC:

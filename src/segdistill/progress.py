@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from segdistill.config import duration
+
 EVERY = 10.0
 """Seconds between two lines on a pipe."""
 
@@ -41,7 +43,7 @@ class Lines:
 
     def rate(self, label: str, images_per_s: float) -> None:
         """Store the speed for the next line."""
-        self.speed = f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
+        self.speed = _speed(images_per_s)
 
     def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Print the progress of other work when due; the time left follows from what was not skipped."""
@@ -67,11 +69,9 @@ class Lines:
             self.say(f"{self.title}: {line}, {duration(left)} left" if done > self.first else f"{self.title}: {line}")
 
 
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _speed(images_per_s: float) -> str:
+    """What a line says after the loss."""
+    return f", {images_per_s:.{1 if images_per_s < 10 else 0}f} images/s"
 
 
 class Bars:
@@ -123,7 +123,7 @@ class Bars:
             return
         done = self.progress.tasks[self.now].completed if self.label == label else 0.0
         self._begin(label, steps)
-        self.progress.update(self.now, completed=step)
+        self.progress.update(self.now, completed=step, total=steps)
         self.progress.advance(self.whole, step - done)
         if loss is not None:
             self.progress.update(self.now, note=f"loss {loss:.4f}{self.speed}")
@@ -132,7 +132,7 @@ class Bars:
         """Show the speed with the next loss."""
         if self.lines is not None:
             self.lines.rate(label, images_per_s)
-        self.speed = f", {images_per_s:.0f} images/s"
+        self.speed = _speed(images_per_s)
 
     def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
         """Show the progress of work other than training."""
@@ -140,7 +140,7 @@ class Bars:
             self.lines.work(what, done, total, skipped)
             return
         self._begin(what, total)
-        self.progress.update(self.now, completed=done)
+        self.progress.update(self.now, completed=done, total=total)
 
     def warn(self, line: str) -> None:
         """Print a warning once, above the bars."""

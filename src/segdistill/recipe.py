@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from segdistill.config import SLUG, Config, UserError, choose, parse, read_yaml
+from segdistill.config import SLUG, Config, UserError, choose, parse
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.data.rendered import WorldSource
 from segdistill.data.source import AnySource
@@ -19,7 +19,7 @@ from segdistill.encoders import EncoderConfig, record_of
 from segdistill.evaluate_settings import EvaluateConfig, reading_stage
 from segdistill.files import plain_name
 from segdistill.heads import HEADS
-from segdistill.overrides import apply
+from segdistill.overrides import apply, recipe_values
 from segdistill.papers import PaperPlace
 from segdistill.stages import STAGES, StageConfig
 from segdistill.stages.base import ModelConfig, need, need_head
@@ -136,7 +136,9 @@ class Recipe(Config):
             model for model in (self.teacher, self.student) if model is not None and model.head_weights is not None
         ]
         if not self.stages and not given:
-            problems.append("stages: there is none, and no head has weights to score; add a stage or head.weights")
+            problems.append(
+                "stages: there are no stages, and no head has weights to score; add a stage or head.weights"
+            )
         if self.evaluate is not None:
             names = [line for name in self.evaluate.domains for line in _attempt(partial(plain_name, name))]
             problems += [f"evaluate: {line}" for line in names]
@@ -215,7 +217,9 @@ def _stage_problems(recipe: Recipe, number: int) -> list[str]:
     given = recipe.teacher is not None and recipe.teacher.head_weights is not None
     other = None if recipe.teacher is None or recipe.teacher.head is None else recipe.teacher.head.settings
     if stage.reads_logits and getattr(other, "two_scale", None) is not None:
-        problems.append(f"stage {stage.name}: its method compares class scores, of one scale; remove head.two_scale")
+        problems.append(
+            f"stage {stage.name}: its method compares class scores at a single scale; remove head.two_scale"
+        )
     if stage.learner and stage.reads_logits and not given and last_learner(recipe.stages, "teacher", number) is None:
         problems.append(
             f"stage {stage.name}: its method compares class scores, but no earlier stage trains the teacher's "
@@ -230,7 +234,7 @@ def _earlier_problems(recipe: Recipe, number: int) -> list[str]:
     names = {each.name for each in before}
     for name in stage.earlier:
         if name not in names:
-            allowed = ", ".join(each.name for each in before) or "there is none"
+            allowed = ", ".join(each.name for each in before) or "none"
             problems.append(f"stage {stage.name}: no earlier stage is called '{name}'; allowed: {allowed}")
     if names.issuperset(stage.earlier):
         wrong = stage.earlier_faults({each.name: each for each in before})
@@ -324,10 +328,7 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
 
     Whether its images and weights exist is checked by :func:`segdistill.runs.check.check`.
     """
-    values = read_yaml(path, "recipe", "`segdistill list recipes` lists the shipped ones")
-    for override in overrides or []:
-        apply(values, override)
-    return parse(Recipe, values)
+    return parse(Recipe, recipe_values(path, overrides or []))
 
 
 def change(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -67,6 +67,12 @@ def recipe_path(word: Path) -> Path:
     return _named(word, "")
 
 
+def listed_path(name: str, recipes: Path) -> Path:
+    """The recipe that a table names: a path with a suffix, or a name in the folder ``recipes``."""
+    path = Path(name)
+    return path if path.suffix else recipes / f"{name}.yaml"
+
+
 def table_path(word: Path) -> Path:
     """The file that ``word`` refers to: a path, or the name of a shipped table."""
     return _named(word, "tables")

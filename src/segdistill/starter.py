@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from segdistill import plainyaml
 from segdistill.config import UserError, nearest
 from segdistill.data.detect import detect
 from segdistill.data.own import own_place
@@ -18,6 +20,7 @@ from segdistill.data.own_sets import IMAGES, OwnSet
 from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic
+from segdistill.recipe import load
 from segdistill.weights import shipped_assets
 
 TEACHER = "dinov2_b"
@@ -98,7 +101,8 @@ DETECTION = """\
 """
 
 PSEUDO = """\
-  # 2. It labels your images without labels: what it is sure of. sheet.png in the stage's folder shows some of them.
+  # 2. It pseudo-labels your unlabelled images, keeping only confident predictions. sheet.png in the stage's folder
+  #    shows some of them.
   - {{type: pseudo_label, name: labels, score: 0.6, data: &many {{domains: [{alone}]}}}}
 """
 UNLABELLED = "unlabelled: {data: *many, batch: 4, labels: labels, no_object: 0.25},\n     "
@@ -170,11 +174,11 @@ def start(
     if existing := [path for path in (*texts, recipe) if path.exists() and not force]:
         raise UserError(f"{existing[0]} exists; give --force to replace it, or another --out for the recipe")
     size = _size(folder)
-    facts = _facts(sets, roles, {name: folder / path for name, path in names.items()}, recipe.parent)
+    facts = _facts(sets, roles, {name: folder / path for name, path in names.items()})
     networks = _networks(teacher, student or STUDENTS[task], size)
     text = TEMPLATE.format(
         title=source,
-        name=source,
+        name=_word(source),
         recipe=recipe,
         first=folder / names[source],
         head=HEADS[task],
@@ -187,6 +191,7 @@ def start(
     for name, path in names.items():
         own_place(name, folder / path)  # raises if the written file cannot be read
     write_atomic(recipe, lambda file: file.write(text.encode()))
+    load(recipe)  # raises if it cannot be read
     return Started(tuple(sets), (*texts, recipe), recipe, roles, copied)
 
 
@@ -245,7 +250,7 @@ def _roles(sets: Sequence[OwnSet], validation: Sequence[str], unseen: Sequence[s
     return {training[0].name: "source"} | {k: v for k, v in others.items() if k != training[0].name} | roles
 
 
-def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path], beside: Path) -> dict[str, Any]:
+def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path]) -> dict[str, Any]:
     """The recipe's values about the data."""
     by_role = {role: [name for name, each in roles.items() if each == role]
                for role in ("source", "validation", "unseen", "unlabelled")}  # fmt: skip
@@ -267,16 +272,26 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
         if not by_role[role]
     ]
     return {
-        "sets": "\n".join(f"    {name}: {path.resolve()}" for name, path in places.items()),
-        "source": source,
-        "proxy": ", ".join([*by_role["unlabelled"], source]),
-        "alone": ", ".join(by_role["unlabelled"]),
-        "domains": ", ".join(scored),
-        "validation": ", ".join(by_role["validation"]),
-        "unseen": ", ".join(by_role["unseen"]),
-        "splits": f"  splits: {{{', '.join(f'{name}: {split}' for name, split in splits.items())}}}\n",
+        "sets": "\n".join(f"    {_word(name)}: {_quoted(str(path.resolve()))}" for name, path in places.items()),
+        "source": _word(source),
+        "proxy": ", ".join(map(_word, [*by_role["unlabelled"], source])),
+        "alone": ", ".join(map(_word, by_role["unlabelled"])),
+        "domains": ", ".join(map(_word, scored)),
+        "validation": ", ".join(map(_word, by_role["validation"])),
+        "unseen": ", ".join(map(_word, by_role["unseen"])),
+        "splits": f"  splits: {{{', '.join(f'{_word(name)}: {split}' for name, split in splits.items())}}}\n",
         "missing": "\n".join(missing) + "\n" if missing else "",
     }
+
+
+def _quoted(text: str) -> str:
+    """Any text in YAML."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _word(name: str) -> str:
+    """A domain's name in YAML, in quotes if it is a number or the like."""
+    return name if plainyaml.load(name) == name else _quoted(name)
 
 
 def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, Any]:

@@ -88,6 +88,16 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path, jobs):
     assert (outcomes[1].folder / "results.json").is_file()
 
 
+def test_the_cores_are_shared_by_the_runs_and_not_by_jobs_without_one(tmp_path, monkeypatch):
+    def refuse(threads):
+        raise LookupError(f"{threads} threads")
+
+    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(execute, "_children_threads", refuse)
+    with pytest.raises(LookupError, match="4 threads"):
+        run_cells(cells(tmp_path, ["A"], ["B", "stages.task.steps=3"]), tmp_path / "out", jobs=8)
+
+
 def test_stages_that_another_table_has_left_are_taken(tmp_path):
     one = run_cells(cells(tmp_path, ["A"]), tmp_path / "out", jobs=1)
     other = run_cells(cells(tmp_path, ["B", "stages.task.steps=3"]), tmp_path / "out", jobs=1)

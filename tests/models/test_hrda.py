@@ -202,7 +202,7 @@ HEAD = {"type": "daformer", "width": 8, "two_scale": {"detail": [16, 32]}}
     [
         ([32, 60], {}, None, "32 x 60 is not divisible by 8"),
         ([32, 64], {"method": {"type": "mse"}}, None, "a head with two_scale trains without a distillation term"),
-        ([32, 64], {"method": {"type": "logit_kd"}}, HEAD, "its method compares class scores, of one scale"),
+        ([32, 64], {"method": {"type": "logit_kd"}}, HEAD, "its method compares class scores at a single scale"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(size, stage, teacher, message):

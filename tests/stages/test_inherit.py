@@ -72,7 +72,7 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     ("changes", "words"),
     [
         (["student.encoder={name: world_resnet}"], "stage start: inherit needs two plain ViTs of timm: the student"),
-        (["stages.start.blocks=[1]"], "takes 6 rising numbers from 0 to 5"),
+        (["stages.start.blocks=[1]"], "takes 6 ascending numbers from 0 to 5"),
         (["teacher.encoder.name=world_student", "student.encoder.name=world_teacher"], "choose a smaller student"),
     ],
 )
@@ -86,6 +86,12 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
         recipe(tmp_path, "teacher=null")
     with pytest.raises(UserError, match="accumulate is for stages that train"):
         recipe(tmp_path, "stages.start.accumulate=2")
+
+
+@pytest.mark.parametrize("change", ["method={type: heir}", "cache={views: 2}"])
+def test_a_method_or_a_cache_is_refused(tmp_path, change):
+    with pytest.raises(UserError, match=f"start'.{change.partition('=')[0]}: this type of stage takes none; remove it"):
+        recipe(tmp_path, f"stages.start.{change}")
 
 
 def test_its_plan_trains_nothing(tmp_path):

@@ -7,22 +7,26 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from segdistill.config import UserError
-from segdistill.data.dataset import DataSelection
-from segdistill.data.pseudo import read_pseudo
+from segdistill.data.dataset import DataSelection, Dataset, Sample
+from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.data.pseudo_labelled import PseudoLabelled
 from segdistill.data.rendered import WorldSource
 from segdistill.data.strong import Strong, StrongAugment
 from segdistill.files import sha256
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.objects import decode
+from segdistill.pictures import CELL
 from segdistill.recipe import load
 from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.shipped import shipped_path
-from segdistill.stages.pseudo_label import LABELS
+from segdistill.stages import pseudo_label as stage_of_labels
+from segdistill.stages.base import StageContext
+from segdistill.stages.pseudo_label import LABELS, PseudoLabelConfig
 from segdistill.train import loop
 
 RECIPE = """
@@ -291,6 +295,9 @@ def test_a_recipe_without_stages_scores_the_given_weights(finished, tmp_path):
         ("stages.adapt_labels.ema={}", "ema labels unlabelled images; add 'unlabelled"),
         ("stages.adapt.freeze_encoder=true", "the pixel contrast trains the encoder; unfreeze it or remove contrast"),
         ("stages.adapt.method={type: mse}", "method, proxy and presence_weight are for task stages"),
+        ("stages.adapt.adapter=true", "stage adapt: adapter is for task stages; remove it"),
+        ("stages.transfer.ema={start: first_labels}", "ema.start: stage first_labels does not train encoder and head"),
+        ("stages.transfer.ema={start: adapt}", "ema.start: stage adapt does not train encoder and head of the student"),
         ("stages.first_labels.model=student", "no earlier stage trains the student's head"),
         ("student.head={type: semfpn}", "semfpn is for the task semantic; allowed for instance"),
         ("task=semantic", "a semi stage learns objects; the task 'semantic' has none"),
@@ -303,9 +310,30 @@ def test_mistakes_are_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_sheet_shows_images_that_differ_in_size(tmp_path, monkeypatch):
+    class Set(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return Sample(np.zeros((32 + 16 * number, 64, 3), np.uint8), None, "game", str(number))
+
+        def listing(self):
+            return iter(["game/0", "game/1"])
+
+    monkeypatch.setattr(stage_of_labels, "_drawn", lambda image, *_: image)
+    monkeypatch.setattr(PseudoLabels, "objects", lambda *_: None)
+    place = object.__new__(StageContext)
+    object.__setattr__(place, "folder", tmp_path)
+    config = PseudoLabelConfig(name="labels", data={"domains": ["game"]}, task="instance")
+    stage_of_labels._draw_sheet(config, place, object.__new__(PseudoLabels), Set())
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 2 * CELL[0]
+
+
 def test_labels_of_another_selection_are_refused_before_anything_is_trained(tmp_path):
     change = "stages.adapt.unlabelled.data={domains: [game], images: 9}"
-    line = r"stage adapt: stage first_labels labels 6 of its 9 unlabelled images, not game/0000\d\d, for example"
+    line = r"stage adapt: stage first_labels labels only 6 of its 9 unlabelled images \(missing, for example: game/0"
     with pytest.raises(UserError, match=line):
         run(recipe(tmp_path, change), tmp_path / "run")
     assert not (tmp_path / "run/stages").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from segdistill.runs.execute import run
 from segdistill.runs.plan import make_plan
 from segdistill.stages import task as task_stage
 from segdistill.stages import teacher_cache
+from segdistill.stages.base import StageContext
 from tiny_runs import only, tiny_file
 
 CACHE = ["stages.task.cache={views: 3, dtype: fp32}", "stages.task.proxy.cache={views: 2, dtype: fp32}",
@@ -71,6 +74,28 @@ def test_the_terms_are_those_of_a_teacher_that_sees_the_same_views(tmp_path, mon
         assert live.keys() == cached.keys()
         for name, value in live.items():
             assert cached[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["task", "distill"])
+def test_the_teacher_is_gone_when_training_with_its_cache_starts(tmp_path, monkeypatch, kind):
+    settings = recipe(tmp_path, method="heir") if kind == "task" else load(
+        tiny_file(tmp_path, only("agnostic", evaluate=None)), ["stages.agnostic.cache={views: 2}"])  # fmt: skip
+    built, train, teachers = StageContext.build_teacher, StageContext.train, []
+
+    def watched(context, *fit):
+        teacher = built(context, *fit)
+        teachers.append(weakref.ref(teacher))
+        return teacher
+
+    def started(context, config, *rest):
+        gc.collect()
+        assert config.cache is None or [each() for each in teachers] == [None]
+        return train(context, config, *rest)
+
+    monkeypatch.setattr(StageContext, "build_teacher", watched)
+    monkeypatch.setattr(StageContext, "train", started)
+    run(settings, tmp_path / "run")
+    assert len(teachers) == 1
 
 
 def test_labels_are_those_of_their_views(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segdistill.api import reusable
 from segdistill.cli import own, ship
 from segdistill.cli.data import data_app
 from segdistill.cli.labels import pseudo_label
@@ -90,6 +91,7 @@ def demo(
     folder = out or Path("runs") / ("demo" if tasks == ["semantic"] else f"demo_{tasks[0]}")
     _announce("demo", check_recipe(recipe_path(Path(names[-1])), overrides), runs=len(names))
     from segdistill import grid
+    from segdistill.environment import cores
     from segdistill.grid.demo import load_arms, run_demo
     from segdistill.progress import Bars
     from segdistill.runs.folder import settled
@@ -99,7 +101,7 @@ def demo(
     recipes = [settled(recipe, folder / recipe.name) for recipe in arms]
     _tell_precision(recipes)
     total, gpus = sum(stage.steps for recipe in recipes for stage in recipe.stages), grid.visible_gpus()
-    jobs = 1 if "RANK" in os.environ else min(jobs or gpus or _cores(), len(recipes))  # torchrun: all share each run
+    jobs = 1 if "RANK" in os.environ else min(jobs or gpus or cores(), len(recipes))  # torchrun: all share each run
     with Bars("demo", total if jobs == 1 else 0) as bars:
         run_demo(folder, recipes, bars, jobs=jobs, gpus=gpus)
     _show([folder / recipe.name for recipe in recipes], folder / "report.html")
@@ -120,9 +122,7 @@ def run(
 
     path = recipe_path(recipe)
     checked = check_recipe(path, overrides or [])  # before torch is imported
-    for other in reuse or []:
-        if not (other / "stages").is_dir():
-            raise UserError(f"--reuse {other}: not a run folder with stages; name an existing one or omit the option")
+    others = reusable(reuse or [])
     _announce(str(checked["name"]), checked)
     from segdistill import recipe as recipes
     from segdistill.progress import Bars
@@ -141,7 +141,7 @@ def run(
         _show_plan(make_plan(settings))
         return
     with Bars(settings.name, sum(stage.steps for stage in settings.stages)) as bars:
-        results = run_recipe(settings, folder, reuse=reuse or [], watcher=bars)
+        results = run_recipe(settings, folder, reuse=others, watcher=bars)
     if results.get("models"):
         _show([folder], folder / "report.html")
     else:
@@ -221,6 +221,8 @@ def bench(
 
     Settings apply to every run; table.KEY=VALUE changes the table file itself, such as table.seeds=[0].
     """
+    if "RANK" in os.environ:
+        raise UserError("bench starts processes of its own: run it without torchrun, with --jobs N for N at a time")
     from segdistill.precheck import check_table
     from segdistill.progress import Bars
     from segdistill.shipped import recipes_folder, table_path
@@ -229,6 +231,7 @@ def bench(
     checked = check_table(path, changes)  # before torch is imported
     _tell(f"{checked['name']}: {len(checked['rows'])} rows; reading the recipes")
     from segdistill import grid
+    from segdistill.environment import cores
     from segdistill.report import write_tables
     from segdistill.sharing.licences import chain
 
@@ -249,7 +252,7 @@ def bench(
         gpus = grid.visible_gpus()
         show_doubts(dict.fromkeys(line for cell in cells for line in cell.doubts))
         with Bars(config.name, 0) as bars:
-            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or _cores(), gpus=gpus, watch=bars.work)
+            outcomes = grid.run_cells(cells, out / "cells", jobs=jobs or gpus or cores(), gpus=gpus, watch=bars.work)
     found = grid.collect_table(config, outcomes)
     for path in write_tables(found, out / config.name):
         typer.echo(str(path))
@@ -271,7 +274,7 @@ def _show_plan(plan: Plan) -> None:
 def _announce(name: str, values: dict[str, Any], runs: int = 1) -> None:
     """Print what is going to run, before torch is imported."""
     stages = values["stages"]
-    steps = sum(stage.get("steps", 0) for stage in stages)
+    steps = sum(int(float(stage.get("steps", 0))) for stage in stages)
     several = f"{runs} runs, the last of " if runs > 1 else ""
     _tell(f"{name}: {several}{len(stages)} stage{'s' * (len(stages) != 1)}, {steps:,} steps")
 
@@ -283,8 +286,8 @@ def _tell_precision(recipes: Iterable[Recipe]) -> None:
     for precision, accelerator in sorted({(recipe.precision, recipe.accelerator) for recipe in recipes}):
         remark = ""
         if not computes_bf16(accelerator):
-            remark = {"bf16-mixed": "; slow: emulated here; 32-true is many times as fast, or use a GPU",
-                      "32-true": "; there are no instructions for bf16 here"}.get(precision, "")  # fmt: skip
+            remark = {"bf16-mixed": "; slow: this machine emulates bf16; 32-true is several times faster",
+                      "32-true": "; this machine has no fast bf16"}.get(precision, "")  # fmt: skip
         _tell(f"precision {precision}{remark}")
 
 
@@ -294,19 +297,14 @@ def _tell(line: str) -> None:
         typer.echo(line, err=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="encoders, heads, methods, domains, recipes, tables or weights")
+        str | None, typer.Argument(help="encoders, heads, methods, generalizers, domains, recipes, tables or weights")
     ] = None,
 ) -> None:
     """List the available choices; without an argument, the lists themselves."""
     from segdistill import listing
-    from segdistill.config import choose
 
     print_table(listing.overview() if what is None else choose("list", what, listing.LISTS)())
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segdistill.cli.show import need_model
 from segdistill.config import UserError
 
 
@@ -32,8 +33,7 @@ def pseudo_label(
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
-    if not Path(what).expanduser().exists():
-        raise UserError(f"no model at {what}; give a run folder, a packed file, or a YAML file of a teacher")
+    need_model(what, "a run folder, a packed file, or a YAML file of a teacher")
     if out.suffix != ".json":
         raise UserError(f"pseudo-labels are written to a .json file, not to {out.name}: rename it")
     output_names(find_inputs(inputs, every=every))  # before torch is imported

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segdistill.cli.show import print_table
-from segdistill.config import UserError
+from segdistill.cli.show import need_model, print_table
 
 
 def init(
@@ -87,8 +86,7 @@ def estimate(
     root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
     """Estimate the mIoU or AP on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
-    if not what.startswith("hf:") and not Path(what).expanduser().exists():  # before torch is imported
-        raise UserError(f"no model at {what}; give a run folder, a packed file, or hf:owner/name")
+    need_model(what, "a run folder, a packed file, or hf:owner/name")
     from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars
 
@@ -110,7 +108,7 @@ def probe(
     model: Annotated[Literal["teacher", "student"], typer.Option(help="which of its networks")] = "teacher",
     images: Annotated[int, typer.Option(min=5, help="labelled images of the source to fit on, at most")] = 200,
 ) -> None:
-    """Score every block of an encoder with a frozen linear probe: which one is worth distilling, and is it any good?"""
+    """Fit a linear probe on every block of an encoder, to see which block is worth distilling and how good it is."""
     from segdistill.precheck import check_recipe
     from segdistill.shipped import recipe_path
 

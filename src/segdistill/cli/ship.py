@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdistill.cli.show import print_table
+from segdistill.cli.show import need_model, print_table
 from segdistill.config import UserError
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
@@ -24,12 +24,6 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _there(what: str | Path) -> None:
-    """Report a wrong path before torch is imported."""
-    if not str(what).startswith("hf:") and not Path(what).expanduser().exists():
-        raise UserError(f"nothing at {what}; give a run folder, a packed file, or hf:<owner>/<name>")
-
-
 def pack(
     folder: Annotated[Path, typer.Argument(help="a finished run folder")],
     out: Annotated[Path, typer.Argument(help="NAME.safetensors, or a folder for model.safetensors and README.md")],
@@ -42,7 +36,7 @@ def pack(
     force: Force = False,
 ) -> None:
     """Write a run's model as one safetensors file with its provenance, and a model card beside it."""
-    _there(folder)
+    need_model(folder, "a finished run folder")
     from segdistill.files import sha256
     from segdistill.sharing.licences import read_chain
     from segdistill.sharing.pack import card_path, pack_encoder
@@ -74,7 +68,7 @@ def verify(
     run: Annotated[Path | None, typer.Option(help="the run folder that it was packed from")] = None,
 ) -> None:
     """Recompute the digests of a shipped file and of its sources. Exit status 1: something differs."""
-    _there(file)
+    need_model(file, "a packed or exported file, or hf:<owner>/<name>")
     from segdistill.sharing.verify import verify as verify_file
 
     checks = verify_file(file, run)
@@ -94,7 +88,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="branch to write to")] = None,
 ) -> None:
     """Upload a packed model and its card; `hf:<owner>/<name>` loads it again."""
-    _there(file)
+    need_model(file, "a packed file")
     from segdistill.sharing.hub import push as push_file
 
     typer.echo(push_file(file, name, private=not public, revision=revision))
@@ -117,7 +111,7 @@ def export(
     force: Force = False,
 ) -> None:
     """Export a finished model as an ONNX or torch.export file, and compare it with the network on every domain."""
-    _there(what)
+    need_model(what, "a run folder, a packed file, or hf:<owner>/<name>")
     from segdistill.export import export as export_file
     from segdistill.export import report_path, summary_rows
     from segdistill.progress import Bars

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import typer
 
+from segdistill.config import UserError
+
 WIDTH = 100
 """Terminal columns that every table fits into."""
+
+
+def need_model(what: str | Path, allowed: str) -> None:
+    """Raise a :class:`UserError` for a wrong path before torch is imported; ``allowed``: what can be given."""
+    named = "hf:" in allowed and str(what).startswith("hf:")
+    if not named and not Path(what).expanduser().exists():
+        raise UserError(f"no model at {what}; give {allowed}")
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.config import UserError
+from segdistill.cli.show import need_model
 
 
 def predict(
@@ -41,8 +41,7 @@ def predict(
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
-    if not what.startswith("hf:") and not Path(what).expanduser().exists():
-        raise UserError(f"no model at {what}; give a run folder, a stage folder, a packed file, or hf:owner/name")
+    need_model(what, "a run folder, a stage folder, a packed file, or hf:owner/name")
     output_names(find_inputs(inputs, every=every))  # before torch is imported
     from segdistill.inference.folder import Wanted, predict_to_folder
     from segdistill.inference.model import load

@@ -65,7 +65,7 @@ def spaced(blocks: int, kept: int) -> tuple[int, ...]:
 
 
 def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The teacher's blocks that the student's take after; a :class:`UserError` if the student cannot inherit."""
+    """The teacher block that initialises each student block; a :class:`UserError` if the student cannot inherit."""
     for role, encoder in (("student", student), ("teacher", teacher)):
         if reason := _unfit(encoder):
             raise UserError(
@@ -84,7 +84,7 @@ def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None 
     inside = all(0 <= block < len(large.blocks) for block in chosen)
     if len(chosen) != len(small.blocks) or not inside or list(chosen) != sorted(set(chosen)):
         raise UserError(
-            f"inherit.blocks: got {list(chosen)}; {student.name} takes {len(small.blocks)} rising numbers from 0 to "
+            f"inherit.blocks: got {list(chosen)}; {student.name} takes {len(small.blocks)} ascending numbers from 0 to "
             f"{len(large.blocks) - 1}"
         )
     if student.patch != teacher.patch and not isinstance(large.patch_embed.proj, nn.Conv2d):

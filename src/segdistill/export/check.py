@@ -21,7 +21,7 @@ from segdistill.metrics.base import plain
 from segdistill.metrics.confusion import ConfusionMatrix
 from segdistill.models import prepare
 from segdistill.models.segmenter import Segmenter, Window
-from segdistill.runs.evaluation import evaluating
+from segdistill.ops import evaluation_mode
 
 EQUAL = 0.999  # share of pixels whose labels must be those of the segmenter
 TIMED = 11  # runs of which the median is the latency
@@ -88,7 +88,7 @@ def torch_runner(segmenter: Segmenter, view: View) -> Runner:
 
     def run(images: Pixels) -> Answer:
         height, width = images.shape[1:3]
-        with evaluating(segmenter), torch.inference_mode():
+        with evaluation_mode(segmenter), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
             seen = seen if view.size is None else resized(seen, view.size)
             return segmenter.decided(seen, view.window, (height, width))

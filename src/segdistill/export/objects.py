@@ -20,7 +20,7 @@ from segdistill.metrics.matching import iou_of
 from segdistill.models import Finder, prepare
 from segdistill.models.instance import detections_of
 from segdistill.objects import Detections
-from segdistill.runs.evaluation import evaluating
+from segdistill.ops import evaluation_mode
 
 EQUAL = 0.99  # share of the detections, weighted by their scores, that must be the network's
 OVERLAP, GAP = 0.95, 0.01  # least IoU and largest difference of scores of equal detections
@@ -31,7 +31,7 @@ def object_runner(finder: Finder, view: View) -> Runner:
 
     def run(images: Pixels) -> list[Detections]:
         height, width = images.shape[1:3]
-        with evaluating(finder), torch.inference_mode():
+        with evaluation_mode(finder), torch.inference_mode():
             seen = prepare(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
             return finder.predict(seen if view.size is None else resized(seen, view.size), (height, width))
 

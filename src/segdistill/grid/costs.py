@@ -9,15 +9,15 @@ from segdistill.grid.table import Cell
 from segdistill.runs.plan import Plan, make_plan
 
 
-def plan_cells(cells: Sequence[Cell], *, speed: float | None = None) -> Plan:
+def plan_cells(cells: Sequence[Cell]) -> Plan:
     """One plan for all ``cells``: every stage, listed with the first run that has it, and all images to score.
 
-    ``speed`` in operations per second replaces the measured one. Raises :class:`segdistill.config.UserError` like
-    :func:`segdistill.runs.plan.make_plan`. Work that an earlier call has finished still counts.
+    Raises :class:`segdistill.config.UserError` like :func:`segdistill.runs.plan.make_plan`. Work that an earlier call
+    has finished still counts.
     """
     stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
     doubts = dict.fromkeys(line for cell in cells for line in cell.doubts)
-    plan = None
+    plan, speed = None, None
     for cell in {cell.key: cell for cell in cells}.values():
         plan = make_plan(cell.recipe, speed=speed)
         speed = plan.speed

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 from segdistill.config import UserError
+from segdistill.environment import cores
 from segdistill.files import write_atomic
 from segdistill.grid.table import Cell
 from segdistill.interrupts import Stopped, end_now, handled
 from segdistill.recipe import Recipe, dump, load
-from segdistill.runlog import Watcher
+from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.execute import run
 
 Watch = Callable[[str, int, int, int], None]
@@ -68,8 +69,8 @@ def run_cells(
     interruption stops all processes; finished work is kept, and the same call resumes.
     """
     unique = list({cell.key: cell for cell in cells}.values())
-    waits = dependencies(unique)
-    if jobs == 1:
+    waits, jobs = dependencies(unique), min(jobs, len(unique))
+    if jobs <= 1:
         outcomes = _one_by_one(unique, waits, out, watch or _silent)
     else:
         outcomes = _side_by_side(unique, waits, out, jobs, gpus, watch or _silent)
@@ -119,7 +120,7 @@ def _side_by_side(
 ) -> dict[str, Outcome]:
     """Run the cells in child processes, each with its share of the cores."""
     state, reuse = _State(cells, out, gpus, watch), _reusable(cells, waits, out)
-    with _children_threads(max(1, (os.cpu_count() or 1) // jobs)):
+    with _children_threads(max(1, cores() // jobs)):
         try:
             while len(state.outcomes) < len(cells):
                 for number in range(len(cells)):
@@ -209,7 +210,7 @@ class _State:
         self.watch(what, sum(self.done.values()), self.total, sum(self.skipped.values()))
 
 
-class _Teller:
+class _Teller(Quiet):
     """A watcher that counts steps and stages and reports how many are done, and how many of them were before."""
 
     def __init__(self, tell: Callable[[int, int], None], finished: Callable[[int], None] = lambda _: None) -> None:
@@ -236,15 +237,6 @@ class _Teller:
         self.now = step
         if step % 10 == 0 or step == steps:
             self.tell(self.before + self.now, self.skipped)
-
-    def rate(self, label: str, images_per_s: float) -> None:
-        """Ignored: the runs of a table differ in speed."""
-
-    def work(self, what: str, done: int, total: int, skipped: int = 0) -> None:
-        """Ignored: rendering and scoring are not counted."""
-
-    def warn(self, line: str) -> None:
-        """Ignored: the table printed its warnings before its first run."""
 
 
 def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: Any, gpu: int | None) -> None:

@@ -16,14 +16,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from segdistill.config import SLUG, Config, UserError, nearest, parse, read_yaml
+from segdistill.config import SLUG, Config, UserError, parse
 from segdistill.files import facts_digest
+from segdistill.overrides import OWN, table_values
 from segdistill.papers import PaperPlace
-from segdistill.recipe import Recipe, apply, load
+from segdistill.recipe import Recipe, load
 from segdistill.runs.check import check
 from segdistill.runs.folder import AUTOMATIC, fingerprints, origin_of, settled
+from segdistill.shipped import listed_path
 
-OWN = "table."
 MOST_RUNS = 2000
 LONGEST_NAME = 128  # of a run, the same as of a recipe
 
@@ -108,12 +109,7 @@ def load_table(path: Path, overrides: tuple[str, ...] = ()) -> TableConfig:
 
     A :class:`UserError` lists all problems.
     """
-    known = [file.stem for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    values = read_yaml(path, "table", f"{nearest(path.stem, known)}tables are in recipes/tables")
-    for override in overrides:
-        if override.startswith(OWN):
-            apply(values, override.removeprefix(OWN))
-    return parse(TableConfig, values, str(path.name))
+    return parse(TableConfig, table_values(path, overrides), path.name)
 
 
 def cells_of(
@@ -136,7 +132,7 @@ def cells_of(
             for value, changes in values.items():
                 settings = [*paper, *table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
                 try:
-                    cells.append(_cell(number, row, value, seed, _recipe_path(row.recipe, recipes), settings))
+                    cells.append(_cell(number, row, value, seed, listed_path(row.recipe, recipes), settings))
                 except UserError as error:
                     problems.append(f"row '{row.title}'{f', {value}' if value else ''}: {error}")
     if problems:
@@ -148,11 +144,6 @@ def cells_of(
 def _found(cells: list[Cell], begun: Path) -> int:
     """How many of the cells have a folder in ``begun``."""
     return sum((begun / cell.folder_name).is_dir() for cell in cells)
-
-
-def _recipe_path(name: str, recipes: Path) -> Path:
-    path = Path(name)
-    return path if path.suffix else recipes / f"{name}.yaml"
 
 
 def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> tuple[Cell, Cell]:

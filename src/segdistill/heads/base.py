@@ -49,6 +49,11 @@ class Head(nn.Module):
         del strides
         return taps
 
+    @staticmethod
+    def check_batch(images: int) -> None:
+        """Raise a :class:`UserError` if the head cannot train on a step of that many images, of all processes."""
+        del images
+
     def readers(self) -> list[nn.Conv2d]:
         """Its first layers, if these are 1x1 convolutions on the taps' maps, one per level; else none."""
         return []

@@ -75,14 +75,20 @@ class DeepLabV3Plus(Head):
                 conv_block(third, 2 * width, 3), ChannelDropout(config.dropout), nn.Conv2d(2 * width, num_classes, 1)
             )
 
-    def decode(self, maps: Maps) -> Decoded:
-        """Logits at stride 4; the auxiliary classifier runs in the loss alone."""
-        low, _, third, deep = per_level(maps, len(STRIDES))
-        if self.training and len(deep) * rank_and_size()[1] < 2:
+    @staticmethod
+    def check_batch(images: int) -> None:
+        """See :class:`Head`."""
+        if images < 2:
             raise UserError(
                 "deeplabv3plus cannot train on one image per step, whose pooled map has no variance: "
                 "set batch to 2 or more"
             )
+
+    def decode(self, maps: Maps) -> Decoded:
+        """Logits at stride 4; the auxiliary classifier runs in the loss alone."""
+        low, _, third, deep = per_level(maps, len(STRIDES))
+        if self.training:
+            self.check_batch(len(deep) * rank_and_size()[1])
         [size] = level_sizes(maps, self.strides, (STRIDE,))
         context = resize(self.aspp(deep), size)
         logits = self.classifier(self.fuse(torch.cat([context, resize(self.low(low), size)], dim=1)))

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field
 
 from segdistill.config import Names, UserError, parse, read_yaml
@@ -27,7 +26,7 @@ from segdistill.inference.model import _device, view_of
 from segdistill.inference.result import generated_colors
 from segdistill.models import InstanceSegmenter, View
 from segdistill.models.open_vocabulary import OpenVocabulary, OpenVocabularyConfig
-from segdistill.pictures import contact_sheet, object_picture
+from segdistill.pictures import cell, contact_sheet, object_picture
 from segdistill.runlog import Quiet, Watcher
 from segdistill.runs.rescore import trained
 from segdistill.runs.score import load_model
@@ -37,8 +36,6 @@ from segdistill.stages.labeller import Labeller, open_labeller, own_labeller
 DOMAIN = "images"
 """Domain of the images in the document."""
 YAML = (".yaml", ".yml")
-CELL = (256, 384)
-"""Height and width of a picture on the sheet."""
 
 
 class TeacherFile(OpenVocabularyConfig):
@@ -190,12 +187,7 @@ def _draw_sheet(labels: PseudoLabels, inputs: Sequence[Input], wanted: Wanted) -
         if name in chosen and item.name not in names:
             image = item.load().pixels()
             drawn = np.asarray(object_picture(image, labels.objects(name), colors))
-            rows.append([_cell(image), _cell(drawn)])
+            rows.append([cell(image), cell(drawn)])
             names.append(item.name)
     sheet = Image.fromarray(contact_sheet(rows, ("image", "pseudo-labels"), names))
     write_atomic(wanted.sheet, lambda file: sheet.save(file, "PNG"))
-
-
-def _cell(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture, fitted into :data:`CELL`."""
-    return np.asarray(ImageOps.pad(Image.fromarray(image), CELL[::-1], color=(255, 255, 255)))

@@ -7,7 +7,6 @@ time (:mod:`segdistill.models.bands`), so memory stays at some tens of bytes per
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +28,8 @@ from segdistill.inference.inputs import Input, find_inputs
 from segdistill.inference.objects import ObjectResult
 from segdistill.inference.result import Result, as_colors, generated_colors
 from segdistill.models import Finder, Segmenter, Window, as_segmenter, prepare
+from segdistill.ops import evaluation_mode, state_digest
 from segdistill.recipe import Recipe
-from segdistill.runs.evaluation import evaluating
 from segdistill.runs.folder import Finished
 from segdistill.runs.rescore import trained
 from segdistill.runs.score import Scored, load_model
@@ -101,11 +100,7 @@ class Predictor(Generic[Network, Answer]):
     def digest(self) -> str:
         """SHA-256 of the weights, the classes and how images are seen: equal for equal predictions."""
         facts = [FORMAT, self.names, self.colors, repr(self.view), repr(self.segmenter)]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for key, value in sorted(self.segmenter.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return state_digest(self.segmenter, json.dumps(facts).encode())
 
     @cached_property
     def teacher(self) -> Any:
@@ -178,7 +173,7 @@ class Model(Predictor[Segmenter, Result]):
 
     def _predict(self, images: Tensor, names: list[str]) -> list[Result]:
         height, width = images.shape[-2:]
-        with evaluating(self.segmenter), torch.inference_mode():
+        with evaluation_mode(self.segmenter), torch.inference_mode():
             prepared = prepare(images.to(self.device), self.view.resize)
             window = self.view.window_for(*prepared.shape[-2:])
             classes, confidence = self.segmenter.decided(prepared, window, (height, width))
@@ -201,7 +196,7 @@ class ObjectModel(Predictor[Finder, ObjectResult]):
 
     def _predict(self, images: Tensor, names: list[str]) -> list[ObjectResult]:
         height, width = images.shape[-2:]
-        with evaluating(self.segmenter), torch.inference_mode():
+        with evaluation_mode(self.segmenter), torch.inference_mode():
             found = self.segmenter.predict(prepare(images.to(self.device), self.view.resize), (height, width))
         shown = _shown(images)
         return [ObjectResult(found[i], self.names, self.colors, shown[i], name) for i, name in enumerate(names)]

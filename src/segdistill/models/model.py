@@ -88,7 +88,7 @@ class Model(nn.Module):
 
     def presence_loss(self, logits: Float[Tensor, "b k"], batch: Batch) -> Tensor:
         """Loss of image-level ``logits`` against the classes present in each image."""
-        raise UserError("presence_weight: this task has no class-presence term; set it to 0")
+        raise NotImplementedError
 
     def loss(self, batch: Batch) -> LossTerms:
         """The task's loss terms on a batch of images (B, 3, H, W) uint8 and targets."""

@@ -65,8 +65,8 @@ def remarks(found: Comparison) -> list[str]:
     if found.sweep and (leads := found.runner_ups()):
         settled = sum(lead.settled for lead in leads)
         lines.append(
-            f"The test images settle {settled} of {len(leads)} leads over the runner-up "
-            "(95 % interval of a paired bootstrap)."
+            f"{settled} of {len(leads)} leads over the runner-up are significant (95 % interval of a paired bootstrap "
+            "over the test images)."
         )
     tops = [] if found.sweep else found.tops()
     for ranked in tops:
@@ -77,7 +77,9 @@ def remarks(found: Comparison) -> list[str]:
         lines.append("One seed each: differences of a point or two may be chance.")
     teacher = found.teachers.get("")
     if teacher is not None and len(teacher.seeds) > len(set(teacher.seeds)):
-        lines.append("The teacher was measured anew in runs of one seed; retention is against each run's own.")
+        lines.append(
+            "Runs with the same seed scored the teacher separately; retention is relative to each run's own teacher."
+        )
     missing = [row.full_title for i, row in enumerate(found.rows) if (i, "") in found.arms and found.mean(i) is None]
     if missing and tops:
         lines.append(f"Without a mean over unseen domains: {_listed(missing)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,10 @@ from segdistill.results import Comparison, ModelResult
 
 FIRST_OUT = ("validation", "paper", "memory", "seconds", "parameters", "gain", "unseen", "retention", "source", "clean")
 """Groups and keys of columns in the order in which a narrow terminal goes without them."""
+
+TEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", DASH: "--"}
+TEX |= {sign: f"\\{sign}" for sign in "&%_#${}"}
+"""What LaTeX reads for a character that means something else to it."""
 
 ENVIRONMENT = ("version", "commit", "hardware", "system", "python", "torch", "lightning", "timm", "started")
 
@@ -107,7 +112,7 @@ def to_json(found: Comparison) -> str:
     for (number, value, seed), run in sorted(found.runs.items()):
         row = found.rows[number]
         place = {"group": row.group, "row": row.title, "sweep": value, "seed": seed}
-        stages = [stage.model_dump(exclude_none=True, exclude={"finished"}) for stage in run.stages]
+        stages = [stage.model_dump(exclude_none=True) for stage in run.stages]
         scores = {"retention": _rounded(run.retention), **_scores(found, run.student)}
         environment = {key: run.environment[key] for key in ENVIRONMENT if key in run.environment}
         runs.append(place | scores | {"stages": stages, "environment": environment})
@@ -209,6 +214,4 @@ def _escape(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$")):
-        text = text.replace(sign, escaped)
-    return text.replace(DASH, "--")
+    return re.sub("|".join(map(re.escape, TEX)), lambda sign: TEX[sign[0]], text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from segdistill.pictures import Panel, Views
+from segdistill.pictures import Panel, Views, object_views
 from segdistill.report.views import View
 from segdistill.results import Run, panels, picture_indices, worst_images
 from segdistill.tasks.views import VIEWS
@@ -99,7 +99,7 @@ def _figures(view: View, domain: str, index: int) -> tuple[Figure, ...]:
     """Image, ground truth, teacher and every model that kept its prediction."""
     titled = [(title, run) for title, _, run in view.runs]
     teacher = view.teacher.title if view.teacher else ""
-    shown = VIEWS[view.first.task](panels(titled, teacher, domain, index), view.first.colors)
+    shown = VIEWS.get(view.first.task, object_views)(panels(titled, teacher, domain, index), view.first.colors)
     parts = ["image", "truth", *["answer"] * len(shown)]
     return tuple(
         _figure(panel, views, part, f"{domain}, scene {index}")

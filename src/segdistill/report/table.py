@@ -1,4 +1,4 @@
-"""The one table: rows and columns with marks and intervals. What shows it to whom stands in ``formats``."""
+"""The results table: columns, cells, best marks and intervals. :mod:`.formats` renders it."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
         notes.append("Validation domains were used to choose settings; they count neither as unseen nor in any mean.")
     notes += summaries(found)
     if any(one.group == "paper" for one in measured):
-        notes.append("The paper's numbers are of other data, networks and schedules.")
+        notes.append("The paper's numbers come from different data, networks and schedules.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Who stands side by side in the charts and pictures, in colours that agree over the page."""
+"""Which models the charts and pictures show side by side, in consistent colours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class View:
 
     @property
     def first(self) -> Run:
-        """It says what all runs of the view have in common."""
+        """The first run; all runs of a view share its settings."""
         return self.runs[0][2]
 
     @property
@@ -62,7 +62,7 @@ class View:
 
     @property
     def best(self) -> int | None:
-        """The best student's row, where the runs say so much."""
+        """The best student's row; None if the runs are too short to tell."""
         means = {entry.row: stat.mean for entry, stat in self.means if entry.row in self.contend}
         return max(means, key=lambda row: means[row]) if means else None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError
 from segdistill.papers import PaperPlace
 from segdistill.pictures import Panel
@@ -55,8 +56,7 @@ class Arm:
         """The mean over ``domains`` of the score ``key``; None where a domain has none."""
         rows = [[score.others.get(key) if (score := model.domains.get(domain)) else None for domain in domains]
                 for model in self.models]  # fmt: skip
-        return _stat(fmean(known) if (known := [v for v in row if v is not None]) and len(known) == len(row) else None
-                     for row in rows)  # fmt: skip
+        return _stat(map(complete_mean, rows))
 
     def corrupted(self, pick: Callable[[Corruptions], float | None]) -> Stat | None:
         """A number of the models' scores on corrupted images over the seeds."""
@@ -212,7 +212,7 @@ class Comparison:
     def contenders(self, group: str) -> list[int]:
         """The rows of a group among which a best one is sought.
 
-        A network that nothing was trained in contends with its like alone.
+        Rows without any training compete only among themselves.
         """
         rows = [row for row, line in enumerate(self.rows) if line.group == group]
         trained = {row for (row, _, _), run in self.runs.items() if run.fewest_steps is not None}

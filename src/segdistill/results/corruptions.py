@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from segdistill.averages import complete_mean
 from segdistill.results.record import Number, Record
 
 
@@ -46,8 +46,7 @@ class Corruptions(Record):
 
     def mean(self, name: str) -> float | None:
         """The mean over the severities; None if one was not measured."""
-        known = [value for value in self.scores.get(name, ()) if value is not None]
-        return fmean(known) if known and len(known) == len(self.severities) else None
+        return complete_mean(self.scores.get(name, ()))
 
     def at(self, name: str, severity: int) -> float | None:
         """The score at one severity; 0 is the clean image."""

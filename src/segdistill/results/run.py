@@ -6,11 +6,11 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError, parse
 from segdistill.files import json_digest, plain_name, read_metrics_line, text_is_whole
 from segdistill.papers import PaperPlace
@@ -120,7 +120,6 @@ class Stage(Record):
     seconds: Number = None
     memory_mb: Number = None  # peak of its process while it ran
     facts: dict[str, Any] = Field(default_factory=dict)  # what it measured; "summary": in one line
-    finished: str | None = None
 
 
 class Step(Record):
@@ -128,10 +127,7 @@ class Step(Record):
 
     stage: str
     step: int
-    steps: int | None = None
     loss: Number = None
-    terms: dict[str, Number] | None = None
-    lr: Number = None
     images_per_s: Number = None
     diagnostics: dict[str, Number] | None = None
 
@@ -215,9 +211,10 @@ def load_run(folder: Path) -> Run:
             f"segdistill evaluate {folder} evaluate.domains=[...]"
         )
     metric = _primary(values, path)
-    environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+    about = folder / "environment.json"  # a folder of scores alone has none
+    environment = _json(about) if about.is_file() else values.get("environment", {})
     if not isinstance(environment, dict):
-        raise UserError(f"{folder / 'environment.json'}: expected an object, got {type(environment).__name__}")
+        raise UserError(f"{about}: expected an object, got {type(environment).__name__}")
     recipe = _text(folder / "recipe.yaml")
     if recipe is not None and not text_is_whole(recipe.encode()):
         raise UserError(f"{folder / 'recipe.yaml'}: is damaged or was edited; run the command again")
@@ -297,9 +294,7 @@ def _check_model(run: Run, model: ModelResult, who: str) -> None:
 
 def _mean(model: ModelResult, unseen: Sequence[str]) -> float | None:
     """The mean score over ``unseen``; None without such domains or if one was not measured."""
-    scores = [model.domains[domain].score for domain in unseen]
-    known = [score for score in scores if score is not None]
-    return fmean(known) if known and len(known) == len(scores) else None
+    return complete_mean(model.domains[domain].score for domain in unseen)
 
 
 def _read_log(path: Path) -> tuple[Step, ...]:

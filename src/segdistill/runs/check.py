@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from segdistill.config import UserError
+from segdistill.encoders.anytimm import blueprint
 from segdistill.recipe import Recipe
 from segdistill.runs.folder import model_digests
 from segdistill.runs.overlap import overlaps, still_there
-from segdistill.stages.task import check_head
+from segdistill.stages.base import ModelConfig
+from segdistill.stages.fitting import sketch
+from segdistill.stages.task import build_model, check_head
 from segdistill.tasks.table import TASKS
 
 
@@ -55,14 +60,14 @@ def _label_problems(recipe: Recipe) -> list[str]:
             images = list(recipe.data.listing(selection))
             if missing := [image for image in images if image not in given]:
                 lines.append(
-                    f"stage {stage.name}: stage {giver} labels {len(images) - len(missing)} of its {len(images)} "
-                    f"unlabelled images, not {missing[0]}, for example; select the same images in both"
+                    f"stage {stage.name}: stage {giver} labels only {len(images) - len(missing)} of its {len(images)} "
+                    f"unlabelled images (missing, for example: {missing[0]}); select the same images in both"
                 )
     return lines
 
 
 def _weight_problems(recipe: Recipe) -> list[str]:
-    """Missing start weights, and heads that do not match their file."""
+    """Missing start weights, methods and heads that do not fit their networks, heads that do not match their file."""
     problems = []
     for stage in recipe.stages:
         try:
@@ -78,6 +83,18 @@ def _weight_problems(recipe: Recipe) -> list[str]:
             model_digests(model)
             if model.head_weights is not None:
                 check_head(TASKS[recipe.task], model, recipe.classes())
+            elif model.head is not None and any(stage.learner == role for stage in recipe.stages):
+                _check_fresh_head(recipe.task, role, model, recipe.classes())
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+@cache
+def _check_fresh_head(task: str, role: str, model: ModelConfig, classes: tuple[str, ...]) -> None:
+    """Raise a :class:`UserError` if the head does not fit its encoder."""
+    try:
+        with blueprint():
+            build_model(TASKS[task], model, sketch(model.encoder), classes, seed=0, stage="none")
+    except UserError as error:
+        raise UserError(f"{role}.head: {error}") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdistill.averages import complete_mean
 from segdistill.data.corrupted import CorruptConfig, Corrupted
 from segdistill.data.corruptions import COMMON, FAMILIES, VERSION
 from segdistill.data.dataset import Dataset
@@ -113,7 +114,10 @@ def summary(
 
     each = {domain: of(domain) for domain in counts}
     columns = {
-        name: [_mean([one["scores"][name][place] for one in each.values()]) for place in range(len(config.severities))]
+        name: [
+            complete_mean([one["scores"][name][place] for one in each.values()])
+            for place in range(len(config.severities))
+        ]
         for name in names
     }
     return {
@@ -124,7 +128,7 @@ def summary(
         "families": {
             family: chosen for family, own in FAMILIES.items() if (chosen := [name for name in names if name in own])
         },
-        **_means(_mean([one[CLEAN] for one in each.values()]), columns),
+        **_means(complete_mean([one[CLEAN] for one in each.values()]), columns),
         "by_domain": each if len(each) > 1 else {},
     }
 
@@ -138,15 +142,9 @@ def write_images(path: Path, config: CorruptConfig, datasets: Mapping[str, Datas
 
 
 def _means(clean: float | None, scores: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
-    mpc = _mean([_mean(values) for name, values in scores.items() if name in COMMON])
+    mpc = complete_mean(complete_mean(values) for name, values in scores.items() if name in COMMON)
     rpc = mpc / clean if mpc is not None and clean else None
     return {CLEAN: clean, "mpc": mpc, "rpc": rpc, "scores": dict(scores)}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None without values or if one is undefined."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _label(corruption: str | None, severity: int) -> str:

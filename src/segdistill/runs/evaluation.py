@@ -6,16 +6,17 @@ bootstrap over images.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from segdistill.averages import complete_mean
 from segdistill.config import UserError, nearest
 from segdistill.metrics.base import Metric, Samples, interval, resampled_mean
 from segdistill.models import Model, View
+from segdistill.ops import evaluation_mode
 
 Progress = Callable[[str, int, int | None], None]
 """Called after every batch with the domain, its images done so far, and its total (None: unknown)."""
@@ -38,7 +39,7 @@ def evaluate(
     evaluation mode during the call; its mode is restored afterwards.
     """
     results = {}
-    with evaluating(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for name, batches in domains.items():
             found, view, total = metric(), (views or {}).get(name, View()), _count_images(batches)
             for batch in batches:
@@ -61,8 +62,7 @@ def mean_score(domains: Mapping[str, Mapping[str, float | None]], primary: str, 
             raise UserError(
                 f"unseen domain '{name}' was not evaluated: {nearest(name, domains)}evaluated: {', '.join(domains)}"
             )
-    values = [value for name in unseen if (value := domains[name][primary]) is not None]
-    return math.fsum(values) / len(values) if values and len(values) == len(unseen) else None
+    return complete_mean(domains[name][primary] for name in unseen)
 
 
 def mean_interval(images: Mapping[str, Samples], unseen: Sequence[str]) -> list[float] | None:
@@ -85,18 +85,6 @@ def retention_interval(
     assert all(student[name].size == teacher[name].size for name in unseen), "both models are scored on the same images"
     above, below = (resampled_mean(images, unseen) for images in (student, teacher))
     return interval(above / below) if (below > 0).all() else None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _count_images(batches: Iterable) -> int | None:

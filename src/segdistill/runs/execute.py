@@ -16,7 +16,7 @@ import yaml
 
 from segdistill import environment
 from segdistill.config import UserError, parse
-from segdistill.files import read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
+from segdistill.files import damaged_file, read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
@@ -25,7 +25,6 @@ from segdistill.runs.fabric import explained, make_fabric
 from segdistill.runs.folder import (
     Finished,
     Origin,
-    damaged_file,
     fingerprints,
     handed_encoder,
     learned,
@@ -113,8 +112,7 @@ def loading_processes(workers: int | Literal["auto"], device: torch.device) -> i
         return workers
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(16, max(1, environment.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _context(recipe: Recipe, number: int, fingerprint: str, folder: Path, fabric: Fabric, log: RunLog) -> StageContext:
@@ -207,7 +205,7 @@ def _execute(stage: StageConfig, context: StageContext, origin: Origin) -> dict[
     result = stage.run(context)
     manifest = {
         "name": stage.name,
-        "type": stage.model_dump()["type"],
+        "type": stage.kind,
         "fingerprint": context.fingerprint,
         "origin": origin,
         "seed": context.seed,
@@ -250,7 +248,7 @@ def _take(reuse: Sequence[Path], context: StageContext, fingerprint: str) -> boo
                 manifest = read_manifest(path.parent)
                 if manifest is None or manifest["fingerprint"] != fingerprint:
                     continue
-                if damaged := damaged_file(path.parent, manifest):
+                if damaged := damaged_file(path.parent, manifest["files"]):
                     raise UserError(f"{damaged} does not match the digest in its manifest")
             except UserError as error:
                 logging.getLogger(__name__).warning("warning: --reuse: skipped: %s", error)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 CONNECTION = r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|store"
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for one that works alone, such as for pseudo-labels or a rendered data set."""
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
         accelerator=recipe.accelerator,
         devices=local,
         num_nodes=max(1, processes // local),
-        strategy=DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto",
+        strategy=DDPStrategy(find_unused_parameters=True, timeout=PATIENCE) if processes > 1 else "auto",
         precision=precision,
     )
     if fabric.device.type == "cpu" and (stages := [stage.name for stage in recipe.stages if stage.needs_gpu]):

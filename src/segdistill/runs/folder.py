@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdistill import environment
 from segdistill.config import UserError
-from segdistill.files import facts_digest, input_digest, read_signed, sha256, text_is_whole, write_signed
+from segdistill.files import damaged_file, facts_digest, input_digest, read_signed, text_is_whole, write_signed
 from segdistill.ops import derive_seed
 from segdistill.recipe import Recipe, last_learner, load
 from segdistill.runlog import Watcher
@@ -199,17 +199,9 @@ def read_stage(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     if manifest["fingerprint"] != fingerprint:
         raise UserError(f"{folder} was made with other settings or weights; choose another --out or delete it")
-    if damaged := damaged_file(folder, manifest):
+    if damaged := damaged_file(folder, manifest["files"]):
         raise UserError(f"{damaged} does not match the digest in its manifest; delete {folder} to run the stage again")
     return manifest
-
-
-def damaged_file(folder: Path, manifest: dict[str, Any]) -> Path | None:
-    """The first file of a stage that is missing or does not match its digest in the manifest."""
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            return folder / name
-    return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -300,6 +292,7 @@ def write_results(
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Score the models and write ``out/results.json``; returns its content."""
+    about = environment.describe()  # now, since it names the start
     results: dict[str, Any] = {"format": FORMAT, "name": recipe.name, "title": recipe.title or recipe.name}
     results["seed"] = recipe.seed
     results["distilled"] = learns_from_teacher(recipe)
@@ -313,7 +306,7 @@ def write_results(
         for each in scored:
             results = score(recipe, each, fabric=fabric, results=results, reuse=reuse, watcher=watcher)
         results["evaluation_seconds"] = round(time.perf_counter() - began, 2)
-    results["environment"] = environment.describe()
+    results["environment"] = about
     if fabric.is_global_zero:
         write_signed(out / "results.json", results)
     fabric.barrier()

@@ -29,7 +29,7 @@ def overlaps(recipe: Recipe, readings: Sequence[Reading]) -> list[tuple[str, boo
             total = totals[domain]
             images = f"{'all' if count == total else f'{count} of the'} {total} images of '{domain}'"
             copies = [(file.path, path) for path, file in same.items() if path != file.path and domain in domains[path]]
-            such = f" (copies, such as {copies[0][0]} of {copies[0][1]})" if copies else ""
+            such = f" (for example, {copies[0][0]} is a copy of {copies[0][1]})" if copies else ""
             found.setdefault(domain, f"evaluate: {images} are also read by {each.where}{such}; ")
     return [
         (line + ("remove them from one of the two, or the domain from 'unseen'" if domain in unseen

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segdistill.config import UserError
+from segdistill.config import UserError, duration
 from segdistill.encoders import Encoder, build_encoder, outline
 from segdistill.environment import within_memory
-from segdistill.methods import METHODS
 from segdistill.recipe import Recipe
 from segdistill.runs.check import check
 from segdistill.runs.folder import settled
 from segdistill.stages import StageConfig
-from segdistill.stages.base import ModelConfig, Pass, need, needs_of
+from segdistill.stages.base import ModelConfig, Pass, count, need
+from segdistill.stages.fitting import build_method, needs_of
 from segdistill.stages.task import build_model, check_head
 from segdistill.stages.teacher_cache import shape_of
 from segdistill.stages.views import teacher_views
@@ -59,7 +59,7 @@ class StagePlan:
         """The stage as a row of the table."""
         return [
             self.label, self.kind, f"{self.images:,}", f"{self.steps:,} x {self.batch}",
-            f"{self.trained / 1e6:.2f} + {self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", _time(self.seconds),
+            f"{self.trained / 1e6:.2f} + {self.frozen / 1e6:.2f}", f"{self.flops / 1e9:,.1f}", duration(self.seconds),
             f"{self.memory / 2**20:,.0f}", f"{self.disk / 2**20:,.0f} MiB",
         ]  # fmt: skip
 
@@ -93,7 +93,7 @@ class Plan:
         """One line below the table."""
         scored = sum(self.evaluation.values())
         return (
-            f"about {_time(self.seconds)} of training on {self.device} "
+            f"about {duration(self.seconds)} of training on {self.device} "
             f"({self.speed / 1e9:,.0f} GFLOP/s assumed), {scored:,} images to score"
         )
 
@@ -192,7 +192,7 @@ def _stage(
     kept: list[nn.Module] = [encoders[stage.roles[0]]]
     if stage.measured:
         cost.forward(lambda: encoders[stage.roles[-1]](_images(1, size)), trains=False)
-        cost.frozen = sum(p.numel() for encoder in encoders.values() for p in encoder.parameters())
+        cost.frozen = sum(map(count, encoders.values()))
     elif stage.predicts is not None:
         kept = []
         _predicting(cost, recipe, stage, encoders[stage.predicts], classes)
@@ -202,10 +202,10 @@ def _stage(
         kept = _learning(cost, recipe, stage, encoders[stage.learner], classes)
     if stage.method is not None:
         _distillation(cost, stage, encoders["student"], encoders["teacher"], size)
-    disk = FLOAT * sum(p.numel() for module in kept for p in module.parameters())
+    disk = FLOAT * sum(map(count, kept))
     return StagePlan(
         label=f"{number:02d}-{stage.name}",
-        kind=stage.model_dump()["type"],
+        kind=stage.kind,
         images=images,
         steps=stage.steps,
         batch=stage.batch,
@@ -252,12 +252,12 @@ def _cache_note(recipe: Recipe, stage: StageConfig, teacher: Encoder, classes: S
     cost.forward(lambda: teacher_views(teacher, _images(1, size), needs.of_teacher, head), trains=False)
     views, nbytes = 0, 0
     for selection, config, labelled in stage.caches:
-        count = recipe.data.look(selection)[0] * config.views
+        own = recipe.data.look(selection)[0] * config.views
         shape = shape_of(teacher, needs.of_teacher, size, head, labelled=labelled)
-        views, nbytes = views + count, nbytes + count * shape.nbytes(config.dtype)
+        views, nbytes = views + own, nbytes + own * shape.nbytes(config.dtype)
     return (
         f"a teacher cache of {views:,} views, {nbytes / 2**30:.2f} GiB, takes about "
-        f"{_time(views * cost.flops / speed)} to build, once for all runs with this teacher and these views"
+        f"{duration(views * cost.flops / speed)} to build, once for all runs with this teacher and these views"
     )
 
 
@@ -287,7 +287,7 @@ class _Cost:
 
     def trained(self, *modules: nn.Module) -> None:
         """Count the parameters of ``modules`` as trained."""
-        self.parameters += sum(p.numel() for module in modules for p in module.parameters())
+        self.parameters += sum(map(count, modules))
 
 
 def _bare(model: ModelConfig, stage: StageConfig, *, teacher: bool) -> Encoder:
@@ -301,11 +301,9 @@ def _images(batch: int, size: tuple[int, int]) -> Tensor:
 
 def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: Encoder, size: tuple[int, int]) -> None:
     """One pass of the teacher, the student's views, and the method's parameters."""
-    method: Any = METHODS[stage.method.type]
-    needs = method.needs_for(stage.method.settings)
-    heads = method(stage.method.settings, student.spec(needs.taps), teacher.spec(needs.of_teacher))
+    needs, heads = needs_of(stage.method), build_method(stage.method, student, teacher)
     cost.trained(heads)
-    cost.frozen += sum(p.numel() for p in teacher.parameters())
+    cost.frozen += count(teacher)
     batch = stage.images_per_step
     taps = needs.taps or (-1,)  # a method on class scores alone still runs both encoders
     if stage.cache is None:
@@ -328,7 +326,7 @@ def _learning(
     features = cost.forward(lambda: network.features(images), trains=not frozen)
     if stage.compares_start:
         cost.forward(lambda: encoder(_images(stage.batch, recipe.data.size), network.taps), trains=False)
-        cost.frozen += sum(p.numel() for p in encoder.parameters())
+        cost.frozen += count(encoder)
     # Mask2Former branches on its own values, so the head is counted on one image with real data; in evaluation mode,
     # since batch norm may need more than one.
     network.head.eval()
@@ -336,9 +334,9 @@ def _learning(
     cost.trained(network.head)
     adapter = encoder.rein if getattr(stage, "adapter", False) else None
     if frozen or adapter is not None:
-        cost.frozen += sum(p.numel() for p in encoder.parameters())
+        cost.frozen += count(encoder)
     if adapter is not None:
-        cost.frozen -= sum(p.numel() for p in adapter.parameters())
+        cost.frozen -= count(adapter)
         cost.trained(adapter)
     elif not frozen:
         cost.trained(encoder)
@@ -352,12 +350,4 @@ def _predicting(cost: _Cost, recipe: Recipe, stage: StageConfig, encoder: Encode
     network.eval()
     features = cost.forward(lambda: network.features(_images(1, recipe.data.size)), trains=False)
     cost.forward(lambda: network.decode(features.blank()), trains=False)
-    cost.frozen += sum(p.numel() for p in network.parameters())
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+    cost.frozen += count(network)

@@ -104,7 +104,7 @@ def rescore(
         evaluate_file(what, recipe, wanted, out, role=role or "student", watcher=watcher)
         return out
     if recipe is not None:
-        raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), and {what} is none")
+        raise UserError(f"--recipe is for a checkpoint file ({', '.join(FILES)}), but {what} is not one")
     run, label = _place(what)
     finished = load_finished(run)
     upto, part = len(finished.stages), label or role

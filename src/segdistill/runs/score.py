@@ -16,15 +16,15 @@ from segdistill.config import UserError
 from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.files import facts_digest, plain_name, read_signed, sha256, write_atomic, write_signed
+from segdistill.files import damaged_file, facts_digest, plain_name, read_signed, sha256, write_atomic, write_signed
 from segdistill.metrics.base import Samples
 from segdistill.models import Model, View
+from segdistill.ops import evaluation_mode
 from segdistill.recipe import EvaluateConfig, Recipe
 from segdistill.runlog import Watcher
 from segdistill.runs.corruptions import Store, Subjects, measure
 from segdistill.runs.evaluation import (
     evaluate,
-    evaluating,
     mean_interval,
     mean_score,
     retention,
@@ -101,14 +101,8 @@ def score(
     config = recipe.evaluate
     assert config is not None
     seen = _look(recipe, config, scored, fabric, watcher)
-    facts = [
-        FORMAT,
-        scored.fingerprint,
-        config.model_dump(mode="json", exclude={"data", "corrupt"}),  # where the images are does not matter
-        recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in config.domains)),
-        [[view.resize, view.window and view.window.model_dump(mode="json")] for view in seen.views.values()],
-    ]
-    key = facts_digest(facts)
+    settings = config.model_dump(mode="json", exclude={"data", "corrupt"})  # where the images are does not matter
+    key = facts_digest(_facts(recipe, scored, settings, seen.views))
     path = scored.folder / "scores" / f"{scored.role}.json"
     if fabric.is_global_zero and _read(scored.folder, scored.role, key) is None:
         path.unlink(missing_ok=True)
@@ -185,7 +179,7 @@ def _measure(
     }
     found["worst"] = _worst(images, config.pictures) if scored.role == "student" else {}
     if fabric.is_global_zero:
-        with evaluating(model), torch.inference_mode(), fabric.autocast():
+        with evaluation_mode(model), torch.inference_mode(), fabric.autocast():
             pictures = _keep_pictures(scored, config.pictures, model, seen, found["worst"])
         write_samples(path.with_suffix(".npz"), images)
         files = [path.with_suffix(".npz"), *pictures]
@@ -193,6 +187,19 @@ def _measure(
         write_signed(path, {"key": key, **found, "files": digests})
     fabric.barrier()
     return found
+
+
+def _facts(recipe: Recipe, scored: Scored, settings: dict[str, Any], views: Mapping[str, View]) -> list[Any]:
+    """What the scores of a model depend on; ``views``: of the domains that are scored."""
+    config, source = recipe.evaluate, recipe.scored_source
+    assert config is not None
+    return [
+        FORMAT,
+        scored.fingerprint,
+        settings,
+        source.facts(*(config.selection(source, name) for name in views)),
+        [[view.resize, view.window and view.window.model_dump(mode="json")] for view in views.values()],
+    ]
 
 
 def _corruptions(
@@ -209,13 +216,7 @@ def _corruptions(
     config, processes = recipe.evaluate, {"rank": fabric.global_rank, "world_size": fabric.world_size}
     assert config is not None
     views = {name: seen.views[name] for name in corrupt.domains}
-    facts = [
-        FORMAT,
-        scored.fingerprint,
-        corrupt.model_dump(mode="json", include={"images", "seed"}),
-        recipe.scored_source.facts(*(config.selection(recipe.scored_source, name) for name in views)),
-        [[view.resize, view.window and view.window.model_dump(mode="json")] for view in views.values()],
-    ]
+    facts = _facts(recipe, scored, corrupt.model_dump(mode="json", include={"images", "seed"}), views)
     subjects = Subjects(
         datasets={name: seen.datasets[name] for name in views},
         views=views,
@@ -371,18 +372,14 @@ def _read(folder: Path, role: str, key: str) -> dict[str, Any] | None:
         if found.get("key") != key:
             return None
         names = [name for name in found["files"] if name.startswith(("scores/", "pictures/")) and ".." not in name]
-        whole = names if len(names) == len(found["files"]) and "domains" in found else []
-        damaged = next((folder / n for n in whole if _digest(folder / n) != found["files"][n]), None if whole else path)
+        whole = names and len(names) == len(found["files"]) and "domains" in found
+        damaged = damaged_file(folder, found["files"]) if whole else path
     elif found is not None:
         return None  # of an earlier version
     if damaged is None:
         return found
     logging.getLogger(__name__).warning("warning: %s is damaged or missing; scoring the %s again", damaged, role)
     return None
-
-
-def _digest(path: Path) -> str | None:
-    return sha256(path) if path.is_file() else None
 
 
 def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:

@@ -13,13 +13,12 @@ from segdistill import environment
 from segdistill.config import UserError, choose, parse
 from segdistill.data.catalog.record import interleaved_colors
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.files import facts_digest, read_metrics_line, read_signed, sha256, write_json
+from segdistill.files import damaged_file, facts_digest, read_metrics_line, read_signed, sha256, write_json
 from segdistill.models import Model, View
 from segdistill.recipe import Recipe, change
 from segdistill.runs.evaluation import retention, retention_interval
 from segdistill.runs.folder import (
     Finished,
-    damaged_file,
     fingerprints,
     handed_encoder,
     load_finished,
@@ -305,7 +304,7 @@ def describe(recipe: Recipe, run: Path) -> dict[str, Any]:
         manifest = read_manifest(folder)
         if manifest is None:
             raise UserError(f"stage {folder} is not finished; run the recipe to its end first")
-        if damaged := damaged_file(folder, manifest):
+        if damaged := damaged_file(folder, manifest["files"]):
             raise UserError(f"{damaged} is not the file that its manifest names; delete {folder} to run it again")
         keys = ("name", "type", "steps", "batch", "seconds", "hardware", "commit", "finished")
         entry = {key: manifest[key] for key in keys}

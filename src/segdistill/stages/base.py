@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from segdistill.config import SLUG, Config, Part, UserError, part_of
+from segdistill.config import SLUG, Absent, Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
 from segdistill.files import write_atomic
 from segdistill.heads import HEADS, Head
-from segdistill.methods import METHODS
 from segdistill.ops import derive_seed
+from segdistill.stages.fitting import check_method, needs_of
 from segdistill.train.blocks import shard
 from segdistill.train.loop import Log, LoopSettings, Objective, train
 from segdistill.train.optim import CosineConfig, PolyConfig, build_optimizer, parameter_groups
-from segdistill.types import Needs
 
 if TYPE_CHECKING:  # importing lightning takes seconds
     from lightning.fabric import Fabric
@@ -87,8 +86,8 @@ class StageConfig(Config):
 
     # The interface of a kind of stage; everything else about it is internal.
 
-    method: Any = None  # the part of METHODS that compares student and teacher, if any
-    cache: Any = None  # the settings of a cache of the teacher's tokens, if any
+    method: Absent = Field(None, exclude=True)  # the part of METHODS that compares student and teacher, if any
+    cache: Absent = Field(None, exclude=True)  # the settings of a cache of the teacher's tokens, if any
 
     @property
     def caches(self) -> tuple[tuple[DataSelection, Any, bool], ...]:
@@ -222,7 +221,12 @@ class StageConfig(Config):
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
         """Raise a :class:`UserError` for settings that do not fit its networks, by role, or the classes."""
-        del models, classes
+        del classes
+        if self.method is not None:
+            student, teacher = (
+                self.fit(models[role].encoder, teacher=role == "teacher") for role in ("student", "teacher")
+            )
+            check_method(self.method, student, teacher)
 
     def run(self, context: StageContext) -> StageResult:
         """Train, and save the result in the stage's folder."""
@@ -242,12 +246,6 @@ class Pass:
     written: int = 0
     images: int = 1
     steps: int | None = None
-
-
-def needs_of(part: Part) -> Needs:
-    """The inputs that the method of ``part`` needs with its settings."""
-    method: Any = METHODS[part.type]
-    return method.needs_for(part.settings)
 
 
 @dataclass(frozen=True)
@@ -281,6 +279,11 @@ class StageContext:
     classes: Callable[[], tuple[str, ...]]  # those that a head predicts
     compiles: bool = False  # the blocks of encoders
     shards: bool = False  # frozen teachers, over the processes
+
+    @property
+    def share(self) -> dict[str, Any]:
+        """This process's share of the batches, for :class:`segdistill.data.loader.StepBatches`."""
+        return {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
 
     def train(
         self,

@@ -24,7 +24,8 @@ from segdistill.heads.pyramid import resize
 from segdistill.methods import METHODS
 from segdistill.ops import derive_seed, generator, own_mask, random_mask
 from segdistill.processes import share
-from segdistill.stages.base import StageConfig, StageContext, StageResult, count, needs_of, weights_read
+from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
+from segdistill.stages.fitting import build_method, needs_of
 from segdistill.stages.teacher_cache import CacheConfig, Numbers, TeacherCache, open_cache
 from segdistill.stages.views import student_views, teacher_views
 from segdistill.train.loop import Objective
@@ -116,10 +117,9 @@ class Distillation(nn.Module):
         self.seed, self.mask_grid = seed, student.mask_grid
         self.needs = needs_of(part)
         assert self.needs.logits == (teacher_head is not None), part.type
-        taps, method = self.needs.taps, METHODS[part.type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "method"))
-            self.method: Any = method(part.settings, student.spec(taps), teacher.spec(self.needs.of_teacher))
+            self.method: Any = build_method(part, student, teacher)
 
     def train(self, mode: bool = True) -> Distillation:
         """Set the mode of everything except the teacher, which stays in evaluation mode."""
@@ -157,6 +157,10 @@ class Distillation(nn.Module):
             student = replace(student, logits=resize(student.logits, (height, width)))
         return self.method(student, teacher)
 
+    def diagnostics(self) -> dict[str, float]:
+        """The method's diagnostics of the last step."""
+        return {name: value.item() for name, value in getattr(self.method, "diagnostics", {}).items()}
+
 
 class DistillObjective(Objective):
     """Trains the student's encoder with a distillation loss."""
@@ -179,17 +183,16 @@ class DistillObjective(Objective):
         return self.distillation(views, images, step, steps, teacher)
 
     def diagnostics(self) -> dict[str, float]:
-        """The method's diagnostics of the last step."""
-        values = getattr(self.distillation.method, "diagnostics", {})
-        return {name: value.item() for name, value in values.items()}
+        """The method's."""
+        return self.distillation.diagnostics()
 
 
 def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
     """Distil the teacher's encoder into the student's; writes ``encoder.safetensors`` to the stage's folder."""
     student, seed = context.build_student(config.fit), (context.seed, config.name)
     teacher = context.build_teacher(partial(config.fit, teacher=True))
+    read = weights_read(student=student, teacher=teacher)
     distillation = Distillation(student, teacher, config.method, seed)
-    method = distillation.method
     dataset, size = context.open(config.data), config.size or context.source.size
     transform: Any = DistillTransform(config.augment, size)
     cache = None
@@ -211,24 +214,24 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         distillation.teacher, dataset, transform = nn.Identity(), Numbers(dataset), cache
     else:
         context.shard(teacher)
+    del teacher  # with a cache its memory is free from here on
     data: Any = (EncodedBatches if config.needs_gpu else StepBatches)(
         dataset,
         transform,
         batch=config.batch,
         seed=seed,
         repeats=config.repeats,
-        rank=context.fabric.global_rank,
-        world_size=context.fabric.world_size,
+        **context.share,
     )
     made: Any = partial(on_device, batches=data, device=context.fabric.device) if config.needs_gpu else iter
     seconds = context.train(
         config,
         config.optimizer,
         DistillObjective(student, distillation, cache),
-        [(student, 1.0), (method, 1.0)],
+        [(student, 1.0), (distillation.method, 1.0)],
         lambda order: made(loaded(data, order, context.workers, ahead=4)),
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")
-    parameters = {"encoder": count(student), "method": count(method)}
-    return StageResult(seconds, parameters, weights=weights_read(student=student, teacher=teacher))
+    parameters = {"encoder": count(student), "method": count(distillation.method)}
+    return StageResult(seconds, parameters, weights=read)

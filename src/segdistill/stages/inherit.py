@@ -35,7 +35,7 @@ class InheritConfig(StageConfig):
         None,
         min_length=1,
         max_length=100,
-        description="the teacher's blocks that the student's take after, rising; None: evenly spaced",
+        description="the teacher block that initialises each student block, in ascending order; None: evenly spaced",
     )
     stem_steps: int = Field(
         2000,
@@ -46,7 +46,7 @@ class InheritConfig(StageConfig):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The student takes after the teacher."""
+        """The teacher, whose blocks initialise the student's, too."""
         return ("student", "teacher")
 
     @property

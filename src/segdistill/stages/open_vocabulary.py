@@ -229,8 +229,7 @@ def _adapted(
         collate=task.collate,
         batch=batch,
         seed=(context.seed, config.name, part),
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+        **context.share,
     )
     seconds = train(
         fabric,

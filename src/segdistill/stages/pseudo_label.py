@@ -24,7 +24,7 @@ from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.quality import quality
 from segdistill.models import InstanceSegmenter, View
 from segdistill.models.open_vocabulary import OpenVocabulary, OpenVocabularyConfig
-from segdistill.pictures import contact_sheet, object_picture
+from segdistill.pictures import cell, contact_sheet, object_picture
 from segdistill.stages.base import Pass, StageConfig, StageContext, StageResult, count, need
 from segdistill.stages.labeller import Labeller, open_labeller, own_labeller
 from segdistill.stages.task import build_model
@@ -209,8 +209,9 @@ def _draw_sheet(config: PseudoLabelConfig, context: StageContext, labels: Pseudo
     for number in chosen:
         sample = dataset[int(number)]
         shown = [sample.image, _drawn(sample.image, labels.objects(names[number]), dataset)]
-        rows.append([*shown, None if sample.objects is None else _drawn(sample.image, sample.objects, dataset)])
-    if rows and len({row[0].shape for row in rows}) == 1:
+        shown += [] if sample.objects is None else [_drawn(sample.image, sample.objects, dataset)]
+        rows.append([*map(cell, shown), *[None] * (3 - len(shown))])
+    if rows:
         sheet = Image.fromarray(contact_sheet(rows, ("image", "pseudo-labels", "labels"), [names[n] for n in chosen]))
         write_atomic(context.folder / SHEET, lambda file: sheet.save(file, "PNG"))
 

@@ -42,6 +42,7 @@ from segdistill.stages.task import (
     train_network,
     trained_parts,
 )
+from segdistill.stages.task_batches import labelled_batches
 from segdistill.tasks.table import TASKS
 from segdistill.train.loop import Objective
 from segdistill.types import Batch, LossTerms
@@ -69,9 +70,11 @@ class EmaConfig(Config):
     burn_in: int = Field(
         0, ge=0, le=10**8, description="steps before the average moves; without start no pseudo-labels are used before"
     )
-    start: str | None = Field(None, description="the earlier stage whose network it starts from; None: this one's")
-    score: float = Field(0.7, ge=0, le=1, description="class probability above which a query is a pseudo-label")
-    least: int = Field(5, ge=1, le=10**6, description="least cells of its mask")
+    start: str | None = Field(
+        None, description="the earlier stage whose network initialises the average; None: this stage's own network"
+    )
+    score: float = Field(0.7, ge=0, le=1, description="class probability above which a query becomes a pseudo-label")
+    least: int = Field(5, ge=1, le=10**6, description="minimum mask size, in cells")
 
 
 class SemiConfig(TaskConfig):
@@ -81,7 +84,7 @@ class SemiConfig(TaskConfig):
     unlabelled: UnlabelledConfig | None = None
     contrast: PixelContrast.Config | None = Field(None, description="the pixel contrast; None: off")
     strong: StrongAugment = Field(StrongAugment(), description="the strong view of the pixel contrast and of ema")
-    ema: EmaConfig | None = Field(None, description="pseudo-labels at every step; None: those of a stage")
+    ema: EmaConfig | None = Field(None, description="pseudo-labels at every step; None: read from a pseudo_label stage")
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -106,9 +109,15 @@ class SemiConfig(TaskConfig):
         return tuple(name for name in (labels, start) if name is not None)
 
     def earlier_faults(self, stages: Mapping[str, StageConfig]) -> list[str]:
-        """A stage that writes no pseudo-labels."""
+        """A stage that writes no pseudo-labels, and a start that is no whole network of this one's kind."""
         labels = None if self.unlabelled is None else self.unlabelled.labels
-        return [] if labels is None else labels_faults(stages[labels])
+        lines = [] if labels is None else labels_faults(stages[labels])
+        start = None if self.ema is None or self.ema.start is None else stages[self.ema.start]
+        if start is not None and (start.learner != self.model or set(start.trains) != {"encoder", "head"}):
+            lines.append(
+                f"ema.start: stage {start.name} does not train encoder and head of the {self.model}; name one that does"
+            )
+        return lines
 
     def pseudo_labelled(self) -> tuple[tuple[DataSelection, str], ...]:
         """The unlabelled images, if a stage labels them."""
@@ -127,6 +136,8 @@ class SemiConfig(TaskConfig):
             lines.append(f"a semi stage learns objects; the task '{self.task}' has none with masks")
         if self.method is not None or self.proxy is not None or self.presence_weight:
             lines.append("method, proxy and presence_weight are for task stages; remove them")
+        if self.adapter:
+            lines.append("adapter is for task stages; remove it")
         if self.generalize or self.styles is not None or self.rare_class is not None:
             lines.append("generalize, styles and rare_class are for task stages; remove them")
         if self.contrast is not None and self.freeze_encoder:
@@ -296,9 +307,8 @@ def _average(config: SemiConfig, context: StageContext, network: Model, classes:
     if config.ema.start is None:
         return MovingAverage(config.ema, copy.deepcopy(network), copies=True)
     folder = context.earlier[config.ema.start]
-    encoder = folder / "encoder.safetensors"
     settings = need(getattr(context, config.model), config.model, context.label)
-    settings = settings.filled(head=folder / "head.safetensors", encoder=encoder if encoder.is_file() else None)
+    settings = settings.filled(head=folder / "head.safetensors", encoder=folder / "encoder.safetensors")
     own = build_encoder(settings.encoder, seed=0)
     other = build_model(TASKS[config.task], settings, own, classes, seed=0, stage=context.label)
     return MovingAverage(config.ema, other, copies=False)
@@ -306,19 +316,21 @@ def _average(config: SemiConfig, context: StageContext, network: Model, classes:
 
 def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # noqa: ANN202
     """A function: order of steps -> labelled batches, with the step's unlabelled images if the stage has any."""
-    fabric, size, seed, task = context.fabric, context.source.size, (context.seed, config.name), TASKS[config.task]
-    shared: dict[str, Any] = {"rank": fabric.global_rank, "world_size": fabric.world_size, "collate": task.collate}
-    augment: Any = config.augment
-    labelled = StepBatches(dataset, task.transform(augment, size), batch=config.batch, seed=seed, **shared)
-    other = config.unlabelled
+    seed, task = (context.seed, config.name), TASKS[config.task]
+    labelled, other = labelled_batches(config, context, dataset, seed), config.unlabelled
     if other is None:
         return lambda order: batches(labelled, order, context.workers)
     path = None if other.labels is None else context.earlier[other.labels] / LABELS
     images = with_classes(context.open(other.data, "unlabelled_images.txt"), lambda: dataset.names)
     images = PseudoLabelled(images, path, score=other.score)
-    weak = augment if config.ema is None else augment.model_copy(update={"photometric": False})
+    weak = config.augment if config.ema is None else config.augment.model_copy(update={"photometric": False})
     unlabelled = StepBatches(
-        images, task.transform(weak, size), batch=other.batch, seed=(*seed, "unlabelled"), **shared
+        images,
+        task.transform(weak, context.source.size),
+        collate=task.collate,
+        batch=other.batch,
+        seed=(*seed, "unlabelled"),
+        **context.share,
     )
 
     def both(order: Sequence[int]) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from segdistill.config import Config, UserError, choose, parse, part_of
+from segdistill.config import Config, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
 from segdistill.data.loader import batches
 from segdistill.data.rare_class import RareClassConfig
@@ -35,6 +35,7 @@ from segdistill.stages.base import (
     weights_read,
 )
 from segdistill.stages.distill import Distillation
+from segdistill.stages.fitting import presence_width, sketch
 from segdistill.stages.generalized import (
     GeneralizedObjective,
     StyleConfig,
@@ -148,6 +149,8 @@ class TaskConfig(StageConfig):
         if self.proxy is not None and self.method is None:
             lines.append("proxy images are for the distillation term; add a method or remove proxy")
         lines += cache_faults(self)
+        if self.presence_weight and TASKS[self.task].network.presence_loss is Model.presence_loss:
+            lines.append("presence_weight: this task has no class-presence term; set it to 0")
         if (self.generalize or self.rare_class is not None) and TASKS[self.task].objects:
             lines.append(f"generalize and rare_class need a class for every pixel; the task '{self.task}' has objects")
         if self.generalize and "encoder" not in self.trains:
@@ -165,9 +168,14 @@ class TaskConfig(StageConfig):
         return tuple((part.data, part.cache, labelled) for part, labelled in parts if part.cache is not None)
 
     def misfits(self, models: Mapping[str, ModelConfig], classes: Sequence[str]) -> None:
-        """Builds the network, with random weights, if baselines read it."""
+        """Also a presence term, a batch and baselines; builds the network, with random weights, for these."""
+        super().misfits(models, classes)
+        model = models[self.model]
+        if self.presence_weight:
+            presence_width(sketch(model.encoder))
+        images = self.images_per_step if self.reads_logits else self.learned_per_step
+        HEADS[need_head(model, self.model, self.name).type].check_batch(images // self.accumulate)
         if self.generalize:
-            model = models[self.model]
             encoder = build_encoder(model.bare().encoder, seed=0)
             network = build_model(TASKS[self.task], model.bare(), encoder, classes, seed=0, stage=self.name)
             build_generalizers(self.generalize, network, classes)
@@ -196,9 +204,7 @@ class TaskObjective(Objective):
         self.presence_weight = presence_weight
         self.presence: nn.Linear | None = None
         if presence_weight:
-            width = model.encoder.spec((-1,)).cls_channels
-            if width is None:
-                raise UserError("presence_weight needs an encoder with a CLS token; set it to 0")
+            width = presence_width(model.encoder)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.presence = nn.Linear(width, model.head.num_classes)
@@ -251,9 +257,8 @@ class TaskObjective(Objective):
         return terms
 
     def diagnostics(self) -> dict[str, float]:
-        """The method's diagnostics of the last step."""
-        values = {} if self.distillation is None else getattr(self.distillation.method, "diagnostics", {})
-        return {name: value.item() for name, value in values.items()}
+        """The method's, if there is one."""
+        return {} if self.distillation is None else self.distillation.diagnostics()
 
 
 def set_frozen(model: Model, *, frozen: bool, adapter: bool = False) -> None:
@@ -303,7 +308,9 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     if config.generalize:
         return _run_generalized(config, context, network, dataset)
     distillation, caches = _distillation(config, context, network.encoder, dataset.names), None
-    teacher: Any = None if distillation is None else (distillation.teacher, distillation.teacher_head)
+    read: dict[str, str] = {}
+    if distillation is not None:
+        read = weights_read(teacher=distillation.teacher, teacher_head=distillation.teacher_head)
     if config.cache is not None and distillation is not None:
         caches = open_task_caches(config, context, dataset, distillation)
         distillation.teacher, distillation.teacher_head = nn.Identity(), None
@@ -318,8 +325,7 @@ def run_task(config: TaskConfig, context: StageContext) -> StageResult:
     )
     seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed, caches))
     result = save_network(config, context, network, seconds, dataset.names)
-    if teacher is not None:
-        result.weights |= weights_read(teacher=teacher[0], teacher_head=teacher[1])
+    result.weights |= read
     return result
 
 

@@ -134,8 +134,7 @@ def labelled_batches(
         collate=task.collate,
         batch=config.batch,
         seed=seed,
-        rank=context.fabric.global_rank,
-        world_size=context.fabric.world_size,
+        **context.share,
     )
 
 
@@ -150,8 +149,7 @@ def _unlabelled(
         DistillTransform(part.augment, context.source.size) if images is None else transform,
         batch=getattr(part, "batch", config.batch),
         seed=(*seed, name),
-        rank=context.fabric.global_rank,
-        world_size=context.fabric.world_size,
+        **context.share,
     )
 
 

@@ -32,7 +32,7 @@ from segdistill.data.rendered import cache_folder
 from segdistill.encoders import Encoder
 from segdistill.files import facts_digest, is_whole, sweep, write_atomic, write_sealed
 from segdistill.heads import Head
-from segdistill.ops import derive_seed
+from segdistill.ops import derive_seed, state_digest
 from segdistill.stages.views import joined_views, teacher_views
 from segdistill.types import Batch, Features, Views
 
@@ -260,11 +260,11 @@ def open_cache(
     per_shard = max(1, SHARD // shape.nbytes(config.dtype))
     known = {
         "format": FORMAT, "per_shard": per_shard,
-        "teacher": _digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
+        "teacher": state_digest(teacher), "taps": taps, "size": size, "images": listing, "facts": facts,
         "views": config.views, "dtype": config.dtype, "precision": str(fabric.strategy.precision.precision),
     }  # fmt: skip
     if head is not None or labelled:
-        known |= {"head": None if head is None else _digest(head), "labelled": labelled}
+        known |= {"head": None if head is None else state_digest(head), "labelled": labelled}
     key = facts_digest(known)
     folder = cache_folder() / "teacher" / key[:32]
     cache = TeacherCache(folder, config, len(dataset), shape, per_shard)
@@ -300,11 +300,3 @@ def _views(
         logits = None if found.logits is None else found.logits.float().cpu()
         parts.append(Views(Features(tokens, cls, found.plain.grid, found.plain.grids), logits=logits))
     return joined_views(parts)
-
-
-def _digest(network: Any) -> str:
-    """SHA-256 of a network's tensors and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -49,11 +49,6 @@ def load(folder: Path, steps: int, *, clean: bool = True) -> dict[str, Any] | No
     return None
 
 
-def exists(folder: Path) -> bool:
-    """Whether there is a checkpoint to continue from."""
-    return bool(_files(folder))
-
-
 def _read(path: Path, steps: int) -> tuple[dict[str, Any] | None, str]:
     """The state, or None and the reason why the file is unusable."""
     try:

@@ -98,10 +98,8 @@ class Totals:
 
     def means(self, fabric: Fabric) -> dict[str, float]:
         """Mean of each term over steps and processes; resets the sums."""
-        averaged: dict[str, Any] = {
-            name: fabric.all_reduce(term, reduce_op="mean") for name, term in self.terms.items()
-        }
-        means = {name: value.item() / self.count for name, value in averaged.items()}
+        averaged = _mean(fabric, {name: term.item() for name, term in self.terms.items()})
+        means = {name: value / self.count for name, value in averaged.items()}
         self.count, self.terms = 0, {}
         return means
 
