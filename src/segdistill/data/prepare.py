@@ -71,7 +71,7 @@ def same(plan: Plan, job: Job, reader: LabelReader) -> Counts:
     if not isinstance(plan.store, Folder):
         return _made(target, lambda: plan.store.read(job.source))
     source = plan.store.where / job.source
-    if target.exists() and target.samefile(source):
+    if target.exists() and (target.samefile(source) or whole(target)):
         return Counts(kept=1)
     target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
