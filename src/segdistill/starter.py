@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from segdistill.config import UserError, nearest
+from segdistill.data.archives import BadSample
+from segdistill.data.decode import upright_size
 from segdistill.data.detect import detect
 from segdistill.data.own import own_place
 from segdistill.data.own_sets import IMAGES, OwnSet
@@ -312,13 +314,10 @@ def _size(folder: Path) -> tuple[int, int]:
     sizes = []
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
     for path in paths[:: max(1, len(paths) // 50)]:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        except OSError:
-            continue
+        with suppress(BadSample):
+            sizes.append(upright_size(path))
     if not sizes:
         raise UserError(f"{folder}: no image can be opened")
-    height, width = (int(statistics.median(each[axis] for each in sizes)) for axis in (1, 0))
+    height, width = (int(statistics.median(each[axis] for each in sizes)) for axis in (0, 1))
     fitted = [max(CELL, min(side, LARGEST) // CELL * CELL) for side in (height, width)]
     return fitted[0], fitted[1]

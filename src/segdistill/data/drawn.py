@@ -27,7 +27,7 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.data.decode import UNREADABLE
+from segdistill.data.decode import UNREADABLE, upright_size
 from segdistill.data.voc_xml import annotation
 
 WRITTEN = "written by segdistill init from the files of another tool"
@@ -67,7 +67,7 @@ def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[
         image = _image_of(path, str(values["imagePath"]), named)
         if image is None:
             raise UserError(f"{folder / path}: its image '{values['imagePath']}' is not in {folder}; put it there")
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         stated = values.get("imageHeight"), values.get("imageWidth")
         if None not in stated:
             _check_size(drawn, stated, folder / path)
@@ -90,7 +90,7 @@ def voc(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[Pure
         image = _image_of(path, stated.image or path.stem, named)
         if image is None:
             raise UserError(f"{folder / path}: its image '{stated.image}' is not in {folder}; put it there")
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         _check_size(drawn, stated.size, folder / path)
         for name, box, difficult in zip(stated.names, stated.boxes, stated.difficult, strict=True):
             if not name:
@@ -113,7 +113,7 @@ def yolo(
         text = (folder / label).read_text(encoding="utf-8-sig", errors="replace")
         if not set(text.partition("\n")[0]) <= set("0123456789.+-e \t\r"):
             continue
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         for number, line in enumerate(text.splitlines(), 1):
             where = f"{folder / label}: line {number}"
             if line.strip():
@@ -185,17 +185,6 @@ def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixP
     near = [each for each, count in zip(alike, shared, strict=True) if count == max(shared)]
     beside = [each for each in near if each.parent == path.parent] or near
     return beside[0] if len(beside) == 1 else None
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            width, height = image.size
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from None
-    return (width, height) if turned else (height, width)
 
 
 def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
