@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
@@ -233,6 +234,13 @@ def test_a_bad_label_stops_the_work_in_one_line_that_names_it(tmp_path):
     for processes in (1, 2):
         with pytest.raises(UserError, match=r"labels/00001.png: unknown id 77"):
             prepare("gtav", source, tmp_path / "out", processes=processes)
+
+
+def test_a_tile_that_is_no_image_is_named(tmp_path):
+    source, _ = write_sample("potsdam", tmp_path, layout="tiles", images=1, size=(16, 32))
+    next(source.rglob("top_potsdam_2_10_RGB.tif")).write_bytes(b"torn")
+    with pytest.raises(BadSample, match=r"top_potsdam_2_10_RGB.tif: is not a readable image \(4 bytes\)"):
+        prepare("potsdam_rgb", source, tmp_path / "out")
 
 
 def test_tiles_without_a_public_label_are_counted_and_left_out(tmp_path):

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdistill.config import UserError, choose
-from segdistill.data.archives import Folder, Store
+from segdistill.data.archives import BadSample, Folder, Store
 from segdistill.data.catalog import DATASETS, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.dataset import Progress, Split
-from segdistill.data.decode import open_image, read_rgb
+from segdistill.data.decode import open_image, read_rgb, stored_size
 from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader
 from segdistill.files import write_atomic
@@ -103,8 +103,7 @@ def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
     (spec D.4). The name contains the clip's position: ``2_10_0_512_512_1024.png``.
     """
     content = plan.store.read(job.source)
-    with Image.open(io.BytesIO(content)) as header:
-        width, height = header.size
+    height, width = stored_size(content, job.source)
     base = job.target.removesuffix(".png")
     targets = {box: plan.out / f"{base}_{'_'.join(map(str, box))}.png" for box in boxes(height, width)}
     wanting = {box: path for box, path in targets.items() if not whole(path)}
@@ -180,9 +179,8 @@ def boxes(height: int, width: int, clip: int = CLIP) -> Iterator[Box]:
 def whole(path: Path) -> bool:
     """Whether ``path`` is an image that can be read to its end."""
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing and damaged files
+        open_image(Folder(path.parent).read(path.name), str(path))
+    except BadSample:
         return False
     return True
 
