@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from odd_files import grey_png, grey_tiff
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
 from segdistill.data.detect import detect
@@ -103,6 +104,29 @@ def test_numbers_and_colours_of_the_labels_become_classes(values, expected, tmp_
     recipe = load(start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD).recipe)
     sample = recipe.data.open(DataSelection(domains=("a",), split="val"))[0]
     assert np.array_equal(sample.label, np.array(expected, np.uint8)[classes(0)])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_numbers_of_few_bits_are_those_of_the_file(suffix, tmp_path, monkeypatch):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    for number in range(5):
+        (tmp_path / f"a/labels/{number}.png").unlink()
+        content = grey_png(classes(number), 2) if suffix == "png" else grey_tiff(classes(number), 4, 0)
+        (tmp_path / f"a/labels/{number}.{suffix}").write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's limit does not count
+    started = start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD)
+    assert "ids" not in started.sets[0].settings
+    sample = load(started.recipe).data.open(DataSelection(domains=("a",), split="val"))[0]
+    assert np.array_equal(sample.label, classes(0))
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    write(tmp_path / "far", "images/{}.png", "labels/{}.png", range(5))
+    (tmp_path / "a").mkdir()
+    for name in ("images", "labels"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "a/gone.json").symlink_to(tmp_path / "nowhere")
+    assert start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD).sets[0].counts == {"train": 4, "val": 1}
 
 
 def test_class_names_come_from_classes_txt(tmp_path):

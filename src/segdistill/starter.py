@@ -16,7 +16,7 @@ from segdistill.data.archives import BadSample
 from segdistill.data.decode import upright_size
 from segdistill.data.detect import detect
 from segdistill.data.own import own_place
-from segdistill.data.own_sets import IMAGES, OwnSet
+from segdistill.data.own_sets import IMAGES, OwnSet, files_in
 from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
 from segdistill.files import write_atomic
@@ -312,7 +312,7 @@ def _can_inherit(student: str, teacher: str) -> bool:
 def _size(folder: Path) -> tuple[int, int]:
     """A crop size for the images: their median size, at most LARGEST, a multiple of CELL."""
     sizes = []
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
+    paths = [folder / path for path in files_in(folder) if path.suffix.lower() in IMAGES]
     for path in paths[:: max(1, len(paths) // 50)]:
         with suppress(BadSample):
             sizes.append(upright_size(path))

@@ -67,7 +67,7 @@ class Picture:
         """Whether its channels have more than 8 bits."""
         return self.depth == 16 or self.image.mode.startswith("I")
 
-    def rgb(self, name: str = "") -> NDArray[np.uint8]:
+    def rgb(self, name: str) -> NDArray[np.uint8]:
         """(H, W, 3). Grey is repeated in three channels, 16 bits are cut to the upper 8, alpha is dropped, CMYK and
         palettes are converted; a floating-point image is an error that names the file ``name``.
         """
@@ -127,7 +127,8 @@ def stored_size(content: bytes, name: str) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int]:
     """(H, W) of the image file ``path`` turned upright, from its header; :class:`BadSample` if it is not an image."""
     name = str(path)
-    with _decoding(name, path.stat().st_size), Image.open(path, formats=FORMATS) as image:
+    size = path.stat().st_size if path.is_file() else 0
+    with _decoding(name, size), Image.open(path, formats=FORMATS) as image:
         height, width = _stored(image, name)
         return (width, height) if _orientation(image) > 4 else (height, width)
 

@@ -37,6 +37,11 @@ class OwnSet:
     copies: int = 0  # of images that others have, too; left out
 
 
+def files_in(folder: Path) -> list[PurePosixPath]:
+    """The files in ``folder`` and below it, sorted; hidden ones are left out, and links to folders are followed."""
+    return sorted(PurePosixPath(name) for name in Folder(folder).names() if (folder / name).is_file())
+
+
 def take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
     """Whether it is a label, the index of the folder named like labels or images, and the suffix of its name."""
     parts = [part.lower() for part in path.parts[:-1]]
