@@ -28,6 +28,7 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
 from segdistill.data.decode import UNREADABLE, upright_size
+from segdistill.data.own_sets import read_json
 from segdistill.data.voc_xml import annotation
 
 WRITTEN = "written by segdistill init from the files of another tool"
@@ -61,7 +62,7 @@ def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[
     """The images that LabelMe's files among ``candidates`` describe; other files are left out."""
     found, named = [], _by_name(images)
     for path in candidates:
-        values = _json(folder / path)
+        values = read_json(folder / path)
         if not isinstance(values, dict) or not {"shapes", "imagePath"} <= values.keys():
             continue
         image = _image_of(path, str(values["imagePath"]), named)
@@ -160,14 +161,6 @@ def _check_size(drawn: DrawnImage, stated: tuple[Any, Any], path: Path) -> None:
     if stated != drawn.size:
         raise UserError(f"{path} is for an image of {stated[0]} x {stated[1]} pixels (height x width), "
                         f"{drawn.path.name} has {drawn.size[0]} x {drawn.size[1]}")  # fmt: skip
-
-
-def _json(path: Path) -> Any:
-    """The content of a JSON file; None if it is none."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixPath]]) -> PurePosixPath | None:

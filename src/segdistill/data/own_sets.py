@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,14 @@ class OwnSet:
 def files_in(folder: Path) -> list[PurePosixPath]:
     """The files in ``folder`` and below it, sorted; hidden ones are left out, and links to folders are followed."""
     return sorted(PurePosixPath(name) for name in Folder(folder).names() if (folder / name).is_file())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8 or UTF-16, with or without a byte order mark; None if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
@@ -111,7 +120,7 @@ def listed_names(folder: Path, count: int | None = None) -> list[str]:
     """The lines of a ``classes.txt``, if there is one with ``count`` names; else an empty list."""
     for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
         path = folder / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
         lines = [line.strip() for line in lines if line.strip()]
         if lines and len(lines) == len(set(lines)) and count in (None, len(lines)):
             return lines
