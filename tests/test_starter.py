@@ -185,7 +185,9 @@ def test_unlabelled_images_are_no_copies_of_others(tmp_path):
     assert again.lines() == started.lines()
 
 
-@pytest.mark.parametrize(("slash", "encoding"), [("/", "utf-8"), ("\\", "utf-8"), ("/", "utf-8-sig"), ("/", "utf-16")])
+@pytest.mark.parametrize(
+    ("above", "encoding"), [("", "utf-8"), ("photos\\", "utf-8"), ("photos/", "utf-8-sig"), ("", "utf-16")]
+)
 def test_coco_files_are_known_by_their_content(above, encoding, tmp_path):
     box = [[10, 10, 50, 10, 50, 40, 10, 40]]
     for split, numbers in (("train", range(4)), ("val", range(4, 6))):

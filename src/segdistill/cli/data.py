@@ -49,14 +49,11 @@ def check(
 ) -> None:
     """Read every image and label once. Exit status 1: the dataset has faults and cannot be used yet."""
     from segdistill.data.check import check as check_data
-    from segdistill.data.index import place
-    from segdistill.data.own import own_place
+    from segdistill.data.own import named_place
     from segdistill.progress import Bars
 
-    own = name.endswith((".yaml", ".yml")) or Path(name, "dataset.yaml").is_file()
-    where = own_place(Path(name).resolve().parent.name, Path(name)) if own else place(name, root, {})
     with Bars("check", 0) as bars:
-        outcome = check_data(where, processes=processes, progress=bars.work)
+        outcome = check_data(named_place(name, root), processes=processes, progress=bars.work)
     _print_check(outcome, show)
     if not outcome.ok:
         raise typer.Exit(1)

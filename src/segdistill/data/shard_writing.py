@@ -15,10 +15,10 @@ from segdistill.config import UserError, choose
 from segdistill.data.catalog import DatasetRecord
 from segdistill.data.dataset import Progress, Split
 from segdistill.data.decode import UPRIGHT, open_picture
-from segdistill.data.index import Found, Item, Place, find, place
+from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader, read_pair
 from segdistill.data.object_labels import reader_of
-from segdistill.data.own import load_own, own_place
+from segdistill.data.own import load_own, named_place
 from segdistill.data.shards import IMAGES
 from segdistill.files import write_atomic, write_sealed
 
@@ -35,9 +35,7 @@ def write_shards(
     split may go into the same folder. Returns the numbers of shards and images.
     """
     part: Split = choose("split", split, SPLITS)
-    path = Path(name)
-    own = name.endswith((".yaml", ".yml")) or (path / "dataset.yaml").is_file()
-    where = own_place(path.resolve().parent.name, path) if own else place(name, root, {})
+    where = named_place(name, root)
     found = find(where, part)
     if found.layout.objects:
         raise UserError(f"{name} has objects; shards hold images and class maps")
