@@ -7,12 +7,10 @@ interruption loses nothing.
 from __future__ import annotations
 
 import io
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +24,7 @@ from segdistill.data.dataset import Progress, Split
 from segdistill.data.decode import open_image, read_rgb, stored_size
 from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader
+from segdistill.data.pool import worker_pool
 from segdistill.files import write_atomic
 
 CLIP = 512
@@ -247,19 +246,11 @@ def _in_processes(
             yield errand()
             tell(what, done, len(errands))
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _let_the_parent_decide) as pool:
+    with worker_pool(processes) as pool:
         futures = [pool.submit(errand) for errand in errands]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                yield future.result()
-                tell(what, done, len(errands))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _let_the_parent_decide() -> None:
-    """Ctrl-C reaches every process of a terminal; this one finishes the files it has started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for done, future in enumerate(as_completed(futures), start=1):
+            yield future.result()
+            tell(what, done, len(errands))
 
 
 def _made(path: Path, content: Callable[[], bytes]) -> Counts:
