@@ -42,7 +42,7 @@ def write_shards(
     if list((out / split).glob("*.tar")):
         raise UserError(f"{out / split} has shards already; choose another --out or delete them")
     reader = _reader(where, found)
-    _describe(out, where.record, split, labelled=reader is not None)
+    description = _description(out, where.record, split, labelled=reader is not None)
     keys = _keys(found.items)
     starts = range(0, len(found.items), size)
     for number, start in enumerate(starts):
@@ -59,6 +59,7 @@ def write_shards(
         write_sealed(out / split / f"{number:05d}.tar", fill)
         if progress is not None:
             progress(f"shards of {name}", min(start + size, len(found.items)), len(found.items))
+    write_atomic(out / "dataset.yaml", lambda file: file.write(description.encode()))  # last: the split is complete
     return len(starts), len(found.items)
 
 
@@ -100,8 +101,8 @@ def _png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -> None:
-    """Write ``dataset.yaml``, or add the split to it."""
+def _description(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -> str:
+    """The text of a new ``dataset.yaml``, or of the one that is there with the split added."""
     path, splits = out / "dataset.yaml", {split: split}
     values: dict[str, Any] = {"title": record.title, "layout": "webdataset", "licence": record.licence}
     if labelled:
@@ -112,5 +113,4 @@ def _describe(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -
         if old.layout != "webdataset" or old.classes != classes:
             raise UserError(f"{path} describes other data; choose another --out")
         splits = {**old.splits, split: split}
-    text = yaml.safe_dump(values | {"splits": splits}, sort_keys=False, allow_unicode=True)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    return yaml.safe_dump(values | {"splits": splits}, sort_keys=False, allow_unicode=True)
