@@ -255,11 +255,18 @@ class Tar(Packed):
 
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         packed = self.where.name.lower().endswith("gz")
+        places: dict[str, tuple[int, int]] = {}
         for entry in self.handle():
             if packed and entry.size > LARGEST:  # skipping it would unpack it
                 raise UserError(f"{entry.name} in {self.where}: {_too_large(entry.size)}")
-            if entry.isfile() and not entry.issparse():
-                yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+            name, place = entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+            if entry.islnk():  # the second name of an earlier member
+                place = places.get(entry.linkname.removeprefix("./"))
+            elif not entry.isfile() or entry.issparse():
+                place = None
+            if place is not None:
+                places[name] = place
+                yield name, place
         self.handle().fileobj.seek(self.handle().offset)
         if self.handle().fileobj.read(1) not in (b"", b"\0"):  # a damaged header looks like the end
             raise tarfile.ReadError("invalid data between its members")
