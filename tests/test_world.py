@@ -26,7 +26,7 @@ from segdistill.world import (
 )
 from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ground, freeze
 from segdistill.world.dice import Dice
-from segdistill.world.domains import Domain, inside, redrawn
+from segdistill.world.domains import Domain, redrawn
 from segdistill.world.palettes import COAST, INLAND
 from segdistill.world.preview import coloured, contact_sheet
 from segdistill.world.render import geometry
@@ -175,6 +175,29 @@ def test_depth_of_a_plane_is_exact() -> None:
     u = 350  # the wall at x = 4 m: depth = focal * x / (u - centre)
     assert buffers.label[100, u] == 3
     assert buffers.depth[100, u] == pytest.approx(400 * 4.0 / (u + 0.5 - 200), rel=1e-4)
+
+
+DEFINING = {
+    "clear": ("palette",),
+    "night": ("ambient", "headlight", "lamps"),
+    "fog": ("fog",),
+    "snow": ("snow", "flakes"),
+    "rain": ("streaks", "wet"),
+}
+"""Spans of the unseen domains' looks that characterise them; broad and proxy images stay outside."""
+
+
+def inside(drawn: style.Style, domain: Domain, *, tolerance: float = 0.12) -> bool:
+    """Whether a style lies in the domain's defining box (a palette: all class colours within ``tolerance``)."""
+
+    def within(name: str) -> bool:
+        if name == "palette":
+            base = domain.look.palette
+            return base is not None and abs(drawn.colours[:19] - base.colours[:19]).max() <= tolerance
+        low, high = getattr(domain.look, name)
+        return low <= drawn[name] <= high
+
+    return domain.name in DEFINING and all(map(within, DEFINING[domain.name]))
 
 
 def test_unseen_domains_have_disjoint_definitions() -> None:

@@ -135,7 +135,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def plain_jpeg(content: bytes) -> tuple[int, int] | None:
     """(H, W) of an upright JPEG file with three 8-bit channels; None for every other file. Only its header is read."""
-    with suppress(*UNREADABLE, UnidentifiedImageError, KeyError):
+    with suppress(*UNREADABLE):
         image: Any = Image.open(BytesIO(content), formats=("JPEG",))
         small = image.width * image.height <= PIXELS
         if image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) == UPRIGHT:

@@ -287,9 +287,9 @@ def _names(text: str) -> list[str]:
 
 
 def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """The items named by ``lines``, in their order, and the lines that match none. Lines may have more columns.
+    """The items that the lines ``wanted`` name, in the order of ``items``, and the lines that match none.
 
-    A whole path names its image alone, even if another image's path ends with it.
+    Lines may have more columns. A whole path names its image alone, even if another image's path ends with it.
     """
     whole = {item.image: {number} for number, item in enumerate(items)}
     by_name: dict[str, set[int]] = {}

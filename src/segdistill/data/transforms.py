@@ -171,7 +171,7 @@ class TaskTransform:
 
 
 def _balanced(label: Tensor, max_share: float) -> bool:
-    """More than one class, none of them above ``max_share`` of the labelled pixels."""
+    """More than one class, each of them below ``max_share`` of the labelled pixels."""
     counts = torch.bincount(label.flatten().long(), minlength=IGNORE + 1)[:IGNORE]
     return int((counts > 0).sum()) > 1 and counts.max().item() < max_share * max(1, int(counts.sum()))
 

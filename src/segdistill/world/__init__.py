@@ -31,7 +31,6 @@ __all__ = [
     "Domain",
     "LabelSpace",
     "Rendered",
-    "UserError",
     "render",
 ]
 

@@ -98,7 +98,7 @@ def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
             yield f"annotations/{folder}/{stem}.png", png(codec.ids(scene.label, index))
 
 
-def imagenet(scenes: Scenes, _: Codec | None = None) -> Iterator[Member]:
+def imagenet(scenes: Scenes, _: Codec) -> Iterator[Member]:
     """train/class/*.JPEG and val/*.JPEG without labels; every third one grey, like some of the official ones."""
     for split in ("train", "val"):
         for index, scene in scenes.of("proxy", split):
