@@ -64,9 +64,11 @@ def list_() -> None:
     """List the datasets that can be read by name."""
     from segdistill.data.catalog import DATASETS
 
-    rows = [["name", "dataset", "classes", "subsets", "licence"]]
+    rows = [["name", "dataset", "classes", "subsets", "size", "licence"]]
     for name, record in DATASETS.items():
-        rows.append([name, record.title, str(len(record.classes) or "-"), " ".join(record.subsets), record.licence])
+        size = "varies" if record.size is None else " x ".join(map(str, record.size))
+        classes, subsets = str(len(record.classes) or "-"), " ".join(record.subsets)
+        rows.append([name, record.title, classes, subsets, size, record.licence])
     print_table(rows)
 
 
