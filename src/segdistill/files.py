@@ -165,20 +165,27 @@ def text_is_whole(data: bytes) -> bool:
     return not mark or after.strip() == hashlib.sha256(before).hexdigest().encode()
 
 
-def metrics_line(entry: dict[str, Any]) -> str:
-    """A record as a line of ``metrics.jsonl``, with its own checksum."""
+def checked_line(entry: dict[str, Any]) -> str:
+    """A record as a line of JSON with its own checksum."""
     return json.dumps(entry | {"crc": zlib.crc32(json.dumps(entry).encode())}) + "\n"
 
 
-def read_metrics_line(line: str) -> dict[str, Any] | None:
-    """The record in a line, None if it is damaged. Lines without a checksum (older versions) are accepted."""
+def read_checked_line(line: str | bytes, *, required: bool = True) -> dict[str, Any] | None:
+    """The record in a line, None if it is damaged. Unless it is ``required``, the checksum may be missing."""
     try:
         entry = json.loads(line)
         crc = entry.pop("crc", None)
-        whole = isinstance(entry["stage"], str) and isinstance(entry["step"], int)
-        return entry if whole and crc in (None, zlib.crc32(json.dumps(entry).encode())) else None
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        sound = crc == zlib.crc32(json.dumps(entry).encode()) or (crc is None and not required)
+        return entry if sound else None
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return None
+
+
+def read_metrics_line(line: str) -> dict[str, Any] | None:
+    """The record in a line of ``metrics.jsonl``, None if it is damaged. Older versions wrote no checksum."""
+    entry = read_checked_line(line, required=False)
+    sound = entry is not None and isinstance(entry.get("stage"), str) and isinstance(entry.get("step"), int)
+    return entry if sound else None
 
 
 def sha256(path: Path) -> str:
