@@ -246,7 +246,7 @@ WRONG = [
     (shape("cat", [[1, 1], [5, float("inf")]], "circle"), "shape 1 has a point that is not finite"),
     (shape(" ", SQUARE), "shape 1 has no label"),
     (shape("cat", [["a", 1]]), "shape 1 has no label, or points that are not a list of x and y"),
-    (shape("cat", [[1, 1], [5, 5]], "mask", mask="***"), "shape 1 has a mask that is no PNG"),
+    (shape("cat", [[1, 1], [5, 5]], "mask", mask="***"), "shape 1 has a mask that is not a PNG"),
 ]
 
 
@@ -269,7 +269,7 @@ def test_a_labelme_file_of_another_image_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"1\.json: its image '1.png' is not in .*own; put it there"):
         begin(tmp_path / "own")
     labelme(tmp_path / "own/1.json", [], image="0.png")
-    with pytest.raises(UserError, match="none of its 1 annotation files has an object of a class"):
+    with pytest.raises(UserError, match="none of its 1 annotation files contains a labelled object"):
         begin(tmp_path / "own")
 
 

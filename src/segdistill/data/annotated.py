@@ -91,7 +91,7 @@ def drawn_sets(
     if not found:
         return []
     if not names:
-        raise UserError(f"{folder}: none of its {len(found)} annotation files has an object of a class")
+        raise UserError(f"{folder}: none of its {len(found)} annotation files contains a labelled object")
     groups: dict[tuple[str, ...], list[DrawnImage]] = defaultdict(list)
     for image in found:
         folders = image.path.parts[:-1]

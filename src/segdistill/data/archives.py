@@ -93,7 +93,7 @@ class Store:
         return self.read(name)[:count]
 
     def size(self, name: str) -> int:
-        """Its length in bytes, without reading it; :class:`BadSample` if it cannot be had."""
+        """Its length in bytes, without reading it; :class:`BadSample` if it cannot be determined."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -102,7 +102,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """The file of an image of ``domain``: ``name`` in ``store``. ``path``: the same however the store was reached."""
+    """The file of an image of ``domain``: ``name`` in ``store``.
+
+    ``path`` does not depend on the path by which the store was opened.
+    """
 
     domain: str
     path: str

@@ -113,7 +113,7 @@ def open_picture(content: bytes, name: str) -> Picture:
         image.load()
         if not tiff:
             orientation = _orientation(image)
-        elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has no file facts
+        elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has lost the file's metadata
             image = image.transpose(_UNDO[orientation])
         return Picture(image, orientation, depth, inverted, signed, lossy, _low_bytes(image, content))
 

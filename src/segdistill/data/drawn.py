@@ -183,7 +183,7 @@ def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixP
 def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
     """The objects of a LabelMe file, grouped shapes as one."""
     if not isinstance(shapes, list):
-        raise UserError(f"{name}: its 'shapes' are no list; save it again in LabelMe")
+        raise UserError(f"{name}: 'shapes' is not a list; save it again in LabelMe")
     groups: dict[Any, tuple[str, list[Any]]] = {}
     for number, shape in enumerate(shapes, 1):
         where = f"{name}: shape {number}"
@@ -238,11 +238,11 @@ def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int
         with Image.open(BytesIO(base64.b64decode(content, validate=True))) as image:
             part = np.asarray(image.convert("L")) > 0
     except (*UNREADABLE, binascii.Error, TypeError, ValueError):
-        raise UserError(f"{where} has a mask that is no PNG") from None
+        raise UserError(f"{where} has a mask that is not a PNG") from None
     left, top = (round(min(each)) for each in zip(*corners, strict=True)) if corners else (0, 0)
     whole = np.zeros(size, np.uint8, order="F")
     if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
-        raise UserError(f"{where} has a mask that reaches over the edge of its image")
+        raise UserError(f"{where} has a mask that extends beyond its image")
     whole[top : top + part.shape[0], left : left + part.shape[1]] = part
     return _as_text(tools.encode(whole))
 

@@ -131,7 +131,9 @@ def place(name: str, root: Path | None, roots: Mapping[str, Path], own: Iterable
         return Place(name, record, roots[base], subset or None)
     top = root or (Path(os.environ[ROOT]) if os.environ.get(ROOT) else None)
     if top is None:
-        raise UserError(f"where is {name}? Set data.root or {ROOT} to the folder that holds {record.folders[0]}/")
+        raise UserError(
+            f"the location of {name} is not set: set data.root or {ROOT} to the folder that holds {record.folders[0]}/"
+        )
     if is_archive(top):
         return Place(name, record, top, subset or None)
     folders = [top / folder for folder in record.folders]

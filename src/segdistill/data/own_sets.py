@@ -72,7 +72,7 @@ def key_of(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
 def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]) -> list[OwnSet]:
     """Sets of the images ``paths`` without labels, by the topmost folder that holds none of the folders ``labelled``.
 
-    Images directly in the folder of all are such a set only if there is nothing else; those beside labelled ones, none.
+    Images directly in the top folder form a set only if nothing else does; images beside labelled ones form none.
     """
     above = {each for folder in labelled for each in (folder, *folder.parents)}
     groups: dict[PurePosixPath, int] = defaultdict(int)
@@ -97,7 +97,7 @@ def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]
 def without_copies(folder: Path, each: OwnSet, images: Sequence[PurePosixPath], beside: Sequence[OwnSet]) -> OwnSet:
     """The set ``each`` of unlabelled images without copies of the ``images`` that are in none of the sets ``beside``.
 
-    If there are any, a list file names the others; nothing is written for a set of copies alone, which has no images.
+    If there are copies, a list file names the remaining images; a set of copies only ends up empty.
     """
     store = Folder(folder)
     own = [path for path in images if path.is_relative_to(each.settings["images"])]

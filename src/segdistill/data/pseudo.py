@@ -268,7 +268,9 @@ def _opened(part: Path) -> IO[bytes]:
         file.close()
         raise UserError(f"{part} is being written by another process: wait for it, or write elsewhere") from None
     except OSError as error:
-        log.warning("%s is on a file system without locks (%s): let no second run write it", part, error.strerror)
+        log.warning(
+            "%s is on a file system without locks (%s): make sure that no other run writes to it", part, error.strerror
+        )
     file.seek(0)
     return file
 

@@ -93,7 +93,7 @@ class DistillTransform:
         return box["top"], box["left"], box["height"], box["width"], int(torch.rand(1) < self.flip.p)
 
     def cut(self, image: Tensor, crop: Sequence[int]) -> Tensor:
-        """What :meth:`drawn` says of an image (3, H, W) uint8 on any device."""
+        """Apply a crop from :meth:`drawn` to an image (3, H, W) uint8 on any device."""
         *box, flipped = crop
         crop_size, bicubic = list(self.crop.size), v2.InterpolationMode.BICUBIC
         found = v2.functional.resized_crop(image, *box, size=crop_size, interpolation=bicubic, antialias=True)
