@@ -8,16 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN_TILES
+from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN, VAIHINGEN_TILES
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.world import CLASSES, IGNORE, Rendered
 
 RELEASES = ("miccai_challenge_2018_release_1", "miccai_challenge_2018_release_2")
-VAIHINGEN = (
-    "ISPRS_semantic_labeling_Vaihingen",
-    "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE",
-)
 _GREEN = (CLASSES.index("vegetation"), CLASSES.index("terrain"))
 
 
