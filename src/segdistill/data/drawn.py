@@ -30,6 +30,7 @@ from segdistill.data.archives import BadSample
 from segdistill.data.decode import UNREADABLE, upright_size
 from segdistill.data.own_sets import read_json
 from segdistill.data.voc_xml import annotation
+from segdistill.objects import encode_crop
 
 WRITTEN = "written by segdistill init from the files of another tool"
 """The ``info`` of the COCO files made here."""
@@ -240,11 +241,9 @@ def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int
     except (*UNREADABLE, binascii.Error, TypeError, ValueError):
         raise UserError(f"{where} has a mask that is not a PNG") from None
     left, top = (round(min(each)) for each in zip(*corners, strict=True)) if corners else (0, 0)
-    whole = np.zeros(size, np.uint8, order="F")
     if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise UserError(f"{where} has a mask that extends beyond its image")
-    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return _as_text(tools.encode(whole))
+    return _as_text(encode_crop(part, (top, left), size))
 
 
 def _as_text(runs: Any) -> dict[str, Any]:

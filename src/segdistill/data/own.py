@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from segdistill.config import Config, Size, UserError, parse, read_yaml
 from segdistill.data.archives import Folder, Store, is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
-from segdistill.data.catalog.record import coco_files, interleaved_colors
+from segdistill.data.catalog.record import class_colors, coco_files
 from segdistill.data.catalog.things import THINGS, cityscapes_encoding
 from segdistill.data.coco import CocoStore, category_names
 from segdistill.data.coco_file import read_coco
@@ -252,7 +252,7 @@ def own_place(name: str, path: Path) -> Place:
         folders=(str(folder),),
         layouts=(layout,),
         classes=classes,
-        colors=config.colors or interleaved_colors(len(classes) + 1)[1:],
+        colors=config.colors or class_colors(len(classes)),
         size=None,
         resize=config.resize,
         licence=config.licence,

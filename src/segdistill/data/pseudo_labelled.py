@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segdistill.config import UserError, short
-from segdistill.data.catalog.record import interleaved_colors
+from segdistill.data.catalog.record import class_colors
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.objects import Objects
@@ -21,7 +21,7 @@ def with_classes(dataset: Dataset, names: Callable[[], Sequence[str]]) -> Datase
     """``dataset``, with the classes ``names`` and colours for them if it has none because its images have no labels."""
     if not len(dataset.names):
         dataset.names = tuple(names())
-        dataset.colors = np.asarray(interleaved_colors(len(dataset.names) + 1)[1:], np.uint8).reshape(-1, 3)
+        dataset.colors = np.asarray(class_colors(len(dataset.names)), np.uint8).reshape(-1, 3)
     return dataset
 
 

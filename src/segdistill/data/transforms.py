@@ -15,11 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segdistill.config import Config, Range, Shares
+from segdistill.data.catalog.record import IGNORE
 from segdistill.data.dataset import Sample
 from segdistill.data.photometric import distort, draw_distortion
 from segdistill.data.randaugment import RandAugment
 
-IGNORE = 255
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """ImageNet's statistics for pixels in [0, 1], with which the authors normalise the images of every network."""
 MEAN_COLOR = (124, 116, 104)
@@ -129,7 +129,7 @@ class TaskTransform:
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         assert sample.label is not None, "the task stage checks that its domains are labelled"
-        image = tv_tensors.Image(_tensor(sample.image))
+        image = tv_tensors.Image(to_tensor(sample.image))
         label = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(sample.label))[None])
         image, label = self._scale(image, label)
         image, label = self._crop(image, label)
@@ -187,7 +187,7 @@ def _pixels(normalized: Tensor) -> Tensor:
     return ((normalized * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
-def _tensor(image: Any) -> Tensor:
+def to_tensor(image: Any) -> Tensor:
     """(H, W, 3) array -> (3, H, W) uint8 tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
