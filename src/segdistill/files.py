@@ -49,6 +49,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`write_atomic` of ``content``."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 def _temporary(path: Path) -> tuple[int, Path]:
     """A new file beside ``path``, locked while its writer lives."""
     while True:
@@ -111,7 +116,7 @@ def is_whole(path: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, written atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_signed(path: Path, value: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from segdistill.data.own import own_place
 from segdistill.data.own_sets import IMAGES, OwnSet, files_in
 from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.weights import shipped_assets
 
 TEACHER = "dinov2_b"
@@ -185,10 +185,10 @@ def start(
         **networks,
     )
     for path, content in texts.items():
-        write_atomic(path, lambda file, content=content: file.write(content.encode()))
+        write_bytes(path, content.encode())
     for name, path in names.items():
         own_place(name, folder / path)  # raises if the written file cannot be read
-    write_atomic(recipe, lambda file: file.write(text.encode()))
+    write_bytes(recipe, text.encode())
     return Started(tuple(sets), (*texts, recipe), recipe, roles, copied)
 
 

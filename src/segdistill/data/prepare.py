@@ -25,7 +25,7 @@ from segdistill.data.decode import open_image, read_rgb, stored_size
 from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader
 from segdistill.data.pool import worker_pool
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 
 CLIP = 512
 Box = tuple[int, int, int, int]
@@ -110,8 +110,7 @@ def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
         # 255 + 1 is 0: the ignored pixels
         tile = reader(content, job.source) + np.uint8(1) if job.label else read_rgb(content, job.source)
         for (left, top, right, bottom), path in wanting.items():
-            data = _png(np.ascontiguousarray(tile[top:bottom, left:right]))
-            write_atomic(path, lambda file, data=data: file.write(data))
+            write_bytes(path, _png(np.ascontiguousarray(tile[top:bottom, left:right])))
     return Counts(made=len(wanting), kept=len(targets) - len(wanting))
 
 
@@ -256,8 +255,7 @@ def _in_processes(
 def _made(path: Path, content: Callable[[], bytes]) -> Counts:
     if whole(path):
         return Counts(kept=1)
-    data = content()
-    write_atomic(path, lambda file: file.write(data))
+    write_bytes(path, content())
     return Counts(made=1)
 
 

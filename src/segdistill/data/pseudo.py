@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from segdistill.config import UserError, nearest, short
 from segdistill.data.coco_file import CocoFile, CocoImage, CocoObject, Runs
-from segdistill.files import DIGEST, checked_line, json_digest, read_checked_line, read_signed, write_atomic
+from segdistill.files import DIGEST, checked_line, json_digest, read_checked_line, read_signed, write_bytes
 from segdistill.objects import Detections, Objects
 
 FORMAT = 1
@@ -98,7 +98,7 @@ class PseudoWriter:
         _, *entries = (_entry(line) for line in self._file)
         value = _document(self.head, sorted(entries, key=lambda entry: entry["image"]))
         text = json.dumps(value | {DIGEST: json_digest(value)}, separators=(",", ":"))
-        write_atomic(self.path, lambda file: file.write(text.encode() + b"\n"))
+        write_bytes(self.path, text.encode() + b"\n")
         self.part.unlink(missing_ok=True)
         self.close()
         return read_pseudo(self.path)

@@ -20,7 +20,7 @@ from segdistill.data.labels import LabelReader, read_pair
 from segdistill.data.object_labels import reader_of
 from segdistill.data.own import load_own, named_place
 from segdistill.data.shards import IMAGES
-from segdistill.files import write_atomic, write_sealed
+from segdistill.files import write_bytes, write_sealed
 
 SPLITS: dict[str, Any] = {split: split for split in get_args(Split)}
 
@@ -59,7 +59,7 @@ def write_shards(
         write_sealed(out / split / f"{number:05d}.tar", fill)
         if progress is not None:
             progress(f"shards of {name}", min(start + size, len(found.items)), len(found.items))
-    write_atomic(out / "dataset.yaml", lambda file: file.write(description.encode()))  # last: the split is complete
+    write_bytes(out / "dataset.yaml", description.encode())  # last: the split is complete
     return len(starts), len(found.items)
 
 

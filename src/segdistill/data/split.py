@@ -9,7 +9,7 @@ from segdistill.config import UserError, parse
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
 from segdistill.data.own import own_name
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 
 PARTS = {"labelled": False, "unlabelled": True}
 """Name of a list -> whether it is the rest."""
@@ -42,6 +42,5 @@ def write_split(
         found[part] = [line.removeprefix(f"{domain}/") for line in data.listing()]
     for part, lines in found.items():
         target = out / f"{domain.replace(':', '_')}-{split}-{part}.txt"
-        content = "".join(f"{line}\n" for line in lines).encode()
-        write_atomic(target, lambda file, content=content: file.write(content))
+        write_bytes(target, "".join(f"{line}\n" for line in lines).encode())
         yield target, len(lines)
