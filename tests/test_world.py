@@ -28,7 +28,6 @@ from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ground, freeze
 from segdistill.world.dice import Dice
 from segdistill.world.domains import Domain, redrawn
 from segdistill.world.palettes import COAST, INLAND
-from segdistill.world.preview import coloured, contact_sheet
 from segdistill.world.render import geometry
 from segdistill.world.style import SPANS
 
@@ -336,14 +335,3 @@ def test_domain_table() -> None:
     assert [n for n, d in DOMAINS.items() if not d.labelled] == ["proxy"]
     assert len({d.key for d in DOMAINS.values()}) == len(DOMAINS)
     assert all(isinstance(d, Domain) and d.name == n for n, d in DOMAINS.items())
-
-
-def test_contact_sheet() -> None:
-    sheet = contact_sheet(["game", "fog"], split="val", count=3, size=(32, 64), labels=True)
-    assert sheet.size == (3 * 64, 2 * (14 + 2 * 32))
-    drawn = render("fog", "val", 2, size=(32, 64))
-    pixels = np.asarray(sheet)
-    top = 14 + 2 * 32 + 14
-    assert np.array_equal(pixels[top : top + 32, 128:], drawn.image)
-    assert np.array_equal(pixels[top + 32 : top + 64, 128:], coloured(drawn.label))
-    assert contact_sheet(["game"], count=1, size=(32, 64)).size == (64, 46)

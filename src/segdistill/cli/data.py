@@ -28,14 +28,23 @@ def preview(
     labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
 ) -> None:
     """Write a contact sheet of the built-in world's domains."""
-    from segdistill.files import write_atomic
-    from segdistill.world import DOMAINS
-    from segdistill.world.preview import contact_sheet
+    from PIL import Image
 
-    names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
-    sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
+    from segdistill.files import write_atomic
+    from segdistill.pictures import colorize, contact_sheet
+    from segdistill.world import COLORS, DOMAINS, render
+
+    chosen = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
+    rows, names = [], []
+    for name in chosen:
+        drawn = [render(name, split, index, size=(height, 2 * height), seed=seed) for index in range(count)]
+        rows.append([each.image for each in drawn])
+        if labels:
+            rows.append([colorize(each.label, COLORS.tolist()) for each in drawn])
+        names += [name, ""] if labels else [name]
+    sheet = Image.fromarray(contact_sheet(rows, [f"{split} {index}" for index in range(count)], names))
     write_atomic(out, lambda file: sheet.save(file, "PNG"))
-    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(names)} domains")
+    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(chosen)} domains")
 
 
 @data_app.command()
