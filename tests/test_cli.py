@@ -12,11 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from segdistill import world
 from segdistill.cli import commands
 from segdistill.encoders import ENCODERS
 from segdistill.files import write_signed
@@ -24,6 +26,7 @@ from segdistill.generalize import GENERALIZERS
 from segdistill.heads import HEADS
 from segdistill.methods import METHODS
 from segdistill.methods.gkd import GKD
+from segdistill.pictures import colorize
 from segdistill.train import checkpoint
 from tiny_runs import TINY, Child, command, only, run_and_die, tiny_file
 
@@ -70,7 +73,10 @@ def test_preview_writes_a_picture_of_the_named_domains(call, tmp_path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert f"{picture.width} x {picture.height} pixels, 2 domains" in out
-        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+        pixels = np.asarray(picture.convert("RGB"))
+    drawn = world.render("proxy", "train", 1, size=(32, 64))
+    assert np.array_equal(pixels[-82:-50, -70:-6], drawn.image)  # the last image, and its label below
+    assert np.array_equal(pixels[-44:-12, -70:-6], colorize(drawn.label, world.COLORS.tolist()))
 
 
 def test_a_data_set_is_sampled_prepared_and_checked(call, complaint, tmp_path):

@@ -15,9 +15,9 @@ from mutations import damaged, spoiled
 from segdistill import files
 from segdistill.config import UserError
 from segdistill.files import (
+    checked_line,
     input_digest,
     is_whole,
-    metrics_line,
     plain_name,
     read_metrics_line,
     read_signed,
@@ -148,7 +148,7 @@ def test_what_is_read_back_of_damaged_json_is_what_was_written(data, tmp_path_fa
 @given(data=st.data())
 def test_a_damaged_line_of_the_log_is_noticed(data):
     entry = {"stage": "00-x", "step": 3, "loss": 0.1234567, "terms": {"a": float("nan")}, "diagnostics": {}}
-    line = metrics_line(entry).encode()
+    line = checked_line(entry).encode()
     assert json.dumps(read_metrics_line(line.decode())) == json.dumps(entry)
     found = read_metrics_line(data.draw(damaged(line)).decode(errors="replace"))
     if found is not None:

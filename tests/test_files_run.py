@@ -126,4 +126,5 @@ def test_check_takes_a_description_of_your_own(call, root):
 def test_the_data_sets_are_listed(call):
     status, out, _ = call("data", "list")
     assert status == 0
-    assert re.search(r"acdc +ACDC +19 +night snow fog rain", out)
+    assert re.search(r"acdc +ACDC +19 +night snow fog rain +1080 x 1920", out)
+    assert re.search(r"imagenet .* varies ", out)

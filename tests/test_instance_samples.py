@@ -17,7 +17,7 @@ from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
 from segdistill.data.fraction import chosen_rows
 from segdistill.data.index import place
-from segdistill.data.own import own_place
+from segdistill.data.own import named_place, own_place
 from segdistill.data.rendered import WorldSource
 from segdistill.data.sample import write_sample
 from segdistill.data.sample.scenes import LIKENESS
@@ -227,13 +227,21 @@ def test_split_writes_two_lists_that_read_as_the_selection_does(call, complaint,
     assert "unknown data set 'cityscape'" in complaint(*arguments[:2], "cityscape", *arguments[3:], "--fraction", 0.5)
 
 
-def test_split_of_your_own_images(tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [("farm", "farm"), ("my images: 2", "my_images_2"), ("-.b", "b"), ("...", "own"), ("a" * 99, "a" * 64)],
+)
+def test_split_of_your_own_images(folder, named, tmp_path):
+    """A name that is not valid in recipes becomes one; a folder and its description have the same name."""
     for number in range(4):
-        picture(tmp_path / f"farm/images/train/{number}.png")
-    (tmp_path / "farm/dataset.yaml").write_text("labels: null\nsplits: {train: train}\n")
-    counts = dict(write_split(str(tmp_path / "farm"), tmp_path, fraction=0.25))
+        picture(tmp_path / folder / f"images/train/{number}.png")
+    description = tmp_path / folder / "dataset.yaml"
+    description.write_text("labels: null\nsplits: {train: train}\n")
+    counts = dict(write_split(str(tmp_path / folder), tmp_path, fraction=0.25))
     assert {path.name: count for path, count in counts.items()} == {
-        "farm-train-labelled.txt": 1, "farm-train-unlabelled.txt": 3}  # fmt: skip
+        f"{named}-train-labelled.txt": 1, f"{named}-train-unlabelled.txt": 3}  # fmt: skip
+    assert dict(write_split(str(description), tmp_path, fraction=0.25)) == counts
+    assert named_place(str(description)).name == named_place(str(description.parent)).name == named
 
 
 def test_an_empty_folder_of_unlabelled_images_is_one_line(tmp_path):

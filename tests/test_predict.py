@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -213,6 +214,13 @@ def test_a_video_is_its_frames(model, tmp_path):
     results = model.predict(tmp_path / "drive.mkv")
     assert len(results) == 5
     assert (results[1].image == frames[1]).all()
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    [item] = find_inputs([tmp_path / "a.png"])[0].items()
+    with pytest.raises(BadSample, match=r"cannot read .*a.png: .*it is a pipe, where a file is expected"):
+        item.load()
 
 
 def test_bad_images_end_the_command_with_one_line_or_are_skipped(call, finished, model, tmp_path):

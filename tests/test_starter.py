@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from odd_files import grey_png, grey_tiff
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection
 from segdistill.data.detect import detect
@@ -115,10 +116,41 @@ def test_numbers_and_colours_of_the_labels_become_classes(values, expected, tmp_
     assert np.array_equal(sample.label, np.array(expected, np.uint8)[classes(0)])
 
 
-def test_class_names_come_from_classes_txt(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_numbers_of_few_bits_are_those_of_the_file(suffix, tmp_path, monkeypatch):
+    write(tmp_path / "a", "images/{}.png", "labels/{}.png", range(5))
+    for number in range(5):
+        (tmp_path / f"a/labels/{number}.png").unlink()
+        content = grey_png(classes(number), 2) if suffix == "png" else grey_tiff(classes(number), 4, 0)
+        (tmp_path / f"a/labels/{number}.{suffix}").write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's limit does not count
+    started = start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD)
+    assert "ids" not in started.sets[0].settings
+    sample = load(started.recipe).data.open(DataSelection(domains=("a",), split="val"))[0]
+    assert np.array_equal(sample.label, classes(0))
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    write(tmp_path / "far", "images/{}.png", "labels/{}.png", range(5))
+    (tmp_path / "a").mkdir()
+    for name in ("images", "labels"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "a/gone.json").symlink_to(tmp_path / "nowhere")
+    assert start(tmp_path / "a", tmp_path / "recipe.yaml", **WORLD).sets[0].counts == {"train": 4, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "first"),
+    [
+        (b"road\nsky\n\ntree\n", "road"),
+        (b"\xef\xbb\xbfroad\nsky\ntree", "road"),
+        (b"stra\xdfe\nsky\ntree", "stra\ufffde"),
+    ],
+)
+def test_class_names_come_from_classes_txt(content, first, tmp_path):
     write(tmp_path, "images/{}.png", "labels/{}.png", range(5))
-    (tmp_path / "classes.txt").write_text("road\nsky\n\ntree\n")
-    assert detect(tmp_path)[0].settings["classes"] == ["road", "sky", "tree"]
+    (tmp_path / "classes.txt").write_bytes(content)
+    assert detect(tmp_path)[0].settings["classes"] == [first, "sky", "tree"]
 
 
 def test_domains_get_roles_and_unlabelled_images_are_the_proxy(tmp_path):
@@ -170,16 +202,20 @@ def test_unlabelled_images_are_no_copies_of_others(tmp_path):
     assert again.lines() == started.lines()
 
 
-def test_coco_files_are_known_by_their_content(tmp_path):
+@pytest.mark.parametrize(
+    ("above", "encoding"), [("", "utf-8"), ("photos\\", "utf-8"), ("photos/", "utf-8-sig"), ("", "utf-16")]
+)
+def test_coco_files_are_known_by_their_content(above, encoding, tmp_path):
     box = [[10, 10, 50, 10, 50, 40, 10, 40]]
     for split, numbers in (("train", range(4)), ("val", range(4, 6))):
         for number in numbers:
             save(tmp_path / f"photos/{number}.jpg", picture(number))
-        entries = [{"id": n, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in numbers]
+        entries = [{"id": n, "file_name": f"{above}{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in numbers]
         objects = [{"id": n, "image_id": n, "category_id": 3, "segmentation": box} for n in numbers]
         file = {"images": entries, "annotations": objects, "categories": [{"id": 3, "name": "cat"}]}
-        (tmp_path / f"instances_{split}.json").write_text(json.dumps(file))
+        (tmp_path / f"instances_{split}.json").write_text(json.dumps(file), encoding=encoding)
     (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     started = start(tmp_path, tmp_path / "recipe.yaml", **WORLD)
     assert [each.counts for each in started.sets] == [{"train": 4}, {"val": 2}]
     recipe = load(started.recipe)

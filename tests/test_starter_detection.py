@@ -192,7 +192,9 @@ def test_boxes_train_no_other_task(tmp_path):
     started.recipe.write_text(changed)
     with pytest.raises(UserError, match="domain 'own' has boxes and no masks; set task: detection"):
         check(load(started.recipe))
-    with pytest.raises(UserError, match=r"an object without polygons .* of boxes alone set boxes: true"):
+    with pytest.raises(
+        UserError, match=r"an object without polygons .* if the file has only boxes, set boxes: true and"
+    ):
         start(tmp_path / "own", started.recipe, force=True, **WORLD)
 
 
@@ -223,7 +225,7 @@ def test_an_impossible_box_of_coco_is_one_line(tmp_path, box, message):
         (xml([], "0.png", (64, 32)), r"is for an image of 64 x 32 pixels .*, 0.png has 32 x 64"),
         (xml([], "7.png").replace("7.png", "7.jpg"), "its image '7.jpg' is not in"),
         (xml([], "0.png")[:-5], "is not readable XML"),
-        (xml([], "0.png"), "none of its 1 annotation files has an object of a class"),
+        (xml([], "0.png"), "none of its 1 annotation files contains a labelled object"),
     ],
 )
 def test_a_wrong_annotation_of_pascal_voc_is_one_line(tmp_path, content, message):

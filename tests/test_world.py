@@ -26,9 +26,8 @@ from segdistill.world import (
 )
 from segdistill.world.canvas import FAR, Camera, Canvas, Card, Ground, freeze
 from segdistill.world.dice import Dice
-from segdistill.world.domains import Domain, inside, redrawn
+from segdistill.world.domains import Domain, redrawn
 from segdistill.world.palettes import COAST, INLAND
-from segdistill.world.preview import coloured, contact_sheet
 from segdistill.world.render import geometry
 from segdistill.world.style import SPANS
 
@@ -177,6 +176,29 @@ def test_depth_of_a_plane_is_exact() -> None:
     assert buffers.depth[100, u] == pytest.approx(400 * 4.0 / (u + 0.5 - 200), rel=1e-4)
 
 
+DEFINING = {
+    "clear": ("palette",),
+    "night": ("ambient", "headlight", "lamps"),
+    "fog": ("fog",),
+    "snow": ("snow", "flakes"),
+    "rain": ("streaks", "wet"),
+}
+"""Spans of the unseen domains' looks that characterise them; broad and proxy images stay outside."""
+
+
+def inside(drawn: style.Style, domain: Domain, *, tolerance: float = 0.12) -> bool:
+    """Whether a style lies in the domain's defining box (a palette: all class colours within ``tolerance``)."""
+
+    def within(name: str) -> bool:
+        if name == "palette":
+            base = domain.look.palette
+            return base is not None and abs(drawn.colours[:19] - base.colours[:19]).max() <= tolerance
+        low, high = getattr(domain.look, name)
+        return low <= drawn[name] <= high
+
+    return domain.name in DEFINING and all(map(within, DEFINING[domain.name]))
+
+
 def test_unseen_domains_have_disjoint_definitions() -> None:
     for name in UNSEEN:
         own = [style.draw(DOMAINS[name].look, Dice(1, i)) for i in range(20)]
@@ -313,14 +335,3 @@ def test_domain_table() -> None:
     assert [n for n, d in DOMAINS.items() if not d.labelled] == ["proxy"]
     assert len({d.key for d in DOMAINS.values()}) == len(DOMAINS)
     assert all(isinstance(d, Domain) and d.name == n for n, d in DOMAINS.items())
-
-
-def test_contact_sheet() -> None:
-    sheet = contact_sheet(["game", "fog"], split="val", count=3, size=(32, 64), labels=True)
-    assert sheet.size == (3 * 64, 2 * (14 + 2 * 32))
-    drawn = render("fog", "val", 2, size=(32, 64))
-    pixels = np.asarray(sheet)
-    top = 14 + 2 * 32 + 14
-    assert np.array_equal(pixels[top : top + 32, 128:], drawn.image)
-    assert np.array_equal(pixels[top + 32 : top + 64, 128:], coloured(drawn.label))
-    assert contact_sheet(["game"], count=1, size=(32, 64)).size == (64, 46)

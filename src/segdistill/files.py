@@ -49,6 +49,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`write_atomic` of ``content``."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 def _temporary(path: Path) -> tuple[int, Path]:
     """A new file beside ``path``, locked while its writer lives."""
     while True:
@@ -111,7 +116,7 @@ def is_whole(path: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, written atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_signed(path: Path, value: dict[str, Any]) -> None:
@@ -165,20 +170,27 @@ def text_is_whole(data: bytes) -> bool:
     return not mark or after.strip() == hashlib.sha256(before).hexdigest().encode()
 
 
-def metrics_line(entry: dict[str, Any]) -> str:
-    """A record as a line of ``metrics.jsonl``, with its own checksum."""
+def checked_line(entry: dict[str, Any]) -> str:
+    """A record as a line of JSON with its own checksum."""
     return json.dumps(entry | {"crc": zlib.crc32(json.dumps(entry).encode())}) + "\n"
 
 
-def read_metrics_line(line: str) -> dict[str, Any] | None:
-    """The record in a line, None if it is damaged. Lines without a checksum (older versions) are accepted."""
+def read_checked_line(line: str | bytes, *, required: bool = True) -> dict[str, Any] | None:
+    """The record in a line, None if it is damaged. Unless it is ``required``, the checksum may be missing."""
     try:
         entry = json.loads(line)
         crc = entry.pop("crc", None)
-        whole = isinstance(entry["stage"], str) and isinstance(entry["step"], int)
-        return entry if whole and crc in (None, zlib.crc32(json.dumps(entry).encode())) else None
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        sound = crc == zlib.crc32(json.dumps(entry).encode()) or (crc is None and not required)
+        return entry if sound else None
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return None
+
+
+def read_metrics_line(line: str) -> dict[str, Any] | None:
+    """The record in a line of ``metrics.jsonl``, None if it is damaged. Older versions wrote no checksum."""
+    entry = read_checked_line(line, required=False)
+    sound = entry is not None and isinstance(entry.get("stage"), str) and isinstance(entry.get("step"), int)
+    return entry if sound else None
 
 
 def damaged_file(folder: Path, digests: Mapping[str, str]) -> Path | None:

@@ -99,8 +99,7 @@ class Objects:
 
     def box_areas(self) -> NDArray[np.int64]:
         """Area of the box of each object (N,), in whole pixels."""
-        boxes = self.boxed()
-        return np.rint((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)).astype(np.int64)
+        return np.rint(box_areas(self.boxed())).astype(np.int64)
 
     def class_map(self) -> NDArray[np.uint8]:
         """The class at each pixel (H, W), that of the smallest object where several overlap; 255: none, or a crowd."""
@@ -203,6 +202,11 @@ def boxes_of(ids: NDArray[np.int32], count: int) -> list[tuple[int, int, int, in
         (int(top), int(left), int(bottom) + 1, int(right) + 1) if bottom >= 0 else None
         for top, left, bottom, right in zip(*low, *high, strict=True)
     ]
+
+
+def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Areas (N,) of boxes (N, 4); 0 for boxes without area."""
+    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
 
 
 def area_and_box(runs: RunLengths) -> tuple[int, list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from segdistill.files import metrics_line, read_metrics_line, write_atomic
+from segdistill.files import checked_line, read_metrics_line, write_atomic
 from segdistill.trackers import NoTracker, Tracked, Tracker, TrackerName, begin
 
 FEWEST_STEPS = 50
@@ -100,7 +100,7 @@ class RunLog:
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(metrics_line(entry))
+            file.write(checked_line(entry))
         scalars = {"loss": entry["loss"], "lr": entry["lr"], "images_per_s": entry["images_per_s"]}
         scalars |= {f"terms/{name}": value for name, value in entry["terms"].items()}
         scalars |= {f"diagnostics/{name}": value for name, value in entry["diagnostics"].items()}

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from segdistill import plainyaml
 from segdistill.config import UserError, nearest
+from segdistill.data.archives import BadSample
+from segdistill.data.decode import upright_size
 from segdistill.data.detect import detect
 from segdistill.data.own import own_place
-from segdistill.data.own_sets import IMAGES, OwnSet
+from segdistill.data.own_sets import IMAGES, OwnSet, files_in
 from segdistill.encoders import EncoderConfig, outline, record_of
 from segdistill.encoders.inherit import check_pair
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.recipe import load
 from segdistill.weights import shipped_assets
 
@@ -187,10 +189,10 @@ def start(
         **networks,
     )
     for path, content in texts.items():
-        write_atomic(path, lambda file, content=content: file.write(content.encode()))
+        write_bytes(path, content.encode())
     for name, path in names.items():
         own_place(name, folder / path)  # raises if the written file cannot be read
-    write_atomic(recipe, lambda file: file.write(text.encode()))
+    write_bytes(recipe, text.encode())
     load(recipe)  # raises if it cannot be read
     return Started(tuple(sets), (*texts, recipe), recipe, roles, copied)
 
@@ -325,15 +327,12 @@ def _can_inherit(student: str, teacher: str) -> bool:
 def _size(folder: Path) -> tuple[int, int]:
     """A crop size for the images: their median size, at most LARGEST, a multiple of CELL."""
     sizes = []
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
+    paths = [folder / path for path in files_in(folder) if path.suffix.lower() in IMAGES]
     for path in paths[:: max(1, len(paths) // 50)]:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        except OSError:
-            continue
+        with suppress(BadSample):
+            sizes.append(upright_size(path))
     if not sizes:
         raise UserError(f"{folder}: no image can be opened")
-    height, width = (int(statistics.median(each[axis] for each in sizes)) for axis in (1, 0))
+    height, width = (int(statistics.median(each[axis] for each in sizes)) for axis in (0, 1))
     fitted = [max(CELL, min(side, LARGEST) // CELL * CELL) for side in (height, width)]
     return fitted[0], fitted[1]

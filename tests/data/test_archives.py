@@ -86,6 +86,18 @@ def test_links_are_followed_and_a_loop_ends(folder):
     assert len(names) < 20
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_a_hard_link_in_a_tar_is_the_file_it_names(folder, name):
+    (folder / "a/again.txt").hardlink_to(folder / "a/two.txt")
+    (folder / "soft.txt").symlink_to("zebra.txt")
+    with tarfile.open(folder.parent / name, "w:gz" if name.endswith("gz") else "w") as tar:
+        tar.add(folder, ".")
+        assert any(entry.islnk() for entry in tar.getmembers())
+    store = open_store(folder.parent / name)
+    assert store.names() == ["a/again.txt", *sorted(FILES)]
+    assert store.read("a/again.txt") == store.read("a/two.txt") == FILES["a/two.txt"]
+
+
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
 def test_a_damaged_archive_is_one_line(folder, name):
     path = archive(folder, name)

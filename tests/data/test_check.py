@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from PIL import Image
 from segdistill.config import UserError
 from segdistill.data.check import check
 from segdistill.data.index import place
+from segdistill.data.pool import worker_pool
 from tiny_sets import picture, truncate, write
 
 IMAGE, LABEL = "images/10k/{}/a{}.jpg", "labels/sem_seg/masks/{}/a{}.png"
@@ -130,3 +134,11 @@ def test_images_with_the_pixels_of_another_one_are_told(tmp_path, processes):
         f"bdd100k, split test: 1 image has the same pixels as one of split val, such as "
         f"{IMAGE.format('test', 25)} and {IMAGE.format('val', 16)}; {then}"
     ]
+
+
+def test_a_killed_process_is_one_line_and_an_interruption_is_the_parents():
+    with worker_pool(1) as pool:
+        assert pool.submit(signal.raise_signal, signal.SIGINT).result() is None
+        assert pool.submit(abs, -1).result() == 1
+    with pytest.raises(UserError, match=r"a process was killed, .*; use fewer --processes"), worker_pool(2) as pool:
+        pool.submit(os._exit, 9).result()

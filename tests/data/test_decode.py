@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from odd_files import grey_png, grey_tiff
 from segdistill.data.archives import BadSample, Folder
 from segdistill.data.catalog import Encoding
-from segdistill.data.decode import open_picture, read_rgb, turn
+from segdistill.data.decode import open_picture, read_rgb, stored_size, turn, upright_size
 from segdistill.data.index import Item
 from segdistill.data.labels import LabelReader, read_pair
 from tiny_sets import picture
@@ -96,9 +96,29 @@ def test_orientation_is_read_and_undone_as_pillow_does_it(orientation, kind):
     read = open_picture(content, "x")
     assert read.orientation == orientation
     if kind != "WEBP":
-        assert np.array_equal(read.rgb(), array)  # as it is stored
+        assert np.array_equal(read.rgb("x"), array)  # as it is stored
     wanted = ImageOps.exif_transpose(Image.open(BytesIO(content))).convert("RGB")
-    assert np.array_equal(turn(read.rgb(), orientation), np.asarray(wanted))
+    assert np.array_equal(turn(read.rgb("x"), orientation), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("orientation", [*range(1, 9), 9, 200])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_sizes_come_from_the_header(orientation, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    content = oriented(picture(1, (4, 6)), orientation, kind)
+    (tmp_path / "a").write_bytes(content)
+    read = open_picture(content, "x")
+    assert stored_size(content, "x") == (4, 6)
+    assert upright_size(tmp_path / "a") == turn(read.rgb("x"), read.orientation).shape[:2]
+
+
+def test_a_size_of_what_is_no_image_or_too_large_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"GIF89a")
+    with pytest.raises(BadSample, match=r"a: is not a readable image \(6 bytes\)"):
+        upright_size(tmp_path / "a")
+    monkeypatch.setattr("segdistill.data.decode.PIXELS", 20)
+    with pytest.raises(BadSample, match="x: has 6 x 4 pixels"):
+        stored_size(oriented(picture(1, (4, 6)), 6, "TIFF"), "x")
 
 
 def pair(tmp_path, image, label, **settings):

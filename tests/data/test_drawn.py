@@ -128,15 +128,17 @@ def test_a_group_may_have_masks_and_polygons(tmp_path):
 
 def test_annotations_are_of_the_upright_image(tmp_path):
     """As LabelMe and YOLO show it: an image of 40 x 60 pixels with a quarter turn is 60 x 40."""
-    for number in (0, 1):
-        save(tmp_path / f"lm/{number}.jpg", exif=6)
-        labelme(tmp_path / f"lm/{number}.json", [shape("cat", SQUARE)], (60, 40), f"{number}.jpg")
+    for number, suffix in enumerate(("jpg", "tif")):
+        save(tmp_path / f"lm/{number}.{suffix}", exif=6)
+        labelme(tmp_path / f"lm/{number}.json", [shape("cat", SQUARE)], (60, 40), f"{number}.{suffix}")
         save(tmp_path / f"yolo/images/{number}.jpg", exif=8)
         (tmp_path / "yolo/labels").mkdir(exist_ok=True)
         (tmp_path / f"yolo/labels/{number}.txt").write_text("0 0.25 0.5 0.5 0.5 0.5 1 0.25 1\n")
     for name, expected in (("lm", area(10, 20, 10, 20, (60, 40))), ("yolo", area(30, 60, 10, 20, (60, 40)))):
         begin(tmp_path / name, force=True)
-        assert (labels(tmp_path / name)[0] == expected).all()
+        found = labels(tmp_path / name) + labels(tmp_path / name, "val")
+        assert len(found) == 2
+        assert all((label == expected).all() for label in found)
 
 
 @pytest.mark.parametrize("names", [["person", "bike"], {0: "person", 1: "bike"}, "classes.txt", None])
@@ -244,7 +246,7 @@ WRONG = [
     (shape("cat", [[1, 1], [5, float("inf")]], "circle"), "shape 1 has a point that is not finite"),
     (shape(" ", SQUARE), "shape 1 has no label"),
     (shape("cat", [["a", 1]]), "shape 1 has no label, or points that are not a list of x and y"),
-    (shape("cat", [[1, 1], [5, 5]], "mask", mask="***"), "shape 1 has a mask that is no PNG"),
+    (shape("cat", [[1, 1], [5, 5]], "mask", mask="***"), "shape 1 has a mask that is not a PNG"),
 ]
 
 
@@ -267,7 +269,7 @@ def test_a_labelme_file_of_another_image_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"1\.json: its image '1.png' is not in .*own; put it there"):
         begin(tmp_path / "own")
     labelme(tmp_path / "own/1.json", [], image="0.png")
-    with pytest.raises(UserError, match="none of its 1 annotation files has an object of a class"):
+    with pytest.raises(UserError, match="none of its 1 annotation files contains a labelled object"):
         begin(tmp_path / "own")
 
 

@@ -64,6 +64,8 @@ def test_colours_are_looked_up_in_pictures_and_in_palettes():
     raw[0, 0] = (1, 2, 3)
     with pytest.raises(BadSample, match=r"y.png: unknown colour \(1, 2, 3\) at 1 pixels; the table has 12 colours"):
         LabelReader(encoding)(file(Image.fromarray(raw)), "y.png")
+    with pytest.raises(BadSample, match=r"^y.tif: has floating-point values \(F\)"):
+        LabelReader(encoding)(file(Image.new("F", (2, 2)), "TIFF"), "y.tif")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_named(error):
 
     found = _delivered(broken())
     assert next(found)["image"].item() == 0
-    with pytest.raises(RuntimeError, match="DataLoader worker was killed while it handed over a batch"):
+    with pytest.raises(RuntimeError, match="DataLoader worker was killed while sending a batch"):
         next(found)
 
 

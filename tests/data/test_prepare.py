@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from segdistill.config import UserError
+from segdistill.data.archives import BadSample
 from segdistill.data.catalog import DATASETS
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
@@ -209,6 +210,23 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path):
     assert told == [("preparing gtav", 1, 5)] * 2
 
 
+def test_where_files_cannot_be_linked_images_are_copied_once(official, tmp_path, monkeypatch):
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    source = official("gtav")
+    folder, counts = prepare("gtav", source, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert prepare("gtav", source, tmp_path)[1] == Counts(kept=counts.made)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    torn = next(folder.glob("images/*"))
+    content = torn.read_bytes()
+    torn.write_bytes(content[:-30])
+    assert prepare("gtav", source, tmp_path)[1] == Counts(made=1, kept=counts.made - 1)
+    assert torn.read_bytes() == content
+
+
 def test_a_bad_label_stops_the_work_in_one_line_that_names_it(tmp_path):
     source, _ = write_sample("gtav", tmp_path, images=1, size=(16, 32))
     label = source / "labels" / "00001.png"
@@ -216,6 +234,13 @@ def test_a_bad_label_stops_the_work_in_one_line_that_names_it(tmp_path):
     for processes in (1, 2):
         with pytest.raises(UserError, match=r"labels/00001.png: unknown id 77"):
             prepare("gtav", source, tmp_path / "out", processes=processes)
+
+
+def test_a_tile_that_is_no_image_is_named(tmp_path):
+    source, _ = write_sample("potsdam", tmp_path, layout="tiles", images=1, size=(16, 32))
+    next(source.rglob("top_potsdam_2_10_RGB.tif")).write_bytes(b"torn")
+    with pytest.raises(BadSample, match=r"top_potsdam_2_10_RGB.tif: is not a readable image \(4 bytes\)"):
+        prepare("potsdam_rgb", source, tmp_path / "out")
 
 
 def test_tiles_without_a_public_label_are_counted_and_left_out(tmp_path):

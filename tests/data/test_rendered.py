@@ -98,6 +98,20 @@ def test_mistakes_are_one_line(cache, monkeypatch):
         opened(domains=("game",))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "val", "first": 99_999}, r"images 99999 to 100001 of split 'val' are requested.* has 100,000"),
+        ({"size": (8, 64)}, "size: the world is rendered with sides from 16 to 4096, got 8 x 64"),
+        ({"size": (32, 4097)}, r"size: .* got 32 x 4097"),
+    ],
+)
+def test_what_cannot_be_rendered_is_told_before_rendering(settings, message, cache, monkeypatch):
+    monkeypatch.setattr(world, "render", None)
+    with pytest.raises(UserError, match=message):
+        opened(**settings)
+
+
 @pytest.mark.parametrize("kind", ["images", "labels"])
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:100], lambda data: data[:200] + bytes([data[200] ^ 4]) + data[201:]]

@@ -205,3 +205,12 @@ def test_a_second_split_joins_the_same_description(folder, tmp_path):
     for split in ("train", "val"):
         write_shards(str(folder), tmp_path / "out", split=split, size=10)
     assert [len(opened(tmp_path / "out", split=split)) for split in ("train", "val")] == [7, 7]
+
+
+def test_an_interrupted_split_is_not_described(folder, tmp_path):
+    def interrupt(what, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(str(folder), tmp_path / "out", split="train", size=3, progress=interrupt)
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["00000.tar"]

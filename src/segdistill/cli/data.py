@@ -28,14 +28,23 @@ def preview(
     labels: Annotated[bool, typer.Option(help="show the labels beside the images")] = True,
 ) -> None:
     """Write a contact sheet of the built-in world's domains."""
-    from segdistill.files import write_atomic
-    from segdistill.world import DOMAINS
-    from segdistill.world.preview import contact_sheet
+    from PIL import Image
 
-    names = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
-    sheet = contact_sheet(names, split=split, count=count, size=(height, 2 * height), seed=seed, labels=labels)
+    from segdistill.files import write_atomic
+    from segdistill.pictures import colorize, contact_sheet
+    from segdistill.world import COLORS, DOMAINS, render
+
+    chosen = [name.strip() for name in domains.split(",") if name.strip()] or list(DOMAINS)
+    rows, names = [], []
+    for name in chosen:
+        drawn = [render(name, split, index, size=(height, 2 * height), seed=seed) for index in range(count)]
+        rows.append([each.image for each in drawn])
+        if labels:
+            rows.append([colorize(each.label, COLORS.tolist()) for each in drawn])
+        names += [name, ""] if labels else [name]
+    sheet = Image.fromarray(contact_sheet(rows, [f"{split} {index}" for index in range(count)], names))
     write_atomic(out, lambda file: sheet.save(file, "PNG"))
-    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(names)} domains")
+    typer.echo(f"{out}: {sheet.width} x {sheet.height} pixels, {len(chosen)} domains")
 
 
 @data_app.command()
@@ -49,14 +58,11 @@ def check(
 ) -> None:
     """Read every image and label once. Exit status 1: the dataset has faults and cannot be used yet."""
     from segdistill.data.check import check as check_data
-    from segdistill.data.index import place
-    from segdistill.data.own import own_place
+    from segdistill.data.own import named_place
     from segdistill.progress import Bars
 
-    own = name.endswith((".yaml", ".yml")) or Path(name, "dataset.yaml").is_file()
-    where = own_place(Path(name).resolve().parent.name, Path(name)) if own else place(name, root, {})
     with Bars("check", 0) as bars:
-        outcome = check_data(where, processes=processes, progress=bars.work)
+        outcome = check_data(named_place(name, root), processes=processes, progress=bars.work)
     _print_check(outcome, show)
     if not outcome.ok:
         raise typer.Exit(1)
@@ -67,9 +73,11 @@ def list_() -> None:
     """List the datasets that can be read by name."""
     from segdistill.data.catalog import DATASETS
 
-    rows = [["name", "dataset", "classes", "subsets", "licence"]]
+    rows = [["name", "dataset", "classes", "subsets", "size", "licence"]]
     for name, record in DATASETS.items():
-        rows.append([name, record.title, str(len(record.classes) or "-"), " ".join(record.subsets), record.licence])
+        size = "varies" if record.size is None else " x ".join(map(str, record.size))
+        classes, subsets = str(len(record.classes) or "-"), " ".join(record.subsets)
+        rows.append([name, record.title, classes, subsets, size, record.licence])
     print_table(rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from segdistill.data.own_sets import (
     OwnSet,
     key_of,
     listed_names,
+    read_json,
     slug,
     take_apart,
     unlabelled_sets,
@@ -62,16 +62,13 @@ def coco_sets(folder: Path, candidates: Sequence[PurePosixPath], images: Sequenc
 
 def _coco_images(path: Path) -> list[str] | None:
     """The images that a COCO file names; None for any other file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    values = read_json(path)
     if not isinstance(values, dict) or not {"images", "annotations", "categories"} <= values.keys():
         return None
     if isinstance(values.get("info"), dict) and values["info"].get("description") == WRITTEN:
         return None  # made from files that are still here
     entries = values["images"] if isinstance(values["images"], list) else []
-    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
+    return [str(entry.get("file_name")).replace("\\", "/") for entry in entries if isinstance(entry, dict)]
 
 
 def drawn_sets(
@@ -94,7 +91,7 @@ def drawn_sets(
     if not found:
         return []
     if not names:
-        raise UserError(f"{folder}: none of its {len(found)} annotation files has an object of a class")
+        raise UserError(f"{folder}: none of its {len(found)} annotation files contains a labelled object")
     groups: dict[tuple[str, ...], list[DrawnImage]] = defaultdict(list)
     for image in found:
         folders = image.path.parts[:-1]

@@ -93,7 +93,7 @@ class Store:
         return self.read(name)[:count]
 
     def size(self, name: str) -> int:
-        """Its length in bytes, without reading it; :class:`BadSample` if it cannot be had."""
+        """Its length in bytes, without reading it; :class:`BadSample` if it cannot be determined."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -102,7 +102,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """The file of an image of ``domain``: ``name`` in ``store``. ``path``: the same however the store was reached."""
+    """The file of an image of ``domain``: ``name`` in ``store``.
+
+    ``path`` does not depend on the path by which the store was opened.
+    """
 
     domain: str
     path: str
@@ -143,10 +146,7 @@ class Folder(Store):
 
     def read(self, name: str) -> bytes:
         """Read the file."""
-        try:
-            return read_file(self.where / name)
-        except OSError as error:
-            raise BadSample(f"cannot read {self.where / name}: {error.strerror or error}") from None
+        return self.start(name, -1)
 
     def start(self, name: str, count: int) -> bytes:
         """Reads no more of the file."""
@@ -255,11 +255,18 @@ class Tar(Packed):
 
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         packed = self.where.name.lower().endswith("gz")
+        places: dict[str, tuple[int, int]] = {}
         for entry in self.handle():
             if packed and entry.size > LARGEST:  # skipping it would unpack it
                 raise UserError(f"{entry.name} in {self.where}: {_too_large(entry.size)}")
-            if entry.isfile() and not entry.issparse():
-                yield entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+            name, place = entry.name.removeprefix("./"), (entry.offset_data, entry.size)
+            if entry.islnk():  # the second name of an earlier member
+                place = places.get(entry.linkname.removeprefix("./"))
+            elif not entry.isfile() or entry.issparse():
+                place = None
+            if place is not None:
+                places[name] = place
+                yield name, place
         self.handle().fileobj.seek(self.handle().offset)
         if self.handle().fileobj.read(1) not in (b"", b"\0"):  # a damaged header looks like the end
             raise tarfile.ReadError("invalid data between its members")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from segdistill.config import Config, Range
 from segdistill.data.dataset import Sample
 from segdistill.data.object_transforms import Window, finished, random_window
 from segdistill.data.targets import box_targets
-from segdistill.objects import Objects
+from segdistill.objects import Objects, box_areas
 from segdistill.types import Batch
 
 
@@ -55,7 +54,7 @@ def boxes_in(objects: Objects, window: Window, keep: float) -> Objects:
     top, left = window.corner
     whole = objects.boxed() * (columns, rows, columns, rows) - (left, top, left, top)
     inside = whole.clip(0, (width, height, width, height))
-    kept = (area(inside) > 0) & (area(inside) >= keep * area(whole))
+    kept = (box_areas(inside) > 0) & (box_areas(inside) >= keep * box_areas(whole))
     return Objects.of_boxes(inside[kept], objects.classes[kept], objects.crowd[kept], window.size)
 
 
@@ -65,8 +64,3 @@ def flipped(objects: Objects) -> Objects:
     width = objects.size[1]
     boxes = np.stack([width - right, top, width - left, bottom], axis=1)
     return Objects.of_boxes(boxes, objects.classes, objects.crowd, objects.size)
-
-
-def area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Areas (N,) of boxes (N, 4)."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -15,7 +15,7 @@ SMALL, LARGE = 32**2, 96**2
 
 @dataclass
 class Census:
-    """Objects of ``images``. Crowds are counted apart, and are in no other number."""
+    """Objects of ``images``. Crowds are counted separately and excluded from all other counts."""
 
     images: int = 0
     per_image: Counter[int] = field(default_factory=Counter)  # number of objects -> images

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,7 @@ from segdistill.data.doubts import Evidence, doubts
 from segdistill.data.index import Absent, Found, Item, Place, find
 from segdistill.data.labels import read_pair
 from segdistill.data.object_labels import reader_of
+from segdistill.data.pool import worker_pool
 
 CHUNK = 8
 """Images per work item."""
@@ -220,7 +219,5 @@ def _inspected(found: Found, processes: int) -> Iterator[list[Inspection]]:
     if processes <= 1 or len(chunks) <= 1:
         yield from map(Inspector(*setting), chunks)
         return
-    with ProcessPoolExecutor(
-        min(processes, len(chunks)), mp_context=get_context("spawn"), initializer=_start, initargs=setting
-    ) as pool:
+    with worker_pool(min(processes, len(chunks)), _start, *setting) as pool:
         yield from pool.map(_work, chunks)

@@ -142,7 +142,7 @@ class CocoStore(Store):
         return self._files.size(name)
 
     def objects(self, name: str) -> Objects | None:
-        """The objects of the label ``name``, in the file's order; crowds are crowds and nothing is void."""
+        """The objects of the label ``name``, in the file's order; crowds keep their flag; there are no void pixels."""
         top, _, rest = name.partition("/")
         if top != self.LABELS:
             return None

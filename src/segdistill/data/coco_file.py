@@ -230,7 +230,8 @@ def _impossible(segmentation: Sequence[Polygon] | Runs, image: CocoImage) -> Ite
     """Reasons why one object cannot be painted."""
     if not isinstance(segmentation, Runs):
         if not segmentation:
-            yield "an object without polygons or run lengths; of boxes alone set boxes: true, for task detection"
+            yield ("an object without polygons or run lengths; if the file has only boxes, set boxes: true and use "
+                   "task: detection")  # fmt: skip
         for polygon in segmentation:
             if len(polygon) < 6 or len(polygon) % 2:
                 yield f"a polygon with {len(polygon)} numbers; x and y of three corners are needed"

@@ -19,7 +19,7 @@ class Originals:
         self._digests: dict[tuple[str, bool], bytes | None] = {}
 
     def same(self, file: ImageFile) -> list[str]:
-        """Paths of those that ``file`` is, or that have the same content."""
+        """Paths of the files that are ``file`` itself or have its content."""
         if not self._files:
             return []
         own = [file.path] if file.path in self._files else []

@@ -99,7 +99,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that something else decodes: the bytes of a JPEG file (N,), or pixels (3, H, W); ``size`` is (H, W)."""
+    """An image that is not decoded here: the bytes of a JPEG file (N,), or pixels (3, H, W); ``size`` is (H, W)."""
 
     content: NDArray[np.uint8]
     size: tuple[int, int]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ _UNDO = {
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 50001: "WebP"}
 _SUBFILE, _ORIENTATION, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 274, 258, 259, 262, 339  # TIFF, EXIF
+_WIDTH, _HEIGHT = 256, 257
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Picture:
         """Whether its channels have more than 8 bits."""
         return self.depth == 16 or self.image.mode.startswith("I")
 
-    def rgb(self, name: str = "") -> NDArray[np.uint8]:
+    def rgb(self, name: str) -> NDArray[np.uint8]:
         """(H, W, 3). Grey is repeated in three channels, 16 bits are cut to the upper 8, alpha is dropped, CMYK and
         palettes are converted; a floating-point image is an error that names the file ``name``.
         """
@@ -95,8 +97,7 @@ def open_picture(content: bytes, name: str) -> Picture:
     """The decoded image file ``content``; a :class:`BadSample` that names ``name`` if it is damaged or not an image."""
     with _decoding(name, len(content)):
         image: Any = Image.open(BytesIO(content), formats=FORMATS)
-        if image.width * image.height > PIXELS:
-            raise BadSample(f"{name}: has {image.width} x {image.height} pixels; at most {PIXELS:,} can be read")
+        _stored(image, name)
         kind = str(image.format)
         tiff = kind == "TIFF"
         depth = content[24] if kind == "PNG" else _tag(image, _BITS, 1) if tiff else 8
@@ -112,14 +113,29 @@ def open_picture(content: bytes, name: str) -> Picture:
         image.load()
         if not tiff:
             orientation = _orientation(image)
-        elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has no file facts
+        elif orientation != UPRIGHT:  # Pillow rotated it, and the rotated copy has lost the file's metadata
             image = image.transpose(_UNDO[orientation])
         return Picture(image, orientation, depth, inverted, signed, lossy, _low_bytes(image, content))
 
 
+def stored_size(content: bytes, name: str) -> tuple[int, int]:
+    """(H, W) of the image file ``content`` as its pixels are stored, from its header."""
+    with _decoding(name, len(content)), Image.open(BytesIO(content), formats=FORMATS) as image:
+        return _stored(image, name)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the image file ``path`` turned upright, from its header; :class:`BadSample` if it is not an image."""
+    name = str(path)
+    size = path.stat().st_size if path.is_file() else 0
+    with _decoding(name, size), Image.open(path, formats=FORMATS) as image:
+        height, width = _stored(image, name)
+        return (width, height) if _orientation(image) > 4 else (height, width)
+
+
 def plain_jpeg(content: bytes) -> tuple[int, int] | None:
     """(H, W) of an upright JPEG file with three 8-bit channels; None for every other file. Only its header is read."""
-    with suppress(*UNREADABLE, UnidentifiedImageError, KeyError):
+    with suppress(*UNREADABLE):
         image: Any = Image.open(BytesIO(content), formats=("JPEG",))
         small = image.width * image.height <= PIXELS
         if image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) == UPRIGHT:
@@ -200,6 +216,15 @@ def _need_one_image(image: Any, name: str) -> None:
         image.seek(0)
     if frames > 1:
         raise BadSample(f"{name}: contains {frames} images; expected one image per file, so save them separately")
+
+
+def _stored(image: Any, name: str) -> tuple[int, int]:
+    """(H, W) as stored, whether or not Pillow gives that of a TIFF file upright; an error beyond :data:`PIXELS`."""
+    tiff = image.format == "TIFF"
+    height, width = (_tag(image, _HEIGHT, 0), _tag(image, _WIDTH, 0)) if tiff else (image.height, image.width)
+    if width * height > PIXELS:
+        raise BadSample(f"{name}: has {width} x {height} pixels; at most {PIXELS:,} can be read")
+    return height, width
 
 
 def _tag(image: Any, number: int, default: int) -> int:

@@ -15,16 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.annotated import coco_sets, drawn_sets
-from segdistill.data.decode import UNREADABLE
+from segdistill.data.archives import Folder
+from segdistill.data.decode import open_picture
+from segdistill.data.labels import class_numbers, color_numbers
 from segdistill.data.own_sets import (
     HELD_OUT,
     IMAGES,
     SPLITS,
     OwnSet,
+    files_in,
     key_of,
     listed_names,
     slug,
@@ -57,11 +59,7 @@ def detect(folder: Path, *, boxes: bool = False) -> list[OwnSet]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the folder that holds your images")
-    files = sorted(
-        PurePosixPath(path.relative_to(folder).as_posix())
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = files_in(folder)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     if not images:
         raise UserError(f"{folder} contains no images; recognised suffixes: {' '.join(IMAGES)}")
@@ -179,22 +177,17 @@ def _set_of(
 def _classes(folder: Path, labels: Sequence[PurePosixPath]) -> dict[str, Any]:
     """``classes`` and the label settings, from a sample of the label files."""
     chosen = [labels[i] for i in sorted({round(i) for i in np.linspace(0, len(labels) - 1, min(SAMPLED, len(labels)))})]
-    numbers: set[int] = set()
+    store, numbers = Folder(folder), set[int]()
     colors: set[tuple[int, int, int]] = set()
     for path in chosen:
-        if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-            raise UserError(f"{path} is a label stored as JPEG or WebP, which changes values; save labels as PNG")
-        try:
-            with Image.open(folder / path) as image:
-                if image.mode in ("RGB", "RGBA"):
-                    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-                    packed = np.unique(pixels.astype(np.int64) @ (65536, 256, 1))
-                    colors |= {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}
-                else:
-                    pixels = np.asarray(image)
-                    numbers |= {int(value) for value in np.unique(pixels.astype(np.int64))}
-        except UNREADABLE as error:
-            raise UserError(f"{path} cannot be read as a label: {' '.join(str(error).split())}") from None
+        picture = open_picture(store.read(str(path)), str(path))
+        if picture.lossy:
+            raise UserError(f"{path} is a label stored as {picture.lossy}, which changes values; save labels as PNG")
+        if len(picture.image.getbands()) > 1:
+            packed = np.unique(color_numbers(picture, str(path))).tolist()
+            colors |= {(value >> 16, value >> 8 & 255, value & 255) for value in packed}
+        else:
+            numbers |= set(np.unique(class_numbers(picture, str(path))).tolist())
         if len(colors) > MOST_COLORS:
             raise UserError(f"{path}: more than {MOST_COLORS} colours, so it is a picture, not a label; labels are PNG "
                             "of class numbers or of a few plain colours")  # fmt: skip

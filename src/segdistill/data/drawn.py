@@ -27,8 +27,10 @@ from PIL import Image
 
 from segdistill.config import UserError
 from segdistill.data.archives import BadSample
-from segdistill.data.decode import UNREADABLE
+from segdistill.data.decode import UNREADABLE, upright_size
+from segdistill.data.own_sets import read_json
 from segdistill.data.voc_xml import annotation
+from segdistill.objects import encode_crop
 
 WRITTEN = "written by segdistill init from the files of another tool"
 """The ``info`` of the COCO files made here."""
@@ -61,13 +63,13 @@ def labelme(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[
     """The images that LabelMe's files among ``candidates`` describe; other files are left out."""
     found, named = [], _by_name(images)
     for path in candidates:
-        values = _json(folder / path)
+        values = read_json(folder / path)
         if not isinstance(values, dict) or not {"shapes", "imagePath"} <= values.keys():
             continue
         image = _image_of(path, str(values["imagePath"]), named)
         if image is None:
             raise UserError(f"{folder / path}: its image '{values['imagePath']}' is not in {folder}; put it there")
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         stated = values.get("imageHeight"), values.get("imageWidth")
         if None not in stated:
             _check_size(drawn, stated, folder / path)
@@ -90,7 +92,7 @@ def voc(folder: Path, candidates: Sequence[PurePosixPath], images: Sequence[Pure
         image = _image_of(path, stated.image or path.stem, named)
         if image is None:
             raise UserError(f"{folder / path}: its image '{stated.image}' is not in {folder}; put it there")
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         _check_size(drawn, stated.size, folder / path)
         for name, box, difficult in zip(stated.names, stated.boxes, stated.difficult, strict=True):
             if not name:
@@ -113,7 +115,7 @@ def yolo(
         text = (folder / label).read_text(encoding="utf-8-sig", errors="replace")
         if not set(text.partition("\n")[0]) <= set("0123456789.+-e \t\r"):
             continue
-        drawn = DrawnImage(image, _size(folder / image))
+        drawn = DrawnImage(image, upright_size(folder / image))
         for number, line in enumerate(text.splitlines(), 1):
             where = f"{folder / label}: line {number}"
             if line.strip():
@@ -162,14 +164,6 @@ def _check_size(drawn: DrawnImage, stated: tuple[Any, Any], path: Path) -> None:
                         f"{drawn.path.name} has {drawn.size[0]} x {drawn.size[1]}")  # fmt: skip
 
 
-def _json(path: Path) -> Any:
-    """The content of a JSON file; None if it is none."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixPath]]) -> PurePosixPath | None:
     """The image of the file ``path``: where the file says, or else the one of its name that shares the most folders.
 
@@ -187,21 +181,10 @@ def _image_of(path: PurePosixPath, stated: str, named: dict[str, list[PurePosixP
     return beside[0] if len(beside) == 1 else None
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            width, height = image.size
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from None
-    return (width, height) if turned else (height, width)
-
-
 def _shapes(shapes: Any, size: tuple[int, int], name: str) -> Iterator[Drawn]:
     """The objects of a LabelMe file, grouped shapes as one."""
     if not isinstance(shapes, list):
-        raise UserError(f"{name}: its 'shapes' are no list; save it again in LabelMe")
+        raise UserError(f"{name}: 'shapes' is not a list; save it again in LabelMe")
     groups: dict[Any, tuple[str, list[Any]]] = {}
     for number, shape in enumerate(shapes, 1):
         where = f"{name}: shape {number}"
@@ -256,13 +239,11 @@ def _runs(content: Any, corners: list[tuple[float, float]], size: tuple[int, int
         with Image.open(BytesIO(base64.b64decode(content, validate=True))) as image:
             part = np.asarray(image.convert("L")) > 0
     except (*UNREADABLE, binascii.Error, TypeError, ValueError):
-        raise UserError(f"{where} has a mask that is no PNG") from None
+        raise UserError(f"{where} has a mask that is not a PNG") from None
     left, top = (round(min(each)) for each in zip(*corners, strict=True)) if corners else (0, 0)
-    whole = np.zeros(size, np.uint8, order="F")
     if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
-        raise UserError(f"{where} has a mask that reaches over the edge of its image")
-    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return _as_text(tools.encode(whole))
+        raise UserError(f"{where} has a mask that extends beyond its image")
+    return _as_text(encode_crop(part, (top, left), size))
 
 
 def _as_text(runs: Any) -> dict[str, Any]:

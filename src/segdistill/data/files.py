@@ -66,13 +66,10 @@ class FilesSource(DataSource):
         return sum(len(part.items) for part in parts), parts[0].place.record.classes
 
     def faults(self) -> list[str]:
-        """Locations of unknown data sets, and own names that recipes cannot use."""
+        """Locations of unknown data sets."""
         strange = [name for name in self.roots if name not in DATASETS]
         allowed = ", ".join(sorted(DATASETS))
-        lines = [f"roots: unknown data set '{name}': {nearest(name, DATASETS)}allowed: {allowed}" for name in strange]
-        return lines + [
-            f"sets: '{name}' has a colon, which marks subsets; rename it" for name in self.sets if ":" in name
-        ]
+        return [f"roots: unknown data set '{name}': {nearest(name, DATASETS)}allowed: {allowed}" for name in strange]
 
     def problems(self, selection: DataSelection, *, labelled: bool, objects: bool = False) -> list[str]:
         """Unknown and missing data sets, splits and labels, images that are requested but missing.

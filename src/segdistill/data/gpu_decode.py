@@ -89,7 +89,7 @@ def _damaged(content: Tensor) -> bool:
 
 
 def _decode(files: list[Tensor], device: torch.device) -> Any:
-    """RGB images of JPEG files by torchvision, which has announced that a later release will not decode."""
+    """RGB images of JPEG files by torchvision, which has announced the removal of its decoders."""
     decode: Any = getattr(torchvision.io, "decode_jpeg", None)
     if decode is None:
         raise UserError(f"torchvision {torchvision.__version__} does not decode JPEG files any more; use decode=cpu")

@@ -131,7 +131,9 @@ def place(name: str, root: Path | None, roots: Mapping[str, Path], own: Iterable
         return Place(name, record, roots[base], subset or None)
     top = root or (Path(os.environ[ROOT]) if os.environ.get(ROOT) else None)
     if top is None:
-        raise UserError(f"where is {name}? Set data.root or {ROOT} to the folder that holds {record.folders[0]}/")
+        raise UserError(
+            f"the location of {name} is not set: set data.root or {ROOT} to the folder that holds {record.folders[0]}/"
+        )
     if is_archive(top):
         return Place(name, record, top, subset or None)
     folders = [top / folder for folder in record.folders]
@@ -287,9 +289,9 @@ def _names(text: str) -> list[str]:
 
 
 def _choose(items: Sequence[Item], wanted: Sequence[str]) -> tuple[list[Item], list[str]]:
-    """The items named by ``lines``, in their order, and the lines that match none. Lines may have more columns.
+    """The items that the lines ``wanted`` name, in the order of ``items``, and the lines that match none.
 
-    A whole path names its image alone, even if another image's path ends with it.
+    Lines may have more columns. A whole path names its image alone, even if another image's path ends with it.
     """
     whole = {item.image: {number} for number, item in enumerate(items)}
     by_name: dict[str, set[int]] = {}

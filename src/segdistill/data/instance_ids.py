@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -46,29 +46,19 @@ def instance_ids(objects: Objects, ids: Sequence[int]) -> NDArray[np.uint16]:
     return values[objects.ids[0]]
 
 
-def write_instance_ids(
-    labels: PseudoLabels,
-    folder: Path,
-    *,
-    ids: Mapping[str, int] | None = None,
-    score: float = 0.0,
-    progress: Progress | None = None,
-) -> list[Path]:
+def write_instance_ids(labels: PseudoLabels, folder: Path, *, progress: Progress | None = None) -> list[Path]:
     """Write a PNG for every image, ``folder/domain/..._instanceIds.png``; returns the files.
 
-    ``ids``: class -> id (default: :func:`class_ids`). Images named as in Cityscapes (``leftImg8bit/``) get the names of
-    its annotations (``gtFine/``).
+    The ids are those of :func:`class_ids`. Images named as in Cityscapes (``leftImg8bit/``) get the names of its
+    annotations (``gtFine/``).
     """
-    ids = class_ids(labels.classes) if ids is None else ids
-    if missing := [name for name in labels.classes if name not in ids]:
-        raise UserError(f"no class id for {', '.join(missing)}: give one, 1 to {LARGEST}")
-    numbers = [ids[name] for name in labels.classes]
-    if wrong := [number for number in numbers if not 1 <= number <= LARGEST]:
+    numbers = list(class_ids(labels.classes).values())
+    if wrong := [number for number in numbers if number > LARGEST]:
         raise UserError(f"class id {wrong[0]} does not fit into instanceIds: allowed are 1 to {LARGEST}")
     files: list[Path] = []
     for image in labels:
         path = folder / label_name(image)
-        picture = Image.fromarray(instance_ids(labels.objects(image, score=score), numbers))
+        picture = Image.fromarray(instance_ids(labels.objects(image), numbers))
         write_atomic(path, partial(picture.save, format="PNG"))
         files.append(path)
         if progress is not None:

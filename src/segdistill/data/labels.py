@@ -47,7 +47,8 @@ class LabelReader:
     def decode(self, picture: Picture, name: str) -> NDArray[np.uint8]:
         """The map (H, W) of trainIds in an open file."""
         self._exact(picture, name)
-        numbers = self._colors(picture) if self.encoding.colors else self._numbers(picture, name, self.encoding.channel)
+        channel = self.encoding.channel
+        numbers = color_numbers(picture, name) if self.encoding.colors else class_numbers(picture, name, channel)
         decoded = self._lookup[numbers]
         if (decoded == UNKNOWN).any():
             raise BadSample(f"{name}: {self._strange(numbers[decoded == UNKNOWN])}")
@@ -59,24 +60,6 @@ class LabelReader:
             raise BadSample(
                 f"{name}: has lossy compression ({picture.lossy}), which changes labels; write labels as PNG"
             )
-
-    def _colors(self, picture: Picture) -> Array:
-        pixels = picture.rgb().astype(np.int32)
-        return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-
-    def _numbers(self, picture: Picture, name: str, channel: int | None) -> Array:
-        bands, mode, pixels = len(picture.image.getbands()), picture.image.mode, picture.numbers()
-        if channel is not None and bands > channel and bands > 1:
-            pixels = pixels[..., channel]
-        elif bands > 1:
-            raise BadSample(f"{name}: is a picture with {bands} channels ({mode}); expected class numbers")
-        elif channel is not None:
-            raise BadSample(f"{name}: has one channel ({mode}); expected a file with three")
-        if pixels.dtype.kind == "f":
-            raise BadSample(f"{name}: has floating-point values ({mode}); expected class numbers")
-        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF:
-            raise BadSample(f"{name}: has values beyond 0-65535; expected class numbers")
-        return pixels.astype(np.uint16)
 
     def _strange(self, values: Array) -> str:
         """A line about values of a label that the table lacks."""
@@ -154,6 +137,28 @@ def _upright(drawn: Drawing, stored: tuple[int, ...], orientation: int, name: st
         f"{name} and its image have different EXIF orientations: {own} and {orientation} ({UPRIGHT}: upright); "
         "save both without it, turned the same way"
     )
+
+
+def color_numbers(picture: Picture, name: str) -> Array:
+    """The colours (H, W) of a label, each as one number: red, green and blue of 8 bits."""
+    pixels = picture.rgb(name).astype(np.int32)
+    return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+
+
+def class_numbers(picture: Picture, name: str, channel: int | None = None) -> Array:
+    """The numbers (H, W) of a label, of one channel if the file has several; :class:`BadSample` names ``name``."""
+    bands, mode, pixels = len(picture.image.getbands()), picture.image.mode, picture.numbers()
+    if channel is not None and bands > channel and bands > 1:
+        pixels = pixels[..., channel]
+    elif bands > 1:
+        raise BadSample(f"{name}: is a picture with {bands} channels ({mode}); expected class numbers")
+    elif channel is not None:
+        raise BadSample(f"{name}: has one channel ({mode}); expected a file with three")
+    if pixels.dtype.kind == "f":
+        raise BadSample(f"{name}: has floating-point values ({mode}); expected class numbers")
+    if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 0xFFFF:
+        raise BadSample(f"{name}: has values beyond 0-65535; expected class numbers")
+    return pixels.astype(np.uint16)
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -111,8 +111,8 @@ def weighted_order(sizes: Sequence[int], weights: Sequence[float], rng: torch.Ge
     return [drawn[index] for index in torch.randperm(total, generator=rng).tolist()]
 
 
-class _Told(TorchDataset[Any]):
-    """The items of a dataset, and user errors as values: raised in a worker, they would carry its traceback."""
+class _ErrorsAsValues(TorchDataset[Any]):
+    """Returns user errors instead of raising them: an exception from a worker arrives with its traceback."""
 
     def __init__(self, items: TorchDataset[Any]) -> None:
         self.items = items
@@ -135,7 +135,7 @@ def loaded(items: TorchDataset[T], order: Sequence[int], workers: int = 0, *, ah
     Works with every start method of ``multiprocessing``; no images are sent to the workers.
     """
     loader = DataLoader(
-        _Told(items),
+        _ErrorsAsValues(items),
         batch_size=None,
         sampler=order,
         num_workers=workers,
@@ -152,13 +152,13 @@ def loaded(items: TorchDataset[T], order: Sequence[int], workers: int = 0, *, ah
 
 
 def _delivered(items: Iterator[Any]) -> Iterator[Any]:
-    """The items of worker processes; one that is killed while it hands over a batch is named as torch does."""
+    """The items of worker processes; one that is killed while sending a batch is named as torch does."""
     try:
         yield from items
     except (ConnectionError, EOFError) as error:
         if "in DataLoader worker process" in str(error):  # raised by the data set, in a worker
             raise
-        raise RuntimeError(f"DataLoader worker was killed while it handed over a batch ({error})") from error
+        raise RuntimeError(f"DataLoader worker was killed while sending a batch ({error})") from error
 
 
 def _raised(item: Any) -> Any:

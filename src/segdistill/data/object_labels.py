@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segdistill.data.archives import BadSample, Store
 from segdistill.data.catalog import IGNORE, Encoding
 from segdistill.data.decode import Picture, open_picture
-from segdistill.data.labels import Drawing, LabelReader, ranges
+from segdistill.data.labels import Drawing, LabelReader, class_numbers, ranges
 from segdistill.data.outlines import painted
 from segdistill.data.voc_xml import BoxReader
 from segdistill.objects import Objects
@@ -90,10 +90,10 @@ class ObjectReader(LabelReader):
     def _values(self, picture: Picture, name: str) -> NDArray[np.integer]:
         """The stored values (H, W), below :data:`VALUES`."""
         self._exact(picture, name)
-        ids, channel = self._numbers(picture, name, self.encoding.channel), self._objects.channel
+        ids, channel = class_numbers(picture, name, self.encoding.channel), self._objects.channel
         if channel is None:
             return ids
-        numbers, divisor = self._numbers(picture, name, channel), self._objects.divisor
+        numbers, divisor = class_numbers(picture, name, channel), self._objects.divisor
         if numbers.max(initial=0) >= divisor or ids.max(initial=0) * divisor >= VALUES:
             raise BadSample(
                 f"{name}: object {numbers.max(initial=0)} or id {ids.max(initial=0)} is too large; "

@@ -20,7 +20,7 @@ from segdistill.config import Config, Range
 from segdistill.data.dataset import Sample
 from segdistill.data.photometric import distort, draw_distortion
 from segdistill.data.targets import object_targets
-from segdistill.data.transforms import MEAN_COLOR
+from segdistill.data.transforms import MEAN_COLOR, to_tensor
 from segdistill.objects import Mask, Objects
 
 
@@ -118,7 +118,7 @@ def random_window(source: tuple[int, int], ratio: float, size: tuple[int, int]) 
 
 def finished(image: NDArray[np.uint8], size: tuple[int, int], *, distorted: bool) -> Tensor:
     """The crop (h, w, 3) as (3, H, W) of ``size``: distorted if asked for, then padded with the mean colour."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    pixels = to_tensor(image)
     if distorted:
         pixels = distort(pixels, draw_distortion())
     padded = torch.tensor(MEAN_COLOR, dtype=torch.uint8)[:, None, None].repeat(1, *size)

@@ -8,6 +8,7 @@ labels: labels              # labels/train/**, the same names
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -17,12 +18,12 @@ from pydantic import Field, model_validator
 from segdistill.config import Config, Size, UserError, parse, read_yaml
 from segdistill.data.archives import Folder, Store, is_text, kind_of
 from segdistill.data.catalog import IGNORE, RGB, DatasetRecord, Encoding, Files, Layout, ObjectNumbers
-from segdistill.data.catalog.record import coco_files, interleaved_colors
+from segdistill.data.catalog.record import class_colors, coco_files
 from segdistill.data.catalog.things import THINGS, cityscapes_encoding
 from segdistill.data.coco import CocoStore, category_names
 from segdistill.data.coco_file import read_coco
 from segdistill.data.dataset import Split
-from segdistill.data.index import Place
+from segdistill.data.index import Place, place
 from segdistill.data.shards import LABELS, ShardStore
 
 MOST_CLASSES, MOST_NUMBER = 254, 0xFFFF
@@ -251,7 +252,7 @@ def own_place(name: str, path: Path) -> Place:
         folders=(str(folder),),
         layouts=(layout,),
         classes=classes,
-        colors=config.colors or interleaved_colors(len(classes) + 1)[1:],
+        colors=config.colors or class_colors(len(classes)),
         size=None,
         resize=config.resize,
         licence=config.licence,
@@ -259,6 +260,24 @@ def own_place(name: str, path: Path) -> Place:
         evaluation="val" if "val" in layout.splits else None,
     )
     return Place(name, record, folder, store=store, own=True)
+
+
+def own_name(name: str) -> str | None:
+    """What ``name``, a ``dataset.yaml`` or the folder that has one, is called in recipes; None: it is neither.
+
+    It is called after its folder, with underscores for characters that are not valid there.
+    """
+    path = Path(name)
+    if not name.endswith((".yaml", ".yml")) and not (path / "dataset.yaml").is_file():
+        return None
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return re.sub(r"[^\w.-]+", "_", folder.name).lstrip("-.")[:64] or "own"
+
+
+def named_place(name: str, root: Path | None = None) -> Place:
+    """The data set of a command: a ``dataset.yaml``, the folder that has one, or one of the catalog in ``root``."""
+    own = own_name(name)
+    return place(name, root, {}) if own is None else own_place(own, Path(name))
 
 
 def _encoding(config: OwnConfig, classes: tuple[str, ...]) -> Encoding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,19 @@ class OwnSet:
     copies: int = 0  # of images that others have, too; left out
 
 
+def files_in(folder: Path) -> list[PurePosixPath]:
+    """The files in ``folder`` and below it, sorted; hidden ones are left out, and links to folders are followed."""
+    return sorted(PurePosixPath(name) for name in Folder(folder).names() if (folder / name).is_file())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8 or UTF-16, with or without a byte order mark; None if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def take_apart(path: PurePosixPath) -> tuple[bool, int | None, str]:
     """Whether it is a label, the index of the folder named like labels or images, and the suffix of its name."""
     parts = [part.lower() for part in path.parts[:-1]]
@@ -60,7 +74,7 @@ def key_of(path: PurePosixPath, place: int | None, end: str) -> tuple[str, ...]:
 def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]) -> list[OwnSet]:
     """Sets of the images ``paths`` without labels, by the topmost folder that holds none of the folders ``labelled``.
 
-    Images directly in the folder of all are such a set only if there is nothing else; those beside labelled ones, none.
+    Images directly in the top folder form a set only if nothing else does; images beside labelled ones form none.
     """
     above = {each for folder in labelled for each in (folder, *folder.parents)}
     groups: dict[PurePosixPath, int] = defaultdict(int)
@@ -85,7 +99,7 @@ def unlabelled_sets(paths: Sequence[PurePosixPath], labelled: set[PurePosixPath]
 def without_copies(folder: Path, each: OwnSet, images: Sequence[PurePosixPath], beside: Sequence[OwnSet]) -> OwnSet:
     """The set ``each`` of unlabelled images without copies of the ``images`` that are in none of the sets ``beside``.
 
-    If there are any, a list file names the others; nothing is written for a set of copies alone, which has no images.
+    If there are copies, a list file names the remaining images; a set of copies only ends up empty.
     """
     store = Folder(folder)
     own = [path for path in images if path.is_relative_to(each.settings["images"])]
@@ -108,7 +122,7 @@ def listed_names(folder: Path, count: int | None = None) -> list[str]:
     """The lines of a ``classes.txt``, if there is one with ``count`` names; else an empty list."""
     for name in ("classes.txt", "labels.txt", "names.txt", "class_names.txt"):
         path = folder / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
         lines = [line.strip() for line in lines if line.strip()]
         if lines and len(lines) == len(set(lines)) and count in (None, len(lines)):
             return lines

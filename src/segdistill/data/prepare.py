@@ -7,12 +7,10 @@ interruption loses nothing.
 from __future__ import annotations
 
 import io
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,13 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdistill.config import UserError, choose
-from segdistill.data.archives import Folder, Store
+from segdistill.data.archives import BadSample, Folder, Store
 from segdistill.data.catalog import DATASETS, DatasetRecord, Encoding, Files, Layout
 from segdistill.data.dataset import Progress, Split
-from segdistill.data.decode import open_image, read_rgb
+from segdistill.data.decode import open_image, read_rgb, stored_size
 from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader
-from segdistill.files import write_atomic
+from segdistill.data.pool import worker_pool
+from segdistill.files import write_bytes
 
 CLIP = 512
 Box = tuple[int, int, int, int]
@@ -71,7 +70,7 @@ def same(plan: Plan, job: Job, reader: LabelReader) -> Counts:
     if not isinstance(plan.store, Folder):
         return _made(target, lambda: plan.store.read(job.source))
     source = plan.store.where / job.source
-    if target.exists() and target.samefile(source):
+    if target.exists() and (target.samefile(source) or whole(target)):
         return Counts(kept=1)
     target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +102,7 @@ def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
     (spec D.4). The name contains the clip's position: ``2_10_0_512_512_1024.png``.
     """
     content = plan.store.read(job.source)
-    with Image.open(io.BytesIO(content)) as header:
-        width, height = header.size
+    height, width = stored_size(content, job.source)
     base = job.target.removesuffix(".png")
     targets = {box: plan.out / f"{base}_{'_'.join(map(str, box))}.png" for box in boxes(height, width)}
     wanting = {box: path for box, path in targets.items() if not whole(path)}
@@ -112,8 +110,7 @@ def clips(plan: Plan, job: Job, reader: LabelReader) -> Counts:
         # 255 + 1 is 0: the ignored pixels
         tile = reader(content, job.source) + np.uint8(1) if job.label else read_rgb(content, job.source)
         for (left, top, right, bottom), path in wanting.items():
-            data = _png(np.ascontiguousarray(tile[top:bottom, left:right]))
-            write_atomic(path, lambda file, data=data: file.write(data))
+            write_bytes(path, _png(np.ascontiguousarray(tile[top:bottom, left:right])))
     return Counts(made=len(wanting), kept=len(targets) - len(wanting))
 
 
@@ -180,9 +177,8 @@ def boxes(height: int, width: int, clip: int = CLIP) -> Iterator[Box]:
 def whole(path: Path) -> bool:
     """Whether ``path`` is an image that can be read to its end."""
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing and damaged files
+        open_image(Folder(path.parent).read(path.name), str(path))
+    except BadSample:
         return False
     return True
 
@@ -249,26 +245,17 @@ def _in_processes(
             yield errand()
             tell(what, done, len(errands))
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _let_the_parent_decide) as pool:
+    with worker_pool(processes) as pool:
         futures = [pool.submit(errand) for errand in errands]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                yield future.result()
-                tell(what, done, len(errands))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _let_the_parent_decide() -> None:
-    """Ctrl-C reaches every process of a terminal; this one finishes the files it has started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for done, future in enumerate(as_completed(futures), start=1):
+            yield future.result()
+            tell(what, done, len(errands))
 
 
 def _made(path: Path, content: Callable[[], bytes]) -> Counts:
     if whole(path):
         return Counts(kept=1)
-    data = content()
-    write_atomic(path, lambda file: file.write(data))
+    write_bytes(path, content())
     return Counts(made=1)
 
 

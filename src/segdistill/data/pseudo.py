@@ -12,20 +12,18 @@ import fcntl
 import json
 import logging
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from faster_coco_eval.core import mask as tools
 from pydantic import Field, ValidationError, model_validator
 
 from segdistill.config import UserError, nearest, short
 from segdistill.data.coco_file import CocoFile, CocoImage, CocoObject, Runs
-from segdistill.files import DIGEST, json_digest, read_signed, write_atomic
+from segdistill.files import DIGEST, checked_line, json_digest, read_checked_line, read_signed, write_bytes
 from segdistill.objects import Detections, Objects
 
 FORMAT = 1
@@ -100,7 +98,7 @@ class PseudoWriter:
         _, *entries = (_entry(line) for line in self._file)
         value = _document(self.head, sorted(entries, key=lambda entry: entry["image"]))
         text = json.dumps(value | {DIGEST: json_digest(value)}, separators=(",", ":"))
-        write_atomic(self.path, lambda file: file.write(text.encode() + b"\n"))
+        write_bytes(self.path, text.encode() + b"\n")
         self.part.unlink(missing_ok=True)
         self.close()
         return read_pseudo(self.path)
@@ -111,7 +109,7 @@ class PseudoWriter:
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._file.seek(0, os.SEEK_END)
-        self._file.write(_line(entry))
+        self._file.write(checked_line(entry).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -171,8 +169,8 @@ class PseudoFile(CocoFile):
 class PseudoLabels:
     """A finished document: the detections of each image, by ``domain/name``."""
 
-    def __init__(self, path: Path, file: PseudoFile, digest: str) -> None:
-        self.path, self.info, self.digest = path, file.info, digest
+    def __init__(self, path: Path, file: PseudoFile) -> None:
+        self.path, self.info = path, file.info
         self.classes = tuple(category.name for category in file.categories)
         self._images = {f"{image.domain}/{image.file_name}": image for image in file.images}
         self._objects: dict[int, list[PseudoObject]] = {image.id: [] for image in file.images}
@@ -195,9 +193,9 @@ class PseudoLabels:
         entry = self._images[image]
         size = (entry.height, entry.width)
         found = sorted(self._objects[entry.id], key=lambda each: -each.score)
-        return Detections(
-            np.array([each.score for each in found], np.float32),
-            np.array([each.category_id - 1 for each in found], np.int64),
+        return Detections.of(
+            [each.score for each in found],
+            [each.category_id - 1 for each in found],
             [{"size": [*size], "counts": str(each.segmentation.counts).encode()} for each in found],
             size,
         )
@@ -229,7 +227,7 @@ def read_pseudo(path: Path, classes: Sequence[str] | None = None) -> PseudoLabel
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"])) or "document"
         raise UserError(f"{path} is no file of pseudo-labels: {where}: {short(problem['msg'])}; {again}") from None
-    labels = PseudoLabels(path, file, value[DIGEST])
+    labels = PseudoLabels(path, file)
     if classes is not None and labels.classes != tuple(classes):
         had, needed = (short(", ".join(names)) for names in (labels.classes, classes))
         raise UserError(f"{path} has the classes {had}; needed: {needed}; predict with these")
@@ -270,25 +268,16 @@ def _opened(part: Path) -> IO[bytes]:
         file.close()
         raise UserError(f"{part} is being written by another process: wait for it, or write elsewhere") from None
     except OSError as error:
-        log.warning("%s is on a file system without locks (%s): let no second run write it", part, error.strerror)
+        log.warning(
+            "%s is on a file system without locks (%s): make sure that no other run writes to it", part, error.strerror
+        )
     file.seek(0)
     return file
 
 
-def _line(entry: dict[str, Any]) -> bytes:
-    """An entry and its checksum."""
-    text = json.dumps(entry)
-    return json.dumps({**entry, "crc": zlib.crc32(text.encode())}).encode() + b"\n"
-
-
 def _entry(line: bytes) -> Any:
     """The entry of a line, None if it is torn or damaged."""
-    try:
-        entry = json.loads(line)
-        crc = entry.pop("crc")
-    except (ValueError, AttributeError, KeyError, RecursionError):
-        return None
-    return entry if line.endswith(b"\n") and crc == zlib.crc32(json.dumps(entry).encode()) else None
+    return read_checked_line(line) if line.endswith(b"\n") else None
 
 
 def _text(counts: bytes | str) -> str:

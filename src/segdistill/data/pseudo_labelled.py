@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from segdistill.config import UserError, short
-from segdistill.data.catalog.record import interleaved_colors
-from segdistill.data.dataset import Dataset, Protocol, Sample
+from segdistill.data.catalog.record import class_colors
+from segdistill.data.dataset import Dataset, Sample
 from segdistill.data.pseudo import PseudoLabels, read_pseudo
 from segdistill.objects import Objects
 
@@ -21,7 +21,7 @@ def with_classes(dataset: Dataset, names: Callable[[], Sequence[str]]) -> Datase
     """``dataset``, with the classes ``names`` and colours for them if it has none because its images have no labels."""
     if not len(dataset.names):
         dataset.names = tuple(names())
-        dataset.colors = np.asarray(interleaved_colors(len(dataset.names) + 1)[1:], np.uint8).reshape(-1, 3)
+        dataset.colors = np.asarray(class_colors(len(dataset.names)), np.uint8).reshape(-1, 3)
     return dataset
 
 
@@ -69,10 +69,6 @@ class PseudoLabelled(Dataset):
         """``domain/name`` of every image."""
         return iter(self._images)
 
-    def protocol(self, domain: str) -> Protocol:
-        """That of the images."""
-        return self._dataset.protocol(domain)
-
     def _file(self) -> PseudoLabels:
         """The file's content, read once in each process."""
         if self._read is None:
@@ -111,10 +107,6 @@ class Mixed(Dataset):
     def listing(self) -> Iterator[str]:
         """``domain/name`` of every image."""
         return itertools.chain.from_iterable(part.listing() for part in self._parts)
-
-    def protocol(self, domain: str) -> Protocol:
-        """That of the images."""
-        return self._parts[0].protocol(domain)
 
 
 def _shares(dataset: Dataset) -> list[float]:

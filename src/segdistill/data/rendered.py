@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from segdistill import world
-from segdistill.config import UserError, choose, nearest
+from segdistill.config import UserError, nearest
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress, Protocol, Sample
 from segdistill.data.fraction import chosen_rows
 from segdistill.files import is_whole, sweep, write_sealed
@@ -50,12 +50,16 @@ class WorldSource(DataSource):
     )
 
     def faults(self) -> list[str]:
-        """An unknown label space."""
-        if self.classes in world.LABEL_SPACES:
-            return []
-        allowed = ", ".join(sorted(world.LABEL_SPACES))
-        hint = nearest(self.classes, world.LABEL_SPACES)
-        return [f"unknown label space '{self.classes}': {hint}allowed: {allowed}"]
+        """An unknown label space, a size that cannot be rendered."""
+        lines, sides = [], world.SIDES
+        if any(side not in sides for side in self.size):
+            shown = " x ".join(map(str, self.size))
+            lines.append(f"size: the world is rendered with sides from {sides[0]} to {sides[-1]}, got {shown}")
+        if self.classes not in world.LABEL_SPACES:
+            allowed = ", ".join(sorted(world.LABEL_SPACES))
+            hint = nearest(self.classes, world.LABEL_SPACES)
+            lines.append(f"unknown label space '{self.classes}': {hint}allowed: {allowed}")
+        return lines
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> World:
         """Rendered images, from the cache if they are there."""
@@ -80,7 +84,7 @@ class WorldSource(DataSource):
         return self.classes in world.LABEL_SPACES and world.LABEL_SPACES[self.classes].objects
 
     def problems(self, selection: DataSelection, *, labelled: bool, objects: bool = False) -> list[str]:
-        """Unknown domains, labels of the proxy, selections without a number of images, classes without objects."""
+        """Unknown domains, labels of the proxy, classes without objects, no number of images or too large a one."""
         lines = []
         if objects and not self.has_objects(""):
             allowed = ", ".join(name for name, space in world.LABEL_SPACES.items() if space.objects)
@@ -93,6 +97,11 @@ class WorldSource(DataSource):
                 lines.append(f"domain '{name}' has no labels; take it out of 'domains'")
         if selection.images is None:
             lines.append("the world has unlimited images: set 'images', the number per domain")
+        elif (last := selection.first + selection.images) > (most := len(world.SPLITS[selection.split])):
+            lines.append(
+                f"images {selection.first} to {last} of split '{selection.split}' are requested, and the world has "
+                f"{most:,}; choose fewer"
+            )
         if selection.list is not None:
             lines.append("the world has no image lists; select images by 'first' and 'images'")
         return lines
@@ -121,15 +130,15 @@ class WorldSource(DataSource):
 class World(Dataset):
     """Rendered images of the procedural world, cached on disk.
 
-    The cache has a pair of arrays per (domain, selection) and renderer; it can be deleted at any time.
+    The cache has two arrays per (domain, selection) and renderer, three with objects; it can be deleted at any time.
     """
 
     def __init__(self, source: WorldSource, selection: DataSelection, progress: Progress | None = None) -> None:
-        space = choose("label space", source.classes, world.LABEL_SPACES)
+        if problems := [*source.faults(), *source.problems(selection, labelled=False)]:
+            raise UserError("; ".join(problems))
+        space = world.LABEL_SPACES[source.classes]
         self.names, self.colors = tuple(space.names), np.asarray(space.colors, np.uint8)
         self._lookup = np.asarray(space.lookup, np.uint8)
-        if problems := source.problems(selection, labelled=False):
-            raise UserError("; ".join(problems))
         assert selection.images is not None, "problems() asks for it"
         self._selection, self.weights = selection, selection.weights
         self.objects, self._least = space.objects, source.least_pixels

@@ -15,12 +15,12 @@ from segdistill.config import UserError, choose
 from segdistill.data.catalog import DatasetRecord
 from segdistill.data.dataset import Progress, Split
 from segdistill.data.decode import UPRIGHT, open_picture
-from segdistill.data.index import Found, Item, Place, find, place
+from segdistill.data.index import Found, Item, Place, find
 from segdistill.data.labels import LabelReader, read_pair
 from segdistill.data.object_labels import reader_of
-from segdistill.data.own import load_own, own_place
+from segdistill.data.own import load_own, named_place
 from segdistill.data.shards import IMAGES
-from segdistill.files import write_atomic, write_sealed
+from segdistill.files import write_bytes, write_sealed
 
 SPLITS: dict[str, Any] = {split: split for split in get_args(Split)}
 
@@ -35,16 +35,14 @@ def write_shards(
     split may go into the same folder. Returns the numbers of shards and images.
     """
     part: Split = choose("split", split, SPLITS)
-    path = Path(name)
-    own = name.endswith((".yaml", ".yml")) or (path / "dataset.yaml").is_file()
-    where = own_place(path.resolve().parent.name, path) if own else place(name, root, {})
+    where = named_place(name, root)
     found = find(where, part)
     if found.layout.objects:
         raise UserError(f"{name} has objects; shards hold images and class maps")
     if list((out / split).glob("*.tar")):
         raise UserError(f"{out / split} has shards already; choose another --out or delete them")
     reader = _reader(where, found)
-    _describe(out, where.record, split, labelled=reader is not None)
+    description = _description(out, where.record, split, labelled=reader is not None)
     keys = _keys(found.items)
     starts = range(0, len(found.items), size)
     for number, start in enumerate(starts):
@@ -61,6 +59,7 @@ def write_shards(
         write_sealed(out / split / f"{number:05d}.tar", fill)
         if progress is not None:
             progress(f"shards of {name}", min(start + size, len(found.items)), len(found.items))
+    write_bytes(out / "dataset.yaml", description.encode())  # last: the split is complete
     return len(starts), len(found.items)
 
 
@@ -102,8 +101,8 @@ def _png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -> None:
-    """Write ``dataset.yaml``, or add the split to it."""
+def _description(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -> str:
+    """The text of a new ``dataset.yaml``, or of the one that is there with the split added."""
     path, splits = out / "dataset.yaml", {split: split}
     values: dict[str, Any] = {"title": record.title, "layout": "webdataset", "licence": record.licence}
     if labelled:
@@ -114,5 +113,4 @@ def _describe(out: Path, record: DatasetRecord, split: str, *, labelled: bool) -
         if old.layout != "webdataset" or old.classes != classes:
             raise UserError(f"{path} describes other data; choose another --out")
         splits = {**old.splits, split: split}
-    text = yaml.safe_dump(values | {"splits": splits}, sort_keys=False, allow_unicode=True)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    return yaml.safe_dump(values | {"splits": splits}, sort_keys=False, allow_unicode=True)

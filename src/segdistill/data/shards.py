@@ -20,7 +20,7 @@ from segdistill.config import UserError
 from segdistill.data.archives import LARGEST, BadSample, Store, Tar, is_text
 from segdistill.data.dataset import Split
 from segdistill.data.rendered import cache_folder
-from segdistill.files import MARK, is_whole, write_atomic
+from segdistill.files import MARK, is_whole, write_bytes
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = "shard-labels"
@@ -143,7 +143,7 @@ def members_of(shard: Path) -> list[tuple[str, int, int]]:
     except (OSError, ValueError, TypeError):
         pass  # not there, or damaged: it is made again
     found = _Members(shard).members
-    write_atomic(path, lambda file: file.write(json.dumps(found).encode()))
+    write_bytes(path, json.dumps(found).encode())
     return found
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from segdistill.config import UserError, parse
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
-from segdistill.files import write_atomic
+from segdistill.data.own import own_name
+from segdistill.files import write_bytes
 
 PARTS = {"labelled": False, "unlabelled": True}
 """Name of a list -> whether it is the rest."""
@@ -31,10 +32,9 @@ def write_split(
     """
     if (fraction is None) == (listed is None):
         raise UserError("give either the fraction of labelled images, such as 1/10, or a list of them")
-    path = Path(name)
-    own = name.endswith((".yaml", ".yml")) or (path / "dataset.yaml").is_file()
-    domain = (path.resolve() if path.is_dir() else path.resolve().parent).name if own else name
-    source = FilesSource(root=root, sets={domain: path} if own else {})
+    own = own_name(name)
+    domain = own or name
+    source = FilesSource(root=root, sets={own: Path(name)} if own else {})
     values = {"domains": [domain], "split": split, "fraction": fraction, "fraction_seed": seed, "list": listed}
     found = {}
     for part, rest in PARTS.items():
@@ -42,6 +42,5 @@ def write_split(
         found[part] = [line.removeprefix(f"{domain}/") for line in data.listing()]
     for part, lines in found.items():
         target = out / f"{domain.replace(':', '_')}-{split}-{part}.txt"
-        content = "".join(f"{line}\n" for line in lines).encode()
-        write_atomic(target, lambda file, content=content: file.write(content))
+        write_bytes(target, "".join(f"{line}\n" for line in lines).encode())
         yield target, len(lines)

@@ -15,11 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segdistill.config import Config, Range, Shares
+from segdistill.data.catalog.record import IGNORE
 from segdistill.data.dataset import Sample
 from segdistill.data.photometric import distort, draw_distortion
 from segdistill.data.randaugment import RandAugment
 
-IGNORE = 255
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """ImageNet's statistics for pixels in [0, 1], with which the authors normalise the images of every network."""
 MEAN_COLOR = (124, 116, 104)
@@ -93,7 +93,7 @@ class DistillTransform:
         return box["top"], box["left"], box["height"], box["width"], int(torch.rand(1) < self.flip.p)
 
     def cut(self, image: Tensor, crop: Sequence[int]) -> Tensor:
-        """What :meth:`drawn` says of an image (3, H, W) uint8 on any device."""
+        """Apply a crop from :meth:`drawn` to an image (3, H, W) uint8 on any device."""
         *box, flipped = crop
         crop_size, bicubic = list(self.crop.size), v2.InterpolationMode.BICUBIC
         found = v2.functional.resized_crop(image, *box, size=crop_size, interpolation=bicubic, antialias=True)
@@ -129,7 +129,7 @@ class TaskTransform:
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         assert sample.label is not None, "the task stage checks that its domains are labelled"
-        image = tv_tensors.Image(_tensor(sample.image))
+        image = tv_tensors.Image(to_tensor(sample.image))
         label = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(sample.label))[None])
         image, label = self._scale(image, label)
         image, label = self._crop(image, label)
@@ -171,7 +171,7 @@ class TaskTransform:
 
 
 def _balanced(label: Tensor, max_share: float) -> bool:
-    """More than one class, none of them above ``max_share`` of the labelled pixels."""
+    """More than one class, each of them below ``max_share`` of the labelled pixels."""
     counts = torch.bincount(label.flatten().long(), minlength=IGNORE + 1)[:IGNORE]
     return int((counts > 0).sum()) > 1 and counts.max().item() < max_share * max(1, int(counts.sum()))
 
@@ -187,7 +187,7 @@ def _pixels(normalized: Tensor) -> Tensor:
     return ((normalized * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
-def _tensor(image: Any) -> Tensor:
+def to_tensor(image: Any) -> Tensor:
     """(H, W, 3) array -> (3, H, W) uint8 tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 

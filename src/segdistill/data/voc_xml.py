@@ -2,7 +2,7 @@
 
 Their numbers count pixels from 1 and include the last one, so the box (xmin, ymin, xmax, ymax) covers
 (xmin - 1, ymin - 1, xmax, ymax) in coordinates from the image's corner. Difficult objects are crowds: neither learned
-nor counted. An image without objects is one in which there is nothing to find.
+nor counted. An image without objects is a valid negative example.
 """
 
 from __future__ import annotations

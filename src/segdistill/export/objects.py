@@ -14,12 +14,12 @@ from segdistill.data.dataset import Sample
 from segdistill.export.check import Domain, Row, Tally, View, resized
 from segdistill.export.onnx_file import Answer, Pixels, Runner
 from segdistill.metrics.base import plain
-from segdistill.metrics.boxes import area_of, intersections
+from segdistill.metrics.boxes import intersections
 from segdistill.metrics.instances import ObjectMetric
 from segdistill.metrics.matching import iou_of
 from segdistill.models import Finder, prepare
 from segdistill.models.instance import detections_of
-from segdistill.objects import Detections
+from segdistill.objects import Detections, box_areas
 from segdistill.ops import evaluation_mode
 
 EQUAL = 0.99  # share of the detections, weighted by their scores, that must be the network's
@@ -131,4 +131,4 @@ def _overlaps(expected: Detections, found: Detections) -> np.ndarray:
     if expected.boxes is None or found.boxes is None:
         return np.asarray(tools.iou(expected.masks, found.masks, [0] * len(found)))
     shared = intersections(expected.boxes, found.boxes)
-    return iou_of(shared, area_of(expected.boxes), area_of(found.boxes))
+    return iou_of(shared, box_areas(expected.boxes), box_areas(found.boxes))

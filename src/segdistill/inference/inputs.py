@@ -82,11 +82,7 @@ def find_inputs(words: Sequence[str | Path], *, every: int = 1) -> list[Input]:
 
 def read_file(path: Path) -> Loaded:
     """The image file ``path``; :class:`BadSample` where it cannot be read."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadSample(f"cannot read {path}: {error.strerror or error}") from None
-    return _loaded(content, str(path))
+    return _loaded(Folder(path.parent).read(path.name), str(path))
 
 
 def decode(content: bytes, name: str) -> Pixels:

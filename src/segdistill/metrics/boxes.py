@@ -19,7 +19,7 @@ from segdistill.metrics.base import RESAMPLES, draws
 from segdistill.metrics.instances import InstanceSamples, ObjectMetric, Predictor
 from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, bits, coco, iou_of, one_image
 from segdistill.models import Model, View
-from segdistill.objects import Detections, Objects
+from segdistill.objects import Detections, Objects, box_areas
 
 Boxes = NDArray[np.float64]
 
@@ -82,15 +82,15 @@ def match_boxes(detections: Detections, objects: Objects) -> Matches:
     """Match the boxes of the detections and objects of one image; objects without box or pixels are left out."""
     assert (np.diff(detections.scores) <= 0).all(), "detections are sorted by descending score"
     theirs, mine = objects.boxed(), detections.boxed()
-    kept = area_of(theirs) > 0
+    kept = box_areas(theirs) > 0
     theirs, classes, crowd = theirs[kept], objects.classes[kept], objects.crowd[kept]
-    areas, count = area_of(theirs), len(mine)
+    areas, count = box_areas(theirs), len(mine)
     right, wrong = (np.zeros((count, len(RANGES)), np.uint16) for _ in range(2))
     overlaps = np.full(count, np.nan)
     for number in np.unique(detections.classes):
         rows, columns = np.flatnonzero(detections.classes == number), np.flatnonzero(classes == number)
         shared = intersections(mine[rows], theirs[columns])
-        pair = Pair(shared, area_of(mine[rows]), areas[columns], crowd[columns], np.zeros(len(rows)))
+        pair = Pair(shared, box_areas(mine[rows]), areas[columns], crowd[columns], np.zeros(len(rows)))
         right[rows, :-1], wrong[rows, :-1], overlaps[rows] = coco(pair)
         right[rows, -1], wrong[rows, -1] = voc(pair)
     within = (areas[:, None] >= AREAS[:, 0]) & (areas[:, None] <= AREAS[:, 1])
@@ -118,11 +118,6 @@ def voc(pair: Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
             right[rows[first], level] = True
         wrong = ~right & ~(hit & difficult)
     return bits(right), bits(wrong)
-
-
-def area_of(boxes: Boxes) -> Boxes:
-    """Areas (N,) of boxes (N, 4); 0 for boxes without area."""
-    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
 
 
 def intersections(ours: Boxes, theirs: Boxes) -> Boxes:

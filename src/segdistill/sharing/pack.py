@@ -11,7 +11,7 @@ import yaml
 
 from segdistill import environment
 from segdistill.config import UserError, choose, parse
-from segdistill.data.catalog.record import interleaved_colors
+from segdistill.data.catalog.record import class_colors
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import damaged_file, facts_digest, read_metrics_line, read_signed, sha256, write_json
 from segdistill.models import Model, View
@@ -100,7 +100,7 @@ def model_in(finished: Finished, role: str | None = None) -> tuple[Model, dict[s
     network = load_model(scored, classes)
     encoder: Encoder = network.encoder  # type: ignore[assignment]  # of a recipe's model
     model: ModelConfig = getattr(finished.recipe, role).bare()
-    colors = results.get("colors") or [list(color) for color in interleaved_colors(len(classes) + 1)[1:]]
+    colors = results.get("colors") or [list(color) for color in class_colors(len(classes))]
     links = chain(finished.recipe)
     return network, {
         "task": finished.recipe.task,

@@ -25,12 +25,12 @@ __all__ = [
     "DOMAINS",
     "IGNORE",
     "LABEL_SPACES",
+    "SIDES",
     "SPLITS",
     "THINGS",
     "Domain",
     "LabelSpace",
     "Rendered",
-    "UserError",
     "render",
 ]
 
@@ -41,6 +41,10 @@ SPLITS: dict[str, range] = {
     "test": range(1_100_000, 1_200_000),
     "pretrain": range(2_000_000, 12_000_000),
 }
+
+
+SIDES = range(16, 4097)
+"""Height and width of an image that can be rendered, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +65,8 @@ def render(domain: str, split: str, index: int, *, size: tuple[int, int], seed: 
     """
     key, record = _key(domain, split, index, seed, redraw)
     height, width = size
-    if not (16 <= height <= 4096 and 16 <= width <= 4096):
-        raise UserError(f"size is (height, width) in pixels, each from 16 to 4096, got {size!r}")
+    if height not in SIDES or width not in SIDES:
+        raise UserError(f"size is (height, width) in pixels, each from {SIDES[0]} to {SIDES[-1]}, got {size!r}")
     layout = Dice(*key, 1)
     described = proxy(record.city, layout) if record.role == "proxy" else scene.street(record.city, layout)
     drawn = style.draw(record.look, Dice(*key, 2))

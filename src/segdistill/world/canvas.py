@@ -130,14 +130,13 @@ class Card:
 
 
 class Ground:
-    """The horizontal plane at height ``y``; its polygons are given by (x, z) points."""
+    """The horizontal plane at height 0; its polygons are given by (x, z) points."""
 
-    def __init__(self, canvas: Canvas, tint: tuple[Number, Number, Number] = (0.0, 0.0, 0.0), y: Number = 0.0) -> None:
+    def __init__(self, canvas: Canvas, tint: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)) -> None:
         self.canvas = canvas
         self.index = len(canvas.cards)
-        below = canvas.camera.height - y
-        canvas.cards.append((0.0, 1.0 / below, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, *tint))
-        canvas.frames.append((0.0, y, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+        canvas.cards.append((0.0, 1.0 / canvas.camera.height, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, *tint))
+        canvas.frames.append((0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
 
     def poly(
         self,

@@ -41,7 +41,7 @@ class City:
 
 
 def redrawn(city: City, dice: Dice) -> City:
-    """``city`` with every span narrowed to a random half of itself, and every rate moved by up to a quarter."""
+    """``city`` with spans, all but ``barrier``, narrowed to a random 60 % and rates moved by up to a quarter."""
     changes: dict[str, object] = {}
     for f in fields(city):
         value = getattr(city, f.name)
@@ -50,9 +50,7 @@ def redrawn(city: City, dice: Dice) -> City:
         elif isinstance(value, float):
             changes[f.name] = value * dice.uniform(0.75, 1.25)
         elif f.name not in ("kinds", "barrier"):
-            low, high = value
-            start = low + 0.4 * dice.unit() * (high - low)
-            changes[f.name] = (start, start + 0.6 * (high - low))
+            changes[f.name] = dice.narrowed(value)
     return replace(city, **changes)  # type: ignore[arg-type]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from segdistill.world import city, palettes, style
 from segdistill.world.city import City
 from segdistill.world.dice import Dice
-from segdistill.world.style import SPANS, Look, Style
+from segdistill.world.style import Look
 
 Role = Literal["source", "more", "unseen", "validation", "proxy", "broad"]
 
@@ -19,8 +18,6 @@ class Domain:
     """One domain: street layout, appearance, role. ``key`` must not change: images depend on it.
 
     ``source`` is the benchmark's own training domain; those of role ``more`` are further sources beside it.
-
-    ``defining`` names the spans of ``look`` that characterise the domain; broad and proxy images stay outside them.
     """
 
     name: str
@@ -29,7 +26,6 @@ class Domain:
     city: City
     look: Look
     labelled: bool = True
-    defining: tuple[str, ...] = ()
 
 
 INLAND_CITY = City(
@@ -133,7 +129,7 @@ _DRIZZLE = Look(
     wet=(0.15, 0.4), contrast=(0.8, 0.98), saturation=(0.6, 0.9), vignette=(0.05, 0.3), blur=(0.5, 2.5),
     noise=(0.01, 0.025),
 )  # fmt: skip
-# Everything except the unseen domains' defining boxes: no snow, rain or headlights, haze well short of fog, darkness
+# Everything except what characterises the unseen domains: no snow, rain or headlights, haze well short of fog, darkness
 # well short of night; every palette is random.
 _ANY = Look(
     None, jitter=(0.0, 0.05), spread=(0.6, 1.4), texture=(0.0, 0.8), grain=(0.3, 3.0), sun=(0.0, 0.8),
@@ -146,11 +142,11 @@ DOMAINS: dict[str, Domain] = {
     d.name: d
     for d in (
         Domain("game", 1, "source", COAST_CITY, _COAST),
-        Domain("clear", 2, "unseen", INLAND_CITY, _CLEAR, defining=("palette",)),
-        Domain("night", 3, "unseen", ALPINE_CITY, _NIGHT, defining=("ambient", "headlight", "lamps")),
-        Domain("fog", 4, "unseen", ALPINE_CITY, _FOG, defining=("fog",)),
-        Domain("snow", 5, "unseen", ALPINE_CITY, _SNOW, defining=("snow", "flakes")),
-        Domain("rain", 6, "unseen", ALPINE_CITY, _RAIN, defining=("streaks", "wet")),
+        Domain("clear", 2, "unseen", INLAND_CITY, _CLEAR),
+        Domain("night", 3, "unseen", ALPINE_CITY, _NIGHT),
+        Domain("fog", 4, "unseen", ALPINE_CITY, _FOG),
+        Domain("snow", 5, "unseen", ALPINE_CITY, _SNOW),
+        Domain("rain", 6, "unseen", ALPINE_CITY, _RAIN),
         Domain("dusk", 7, "validation", HARBOUR_CITY, _DUSK),
         Domain("haze", 8, "validation", HARBOUR_CITY, _HAZE),
         Domain("drizzle", 9, "validation", HARBOUR_CITY, _DRIZZLE),
@@ -168,24 +164,3 @@ def redrawn(domain: Domain, redraw: int) -> Domain:
         return domain
     dice = Dice(domain.key, 7, redraw)
     return replace(domain, city=city.redrawn(domain.city, dice), look=style.redrawn(domain.look, dice))
-
-
-def inside(drawn: Style, domain: Domain, *, tolerance: float = 0.12) -> bool:
-    """Whether a style lies in the defining box of ``domain`` (a palette: all class colours within ``tolerance``)."""
-    if not domain.defining:
-        return False
-    for name in domain.defining:
-        if name == "palette":
-            base = domain.look.palette
-            if base is None or abs(drawn.colours[:19] - base.colours[:19]).max() > tolerance:
-                return False
-            continue
-        low, high = getattr(domain.look, name)
-        if not low <= drawn[name] <= high:
-            return False
-    return True
-
-
-def spans(domain: Domain) -> Mapping[str, tuple[float, float]]:
-    """All appearance spans of a domain by name."""
-    return {name: getattr(domain.look, name) for name in SPANS}

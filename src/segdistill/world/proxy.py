@@ -124,7 +124,7 @@ def place(canvas: Canvas, dice: Dice, name: str, x: Number, z: Number) -> None:
         build = shapes.bicycle if name == "bicycle" else shapes.motorcycle
         build(canvas, dice, x, z, side=dice.flip(0.8), mirror=dice.sign())
     elif name == "tree":
-        shapes.tree(canvas, dice, x, z, scale, dice.pick(("broad", "conifer", "palm")))
+        shapes.tree(canvas, dice, x, z, scale, kind=dice.pick(("broad", "conifer", "palm")))
     elif name == "bush":
         shapes.bush(canvas, dice, x, z, scale)
     elif name == "sign":

@@ -62,12 +62,9 @@ def backdrop(canvas: Canvas, dice: Dice, hills: Number) -> None:
         x += width
 
 
-def _ribbon(
-    plan: Street, inner: Number, outer: Number, near: Number = 1.0, far: Number = 220.0
-) -> list[tuple[Number, Number]]:
+def _ribbon(plan: Street, inner: Number, outer: Number) -> list[tuple[Number, Number]]:
     """The (x, z) outline of the strip between two lateral positions."""
-    steps = (near, 6.0, 12.0, 20.0, 32.0, 50.0, 80.0, 130.0, far)
-    stops = [z for z in steps if near <= z <= far]
+    stops = (1.0, 6.0, 12.0, 20.0, 32.0, 50.0, 80.0, 130.0, 220.0)
     return [(plan.x(inner, z), z) for z in stops] + [(plan.x(outer, z), z) for z in reversed(stops)]
 
 

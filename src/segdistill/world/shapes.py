@@ -57,7 +57,7 @@ def rider(canvas: Canvas, dice: Dice, x: Number, z: Number, *, motor: bool, side
     card.poly(((-0.13, 1.62), (-0.1, 1.77), (0.1, 1.77), (0.13, 1.62)), head)
 
 
-def bicycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool = True, mirror: Number = 1.0) -> None:
+def bicycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool, mirror: Number) -> None:
     """A bicycle seen from the side or end-on."""
     card = Card(canvas, x, z, BICYCLE, canvas.instance(), dice.tint(), mirror=mirror)
     if not side:
@@ -85,7 +85,7 @@ def bicycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool = Tr
     card.poly(((0.22, 1.0), (0.22, 1.07), (0.48, 1.07), (0.48, 1.0)), "bicycle")
 
 
-def motorcycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool = True, mirror: Number = 1.0) -> None:
+def motorcycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool, mirror: Number) -> None:
     """A motorcycle or scooter seen from the side or end-on."""
     card = Card(canvas, x, z, MOTORCYCLE, canvas.instance(), dice.tint(), mirror=mirror)
     if not side:
@@ -110,7 +110,7 @@ def motorcycle(canvas: Canvas, dice: Dice, x: Number, z: Number, *, side: bool =
     card.disc((0.56, 0.82), 0.09, 0.1, "lamp white", n=8)
 
 
-def pole(canvas: Canvas, dice: Dice, x: Number, z: Number, height: Number = 5.0, width: Number = 0.16) -> Card:
+def pole(canvas: Canvas, dice: Dice, x: Number, z: Number, height: Number, width: Number) -> Card:
     """A bare pole; returns its card so that something can hang on it."""
     card = Card(canvas, x, z, POLE, 0, dice.tint())
     canvas.contact(x - width, x + width, z - 0.1, z + 0.15)
@@ -137,7 +137,7 @@ def lamp(canvas: Canvas, dice: Dice, x: Number, z: Number) -> None:
     canvas.lamps.append((x + reach, height, z))
 
 
-def traffic_light(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
+def traffic_light(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number) -> None:
     """A traffic light on a pole, sometimes with a second head on an arm over the road."""
     base = dice.uniform(2.3, 3.2) * scale
     card = pole(canvas, dice, x, z, base + 1.0 * scale, 0.15 * scale)
@@ -155,7 +155,7 @@ def traffic_light(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Numbe
             card.disc((at, y + (0.2 + 0.33 * i) * scale), 0.14 * scale, 0.14 * scale, lit, n=8, cls=LIGHT)
 
 
-def sign(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
+def sign(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number) -> None:
     """A traffic sign: disc, triangle, octagon, diamond or panel on a pole."""
     y, r = dice.uniform(2.1, 2.7) * scale, dice.uniform(0.36, 0.5) * scale
     card = pole(canvas, dice, x, z, y + r, 0.1 * scale)
@@ -185,9 +185,8 @@ def sign(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) 
         card.rect(-w * 0.8, y + 0.2 * h, w * 0.8, y + 0.4 * h, "traffic sign", cls=SIGN)
 
 
-def tree(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0, kind: str = "") -> None:
+def tree(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0, *, kind: str) -> None:
     """A tree: broad crown, conifer or palm."""
-    kind = kind or dice.pick(("broad", "broad", "conifer"))
     card = Card(canvas, x, z, VEGETATION, 0, dice.tint(), mirror=dice.sign())
     h = dice.uniform(5.0, 10.0) * scale
     w = 0.025 * h + 0.06
@@ -226,7 +225,7 @@ def tree(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0, 
     canvas.blobs.append((x, z, crown, r * 1.4))
 
 
-def bush(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number = 1.0) -> None:
+def bush(canvas: Canvas, dice: Dice, x: Number, z: Number, scale: Number) -> None:
     """A low bush made of a few lumps."""
     card = Card(canvas, x, z, VEGETATION, 0, dice.tint())
     canvas.contact(x - 0.8 * scale, x + 0.8 * scale, z - 0.2, z + 0.5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -79,13 +80,7 @@ def draw(look: Look, dice: Dice) -> Style:
 
 def redrawn(look: Look, dice: Dice) -> Look:
     """``look`` with every span narrowed to a random part of itself and the palette shifted."""
-    changes: dict[str, object] = {}
-    for name in SPANS:
-        low, high = getattr(look, name)
-        start = low + 0.4 * dice.unit() * (high - low)
-        changes[name] = (start, start + 0.6 * (high - low))
+    changes: dict[str, Any] = {name: dice.narrowed(getattr(look, name)) for name in SPANS}
     if look.palette is not None:
         changes["palette"] = palettes.redrawn(look.palette, dice)
-    else:
-        changes["palette"] = None
-    return Look(**changes)  # type: ignore[arg-type]
+    return replace(look, **changes)

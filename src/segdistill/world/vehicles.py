@@ -51,7 +51,7 @@ def _wheels(card: Card, at: tuple[Number, ...], radius: Number) -> None:
         card.disc((x, radius), radius * 0.5, radius * 0.5, "metal", n=8)
 
 
-def _end_lights(card: Card, half: Number, y: Number, toward: bool, size: Number = 0.17) -> None:
+def _end_lights(card: Card, half: Number, y: Number, toward: bool, size: Number) -> None:
     lamp = "lamp white" if toward else "lamp red"
     for s in (-1, 1):
         card.rect(s * half - size * (s > 0) * 2, y, s * half + size * (s < 0) * 2, y + size, lamp)

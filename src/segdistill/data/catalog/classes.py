@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segdistill.data.catalog.record import IGNORE, RGB, interleaved_colors
+from segdistill.data.catalog.record import IGNORE, RGB, class_colors, interleaved_colors
 from segdistill.world.classes import CLASSES, COLORS
 
 # The 19 Cityscapes classes: the world's own, in the same order and colours.
@@ -82,7 +82,7 @@ ADE = tuple(
     sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator,
     glass, clock, flag""".replace("\n", " ").replace("     ", " ").split(", ")
 )  # fmt: skip
-ADE_COLORS = interleaved_colors(len(ADE) + 1)[1:]  # for pictures only: its labels are numbers
+ADE_COLORS = class_colors(len(ADE))  # for pictures only: its labels are numbers
 
 CAMVID = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian", "bicyclist",

@@ -72,15 +72,17 @@ URBANSYN = DatasetRecord(
 )  # fmt: skip
 
 
-def _cityscapes(kind: str) -> dict[Any, Files]:
-    image, label = (
-        "leftImg8bit/{split}/{{city}}/{{stem}}_leftImg8bit.png",
-        "gtFine/{split}/{{city}}/{{stem}}_gtFine_{kind}.png",
-    )
+def _three(images: str, labels: str) -> dict[Any, Files]:
+    """The splits train, val and test, without labels of test; ``{split}`` in the templates is the split's name."""
     return {
-        split: Files(image.format(split=split), None if split == "test" else label.format(split=split, kind=kind))
+        split: Files(images.replace("{split}", split), None if split == "test" else labels.replace("{split}", split))
         for split in ("train", "val", "test")
-    }  # fmt: skip
+    }
+
+
+def _cityscapes(kind: str) -> dict[Any, Files]:
+    label = f"gtFine/{{split}}/{{city}}/{{stem}}_gtFine_{kind}.png"
+    return _three("leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png", label)
 
 
 CITYSCAPES = DatasetRecord(
@@ -100,32 +102,19 @@ CITYSCAPES = DatasetRecord(
     **_CLASSES,
 )  # fmt: skip
 
-_BDD_SPLITS: Any = ("train", "val", "test")
 BDD100K = DatasetRecord(
     title="BDD100K semantic segmentation (10k)",
     folders=("bdd100k", "BDD100K", "bdd"),
     layouts=(
         Layout(
             "images/10k",
-            {
-                split: Files(
-                    f"images/10k/{split}/{{stem}}.jpg",
-                    None if split == "test" else f"labels/sem_seg/masks/{split}/{{stem}}.png",
-                )
-                for split in _BDD_SPLITS
-            },
+            _three("images/10k/{split}/{stem}.jpg", "labels/sem_seg/masks/{split}/{stem}.png"),
             _TRAINIDS,
             ("bdd100k_images_10k.zip", "bdd100k_sem_seg_labels_trainval.zip"),
         ),
         Layout(
             "seg (first release)",
-            {
-                split: Files(
-                    f"seg/images/{split}/{{stem}}.jpg",
-                    None if split == "test" else f"seg/labels/{split}/{{stem}}_train_id.png",
-                )
-                for split in _BDD_SPLITS
-            },
+            _three("seg/images/{split}/{stem}.jpg", "seg/labels/{split}/{stem}_train_id.png"),
             _TRAINIDS,
             ("bdd100k_seg.zip",),
         ),
@@ -189,14 +178,8 @@ _CONDITIONS = ("night", "snow", "fog", "rain")
 
 
 def _acdc(kind: str) -> dict[Any, Files]:
-    image, label = (
-        "rgb_anon/{{subset}}/{split}/{{sequence}}/{{stem}}_rgb_anon.png",
-        "gt/{{subset}}/{split}/{{sequence}}/{{stem}}_gt_{kind}.png",
-    )
-    return {
-        split: Files(image.format(split=split), None if split == "test" else label.format(split=split, kind=kind))
-        for split in ("train", "val", "test")
-    }  # fmt: skip
+    label = f"gt/{{subset}}/{{split}}/{{sequence}}/{{stem}}_gt_{kind}.png"
+    return _three("rgb_anon/{subset}/{split}/{sequence}/{stem}_rgb_anon.png", label)
 
 
 _ACDC_COUNTS = {"train": 1600, "val": 406, "test": 2000}  # 4,006 in all

@@ -78,7 +78,7 @@ def _potsdam(kind: str, ortho: str) -> DatasetRecord:
 POTSDAM_RGB = _potsdam("RGB", "2_Ortho_RGB")
 POTSDAM_IRRG = _potsdam("IRRG", "3_Ortho_IRRG")
 
-_VAIHINGEN, _ERODED = (
+VAIHINGEN = _VAIHINGEN, _ERODED = (
     "ISPRS_semantic_labeling_Vaihingen",
     "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE",
 )

@@ -161,5 +161,10 @@ def interleaved_colors(count: int) -> tuple[RGB, ...]:
     )
 
 
+def class_colors(count: int) -> tuple[RGB, ...]:
+    """Colours of ``count`` classes: Pascal VOC's without black."""
+    return interleaved_colors(count + 1)[1:]
+
+
 def _spread(index: int, channel: int) -> int:
     return sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))

@@ -14,8 +14,8 @@ from segdistill.data.catalog.record import (
     Files,
     Layout,
     ObjectNumbers,
+    class_colors,
     coco_files,
-    interleaved_colors,
 )
 
 CITYSCAPES_NAMES = {
@@ -150,7 +150,7 @@ ADE20K_INSTANCES = DatasetRecord(
         ),
     ),
     classes=ADE_THINGS,
-    colors=interleaved_colors(len(ADE_THINGS) + 1)[1:],  # for pictures only
+    colors=class_colors(len(ADE_THINGS)),  # for pictures only
     size=None,
     evaluation="val",
     counts=ADE20K.counts,
@@ -180,7 +180,7 @@ COCO_INSTANCES = DatasetRecord(
         ),
     ),
     classes=COCO,
-    colors=interleaved_colors(len(COCO) + 1)[1:],
+    colors=class_colors(len(COCO)),
     size=None,
     evaluation="val",
     counts={"train": 118287, "val": 5000},

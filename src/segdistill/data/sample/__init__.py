@@ -31,7 +31,7 @@ from segdistill.data.catalog.others import (
 from segdistill.data.catalog.things import ADE20K_INSTANCES, CITYSCAPES_INSTANCES, COCO_INSTANCES
 from segdistill.data.sample import boxes, driving, others, own, things
 from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.files import write_atomic, write_json
+from segdistill.files import write_atomic, write_bytes, write_json
 
 __all__ = ["SAMPLES", "Kind", "Layout", "write_sample"]
 
@@ -136,7 +136,7 @@ def _claim(folder: Path, facts: dict[str, Any]) -> None:
 def _write_files(folder: Path, members: Iterable[Member]) -> int:
     count = 0
     for count, (path, data) in enumerate(members, start=1):  # noqa: B007
-        write_atomic(folder / path, lambda file, data=data: file.write(data))
+        write_bytes(folder / path, data)
     return count
 
 

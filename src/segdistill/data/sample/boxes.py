@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from segdistill.data.sample.pixels import jpeg
-from segdistill.data.sample.scenes import Codec, Member, Scenes
+from segdistill.data.sample.scenes import Codec, Member, Scenes, edges
 from segdistill.data.sample.things import numbered
 from segdistill.world import CLASSES, Rendered
 
@@ -39,9 +37,8 @@ def annotation(scene: Rendered, image: str, year: int) -> bytes:
     lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
     lines += ["\t<segmented>0</segmented>"]
     for train_id, number, mask in numbered(scene):
-        rows, columns = np.flatnonzero(mask.any(1)) + 1, np.flatnonzero(mask.any(0)) + 1
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), (columns[0], rows[0], columns[-1], rows[-1]), strict=True)
-        box = "".join(f"<{corner}>{value}</{corner}>" for corner, value in corners)
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), edges(mask), strict=True)
+        box = "".join(f"<{corner}>{value + 1}</{corner}>" for corner, value in corners)
         name = NAMES.get(CLASSES[train_id], CLASSES[train_id])
         lines += ["\t<object>", f"\t\t<name>{name}</name>", "\t\t<pose>Unspecified</pose>"]
         lines += ["\t\t<truncated>0</truncated>", f"\t\t<difficult>{int(number < 0)}</difficult>"]

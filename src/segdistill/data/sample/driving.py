@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, png_rgb16
-from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.world import IGNORE, THINGS, Rendered
+from segdistill.data.sample.scenes import Codec, Member, Scenes, objects
+from segdistill.world import Rendered
 
 CONDITIONS = ("fog", "night", "rain", "snow")  # of ACDC, and domains of the world
 MAPILLARY_NAMES = tuple(
@@ -167,9 +167,6 @@ def _mapillary_config(codec: Codec) -> bytes:
 def _instance_ids(scene: Rendered, ids: NDArray[np.uint8], factor: int, *, always: bool = False) -> NDArray[np.uint16]:
     """id * factor + number of the instance in its class; plain ids (unless ``always``) for uncountable classes."""
     out = ids.astype(np.uint16) * (factor if always else 1)
-    for train_id in THINGS:
-        inside = scene.label == train_id
-        for number, instance in enumerate(np.unique(scene.instance[inside & (scene.label != IGNORE)])):
-            place = inside & (scene.instance == instance)
-            out[place] = ids[place].astype(np.uint16) * factor + number
+    for _, number, mask in objects(scene):
+        out[mask] = ids[mask].astype(np.uint16) * factor + number
     return out

@@ -8,16 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN_TILES
+from segdistill.data.catalog.others import POTSDAM_TILES, VAIHINGEN, VAIHINGEN_TILES
 from segdistill.data.sample.pixels import jpeg, png, png_indexed, tiff
 from segdistill.data.sample.scenes import Codec, Member, Scenes
 from segdistill.world import CLASSES, IGNORE, Rendered
 
 RELEASES = ("miccai_challenge_2018_release_1", "miccai_challenge_2018_release_2")
-VAIHINGEN = (
-    "ISPRS_semantic_labeling_Vaihingen",
-    "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE",
-)
 _GREEN = (CLASSES.index("vegetation"), CLASSES.index("terrain"))
 
 
@@ -98,7 +94,7 @@ def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
             yield f"annotations/{folder}/{stem}.png", png(codec.ids(scene.label, index))
 
 
-def imagenet(scenes: Scenes, _: Codec | None = None) -> Iterator[Member]:
+def imagenet(scenes: Scenes, _: Codec) -> Iterator[Member]:
     """train/class/*.JPEG and val/*.JPEG without labels; every third one grey, like some of the official ones."""
     for split in ("train", "val"):
         for index, scene in scenes.of("proxy", split):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from segdistill.data.catalog import DATASETS
 from segdistill.data.catalog.record import shifted
 from segdistill.data.sample.pixels import jpeg, png
-from segdistill.data.sample.scenes import Codec, Member, Scenes
+from segdistill.data.sample.scenes import Codec, Member, Scenes, edges
+from segdistill.data.sample.scenes import objects as objects_of
 from segdistill.world import CLASSES, THINGS, Rendered
 
 COCO_IDS = {"person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "bus": 6, "train": 7, "truck": 8}  # COCO's own
@@ -49,10 +50,8 @@ def _objects(scenes: Scenes) -> Iterator[Member]:
     for split in ("train", "val"):
         for index, scene in scenes.of("clear", split):
             label = np.zeros(scene.label.shape, np.uint16)
-            for number, train_id in enumerate(THINGS, start=1):
-                inside = scene.label == train_id
-                for count, instance in enumerate(np.unique(scene.instance[inside])):
-                    label[inside & (scene.instance == instance)] = 1000 * number + count
+            for train_id, number, mask in objects_of(scene):
+                label[mask] = 1000 * (1 + THINGS.index(train_id)) + number
             yield f"images/{split}/{index:04d}.jpg", jpeg(scene.image)
             yield f"labels/{split}/{index:04d}.png", png(label)
 
@@ -71,20 +70,29 @@ def coco(scenes: Scenes, _: Codec, *, objects: bool = False) -> Iterator[Member]
     } | ({"objects": True} if objects else {})
     yield "dataset.yaml", _yaml(settings)
     for split in ("train", "val"):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index, scene in scenes.of("clear", split):
-            number = index + 1
-            name = f"{number:012d}.jpg"
-            height, width = scene.label.shape
-            yield f"images/{split}2017/{name}", jpeg(scene.image)
-            images.append({"id": number, "file_name": name, "height": height, "width": width})
-            annotations += [{"image_id": number, **one} for one in instances(scene)]
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number
-        categories = [{"id": number, "name": name} for name, number in COCO_IDS.items()]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        yield f"annotations/instances_{split}2017.json", (json.dumps(content) + "\n").encode()
+        yield from coco_split(scenes, split, "images/", lambda one, ids: {"image_id": ids["image_id"], **one, **ids})
+
+
+def coco_split(
+    scenes: Scenes, split: str, above: str, entry: Callable[[dict[str, Any], dict[str, int]], dict[str, Any]]
+) -> Iterator[Member]:
+    """The images of a split in the folder ``above``, and its annotation file.
+
+    ``entry`` makes an annotation of an object (:func:`instances`) and its ids, ``image_id`` and ``id``.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, scene in scenes.of("clear", split):
+        number = index + 1
+        name = f"{number:012d}.jpg"
+        height, width = scene.label.shape
+        yield f"{above}{split}2017/{name}", jpeg(scene.image)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for one in instances(scene):
+            annotations.append(entry(one, {"image_id": number, "id": len(annotations) + 1}))
+    categories = [{"id": number, "name": name} for name, number in COCO_IDS.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    yield f"annotations/instances_{split}2017.json", (json.dumps(content) + "\n").encode()
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
@@ -100,18 +108,13 @@ def _yaml(settings: dict[str, Any]) -> bytes:
 
 def instances(scene: Rendered) -> Iterator[dict[str, Any]]:
     """Annotations of the objects, without ids."""
-    for train_id in THINGS:
+    for train_id, _, mask in objects_of(scene):
         name = "person" if CLASSES[train_id] == "rider" else CLASSES[train_id]
-        inside = scene.label == train_id
-        for instance in np.unique(scene.instance[inside]):
-            mask = inside & (scene.instance == instance)
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            left, top = int(columns[0]), int(rows[0])
-            box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
-            yield {
-                "category_id": COCO_IDS[name],
-                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
-                "area": int(mask.sum()),
-                "bbox": box,
-                "iscrowd": 0,
-            }
+        left, top, right, bottom = edges(mask)
+        yield {
+            "category_id": COCO_IDS[name],
+            "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+            "area": int(mask.sum()),
+            "bbox": [left, top, right - left + 1, bottom - top + 1],
+            "iscrowd": 0,
+        }

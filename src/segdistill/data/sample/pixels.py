@@ -43,9 +43,9 @@ def png_rgb16(array: NDArray[np.uint16]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-def jpeg(array: NDArray[np.uint8], quality: int = 95) -> bytes:
+def jpeg(array: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) uint8 as JPEG."""
-    return _saved(Image.fromarray(array), "JPEG", quality=quality)
+    return _saved(Image.fromarray(array), "JPEG", quality=95)
 
 
 def tiff(array: NDArray[np.uint8]) -> bytes:

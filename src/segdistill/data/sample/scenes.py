@@ -47,6 +47,20 @@ class Scenes:
         return replace(scene, label=label, instance=instance)
 
 
+def objects(scene: Rendered) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """(class, number in its class, mask) of each object of a scene, by class."""
+    for train_id in world.THINGS:
+        inside = scene.label == train_id
+        for number, instance in enumerate(np.unique(scene.instance[inside])):
+            yield train_id, number, inside & (scene.instance == instance)
+
+
+def edges(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask: its first and last columns and rows."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
 class Codec:
     """Converts world labels (H, W) to a data set's. If a class has several values, image k uses the k-th."""
 

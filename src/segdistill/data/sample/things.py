@@ -6,18 +6,18 @@ Objects with fewer than 12 visible pixels are written as crowds, which readers o
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.data.catalog.classes import CITYSCAPES_IDS
 from segdistill.data.catalog.things import CITYSCAPES_NAMES
-from segdistill.data.sample.own import COCO_IDS, instances
+from segdistill.data.sample.own import coco_split
 from segdistill.data.sample.pixels import jpeg, png
-from segdistill.data.sample.scenes import Codec, Member, Scenes
-from segdistill.world import CLASSES, THINGS, Rendered
+from segdistill.data.sample.scenes import Codec, Member, Scenes, edges, objects
+from segdistill.world import CLASSES, Rendered
 
 LEAST = 12
 """Fewest pixels of an object that is no crowd."""
@@ -27,13 +27,11 @@ OFFICIAL = {train_id: number for number, train_id in CITYSCAPES_IDS.items()}
 
 def numbered(scene: Rendered) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
     """(class, number in its class, mask) of each object by class; number -1: too small."""
-    for train_id in THINGS:
-        inside, number = scene.label == train_id, 0
-        for instance in np.unique(scene.instance[inside]):
-            mask = inside & (scene.instance == instance)
-            small = mask.sum() < LEAST
-            yield train_id, -1 if small else number, mask
-            number += not small
+    counts: Counter[int] = Counter()
+    for train_id, _, mask in objects(scene):
+        small = mask.sum() < LEAST
+        yield train_id, -1 if small else counts[train_id], mask
+        counts[train_id] += not small
 
 
 def cityscapes(scenes: Scenes, _: Codec, *, polygons: bool) -> Iterator[Member]:
@@ -71,19 +69,7 @@ def ade20k(scenes: Scenes, codec: Codec) -> Iterator[Member]:
 def coco(scenes: Scenes, _: Codec) -> Iterator[Member]:
     """train2017, val2017 and annotations/instances_*.json with the official ids of seven categories; run lengths."""
     for split in ("train", "val"):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index, scene in scenes.of("clear", split):
-            height, width = scene.label.shape
-            name = f"{index + 1:012d}.jpg"
-            yield f"{split}2017/{name}", jpeg(scene.image)
-            images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
-            for entry in instances(scene):
-                entry |= {"iscrowd": int(entry["area"] < LEAST), "image_id": index + 1, "id": len(annotations) + 1}
-                annotations.append(entry)
-        categories = [{"id": number, "name": name} for name, number in COCO_IDS.items()]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        yield f"annotations/instances_{split}2017.json", (json.dumps(content) + "\n").encode()
+        yield from coco_split(scenes, split, "", lambda one, ids: one | {"iscrowd": int(one["area"] < LEAST)} | ids)
 
 
 def _instance_ids(scene: Rendered) -> NDArray[np.uint16]:
@@ -103,9 +89,8 @@ def _polygons(scene: Rendered) -> bytes:
     height, width = scene.label.shape
     entries = [("road", 0, 0, height - 1, width - 1)]
     for train_id, number, mask in numbered(scene):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        label = CLASSES[train_id] + "group" * (number < 0)
-        entries.append((label, int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])))
+        left, top, right, bottom = edges(mask)
+        entries.append((CLASSES[train_id] + "group" * (number < 0), top, left, bottom, right))
     assert all(label.removesuffix("group") in CITYSCAPES_NAMES for label, *_ in entries)
     objects = [
         {"label": label, "polygon": [[left, top], [right, top], [right, bottom], [left, bottom]]}
