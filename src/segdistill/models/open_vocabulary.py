@@ -93,8 +93,12 @@ class OpenVocabularyConfig(Config):
             )
 
     def licences(self) -> dict[str, str]:
-        """Licence of each part, by its name; the files need not exist."""
-        return {parts.name_of(each): self.licence or parts.licence_of(each) for each in self.sources.values()}
+        """Licence of each part, by its name; the files need not exist.
+
+        A part whose licence is not known here has the accepted one, or else that of the settings.
+        """
+        otherwise = self.licence_accepted or self.licence
+        return {parts.name_of(each): parts.licence_of(each, otherwise) for each in self.sources.values()}
 
     def adapted(self, folder: Path) -> OpenVocabularyConfig:
         """The same networks, with the parts that are in ``folder`` in place of their own."""
@@ -135,10 +139,7 @@ class OpenVocabulary(nn.Module):
         """The licence of the weights, which pseudo-labels carry on."""
         if isinstance(self.detector, Concepts):
             return parts.SAM_LICENCE
-        if self.config.licence is not None:
-            return self.config.licence
-        sources = [each for each in (self.config.detector, self.config.segmenter) if each is not None]
-        found = {parts.licence_of(each) for each in sources}
+        found = set(self.config.licences().values())
         return " and ".join(
             sorted(found, key=lambda each: (not each.startswith("unknown"), each))
         )  # unknown ones first

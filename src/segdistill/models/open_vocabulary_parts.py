@@ -115,14 +115,17 @@ def name_of(source: str) -> str:
     return source.removeprefix("hf:") if source.startswith("hf:") else Path(source).name
 
 
-def licence_of(source: str) -> str:
-    """The licence of a part: of a known repository, or as :func:`save_licence` left it in a folder."""
+def licence_of(source: str, otherwise: str | None = None) -> str:
+    """The licence of a part: of a known repository, or as :func:`save_licence` left it in a folder.
+
+    ``otherwise``: that of a part whose licence is not known here.
+    """
     if source.startswith("hf:"):
         known = (licence for name, licence in LICENCES.items() if name_of(source).startswith(name))
         found = next(known, None)
     else:
         found = (read_signed(path) or {}).get("licence") if (path := Path(source) / LICENCE).is_file() else None
-    return found if isinstance(found, str) else f"unknown: that of {name_of(source)}"
+    return found if isinstance(found, str) else otherwise or f"unknown: that of {name_of(source)}"
 
 
 def save_licence(folder: Path, licence: str) -> None:
