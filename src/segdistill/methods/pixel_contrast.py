@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from segdistill import config as base
 from segdistill.config import UserError
 from segdistill.ops import full_precision, map_to_tokens
+from segdistill.processes import total
 from segdistill.types import LossTerms
 
 _LEAST = 1e-6  # weight of a candidate with dissimilarity 0
@@ -64,7 +65,8 @@ class PixelContrast(nn.Module):
         super().__init__()
         self.config = config
         self.weak, self.strong = (_projection(channels, config.hidden, config.width) for _ in range(2))
-        self.diagnostics: dict[str, Tensor] = {}
+        self.margin: Tensor | None = None  # of the last step, as the counts
+        self.counts: Tensor | None = None
         self.progress = 0.0
 
     def set_progress(self, done: float) -> None:
@@ -102,9 +104,20 @@ class PixelContrast(nn.Module):
             positive = (query * other.gather(1, at)).sum(-1)  # (B, A)
             negative = (query.flatten(0, 1) @ ours.flatten(0, 1).T).view(count, some, -1).gather(2, drawn)
             loss = info_nce(positive / self.temperature, negative / self.temperature, self.config.margin)
-        self.diagnostics = {"contrast_margin": (positive.mean() - negative.mean()).detach()}
-        self.diagnostics |= _true_share(ids, anchors, drawn)
+        self.margin = (positive.mean() - negative.mean()).detach()
+        self.counts = None if ids is None else _true_counts(ids, anchors, drawn)
         return {"pixel_contrast": self.config.weight * loss}
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Of the last step: the margin between positives and negatives, and the share p of negatives off the anchor's
+        own object, over the anchors on objects of all processes (1 - FNR in the paper); every process must read it.
+        """
+        found = {} if self.margin is None else {"contrast_margin": self.margin}
+        if self.counts is not None:
+            apart, every = total(self.counts)
+            found |= {"inter_instance": apart / every} if every else {}
+        return found
 
     @torch.no_grad()
     def draw(
@@ -178,17 +191,14 @@ def _projection(channels: int, hidden: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
 
 
-def _true_share(
-    ids: Int[Tensor, "b h w"] | None, anchors: Int[Tensor, "b a"], drawn: Int[Tensor, "b a r"]
-) -> dict[str, Tensor]:
-    """The share p of negatives off the anchor's own object, over the anchors on objects (1 - FNR in the paper)."""
-    if ids is None:
-        return {}
+def _true_counts(
+    ids: Int[Tensor, "b h w"], anchors: Int[Tensor, "b a"], drawn: Int[Tensor, "b a r"]
+) -> Float[Tensor, " 2"]:
+    """Negatives off the anchor's own object, and all, of the anchors on objects."""
     flat = ids.flatten(1).long()
     number = torch.arange(len(flat), device=flat.device)[:, None]
     unique = torch.where(flat > 0, flat * len(flat) + number, flat)  # differs between images
     own = unique.gather(1, anchors)[..., None]
     apart = (unique.flatten()[drawn] != own).float()
     counted = (own > 0).float()
-    total = counted.sum() * drawn.shape[-1]
-    return {"inter_instance": (apart * counted).sum() / total} if total else {}
+    return torch.stack([(apart * counted).sum(), counted.sum() * drawn.shape[-1]])
