@@ -40,6 +40,10 @@ class BoxSamples(InstanceSamples):
         """AP50 of every image (N,)."""
         return mean(voc_ap(self.matches, self.num_classes, np.eye(self.size)))
 
+    def false_positives(self) -> NDArray[np.bool_]:
+        """Which detections (N,) AP50 counts as false positives."""
+        return self.matches.wrong[:, -1] & 1 > 0
+
     def scores(self) -> dict[str, float | list[float]]:
         """All scores by name; NaN where undefined. By class: a list of ``num_classes``."""
         matches, classes = self.matches, self.num_classes

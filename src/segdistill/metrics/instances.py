@@ -53,13 +53,17 @@ class InstanceSamples(Samples):
         """COCO's AP of every image (N,); NaN without objects."""
         return mean(coco_ap(self.matches, self.num_classes, np.eye(self.size)))
 
+    def false_positives(self) -> NDArray[np.bool_]:
+        """Which detections (N,) the primary score counts as false positives."""
+        return self.matches.wrong[:, 0] > 0
+
     def by_image(self) -> NDArray[np.float64]:
         """The primary score of every image (N,) over the classes of its objects.
 
         0 if there are detections, but no objects; NaN if there are neither. Ignored detections do not count.
         """
         found = self.single()
-        wrong = np.bincount(self.matches.images[self.matches.wrong[:, 0] > 0], minlength=self.size) > 0
+        wrong = np.bincount(self.matches.images[self.false_positives()], minlength=self.size) > 0
         return np.where(np.isnan(found) & wrong, 0.0, found)
 
     def arrays(self) -> dict[str, Array]:
