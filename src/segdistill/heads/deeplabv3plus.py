@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
 
 
 class DeepLabV3Plus(Head):
-    """Maps of four taps (or of one) -> class logits at stride 4; training needs two images per step (image pooling)."""
+    """Maps of four taps (or of one) -> class logits at stride 4; training needs two images per pass (image pooling)."""
 
     class Config(HeadConfig):
         """``width``: channels of ASPP and decoder. ``low_width``: of the first map's branch."""
@@ -80,8 +80,8 @@ class DeepLabV3Plus(Head):
         low, _, third, deep = per_level(maps, len(STRIDES))
         if self.training and len(deep) * rank_and_size()[1] < 2:
             raise UserError(
-                "deeplabv3plus cannot train on one image per step, whose pooled map has no variance: "
-                "set batch to 2 or more"
+                "deeplabv3plus cannot train on one image per pass, whose pooled map has no variance: "
+                "raise batch, or lower accumulate"
             )
         [size] = level_sizes(maps, self.strides, (STRIDE,))
         context = resize(self.aspp(deep), size)
