@@ -11,7 +11,6 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
@@ -91,6 +90,6 @@ def _explained(source: str, page: str, kind: str) -> Iterator[None]:
         raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
     except RepositoryNotFoundError:
         raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
-    except (HfHubHTTPError, OSError) as error:
-        line = str(error).strip().splitlines()[0]
+    except Exception as error:  # noqa: BLE001  no network, a proxy's page: each client and version has its own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source} cannot be fetched ({line}): fetch it from {page} and give its {kind}") from None
