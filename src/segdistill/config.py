@@ -131,6 +131,14 @@ def short(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` and ``~user`` replaced; a :class:`UserError` for a user without a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"'{path}' begins with the home folder of an unknown user: write the path out") from None
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

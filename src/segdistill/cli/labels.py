@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 
 
 def pseudo_label(
@@ -32,7 +32,7 @@ def pseudo_label(
     from segdistill.inference.inputs import find_inputs, output_names
     from segdistill.progress import Bars
 
-    if not Path(what).expanduser().exists():
+    if not expanded(what).exists():
         raise UserError(f"no model at {what}; give a run folder, a packed file, or a YAML file of a teacher")
     if out.suffix != ".json":
         raise UserError(f"pseudo-labels are written to a .json file, not to {out.name}: rename it")

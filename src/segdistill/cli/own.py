@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from segdistill.cli.show import print_table
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 
 
 def init(
@@ -87,7 +87,7 @@ def estimate(
     root: Annotated[Path | None, typer.Option(help="folder that holds the labelled data sets of the recipe")] = None,
 ) -> None:
     """Estimate the mIoU or AP on unlabelled images, with an interval. Exit status 1: too unlike the known domains."""
-    if not what.startswith("hf:") and not Path(what).expanduser().exists():  # before torch is imported
+    if not what.startswith("hf:") and not expanded(what).exists():  # before torch is imported
         raise UserError(f"no model at {what}; give a run folder, a packed file, or hf:owner/name")
     from segdistill.estimation.estimate import estimate as estimate_folder
     from segdistill.progress import Bars

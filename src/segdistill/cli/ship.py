@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdistill.cli.show import print_table
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 
 if TYPE_CHECKING:  # torch is imported when a command needs it
     from segdistill.sharing.licences import Link
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def _there(what: str | Path) -> None:
     """Report a wrong path before torch is imported."""
-    if not str(what).startswith("hf:") and not Path(what).expanduser().exists():
+    if not str(what).startswith("hf:") and not expanded(what).exists():
         raise UserError(f"nothing at {what}; give a run folder, a packed file, or hf:<owner>/<name>")
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.files import write_atomic
 from segdistill.shipped import ASSETS, shipped_assets, shipped_path
 from segdistill.weights.heads import head_path, load_head_weights
@@ -83,7 +83,7 @@ def weights_path(source: str, name: str) -> Path:
         from segdistill.weights.hub import hub_file  # slow to import
 
         return hub_file(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         path = next((path / name for name in IN_FOLDER if (path / name).is_file()), path / IN_FOLDER[0])
     if not path.is_file():

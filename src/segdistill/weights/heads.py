@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.files import read_signed
 from segdistill.shipped import shipped_path
 from segdistill.weights.layouts import HEAD, State, tensors_of
@@ -68,7 +68,7 @@ def head_path(source: str) -> Path:
     """The file that ``source`` refers to; a :class:`UserError` if it does not exist."""
     if source.startswith("shipped:"):
         return shipped_path(source.partition(":")[2])
-    path = Path(source).expanduser()
+    path = expanded(source)
     path = path / "head.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
