@@ -94,16 +94,17 @@ class TLDR(Generalizer):
     def _terms(self, seen: Seen) -> LossTerms:
         assert seen.reference is not None and seen.styles is not None
         count, left, config = len(seen.labels), 1 - seen.progress, self.config
-        levels = max(len(config.regularisation), len(config.generalisation))
-        grams = [
-            [gram(tokens.float()) for tokens in each.tokens[:levels]]
-            for each in (seen.features, seen.reference, seen.styles)
+        start = [gram(tokens.float()) for tokens in seen.reference.tokens[: len(config.regularisation)]]
+        style = [gram(tokens.float()) for tokens in seen.styles.tokens[: len(config.generalisation)]]
+        own = [
+            gram(tokens.float() if level < len(style) else tokens[:count].float())  # x', too, where it is compared
+            for level, tokens in enumerate(seen.features.tokens[: max(len(start), len(style))])
         ]
-        kept, widened = [], []
-        for own, start, style in zip(*grams, strict=True):
-            plain, other = own[:count], own[count:]
-            kept.append(gram_distance(plain, start.detach()))
-            widened.append(gram_distance(other, style.detach(), gained(other, plain, config.threshold)))
+        kept = [gram_distance(ours[:count], first.detach()) for ours, first in zip(own, start, strict=False)]
+        widened = [
+            gram_distance(ours[count:], drawn.detach(), gained(ours[count:], ours[:count], config.threshold))
+            for ours, drawn in zip(own, style, strict=False)
+        ]
         return {
             "texture_regularisation": left * _weighted(config.regularisation, kept),
             "texture_generalisation": left * _weighted(config.generalisation, widened),
@@ -137,5 +138,4 @@ def gram_distance(
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Sum of the first values; those without a weight do not count."""
-    return torch.stack([weight * value for weight, value in zip(weights, values, strict=False)]).sum()
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
