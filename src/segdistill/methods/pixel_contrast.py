@@ -138,7 +138,10 @@ class PixelContrast(nn.Module):
         rows, columns = torch.arange(count, device=anchors.device)[:, None], torch.arange(some, device=anchors.device)
         usable[rows, columns, rows, anchors] = False
         keys = weights.clamp(min=_LEAST) / torch.empty_like(weights).exponential_()
-        candidates = int(usable[0, 0].sum())
+        positions = grid[0] * grid[1]
+        candidates = {
+            "within": positions - 1, "across": (count - 1) * positions, "both": count * positions - 1
+        }[self.config.candidates]  # fmt: skip
         if not candidates:
             raise UserError("pixel contrast has no negatives: with candidates: across a batch needs several images")
         keys = keys.masked_fill_(~usable, -1.0).flatten(2)
