@@ -25,6 +25,7 @@ setting ``token: pooled`` uses the mean of the student's *visible* tokens and of
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -169,14 +170,15 @@ def mean_of_visible(tokens: Float[Tensor, "b n c"], hidden: Bool[Tensor, "b n"])
     return (tokens * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
 
 
+@cache
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:
     """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels encodes the token's
     column, the second half its row, as in masked autoencoders.
 
     Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (the same).
     """
-    bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(side, device="cpu") for side in grid), indexing="ij")
     coordinates = torch.stack([columns, rows]).flatten(1)
     angles = coordinates.T.unsqueeze(-1) * bands  # (N, 2, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
