@@ -46,12 +46,12 @@ class DetectorTuning(Config):
 
     @model_validator(mode="after")
     def _milestones_in_order(self) -> DetectorTuning:
-        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < each < 1 for each in self.milestones):
+        if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones are shares of the steps between 0 and 1, in order")
         return self
 
-    def schedule(self, batch: int) -> Callable[[int, int], float]:
-        """(step, steps) -> learning rate: constant between the milestones, for every batch size."""
+    def schedule(self) -> Callable[[int, int], float]:
+        """(step, steps) -> learning rate: constant between the milestones."""
 
         def lr(step: int, steps: int) -> float:
             return self.lr * self.factor ** sum(step >= each * steps for each in self.milestones)
@@ -73,8 +73,8 @@ class SegmenterTuning(Config):
     dice_weight: float = Field(1.0, ge=0, le=1e6)
     most: int = Field(64, ge=1, le=10**4)
 
-    def schedule(self, batch: int) -> Callable[[int, int], float]:
-        """(step, steps) -> learning rate: ``lr * (1 - step / steps) ** power``, for every batch size."""
+    def schedule(self) -> Callable[[int, int], float]:
+        """(step, steps) -> learning rate: ``lr * (1 - step / steps) ** power``."""
         return lambda step, steps: self.lr * (1 - step / steps) ** self.power
 
 
