@@ -17,7 +17,7 @@ from segdistill.data.targets import boxes_of
 from segdistill.metrics.average_precision import coco_ap, mean, voc_ap
 from segdistill.metrics.base import RESAMPLES, draws
 from segdistill.metrics.instances import InstanceSamples, ObjectMetric, Predictor
-from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, bits, coco, iou_of, one_image
+from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, coco, iou_of, one_image
 from segdistill.models import Model, View
 from segdistill.objects import Detections, Objects
 
@@ -103,25 +103,23 @@ def match_boxes(detections: Detections, objects: Objects) -> Matches:
 
 
 def voc(pair: Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """True and false positives (N,) as bits, by the rule of Pascal VOC's development kit.
+    """True and false positives (N,) at IoU 0.5, as bit 0, by the rule of Pascal VOC's development kit.
 
     By descending score, each detection belongs to the object with the greatest IoU, taken or not (of equal ones, the
     first). Below the threshold it is a false positive, on a difficult object it is ignored, and on an object that an
     earlier one has found it is a false positive.
     """
     count, total = pair.shared.shape
-    right, wrong = np.zeros((count, len(THRESHOLDS)), bool), np.ones((count, len(THRESHOLDS)), bool)
+    right, wrong = np.zeros(count, bool), np.ones(count, bool)
     if count and total:
         iou = iou_of(pair.shared, pair.pixels, pair.areas)
         best = iou.argmax(axis=1)
-        hit = iou.max(axis=1)[:, None] >= THRESHOLDS  # (N, T)
-        difficult = pair.crowd[best][:, None]
-        for level in range(len(THRESHOLDS)):
-            rows = np.flatnonzero(hit[:, level] & ~difficult[:, 0])
-            _, first = np.unique(best[rows], return_index=True)
-            right[rows[first], level] = True
+        hit, difficult = iou.max(axis=1) >= THRESHOLDS[0], pair.crowd[best]
+        rows = np.flatnonzero(hit & ~difficult)
+        _, first = np.unique(best[rows], return_index=True)
+        right[rows[first]] = True
         wrong = ~right & ~(hit & difficult)
-    return bits(right), bits(wrong)
+    return right.astype(np.uint16), wrong.astype(np.uint16)
 
 
 def area_of(boxes: Boxes) -> Boxes:
