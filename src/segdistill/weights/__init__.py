@@ -126,12 +126,10 @@ def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> byt
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
-def load_encoder_weights(
-    encoder: HasWeights, source: str, name: str | None = None, *, resample: Resample = "papers"
-) -> LoadReport | None:
+def load_encoder_weights(encoder: HasWeights, source: str, *, resample: Resample = "papers") -> LoadReport | None:
     """Fill ``encoder`` from ``source`` (see ``EncoderConfig.weights``); ``random`` leaves it as it is (no report).
 
-    ``name`` is the asset used for a bare ``shipped``, by default the encoder's name. Half precision is cast up; patch
+    A bare ``shipped`` is the asset with the encoder's name. Half precision is cast up; patch
     kernels and positional embeddings of another size are resampled in float32 (``resample``). The report lists every
     key. A :class:`UserError` is raised for an unknown key, for another width or depth, and if less than 95 % of the
     parameters are in the file. A tensor may be missing only where the encoder's own is neutral (a mask token or bias
@@ -140,7 +138,7 @@ def load_encoder_weights(
     """
     if source == "random":
         return None
-    path = weights_path(source, name or encoder.name)
+    path = weights_path(source, encoder.name)
     check_digest(path)
     content, header = read_file(path)
     report = LoadReport(source=str(path), network=encoder.name)

@@ -58,19 +58,15 @@ def _fetch(source: str, repository: str, revision: str | None, local: bool) -> P
     )
 
 
-def hub_folder(source: str, patterns: Sequence[str], *, local: bool = False) -> Path:
+def hub_folder(source: str, patterns: Sequence[str]) -> Path:
     """The local copy of the files of ``hf:<owner>/<name>[@revision]`` that match ``patterns``.
 
-    They are downloaded if they are missing, unless ``local``.
+    They are downloaded if they are missing.
     """
     repository, _, revision = source.removeprefix("hf:").partition("@")
     page = f"https://huggingface.co/{repository}"
     with suppress(EntryNotFoundError), _explained(source, page, "folder"):
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=local
-            )
-        )
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     raise UserError(
         f"{source} is not on this machine and cannot be fetched (no network): fetch it from {page} and give its "
         f"folder, or copy the hub's cache of a machine that has it to {constants.HF_HUB_CACHE}"
