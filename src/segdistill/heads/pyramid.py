@@ -55,7 +55,7 @@ def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
-def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
+def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = STRIDES) -> list[Tensor]:
     """``levels``, fine to coarse, in pixels per cell: level i is map i (or the only map), resized where needed.
 
     Spec A.10: for patches of 16 pixels the factors are 4, 2, 1 and 0.5. ``strides`` are the maps' pixels per cell:

@@ -42,7 +42,7 @@ class SemFPN(Head):
         @field_validator("strides")
         @classmethod
         def _doubling(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
-            if not strides or strides[0] < 1 or any(b != 2 * a for a, b in pairwise(strides)):
+            if not strides or any(b != 2 * a for a, b in pairwise(strides)):
                 raise ValueError("each stride must be twice the one before it, such as [4, 8, 16, 32]")
             return strides
 

@@ -26,7 +26,7 @@ class Window(Config):
 
     @model_validator(mode="after")
     def _covers(self) -> Window:
-        if any(not 1 <= step <= side for side, step in zip(self.size, self.stride, strict=True)):
+        if any(step > side for side, step in zip(self.size, self.stride, strict=True)):
             raise ValueError(f"stride {self.stride} must be at least 1 and at most the size {self.size}")
         return self
 
