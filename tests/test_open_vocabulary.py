@@ -111,7 +111,7 @@ def test_nothing_found_is_counted(folders, tmp_path) -> None:
 def test_images_that_are_too_narrow(folders, tmp_path) -> None:
     many = tiny_vocab.detector(tmp_path / "many", queries=100)
     teacher = OpenVocabulary(config(folders | {"many": many}, "many"), CLASSES)
-    with pytest.raises(UserError, match=r"fewer places than the detector has queries \(100\)"):
+    with pytest.raises(UserError, match=r"fewer feature-map cells than the detector has queries \(100\)"):
         teacher.predict(images(tmp_path, (1, 200)))
 
 
@@ -305,8 +305,8 @@ def test_long_prompts_are_split(folders, tmp_path) -> None:
         (CLASSES, {"person": "xyz"}, "does not know 'xyz'"),
         (CLASSES, {"person": "red. light"}, "contains '.'"),
         (CLASSES, {"person": "red?"}, "contains '?'"),
-        (CLASSES, {"person": "Train"}, "'train' stands twice, for 'person' and 'train'"),
-        (CLASSES, {"person": ["bus", "bus"]}, "'bus' stands twice"),
+        (CLASSES, {"person": "Train"}, "'train' appears twice, for 'person' and 'train'"),
+        (CLASSES, {"person": ["bus", "bus"]}, "'bus' appears twice"),
         (CLASSES, {"person": "red " * 62}, "has 62 tokens; the detector reads 61"),
     ],
 )

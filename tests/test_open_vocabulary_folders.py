@@ -81,7 +81,7 @@ def test_a_tokenizer_of_another_network(folders, tmp_path) -> None:
 def test_names_of_the_hub_without_network(folders) -> None:
     with pytest.raises(UserError, match="is not on this machine and cannot be fetched"):
         OpenVocabulary(config(folders, segmenter="hf:nobody/nothing"), CLASSES)
-    with pytest.raises(UserError, match="no name of a hub repository"):
+    with pytest.raises(UserError, match="not a valid hub repository name"):
         OpenVocabulary(config(folders, segmenter="hf:a/b/c"), CLASSES)
 
 

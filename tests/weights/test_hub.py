@@ -62,9 +62,12 @@ def test_cached_files_are_used(cache, monkeypatch, source, repository, file):
         ("timm:vit_small_patch14_dinov2.lvd142", "did you mean 'vit_small_patch14_dinov2.lvd142m'"),
         ("timm:vit_smal_patch14_dinov2.lvd142m", "timm has no weights.*did you mean 'vit_small_patch14_dinov2"),
         ("timm:", "timm has no weights ''"),
-        ("timm:gcvit_tiny", r"outside the hub only: fetch https://.*\.pth and give its path"),
-        ("hf:somebody/tiny", "neither model.safetensors nor pytorch_model.bin can be had"),
-        ("hf:some body", "is no name of a hub repository: give hf:<owner>/<name>"),
+        ("timm:gcvit_tiny", r"is not on the Hugging Face hub: download https://.*\.pth and give its path"),
+        (
+            "hf:somebody/tiny",
+            "neither model.safetensors nor pytorch_model.bin could be downloaded or found in",
+        ),
+        ("hf:some body", "is not a valid hub repository name: give hf:<owner>/<name>"),
         ("~no-such-user/x", "'~no-such-user/x' begins with the home folder of an unknown user: write the path out"),
     ],
 )

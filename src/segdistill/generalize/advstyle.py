@@ -8,7 +8,8 @@ Per image and RGB channel, with mu and sigma = sqrt(unbiased variance + 1e-5) ov
 
 The ascent runs with the network in evaluation mode, so batch norms keep their statistics, and differentiates with
 respect to mu and sigma alone, so no gradient reaches the network's parameters. Under fp16 autocast it runs in full
-precision. Readings: gamma is not established (re-implementations: 1.0 and 3.0); here it applies to pixels in [0, 1].
+precision. Our interpretation: gamma is not established (re-implementations: 1.0 and 3.0); here it applies to pixels in
+[0, 1].
 """
 
 from __future__ import annotations

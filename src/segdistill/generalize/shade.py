@@ -13,9 +13,9 @@ from x and x' together. With class probabilities p and p' and their mean q, clam
       + retrospection * mean over thing cells of mean_c (F(x) - F_start(x))^2          both views, deepest tap
 
 F_start: the frozen encoder as it was when the stage began (ImageNet's weights in the paper) on the image itself. Cells:
-see :mod:`segdistill.generalize.things`. Readings: the authors collect every three epochs, DAFormer's code every 4,000
-steps (our default); the network is in evaluation mode meanwhile; probabilities are those of the head's logits before
-upsampling; variances are unbiased. The auxiliary loss of DeepLabV3+ belongs to the head.
+see :mod:`segdistill.generalize.things`. Our interpretation: the authors collect every three epochs, DAFormer's code
+every 4,000 steps (our default); the network is in evaluation mode meanwhile; probabilities are those of the head's
+logits before upsampling; variances are unbiased. The auxiliary loss of DeepLabV3+ belongs to the head.
 """
 
 from __future__ import annotations

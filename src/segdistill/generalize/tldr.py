@@ -11,8 +11,9 @@ with C_l channels, G_l^start that of the frozen encoder as it was when the stage
 
 t is the completed share of the stage; the norm is over the Gram matrices of the whole batch. Deviations: the authors
 stylise with PhotoWCT on VGG's features; here the stylisation is :mod:`segdistill.generalize.wct`, which needs no
-weights. Style images are normalised by the encoder like all others (the authors' code leaves that out). Readings: r
-goes through the trained encoder, and its Gram matrix is a constant. x and x' pass the head one after the other.
+weights. Style images are normalised by the encoder like all others (the authors' code leaves that out). Our
+interpretation: r goes through the trained encoder, and its Gram matrix is a constant. x and x' go through the head in
+separate passes.
 """
 
 from __future__ import annotations

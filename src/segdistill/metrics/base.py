@@ -121,8 +121,8 @@ def resampled_mean(images: Mapping[str, Samples], names: Sequence[str]) -> NDArr
 def redrawn_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the domains of ``scores`` (domains, RESAMPLES) in which the domains are drawn with replacement, too.
 
-    A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): what other domains of the same kind would say,
-    not only other images of these. A domain that is drawn twice has the same images twice. With few domains the
+    A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): it covers the choice of domains as well as the
+    choice of images within them. A domain that is drawn twice has the same images twice. With few domains the
     intervals are too narrow rather than too wide.
     """
     drawn = draws("domains", len(scores))

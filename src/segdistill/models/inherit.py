@@ -30,8 +30,8 @@ def check_heads(student: Head, teacher: Head) -> None:
     """A :class:`UserError` unless the student's head can take the teacher's weights."""
     if type(student) is not type(teacher):
         raise UserError(
-            f"inherit hands over the head: the student's is another one ({type(student).__name__}, the teacher's is "
-            f"{type(teacher).__name__}); choose the same, or leave head out of hands_over"
+            f"inherit copies the teacher's head, but the student's is {type(student).__name__} and the teacher's "
+            f"{type(teacher).__name__}; choose the same, or leave head out of hands_over"
         )
     if not teacher.readers():
         raise UserError(

@@ -79,7 +79,7 @@ class SegmenterTuning(Config):
 
 
 def select(detector: Any, segmenter: Any, part: Tuned | None) -> None:
-    """Let gradients reach what is trained of ``part`` and nothing else (None: nothing at all)."""
+    """Enable gradients for the trainable parameters of ``part`` only (None: of nothing)."""
     for each in (detector, segmenter):
         if each is not None:
             each.requires_grad_(False)

@@ -55,7 +55,7 @@ __all__ = [
     "weights_path",
 ]  # fmt: skip
 
-ADAPTER = "rein."  # parameters that start weights have no part of
+ADAPTER = "rein."  # parameters that pretrained weights do not contain
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 RELATIVE = re.compile(r"\.rel_pos_[hw]$")
 IN_FOLDER = ("encoder.safetensors", "model.safetensors", "model.safetensors.index.json")

@@ -81,7 +81,7 @@ def head_path(source: str) -> Path:
 def load_head_weights(head: HasHeadWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
     """Fill ``head``, the ``name`` of the table, from ``source`` (see ``HeadConfig.weights``).
 
-    Every key of the head must be in the file and the other way round; else a :class:`UserError` lists the differences.
+    The file and the head must have exactly the same keys; else a :class:`UserError` lists the differences.
     Where the file names the classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be
     ``classes``.
     """

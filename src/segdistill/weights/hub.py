@@ -37,7 +37,9 @@ def hub_file(source: str, *, local: bool = False) -> Path:
         known = timm.list_models(pretrained=True)
         raise UserError(f"timm has no weights '{name}': {nearest(name, known)}see timm.list_models(pretrained=True)")
     if not config.hf_hub_id:
-        raise UserError(f"timm has '{name}' outside the hub only: fetch {config.url} and give its path as weights")
+        raise UserError(
+            f"timm's '{name}' is not on the Hugging Face hub: download {config.url} and give its path as weights"
+        )
     repository, _, revision = config.hf_hub_id.partition("@")
     return _fetch(source, repository, revision or None, local)
 
@@ -52,9 +54,9 @@ def _fetch(source: str, repository: str, revision: str | None, local: bool) -> P
         with suppress(EntryNotFoundError), _explained(source, page, "path"):  # or no network: the other may be cached
             return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local))
     raise UserError(
-        f"{source}: neither {' nor '.join(FILES)} can be had (no network, or the repository has other files): fetch "
-        f"one from {page} and give its path as weights, or copy the hub's cache of a machine that has it to "
-        f"{constants.HF_HUB_CACHE}"
+        f"{source}: neither {' nor '.join(FILES)} could be downloaded or found in the cache (no network, or the "
+        f"repository has other files): fetch one from {page} and give its path as weights, or copy the hub's cache of "
+        f"a machine that has it to {constants.HF_HUB_CACHE}"
     )
 
 
@@ -81,7 +83,7 @@ def _explained(source: str, page: str, kind: str) -> Iterator[None]:
     except EntryNotFoundError:
         raise
     except HFValidationError:
-        raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
+        raise UserError(f"'{source}' is not a valid hub repository name: give hf:<owner>/<name>") from None
     except GatedRepoError:
         raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
     except RepositoryNotFoundError:
