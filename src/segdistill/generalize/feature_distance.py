@@ -37,12 +37,6 @@ class FeatureDistance(Generalizer):
         super().__init__()
         self.config, self.things = config, thing_classes(config, facts.names)
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
-        """The frozen encoder, whatever the settings."""
-        del config
-        return FeatureDistance.wants
-
     def terms(self, seen: Seen) -> LossTerms:
         """Weighted ``feature_distance`` term."""
         assert seen.reference is not None

@@ -63,8 +63,8 @@ class Shade(Generalizer):
         self.things = thing_classes(config, facts.names) if config.retrospection else ()
         self.register_buffer("prototypes", torch.zeros(config.prototypes, 2 * facts.stem_channels))
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
+    @classmethod
+    def wants_for(cls, config: Config) -> Wants:
         """The early map, and what its two losses read if they have a weight."""
         return Wants(stem=True, reference=config.retrospection > 0, logits=config.consistency > 0)
 

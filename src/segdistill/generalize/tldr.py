@@ -68,12 +68,6 @@ class TLDR(Generalizer):
             if len(getattr(config, name)) > taps:
                 raise UserError(f"tldr: {name} has {len(getattr(config, name))} weights, the head reads {taps} taps")
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
-        """The frozen encoder and style images, whatever the settings."""
-        del config
-        return TLDR.wants
-
     def weights(self) -> tuple[float, ...]:
         """Of the two task losses."""
         return self.config.original, self.config.stylised
