@@ -23,13 +23,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.generalize.base import Facts, Generalizer, Seen, Wants
-from segdistill.generalize.things import IGNORE, ThingsConfig, reduced, thing_classes, thing_distance
+from segdistill.generalize.things import ThingsConfig, inside, thing_classes, thing_distance
 from segdistill.ops import full_precision
 from segdistill.processes import own_rows, share
 from segdistill.types import LossTerms
@@ -103,14 +103,10 @@ class Shade(Generalizer):
                 terms["consistency"] = config.consistency * consistency(seen.logits.float())
             if config.retrospection:
                 assert seen.reference is not None
-                inside = partial(self.inside, seen.labels)
-                distance = thing_distance(seen.features, seen.reference, inside, mean_squares)
+                shown = partial(inside, seen.labels, ratio=config.ratio, classes=self.things)
+                distance = thing_distance(seen.features, seen.reference, shown, mean_squares)
                 terms["retrospection"] = config.retrospection * distance
         return terms
-
-    def inside(self, labels: Int[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
-        """The cells of ``grid`` that show a thing."""
-        return (reduced(labels, grid, self.config.ratio, self.things) != IGNORE).flatten(1)
 
 
 def style_of(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
