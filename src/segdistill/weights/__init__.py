@@ -27,7 +27,15 @@ from segdistill.files import write_atomic
 from segdistill.shipped import ASSETS, shipped_assets, shipped_path
 from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
-from segdistill.weights.reading import check_digest, digest_of, part_of_packed, read_file, strange_tensors
+from segdistill.weights.reading import (
+    check_digest,
+    digest_of,
+    misshapen,
+    need_finite,
+    part_of_packed,
+    read_file,
+    strange_tensors,
+)
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.resample import (
     Resample,
@@ -155,16 +163,9 @@ def _fill(encoder: HasWeights, content: Any, header: Mapping[str, str], report: 
     _account(state, wanted, header, report)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     _fit(state, wanted, _Grids(encoder.grid, header, report), resample)
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
+    if wrong := misshapen(state, wanted):
         raise UserError(f"'{report.source}' does not fit {encoder.name}: {some(wrong)}{_sizes(state, wanted)}")
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
+    need_finite(state, report.source)
     if MASK_TOKEN in report.missing:
         state[MASK_TOKEN] = torch.zeros_like(wanted[MASK_TOKEN])
     filled = {key: state.get(key, value).to(value.dtype) for key, value in wanted.items()}

@@ -18,7 +18,7 @@ from segdistill.config import UserError, expanded
 from segdistill.files import read_signed
 from segdistill.shipped import shipped_path
 from segdistill.weights.layouts import HEAD, State, tensors_of
-from segdistill.weights.reading import check_digest, part_of_packed, read_file, strange_tensors
+from segdistill.weights.reading import check_digest, misshapen, need_finite, part_of_packed, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 
 OURS_ALONE = "criterion."  # the loss's class weights come from our settings
@@ -172,19 +172,13 @@ def _account(state: State, wanted: State, report: LoadReport) -> None:
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     report.loaded = [key for key in wanted if key in state and state[key].shape == wanted[key].shape]
     report.share = sum(wanted[key].numel() for key in report.loaded) / sum(v.numel() for v in wanted.values())
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    wrong = misshapen(state, wanted)
     if missing or unexpected or wrong:
         raise UserError(
             f"the head of '{report.source}' does not fit this {report.network}: missing {some(missing)}; unexpected "
             f"{some(unexpected)}; wrong {some(wrong)}; {100 * report.share:.1f} % of the parameters are there"
         )
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
+    need_finite(state, report.source)
 
 
 def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segdistill.config import UserError
-from segdistill.files import input_digest, plain_name, sha256
+from segdistill.files import files_digest, input_digest, plain_name, sha256
 from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
@@ -145,7 +145,22 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a weight file; for an index, of all its files."""
     if not path.name.endswith(INDEX):
         return input_digest(path)
-    return hashlib.sha256("".join(f"{each.name} {input_digest(each)}\n" for each in shards(path)).encode()).hexdigest()
+    return files_digest(shards(path))
+
+
+def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """One text for each of the ``wanted`` tensors that is in ``state`` with another shape."""
+    return [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+
+
+def need_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """A :class:`UserError` if a tensor of the file ``source`` is not finite."""
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"'{source}' has weights that are not finite: {some(broken)}")
 
 
 @contextmanager
