@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill.methods.kl import channel_cross_entropy
+from segdistill.methods.kl import channel_cross_entropy, class_scores
 from segdistill.methods.masked import TokenConfig, image_token, token_widths
 from segdistill.ops import resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
@@ -140,9 +140,7 @@ class G2SD(nn.Module):
         config = self.config
         if self.decoder is not None:
             return {"generic": config.generic_weight * self._generic(self.decoder, student, teacher)}
-        assert student.logits is not None
-        assert teacher.logits is not None
-        error = channel_cross_entropy(student.logits, teacher.logits, config.tau)
+        error = channel_cross_entropy(*class_scores(student, teacher), config.tau)
         return {"specific": config.specific_weight * error}
 
     def _generic(self, decoder: TokenDecoder, student: Views, teacher: Views) -> Float[Tensor, ""]:
