@@ -25,7 +25,7 @@ def correct(
     """
     targets = [_targets(student, teacher, batch, into.float(), blocks) for batch in images]
     network = student.backbone
-    streams = [network._pos_embed(network.patch_embed((batch - student.mean) / student.std)) for batch in images]
+    streams = [network._pos_embed(network.patch_embed(student.normalised(batch))) for batch in images]
     left = []
     for number, block in enumerate(network.blocks):
         parts = ((block.norm1, block.attn, block.attn.proj), (block.norm2, block.mlp, block.mlp.fc2))
@@ -56,7 +56,7 @@ def _targets(
         for handle in handles:
             handle.remove()
     cells = slice(network.num_prefix_tokens, None)
-    start = network._pos_embed(network.patch_embed((batch - teacher.mean) / teacher.std))[:, cells]
+    start = network._pos_embed(network.patch_embed(teacher.normalised(batch)))[:, cells]
     found = []
     ends = (*blocks[1:], len(network.blocks))
     for first, end in zip((0, *ends), ends, strict=False):

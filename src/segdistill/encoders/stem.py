@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdistill.encoders.encoder import Encoder
+from segdistill.ops import map_to_tokens
 from segdistill.weights import resample_kernel
 
 RATE = 1e-2
@@ -64,7 +65,7 @@ def _embedding(student: Encoder, teacher: Encoder, images: Tensor) -> Tensor:
         return teacher.stem(images)
     theirs = teacher.backbone.patch_embed.proj
     kernel = resample_kernel(theirs.weight, (student.patch, student.patch), "timm")
-    return F.conv2d((images - teacher.mean) / teacher.std, kernel, theirs.bias, stride=student.patch)
+    return F.conv2d(teacher.normalised(images), kernel, theirs.bias, stride=student.patch)
 
 
 def _error(student: Encoder, images: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
@@ -86,7 +87,7 @@ def _solve(student: Encoder, last: Any, images: Sequence[Tensor], targets: Seque
             read = read.transpose(1, 2).flatten(0, 1).double()
             read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
             own = own + read.T @ read
-            both = both + read.T @ target.flatten(2).transpose(1, 2).flatten(0, 1).double()
+            both = both + read.T @ map_to_tokens(target).flatten(0, 1).double()
     finally:
         handle.remove()
     ridge = RIDGE * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)

@@ -21,6 +21,7 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.metrics.confusion import ConfusionMatrix
+from segdistill.ops import map_to_tokens
 from segdistill.recipe import Recipe
 from segdistill.runlog import Watcher
 from segdistill.stages.base import StageConfig
@@ -126,7 +127,7 @@ def shares_of(label: Integer[Tensor, "b H W"], classes: int, grid: tuple[int, in
     """The share of every class among the pixels of each cell of a grid (h, w); ignored pixels belong to none."""
     one_hot = (label[:, None] == torch.arange(classes)[:, None, None]).float()
     pooled = F.adaptive_avg_pool2d(one_hot, grid)
-    return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
+    return map_to_tokens(pooled).flatten(0, 1)
 
 
 def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher: Watcher) -> Probe:

@@ -17,7 +17,7 @@ from segdistill.config import UserError
 from segdistill.heads import Head
 from segdistill.heads.pyramid import per_level, resize
 from segdistill.models.model import Model
-from segdistill.ops import maps
+from segdistill.ops import map_to_tokens, maps
 
 RIDGE = 1e-4
 """Of the least squares, as a share of the inputs' mean square."""
@@ -85,8 +85,8 @@ class _Fit:
     def add(self, ours: Tensor, theirs: Tensor) -> None:
         """The maps (B, C, h, w) of a batch."""
         wanted = resize(self.theirs(theirs), (ours.shape[-2], ours.shape[-1]))
-        target = wanted.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        read = ours.flatten(2).transpose(1, 2).flatten(0, 1).double()
+        target = map_to_tokens(wanted).flatten(0, 1).double()
+        read = map_to_tokens(ours).flatten(0, 1).double()
         read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
         self.own += read.T @ read
         self.both += read.T @ target
