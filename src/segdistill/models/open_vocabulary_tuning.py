@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from segdistill.config import Config
 from segdistill.data.targets import objects_of
@@ -157,7 +158,7 @@ def _labels(objects: Objects, places: dict[int, int], device: torch.device) -> d
     corners = torch.tensor([box for _, box in kept], device=device).reshape(-1, 4)
     return {
         "class_labels": torch.tensor([place for place, _ in kept], dtype=torch.long, device=device),
-        "boxes": torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1),
+        "boxes": box_convert(corners, "xyxy", "cxcywh"),
     }
 
 
@@ -219,18 +220,10 @@ def _resized(masks: Bool[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def sigmoid_focal(
-    logits: Float[Tensor, "n h w"],
-    truth: Float[Tensor, "n h w"],
-    counted: Bool[Tensor, "1 h w"],
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    logits: Float[Tensor, "n h w"], truth: Float[Tensor, "n h w"], counted: Bool[Tensor, "1 h w"]
 ) -> Float[Tensor, " n"]:
     """Lin et al., Focal Loss (arXiv 1708.02002), the mean over the counted pixels of each mask."""
-    chance = logits.sigmoid()
-    hit = chance * truth + (1 - chance) * (1 - truth)
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * (1 - hit) ** gamma
-    loss = loss * (alpha * truth + (1 - alpha) * (1 - truth)) * counted
+    loss = sigmoid_focal_loss(logits, truth, alpha=0.25, gamma=2) * counted
     return loss.sum(dim=(1, 2)) / counted.sum().clamp(min=1)
 
 
