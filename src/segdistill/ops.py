@@ -59,12 +59,18 @@ def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return features.flatten(2).transpose(1, 2)
 
 
+def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:
+    """Bilinear, half-pixel centres, no antialias; unchanged if it already has the size."""
+    if tuple(features.shape[-2:]) == tuple(size):
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
 def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Tokens on ``grid`` bilinearly resampled to the grid ``to``; unchanged if these are equal."""
     if grid == to:
         return tokens
-    resized = F.interpolate(tokens_to_map(tokens, grid), size=to, mode="bilinear", align_corners=False)
-    return map_to_tokens(resized)
+    return map_to_tokens(resize(tokens_to_map(tokens, grid), to))
 
 
 def norm_linear(inputs: int, outputs: int) -> nn.Sequential:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.config import UserError
 from segdistill.heads.base import Head, HeadConfig, Maps, first
-from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level, resize
+from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level
 from segdistill.heads.semfpn import ChannelDropout
+from segdistill.ops import resize
 from segdistill.processes import rank_and_size
 from segdistill.types import LossTerms
 
@@ -97,10 +98,6 @@ class DeepLabV3Plus(Head):
             scores = resize(self.auxiliary(first(decoded.third, count)), (height, width))
             terms["auxiliary"] = self.config.auxiliary * criteria.pixel_cross_entropy(scores, labels)
         return terms
-
-    def scores_of(self, decoded: Decoded, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """Class logits for images of ``size`` (h, w)."""
-        return resize(decoded.logits, size)
 
     def logits_of(self, decoded: Decoded) -> Float[Tensor, "b k _h _w"]:
         """The classifier's output at stride 4."""

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads.base import Maps
-from segdistill.heads.pyramid import STRIDES, resize
+from segdistill.heads.pyramid import STRIDES
 from segdistill.heads.queries import Queries, QueryHead, SetConfig
-from segdistill.ops import map_to_tokens, tokens_to_map
+from segdistill.ops import map_to_tokens, resize, tokens_to_map
 
 _EPS = 1e-6  # of the layer norms, as in ViT
 _HEAD_WIDTH = 64  # channels per attention head, as in ViT

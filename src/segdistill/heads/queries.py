@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from segdistill.criteria import IGNORE
 from segdistill.heads.base import Head, HeadConfig, first
-from segdistill.heads.pyramid import resize
-from segdistill.ops import full_precision
+from segdistill.ops import full_precision, resize
 from segdistill.types import LossTerms
 
 _QUERY_CHUNK = 16  # masks upsampled at once; limits memory, changes no value

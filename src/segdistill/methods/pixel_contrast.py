@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import full_precision, map_to_tokens
+from segdistill.ops import full_precision, map_to_tokens, resize
 from segdistill.processes import total
 from segdistill.types import LossTerms
 
@@ -160,7 +160,7 @@ class PixelContrast(nn.Module):
         positions = grid[0] * grid[1]
         if self.config.cue == "uniform":
             return torch.ones(count, some, count, positions, device=masks.device)
-        logits = F.interpolate(masks.float(), size=grid, mode="bilinear", align_corners=False)
+        logits = resize(masks.float(), grid)
         shares = logits.flatten(2).softmax(dim=1).transpose(1, 2)  # (B, N, Q)
         votes = shares @ classes.float().softmax(dim=-1)  # (B, N, K)
         cue = self.config.cue

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.heads.daformer import ALIGNED, STRIDE, DAFormer, Fused, TwoScale
-from segdistill.heads.pyramid import resize
 from segdistill.models.segmenter import Segmenter, positions
-from segdistill.ops import maps
+from segdistill.ops import maps, resize
 from segdistill.types import Features
 
 Corners = tuple[tuple[int, int], ...]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads import Head
-from segdistill.heads.pyramid import per_level, resize
+from segdistill.heads.pyramid import per_level
 from segdistill.models.model import Model
-from segdistill.ops import map_to_tokens, maps
+from segdistill.ops import map_to_tokens, maps, resize
 
 RIDGE = 1e-4
 """Of the least squares, as a share of the inputs' mean square."""

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from segdistill.data.targets import NONE
-from segdistill.heads.pyramid import resize
 from segdistill.models.model import Finder, need_floats
 from segdistill.objects import Detections, RunLengths, encode
+from segdistill.ops import resize
 from segdistill.types import Batch, LossTerms
 
 TOP = 100

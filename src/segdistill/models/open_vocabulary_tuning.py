@@ -21,6 +21,7 @@ from segdistill.data.targets import objects_of
 from segdistill.models.box_segmenter import BoxSegmenter
 from segdistill.models.text_detector import TextDetector
 from segdistill.objects import Objects, boxes_of
+from segdistill.ops import resize
 from segdistill.types import Batch, LossTerms
 
 Tuned = Literal["detector", "segmenter"]
@@ -191,7 +192,7 @@ def segmenter_loss(segmenter: BoxSegmenter, batch: Batch, tuning: SegmenterTunin
         if len(boxes):
             logits, _ = segmenter.masks(levels, row, boxes.to(images.device))
             size = (segmenter.side, segmenter.side)
-            logits = F.interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+            logits = resize(logits[:, None].float(), size)[:, 0]
             truth = _resized(masks, size).to(images.device)
             counted = ~_resized(void[None], size).to(images.device).bool()
             focal = focal + sigmoid_focal(logits, truth, counted).sum() / count

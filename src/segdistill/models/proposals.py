@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import box_area, nms
 
 from segdistill.models.prompts import Prompt
 from segdistill.objects import Detections, RunLengths, encode
+from segdistill.ops import resize
 
 COUNTS = (
     "images_without_boxes",
@@ -110,7 +110,7 @@ def paint(
     kept: list[int] = []
     runs: list[RunLengths] = []
     for rows in order.split(_AT_ONCE):
-        large = F.interpolate(masks[rows, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+        large = resize(masks[rows, None].float(), size)[:, 0]
         for row, mask in zip(rows.tolist(), large > 0, strict=True):
             free = mask & ~taken
             if free.any():
