@@ -6,19 +6,13 @@ boxes of its files are read so that the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segdistill.data.targets import boxes_of
 from segdistill.metrics.average_precision import coco_ap, mean, voc_ap
-from segdistill.metrics.base import RESAMPLES, draws
-from segdistill.metrics.instances import InstanceSamples, ObjectMetric, Predictor
+from segdistill.metrics.instances import InstanceSamples, ObjectMetric
 from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, coco, iou_of, one_image
-from segdistill.models import Model, View
 from segdistill.objects import Detections, Objects
 
 Boxes = NDArray[np.float64]
@@ -27,18 +21,9 @@ Boxes = NDArray[np.float64]
 class BoxSamples(InstanceSamples):
     """The matched detections and objects of a domain, in classes 0 to ``num_classes`` - 1."""
 
-    def resampled(self, name: str) -> NDArray[np.float64]:
-        """See :meth:`segdistill.metrics.base.Samples.resampled`: AP50.
-
-        Classes without objects in the drawn images are left out.
-        """
-        if self.size < 2:
-            return np.full(RESAMPLES, np.nan)
-        return mean(voc_ap(self.matches, self.num_classes, draws(name, self.size)))
-
-    def single(self) -> NDArray[np.float64]:
-        """AP50 of every image (N,)."""
-        return mean(voc_ap(self.matches, self.num_classes, np.eye(self.size)))
+    def ap(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pascal VOC's AP50 (R,) for image weights (R, N), as in :meth:`.InstanceSamples.ap`."""
+        return mean(voc_ap(self.matches, self.num_classes, weights))
 
     def false_positives(self) -> NDArray[np.bool_]:
         """Which detections (N,) AP50 counts as false positives."""
@@ -68,14 +53,7 @@ class BoxMetric(ObjectMetric):
     """
 
     primary, kept = "ap50", BoxSamples
-
-    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
-        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :func:`.targets.box_targets`."""
-        height, width = batch["image"].shape[-2:]
-        images = view.prepare(batch["image"].to(self.device))
-        predictions = cast(Predictor, model).predict(images, size=(height, width))
-        for row, (index, detections) in enumerate(zip(self.numbers(batch), predictions, strict=True)):
-            self.add(index, detections, boxes_of(batch, row))
+    read = staticmethod(boxes_of)
 
     def matched(self, detections: Detections, objects: Objects) -> Matches:
         """See :func:`match_boxes`."""
