@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdistill.encoders.encoder import Encoder
-from segdistill.ops import map_to_tokens
+from segdistill.ops import LeastSquares, map_to_tokens
 from segdistill.weights import resample_kernel
 
 RATE = 1e-2
@@ -78,20 +78,15 @@ def _solve(student: Encoder, last: Any, images: Sequence[Tensor], targets: Seque
     """Weights and bias of the stem's last layer, a 1x1 convolution or one over whole patches, by least squares."""
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    own: Any = 0.0
-    both: Any = 0.0
+    sums = LeastSquares(last.weight[0].numel(), len(last.weight))
     try:
         for batch, target in zip(images, targets, strict=True):
             student.stem(batch)
             read = F.unfold(seen.pop(), last.kernel_size, padding=last.padding, stride=last.stride)
-            read = read.transpose(1, 2).flatten(0, 1).double()
-            read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
-            own = own + read.T @ read
-            both = both + read.T @ map_to_tokens(target).flatten(0, 1).double()
+            sums.add(read.transpose(1, 2).flatten(0, 1), map_to_tokens(target).flatten(0, 1))
     finally:
         handle.remove()
-    ridge = RIDGE * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
-    found = torch.linalg.solve(own + ridge, both)
+    found = sums.solve(RIDGE)
     last.weight.copy_(found[:-1].T.reshape(last.weight.shape))
     last.bias.copy_(found[-1])
 
