@@ -143,6 +143,15 @@ def test_a_result_has_its_interval_and_the_score_of_every_class():
     assert again.by_image().shape == (samples.size,)
 
 
+@pytest.mark.parametrize(("box", "expected"), [((0, 0, 100, 140), np.nan), ((0, 0, 30, 30), 0.0)])
+def test_an_image_with_a_false_positive_alone_scores_0_by_the_rules_of_pascal_voc(box, expected):
+    """A box on a difficult object is none, also where COCO counts it at a stricter threshold."""
+    size, kind = (200, 200), np.zeros(1, np.int64)
+    found = Detections(np.ones(1, np.float32), kind, [], size, np.array([box], float))
+    truth = Objects.of_boxes(np.array([[0.0, 0, 100, 100]]), kind, np.array([True]), size)
+    assert metric_of([(found, truth)]).samples().by_image() == pytest.approx([expected], nan_ok=True)
+
+
 def test_a_drawn_image_counts_as_often_as_it_was_drawn():
     pairs = pairs_of(3, images=4, levels=10**6)
     weights = draws("here", 4)[:3]

@@ -243,7 +243,7 @@ def test_weights_that_are_damaged_or_of_another_encoder_are_one_line(complaint, 
     assert "does not fit world_teacher" in complaint(*run)
     shutil.rmtree(tmp_path / "run")
     damaged(path)
-    assert "is damaged or no safetensors file" in complaint(*run)
+    assert "is damaged or not a safetensors file" in complaint(*run)
 
 
 DISTILL = {"text": only("agnostic", evaluate=None, checkpoint_every=1)}

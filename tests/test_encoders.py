@@ -280,9 +280,9 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (cut, "is damaged or no safetensors file"),
-        (lambda path: path.write_text("no weights"), "is damaged or no safetensors file"),
-        (lambda path: path.write_bytes(b""), "is damaged or no safetensors file"),
+        (cut, "is damaged or not a safetensors file"),
+        (lambda path: path.write_text("no weights"), "is damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(b""), "is damaged or not a safetensors file"),
         (lambda path: damage(path, lambda s: s.pop("backbone.norm.bias")), "missing backbone.norm.bias; unexp"),
         (lambda path: damage(path, lambda s: s.update(extra=torch.ones(1))), "missing nothing; unexpected extra"),
         (lambda path: damage(path, lambda s: s["mask_token"].fill_(float("nan"))), "not finite: mask_token"),
@@ -353,7 +353,7 @@ def test_random_leaves_an_encoder_as_it_is(student):
 
 def test_no_state_is_unpickled(tmp_path, student):
     torch.save(student.state_dict(), tmp_path / "encoder.safetensors")
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         build("world_student", weights=str(tmp_path))
 
 

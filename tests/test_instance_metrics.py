@@ -287,7 +287,7 @@ def test_scores_do_not_depend_on_processes_and_order(processes, monkeypatch):
 
     held = list(parts)
     whole = InstanceMetric(3)
-    for name, value in {"is_initialized": lambda: True, "get_world_size": lambda: processes}.items():
+    for name, value in {"is_initialized": lambda: True, "get_world_size": lambda: processes, "get_rank": int}.items():
         monkeypatch.setattr(dist, name, value)
     monkeypatch.setattr(dist, "all_gather_object", gather)
     whole.merge()

@@ -15,6 +15,7 @@ import tiny_vocab
 from segdistill.config import UserError
 from segdistill.data.pseudo import PseudoWriter
 from segdistill.models.open_vocabulary import OpenVocabulary
+from segdistill.models.open_vocabulary_parts import save_licence
 from segdistill.models.prompts import Prompt, build_prompt
 from segdistill.models.proposals import COUNTS, Found, Limits, Proposals, paint, pick, unmatched
 from segdistill.objects import decode
@@ -55,7 +56,7 @@ def test_detections_of_files(folders, tmp_path, kind, size, wanted) -> None:
             each
         )
         assert sum(counts[f"phrase: {name}"] for name in CLASSES) == counts["boxes"]
-    assert teacher.total["objects"] == sum(map(len, found))
+    assert sum(counts["objects"] for counts in teacher.counts) == sum(map(len, found))
 
 
 def test_boxes_are_those_of_transformers(teacher, folders, tmp_path) -> None:
@@ -101,15 +102,16 @@ def test_masks_are_those_of_transformers(teacher, folders, tmp_path) -> None:
 def test_nothing_found_is_counted(folders, tmp_path) -> None:
     teacher = OpenVocabulary(config(folders, threshold=0.99), CLASSES)
     assert [len(each) for each in teacher.predict(images(tmp_path, (30, 40)))] == [0, 0]
-    assert teacher.total["images_without_boxes"] == 2
-    assert teacher.total["below_threshold"] == teacher.total["queries"] == 40
-    assert list(teacher.unmatched) == list(CLASSES)
+    total = sum(teacher.counts, Counter())
+    assert total["images_without_boxes"] == 2
+    assert total["below_threshold"] == total["queries"] == 40
+    assert list(unmatched(total, teacher.prompt)) == list(CLASSES)
 
 
 def test_images_that_are_too_narrow(folders, tmp_path) -> None:
     many = tiny_vocab.detector(tmp_path / "many", queries=100)
     teacher = OpenVocabulary(config(folders | {"many": many}, "many"), CLASSES)
-    with pytest.raises(UserError, match=r"fewer places than the detector has queries \(100\)"):
+    with pytest.raises(UserError, match=r"fewer feature-map cells than the detector has queries \(100\)"):
         teacher.predict(images(tmp_path, (1, 200)))
 
 
@@ -145,21 +147,22 @@ def test_pseudo_labels_carry_licence_prompt_and_counts(folders, tmp_path) -> Non
     assert labels.info["licence"] == "Apache-2.0"
     assert labels.info["prompt"] == "person . train . training . traffic light"
     assert labels.info["thresholds"] == {"threshold": LOW, "most": 100, "suppress": 0.8, "largest": 1.0}
-    assert labels.info["counts"] == dict(teacher.total)
+    assert labels.info["counts"] == {name: sum(each[name] for each in teacher.counts) for name in teacher.counts[0]}
     assert set(COUNTS) < set(labels.info["counts"])
     assert [labels.detections(f"set/{number}.png").masks for number in (0, 1)] == [each.masks for each in found]
 
 
 def test_saved_networks_predict_the_same(folders, tmp_path) -> None:
-    batch = images(tmp_path, (32, 48))
-    for settings in (config(folders, licence="MIT"), concepts_config(folders)):
-        teacher = OpenVocabulary(settings, CLASSES)
-        again = teacher.save(tmp_path / settings.detector.replace("/", "_"))
-        other = OpenVocabulary(again.model_copy(update={"licence": None}), CLASSES)
-        assert other.licence == teacher.licence
-        first, second = teacher.predict(batch), other.predict(batch)
-        assert [each.masks for each in first] == [each.masks for each in second]
-        assert np.array_equal(first[0].scores, second[0].scores)
+    batch, settings, saved = images(tmp_path, (32, 48)), config(folders, licence="MIT"), tmp_path / "saved"
+    teacher = OpenVocabulary(settings, CLASSES)
+    for part in ("detector", "segmenter"):
+        getattr(teacher, part).save(saved / part)
+        save_licence(saved / part, teacher.licence)
+    other = OpenVocabulary(settings.adapted(saved).model_copy(update={"licence": None}), CLASSES)
+    assert other.licence == teacher.licence
+    first, second = teacher.predict(batch), other.predict(batch)
+    assert [each.masks for each in first] == [each.masks for each in second]
+    assert np.array_equal(first[0].scores, second[0].scores)
 
 
 # What is kept
@@ -279,7 +282,7 @@ def test_long_prompts_are_split(folders, tmp_path) -> None:
     teacher = OpenVocabulary(config(folders | {"short": short}, "short"), CLASSES)
     batch = images(tmp_path, (32, 48))
     teacher.predict(batch)
-    assert teacher.total["queries"] == 2 * 2 * 20
+    assert sum(counts["queries"] for counts in teacher.counts) == 2 * 2 * 20
     with torch.no_grad():
         found = teacher.detector(batch)
         for part, names in ((slice(20), ("person", "train")), (slice(20, 40), ("traffic light",))):
@@ -302,8 +305,8 @@ def test_long_prompts_are_split(folders, tmp_path) -> None:
         (CLASSES, {"person": "xyz"}, "does not know 'xyz'"),
         (CLASSES, {"person": "red. light"}, "contains '.'"),
         (CLASSES, {"person": "red?"}, "contains '?'"),
-        (CLASSES, {"person": "Train"}, "'train' stands twice, for 'person' and 'train'"),
-        (CLASSES, {"person": ["bus", "bus"]}, "'bus' stands twice"),
+        (CLASSES, {"person": "Train"}, "'train' appears twice, for 'person' and 'train'"),
+        (CLASSES, {"person": ["bus", "bus"]}, "'bus' appears twice"),
         (CLASSES, {"person": "red " * 62}, "has 62 tokens; the detector reads 61"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_tokenizer_of_another_network(folders, tmp_path) -> None:
 def test_names_of_the_hub_without_network(folders) -> None:
     with pytest.raises(UserError, match="is not on this machine and cannot be fetched"):
         OpenVocabulary(config(folders, segmenter="hf:nobody/nothing"), CLASSES)
-    with pytest.raises(UserError, match="no name of a hub repository"):
+    with pytest.raises(UserError, match="not a valid hub repository name"):
         OpenVocabulary(config(folders, segmenter="hf:a/b/c"), CLASSES)
 
 
@@ -126,6 +126,20 @@ def test_sam_3_needs_its_licence_accepted(folders) -> None:
         teacher.tune("detector")
 
 
+@pytest.mark.parametrize(
+    ("detector", "accepted", "expected"),
+    [
+        ("hf:facebook/sam3", "", "SAM License"),
+        ("mirrors/sam3", "SAM License", "SAM License"),
+        ("hf:IDEA-Research/grounding-dino-tiny", "", "Apache-2.0"),
+        ("hf:me/mine", "", "MIT"),
+    ],
+)
+def test_the_setting_licence_replaces_no_known_licence(detector, accepted, expected) -> None:
+    settings = OpenVocabularyConfig(detector=detector, segmenter=None, licence="MIT", licence_accepted=accepted)
+    assert list(settings.licences().values()) == [expected]
+
+
 def test_a_detector_needs_a_segmenter(folders) -> None:
     with pytest.raises(UserError, match="give a segmenter"):
         OpenVocabulary(config(folders, segmenter=None), CLASSES)
@@ -136,5 +150,6 @@ def test_licences(folders) -> None:
     assert {parts.licence_of(str(each)) for each in (standard.detector, standard.segmenter)} == {"Apache-2.0"}
     assert parts.licence_of("hf:facebook/sam3") == "SAM License"
     assert parts.licence_of("hf:me/mine") == "unknown: that of me/mine"
+    assert parts.licence_of("hf:me/mine", "MIT") == "MIT"
     teacher = OpenVocabulary(config(folders), CLASSES)
     assert teacher.licence == "unknown: that of mm-grounding-dino and unknown: that of segmenter"

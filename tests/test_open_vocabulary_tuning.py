@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from segdistill.models.open_vocabulary_tuning import (
     sigmoid_focal,
 )
 from segdistill.objects import Objects
-from segdistill.types import Batch
+from segdistill.types import Batch, LossTerms
 
 CLASSES = ("person", "train", "traffic light")
 SIZE = (40, 56)
@@ -39,6 +41,12 @@ def teacher(folders: tuple[Path, Path], part: Any, **settings: Any) -> OpenVocab
     found = OpenVocabulary(parse(OpenVocabularyConfig, base | settings), CLASSES)
     found.tune(part)
     return found.train()
+
+
+def loss_of(own: OpenVocabulary, part: str) -> Callable[[Batch], LossTerms]:
+    if part == "detector":
+        return partial(own.detector_loss, settings=DetectorTuning())
+    return partial(own.segmenter_loss, settings=SegmenterTuning())
 
 
 def objects(*kinds: int, crowd: tuple[int, ...] = (), void: bool = False) -> Objects:
@@ -100,11 +108,11 @@ def test_a_split_prompt_is_learned_in_parts(folders, tmp_path) -> None:
     assert len(own.prompt.chunks) == 2
     own.eval()
     inputs = batch(objects(0, 2))
-    both = own.detector_loss(inputs)
+    both = own.detector_loss(inputs, DetectorTuning())
     total = dict.fromkeys(both, 0.0)
     for names, sample in ((CLASSES[:2], objects(0)), (CLASSES[2:], second(0))):
         part = OpenVocabulary(own.config, names).eval()
-        terms = part.detector_loss(collated([object_targets(sample)]) | {"image": inputs["image"]})
+        terms = part.detector_loss(collated([object_targets(sample)]) | {"image": inputs["image"]}, DetectorTuning())
         total = {name: total[name] + value / 2 for name, value in terms.items()}
     assert all(torch.allclose(value, total[name], rtol=1e-4) for name, value in both.items())
 
@@ -129,7 +137,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(folders, part) -> None
         for each in own.parameters():  # layers that start at zero would stop the gradient
             each += 0.02 * torch.randn(each.shape, generator=torch.Generator().manual_seed(each.numel()))
     inputs = batch(objects(0, 1), objects(2))
-    terms = own.detector_loss(inputs) if part == "detector" else own.segmenter_loss(inputs)
+    terms = loss_of(own, part)(inputs)
     assert all(torch.isfinite(value) for value in terms.values())
     sum(terms.values()).backward()
     other = own.segmenter if part == "detector" else own.detector
@@ -148,7 +156,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(folders, part) -> None
 def test_a_few_steps_reduce_the_loss_and_leave_the_rest(folders, part, lr) -> None:
     own = teacher(folders, part)
     settings: Any = DetectorTuning() if part == "detector" else SegmenterTuning()
-    loss = own.detector_loss if part == "detector" else own.segmenter_loss
+    loss = loss_of(own, part)
     groups = [{"params": each["params"], "lr": lr * each["lr_scale"]} for each in own.groups(settings)]
     trained = {id(each) for group in groups for each in group["params"]}
     frozen = {name: each.clone() for name, each in own.named_parameters() if id(each) not in trained}
@@ -171,7 +179,7 @@ def test_a_few_steps_reduce_the_loss_and_leave_the_rest(folders, part, lr) -> No
 def test_images_without_objects(folders, part) -> None:
     own = teacher(folders, part)
     inputs = batch(objects(), objects(0, crowd=(0,)))
-    terms = own.detector_loss(inputs) if part == "detector" else own.segmenter_loss(inputs)
+    terms = loss_of(own, part)(inputs)
     total = sum(terms.values())
     assert torch.isfinite(total)
     total.backward()
@@ -196,7 +204,7 @@ def test_the_largest_objects_are_learned(folders) -> None:
 
 def test_pixels_without_annotation_do_not_count(folders) -> None:
     own = teacher(folders, "segmenter").eval()
-    terms = [own.segmenter_loss(batch(objects(0, void=void))) for void in (False, True)]
+    terms = [own.segmenter_loss(batch(objects(0, void=void)), SegmenterTuning()) for void in (False, True)]
     assert not torch.equal(terms[0]["focal"], terms[1]["focal"])
     logits, truth = torch.randn(2, 6, 6), (torch.rand(2, 6, 6) > 0.5).float()
     counted = torch.ones(1, 6, 6, dtype=torch.bool)
@@ -234,12 +242,12 @@ def test_groups_and_schedules(folders) -> None:
     names = {id(each): name for name, each in own.detector.network.named_parameters()}
     assert all(names[id(each)].startswith("model.backbone.") for each in backbone["params"])
     assert not any(names[id(each)].startswith(("model.backbone.", "model.text_backbone.")) for each in rest["params"])
-    lr = settings.schedule(8)
+    lr = settings.schedule()
     assert [lr(step, 1000) for step in (0, 699, 700, 899, 900)] == pytest.approx([5e-5, 5e-5, 5e-6, 5e-6, 5e-7])
     own.tune("segmenter")
     (group,) = own.groups(SegmenterTuning())
     assert (group["lr_scale"], group["weight_decay"]) == (1.0, 1e-4)
-    lr = SegmenterTuning().schedule(1)
+    lr = SegmenterTuning().schedule()
     assert [lr(step, 100) for step in (0, 50, 99)] == pytest.approx([5e-6, 2.5e-6, 5e-8])
 
 

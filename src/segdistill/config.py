@@ -153,6 +153,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
 
 
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` and ``~user`` replaced; a :class:`UserError` for a user without a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"'{path}' begins with the home folder of an unknown user: write the path out") from None
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``did you mean 'x'? `` for the closest allowed name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -225,6 +225,11 @@ def input_digest(path: Path) -> str:
     if version not in _digests:
         _digests[version] = sha256(path)
     return _digests[version]
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of the names and contents of files, in this order."""
+    return hashlib.sha256("".join(f"{path.name} {input_digest(path)}\n" for path in paths).encode()).hexdigest()
 
 
 def plain_name(name: str) -> str:

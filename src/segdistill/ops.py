@@ -69,17 +69,49 @@ def map_to_tokens(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return features.flatten(2).transpose(1, 2)
 
 
+def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:
+    """Bilinear, half-pixel centres, no antialias; unchanged if it already has the size."""
+    if tuple(features.shape[-2:]) == tuple(size):
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
 def resize_tokens(tokens: Float[Tensor, "b n c"], grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Tokens on ``grid`` bilinearly resampled to the grid ``to``; unchanged if these are equal."""
     if grid == to:
         return tokens
-    resized = F.interpolate(tokens_to_map(tokens, grid), size=to, mode="bilinear", align_corners=False)
-    return map_to_tokens(resized)
+    return map_to_tokens(resize(tokens_to_map(tokens, grid), to))
 
 
 def norm_linear(inputs: int, outputs: int) -> nn.Sequential:
     """LayerNorm (eps 1e-5) and Linear: the projection from one network's token width to the other's."""
     return nn.Sequential(nn.LayerNorm(inputs, eps=1e-5), nn.Linear(inputs, outputs))
+
+
+class LeastSquares:
+    """The sums of a linear regression of ``outputs`` numbers on ``inputs`` numbers and a constant, in float64."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
+        self.xy = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
+        self.yy = torch.zeros((), dtype=torch.float64)
+
+    def add(self, read: Float[Tensor, "n _c"], target: Float[Tensor, "n _k"]) -> None:
+        """Add rows of inputs and of outputs."""
+        x, y = F.pad(read.double(), (0, 1), value=1.0), target.double()
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += y.square().sum()
+
+    def solve(self, ridge: float, *, constant: bool = True) -> Float[Tensor, "_c _k"]:
+        """The weights, one row per input and last the constant's; ``ridge`` is a share of the inputs' mean square."""
+        count = len(self.xx) if constant else len(self.xx) - 1
+        own = self.xx[:count, :count]
+        return torch.linalg.solve(own + self.penalty(ridge, own), self.xy[:count])
+
+    def penalty(self, ridge: float, own: Float[Tensor, "_c _c"]) -> Float[Tensor, "_c _c"]:
+        """What is added to the moments ``own`` of the inputs."""
+        return ridge * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
 
 
 def random_mask(

@@ -33,7 +33,7 @@ class Features:
             object.__setattr__(self, "grids", (self.grid,) * len(self.tokens))
         assert len(self.grids) == len(self.tokens), (len(self.grids), len(self.tokens))
 
-    def part(self, *, rows: slice = slice(None), taps: slice = slice(None)) -> Features:
+    def part(self, *, rows: slice | list[int] = slice(None), taps: slice = slice(None)) -> Features:
         """The features of the given images (``rows``) and taps."""
         grids = self.grids[taps]
         return Features(
@@ -43,9 +43,9 @@ class Features:
             grids=grids,
         )
 
-    def blank(self) -> Features:
-        """Zeros of the same shapes for one image, without a CLS token."""
-        tokens = tuple(torch.zeros(1, *tokens.shape[1:]) for tokens in self.tokens)
+    def blank(self, count: int = 1) -> Features:
+        """Zeros of the same shapes for ``count`` images, without a CLS token."""
+        tokens = tuple(torch.zeros(count, *tokens.shape[1:]) for tokens in self.tokens)
         return Features(tokens=tokens, cls=None, grid=self.grid, grids=self.grids)
 
 

@@ -210,9 +210,9 @@ def test_blocks_are_spaced_evenly():
     [
         ({"width": 192}, {}, None, "the student deit_ti_plain has 192 channels, its teacher deit_ti_plain 96"),
         ({"depth": 6}, {}, None, "has 6 blocks"),
-        ({}, {}, (0, 1, 2), r"got \[0, 1, 2\]; deit_ti_plain takes 4 ascending numbers from 0 to 3"),
-        ({}, {}, (0, 2, 1, 3), "takes 4 ascending"),
-        ({}, {}, (0, 1, 2, 9), "takes 4 ascending numbers from 0 to 3"),
+        ({}, {}, (0, 1, 2), r"got \[0, 1, 2\]; deit_ti_plain needs 4 increasing block numbers from 0 to 3"),
+        ({}, {}, (0, 2, 1, 3), "needs 4 increasing"),
+        ({}, {}, (0, 1, 2, 9), "needs 4 increasing block numbers from 0 to 3"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(student, teacher, blocks, words):

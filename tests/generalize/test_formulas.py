@@ -268,6 +268,37 @@ def test_tldrs_terms_in_numpy():
     assert terms["texture_generalisation"].item() == pytest.approx(0.75 * widened, rel=1e-5)
 
 
+@pytest.mark.parametrize(("regularisation", "generalisation"), [((0.5, 0.3, 0.2), (0.7,)), ((0.5,), (0.7, 0.2))])
+def test_only_weighted_gram_matrices_are_computed_and_values_do_not_change_by_a_bit(
+    monkeypatch, regularisation, generalisation
+):
+    """Against all matrices of all taps."""
+    config = TLDR.Config(regularisation=regularisation, generalisation=generalisation)
+    shapes = [(4, 48, 16), (4, 24, 24), (4, 12, 40)]
+    own, start, styles = ([noise(f"{who} {level}", *shape).float() for level, shape in enumerate(shapes)]
+                          for who in ("own", "start", "styles"))  # fmt: skip
+    start, styles = [x[:2] for x in start], [x[2:] for x in styles]
+    kept, widened, found = [], [], []
+    for each in own:
+        each.requires_grad_()
+    for both, first, style in zip(*([tldr.gram(x) for x in level] for level in (own, start, styles)), strict=True):
+        kept.append(tldr.gram_distance(both[:2], first))
+        widened.append(tldr.gram_distance(both[2:], style, tldr.gained(both[2:], both[:2], config.threshold)))
+    old = [torch.stack([weight * value for weight, value in zip(weights, values, strict=False)]).sum()
+           for weights, values in ((regularisation, kept), (generalisation, widened))]  # fmt: skip
+    gram = tldr.gram
+    monkeypatch.setattr(tldr, "gram", lambda x: found.append(len(x)) or gram(x))
+    seen = Seen(torch.zeros(2, 4, 4, dtype=torch.int64), features(*own), features(*start), styles=features(*styles))
+    new = list(TLDR(config, Facts(NAMES, (16, 24, 40))).terms(seen).values())
+    assert sum(found) == 2 * len(regularisation) + 2 * len(generalisation) + sum(
+        2 * (1 + (level < len(generalisation))) for level in range(max(len(regularisation), len(generalisation)))
+    )
+    assert torch.equal(torch.stack(new), torch.stack(old))
+    for ours, theirs in zip(*(torch.autograd.grad(sum(x), own, allow_unused=True) for x in (new, old)), strict=True):
+        assert (ours is None) == (theirs is None) or not theirs.any()
+        assert ours is None or torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("block", [1, 2, 4])
 def test_the_transfer_gives_the_styles_mean_and_covariance(block):
     """Content with enough variance, in the middle of the range so that nothing is clamped."""

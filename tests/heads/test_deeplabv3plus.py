@@ -68,7 +68,9 @@ def test_without_the_auxiliary_loss_there_is_no_such_classifier():
 
 
 def test_what_it_cannot_do_is_refused():
-    with pytest.raises(UserError, match="one image per step, whose pooled map has no variance: set batch to 2 or more"):
+    with pytest.raises(
+        UserError, match="one image per pass, whose pooled map has no variance: raise batch, or lower acc"
+    ):
         make().train().decode(tuple(each[:1] for each in seeded(some_maps)))
     for wrong in ({"dilations": ()}, {"dilations": (0,)}, {"width": 0}, {"auxiliary": -1.0}):
         with pytest.raises(ValidationError):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from segdistill.config import UserError
+from segdistill.methods import pixel_contrast
 from segdistill.methods.pixel_contrast import PixelContrast, info_nce
 
 CUES = ("fusion", "mask", "class", "uniform")
@@ -174,6 +175,15 @@ def test_diagnostics_count_negatives_on_other_objects():
     assert -2 <= method.diagnostics["contrast_margin"].item() <= 2
     method(weak, strong, masks, classes, torch.zeros_like(ids))
     assert "inter_instance" not in method.diagnostics
+
+
+def test_diagnostics_are_those_of_all_processes(monkeypatch):
+    """Also in a process whose anchors are on no object: all must log the same names."""
+    monkeypatch.setattr(pixel_contrast, "total", lambda counts: counts + torch.tensor([3.0, 4.0]))
+    ids, masks, classes = two_objects()
+    method = build()
+    method(*features(), masks, classes, torch.zeros_like(ids))
+    assert method.diagnostics["inter_instance"].item() == 0.75
 
 
 def test_the_temperature_changes_linearly():

@@ -93,7 +93,7 @@ def test_what_is_left_is_the_share_of_the_variance(rank):
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
     [
-        (("semfpn", {}), ("masked_dpt", {}), "the student's is another one"),
+        (("semfpn", {}), ("masked_dpt", {}), "the student's is SemFPN and the teacher's MaskedDPT"),
         (("semfpn", {"width": 8}), ("semfpn", {}), r"\d+ tensors of the student's and the teacher's differ, such as"),
     ],
 )

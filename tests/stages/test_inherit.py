@@ -72,7 +72,7 @@ def test_what_was_cut_is_in_the_results_and_the_slice_is_a_function_of_its_setti
     ("changes", "words"),
     [
         (["student.encoder={name: world_resnet}"], "stage start: inherit needs two plain ViTs of timm: the student"),
-        (["stages.start.blocks=[1]"], "takes 6 ascending numbers from 0 to 5"),
+        (["stages.start.blocks=[1]"], "needs 6 increasing block numbers from 0 to 5"),
         (["teacher.encoder.name=world_student", "student.encoder.name=world_teacher"], "choose a smaller student"),
     ],
 )
@@ -149,7 +149,10 @@ def test_a_teacher_without_a_trained_head_is_one_line(tmp_path):
     ("change", "words"),
     [
         ("student.head.width=16", "tensors of the student's and the teacher's differ"),
-        ("student.head={type: mask2former}", "the student's is another one"),
+        (
+            "student.head={type: mask2former}",
+            "inherit copies the teacher's head, but the student's is Mask2Former and the",
+        ),
     ],
 )
 def test_a_dry_run_refuses_heads_that_do_not_fit(tmp_path, change, words):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from segdistill.encoders import EncoderConfig, build_encoder
-from segdistill.heads.pyramid import resize
 from segdistill.methods import GKD, MSE
 from segdistill.methods.kl import pixel_kl
-from segdistill.ops import generator
+from segdistill.ops import generator, resize
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.distill import Distillation, DistillConfig, DistillObjective
 from segdistill.stages.task import TaskConfig, TaskObjective, build_model

@@ -174,3 +174,12 @@ class Unreadable:
 
     def __call__(self, sample):
         raise UserError("no such image")
+
+
+def test_the_plan_runs_the_teacher_at_its_own_taps(tmp_path):
+    """A block of the student that the teacher has no counterpart of."""
+    changes = [
+        "teacher.encoder={name: world_resnet, weights: random}",
+        "stages.agnostic.method={type: mse, taps: [5], teacher_taps: [3]}",
+    ]
+    assert make_plan(load(tiny_file(tmp_path, only("agnostic", evaluate=None)), changes), speed=1e9).stages[0].flops > 0

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from official import VIT, install, load
 from segdistill.config import UserError
-from segdistill.weights import weights_path
+from segdistill.weights import hub, weights_path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -62,15 +62,31 @@ def test_cached_files_are_used(cache, monkeypatch, source, repository, file):
         ("timm:vit_small_patch14_dinov2.lvd142", "did you mean 'vit_small_patch14_dinov2.lvd142m'"),
         ("timm:vit_smal_patch14_dinov2.lvd142m", "timm has no weights.*did you mean 'vit_small_patch14_dinov2"),
         ("timm:", "timm has no weights ''"),
-        ("timm:gcvit_tiny", r"outside the hub only: fetch https://.*\.pth and give its path"),
-        ("hf:somebody/tiny", "neither model.safetensors nor pytorch_model.bin can be had"),
-        ("hf:some body", "is no name of a hub repository: give hf:<owner>/<name>"),
+        ("timm:gcvit_tiny", r"is not on the Hugging Face hub: download https://.*\.pth and give its path"),
+        (
+            "hf:somebody/tiny",
+            "neither model.safetensors nor pytorch_model.bin could be downloaded or found in",
+        ),
+        ("hf:some body", "is not a valid hub repository name: give hf:<owner>/<name>"),
+        ("~no-such-user/x", "'~no-such-user/x' begins with the home folder of an unknown user: write the path out"),
     ],
 )
 def test_without_a_network_one_line_says_where_to_put_the_file(cache, source, message):
     with pytest.raises(UserError, match=message) as error:
         weights_path(source, "any")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "line"), [("timed out\nmore", "timed out"), ("", "Exception")])
+def test_an_error_of_the_hubs_client_is_one_line(monkeypatch, text, line):
+    """httpx's are plain exceptions, some without text."""
+
+    def fail(*_, **__):
+        raise Exception(text)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(UserError, match=rf"^hf:a/b cannot be fetched \({line}\): fetch it from https://hugg"):
+        weights_path("hf:a/b", "any")
 
 
 def test_the_line_names_the_cache(cache):

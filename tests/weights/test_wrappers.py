@@ -184,7 +184,7 @@ def test_shards_with_an_index_are_one_file(tmp_path):
     with pytest.raises(UserError, match=r"names model-00002-of-00002.safetensors, which is not beside it"):
         load("tiny_dinov2", index)
     index.write_text(json.dumps({"weight_map": {"x": "../../x.safetensors"}}))
-    with pytest.raises(UserError, match=r"damaged or no index|cannot be a file name"):
+    with pytest.raises(UserError, match=r"damaged or not an index|cannot be a file name"):
         load("tiny_dinov2", index)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 
 WIDTH = 100
 """Terminal columns that every table fits into."""
@@ -17,7 +17,7 @@ WIDTH = 100
 def need_model(what: str | Path, allowed: str) -> None:
     """Raise a :class:`UserError` for a wrong path before torch is imported; ``allowed``: what can be given."""
     named = "hf:" in allowed and str(what).startswith("hf:")
-    if not named and not Path(what).expanduser().exists():
+    if not named and not expanded(what).exists():
         raise UserError(f"no model at {what}; give {allowed}")
 
 

@@ -23,12 +23,10 @@ from segdistill.encoders.table import ENCODERS
 
 if TYPE_CHECKING:
     from segdistill.encoders.anytimm import record_of
-    from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, check_size, outline
-    from segdistill.encoders.world import ConvStem
+    from segdistill.encoders.encoder import Encoder, EncoderConfig, build_encoder, outline
 
 __all__ = [
-    "ENCODERS", "ConvStem", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "check_size", "outline",
-    "record_of",
+    "ENCODERS", "Encoder", "EncoderConfig", "EncoderRecord", "build_encoder", "outline", "record_of",
 ]  # fmt: skip
 
 HOMES = {
@@ -36,9 +34,7 @@ HOMES = {
     "Encoder": "encoder",
     "EncoderConfig": "encoder",
     "build_encoder": "encoder",
-    "check_size": "encoder",
     "outline": "encoder",
-    "ConvStem": "world",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segdistill.encoders.encoder import Encoder
-from segdistill.ops import resize_tokens
+from segdistill.ops import LeastSquares, resize_tokens
 
 RIDGE = 1e-2
 """Pull towards the uncorrected weights, as a share of the inputs' mean square."""
@@ -25,7 +25,7 @@ def correct(
     """
     targets = [_targets(student, teacher, batch, into.float(), blocks) for batch in images]
     network = student.backbone
-    streams = [network._pos_embed(network.patch_embed((batch - student.mean) / student.std)) for batch in images]
+    streams = [network._pos_embed(network.patch_embed(student.normalised(batch))) for batch in images]
     left = []
     for number, block in enumerate(network.blocks):
         parts = ((block.norm1, block.attn, block.attn.proj), (block.norm2, block.mlp, block.mlp.fc2))
@@ -56,7 +56,7 @@ def _targets(
         for handle in handles:
             handle.remove()
     cells = slice(network.num_prefix_tokens, None)
-    start = network._pos_embed(network.patch_embed((batch - teacher.mean) / teacher.std))[:, cells]
+    start = network._pos_embed(network.patch_embed(teacher.normalised(batch)))[:, cells]
     found = []
     ends = (*blocks[1:], len(network.blocks))
     for first, end in zip((0, *ends), ends, strict=False):
@@ -72,21 +72,16 @@ def _fit(streams: Sequence[Tensor], wanted: Sequence[Tensor], norm: Any, part: A
     ``wanted``; CLS and registers take no part.
     """
     seen: list[Tensor] = []
-    width = last.in_features + 1
-    own = torch.zeros(width, width, dtype=torch.float64)
-    both = torch.zeros(width, last.out_features, dtype=torch.float64)
+    sums = LeastSquares(last.in_features, last.out_features)
     handle = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     try:
         for stream, target in zip(streams, wanted, strict=True):
             cells = slice(stream.shape[1] - target.shape[1], None)
-            missing = (target - stream[:, cells] - part(norm(stream))[:, cells]).flatten(0, 1).double()
-            read = seen.pop()[:, cells].flatten(0, 1).double()
-            read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
-            own += read.T @ read
-            both += read.T @ missing
+            missing = target - stream[:, cells] - part(norm(stream))[:, cells]
+            sums.add(seen.pop()[:, cells].flatten(0, 1), missing.flatten(0, 1))
     finally:
         handle.remove()
-    change = torch.linalg.solve(own + RIDGE * own.diagonal().mean() * torch.eye(width, dtype=torch.float64), both)
+    change = sums.solve(RIDGE)
     last.weight += change[:-1].T.to(last.weight.dtype)
     last.bias += change[-1].to(last.bias.dtype)
 

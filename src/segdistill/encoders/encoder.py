@@ -231,15 +231,19 @@ class Encoder(nn.Module):
         where = None if hidden is None else hidden.view(-1, *self.mask_grid(height, width))
         resized = self.record.sized and (height, width) != self.config.built_for and self.config.resample != "timm"
         with _attention(images), RunTimePositions() if resized else nullcontext():
-            normalised = (images - self.mean) / self.std
+            normalised = self.normalised(images)
             tapped, cls = self.walk(self.backbone, normalised, taps, self.mask_token, where, self._alter)
         tokens, grids = zip(*(tapped[tap] for tap in taps), strict=True)
         return Features(tokens=tokens, cls=cls, grid=grids[-1], grids=grids)
 
+    def normalised(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        """RGB in [0, 1] with the mean and the deviation that the network was trained with."""
+        return (images - self.mean) / self.std
+
     def stem(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """The early map of RGB images in [0, 1] (see :mod:`segdistill.encoders.walks`), unaltered."""
         with _attention(images):
-            return stem(self.backbone, (images - self.mean) / self.std)
+            return stem(self.backbone, self.normalised(images))
 
     def stem_channels(self) -> int:
         """Channels of the early map; a :class:`UserError` if the network has none that can be altered."""

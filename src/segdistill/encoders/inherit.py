@@ -1,7 +1,7 @@
 """The student inherits its teacher: a small ViT whose start weights are a slice of a large ViT's. Ours.
 
-A student from random weights needs most of an affordable training to become a usable network at all. Its teacher is
-one already, only too wide and too deep, and most of its width is redundant. Five parts, chosen by the teacher's own
+A randomly initialised student spends most of an affordable training budget becoming usable at all. Its teacher is
+usable already, only too wide and too deep, and most of its width is redundant. Five parts, chosen by the teacher's own
 activations on some calibration images:
 
 * **Width.** Let x (d,) be a token between two blocks and z = (x - mean) / std, what a block's LayerNorm makes of it. Q
@@ -65,12 +65,12 @@ def spaced(blocks: int, kept: int) -> tuple[int, ...]:
 
 
 def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The teacher block that initialises each student block; a :class:`UserError` if the student cannot inherit."""
+    """The teacher block that each student block is copied from; a :class:`UserError` if the student cannot inherit."""
     for role, encoder in (("student", student), ("teacher", teacher)):
         if reason := _unfit(encoder):
             raise UserError(
-                f"inherit needs two plain ViTs of timm: the {role} {encoder.name} {reason}; choose another one, or "
-                "remove the stage"
+                f"inherit needs two plain ViTs of timm: the {role} {encoder.name} {reason}; choose another, or remove "
+                "the stage"
             )
     small, large = student.backbone, teacher.backbone
     for name, ours, theirs in (("channels", small.embed_dim, large.embed_dim),
@@ -84,8 +84,8 @@ def check_pair(student: Encoder, teacher: Encoder, blocks: Sequence[int] | None 
     inside = all(0 <= block < len(large.blocks) for block in chosen)
     if len(chosen) != len(small.blocks) or not inside or list(chosen) != sorted(set(chosen)):
         raise UserError(
-            f"inherit.blocks: got {list(chosen)}; {student.name} takes {len(small.blocks)} ascending numbers from 0 to "
-            f"{len(large.blocks) - 1}"
+            f"inherit.blocks: got {list(chosen)}; {student.name} needs {len(small.blocks)} increasing block numbers "
+            f"from 0 to {len(large.blocks) - 1}"
         )
     if student.patch != teacher.patch and not isinstance(large.patch_embed.proj, nn.Conv2d):
         raise UserError(
@@ -101,7 +101,7 @@ def _unfit(encoder: Encoder) -> str:
     """Why the encoder cannot take part; empty: it can."""
     network: Any = encoder.backbone
     if not isinstance(network, VisionTransformer):
-        return "is none"
+        return "is not one"
     if encoder.rein is not None:
         return "has Rein's tokens"
     if not isinstance(network.norm_pre, nn.Identity) or not isinstance(network.norm, nn.LayerNorm):
@@ -110,7 +110,7 @@ def _unfit(encoder: Encoder) -> str:
         plain = isinstance(block, Block) and type(block.attn) is Attention and type(block.mlp) is Mlp
         parts: Any = block
         if not plain or not isinstance(parts.attn.q_norm, nn.Identity) or not isinstance(parts.mlp.act, nn.GELU):
-            return "has other blocks than the first ViT's"
+            return "has blocks that differ from the original ViT's"
     return ""
 
 

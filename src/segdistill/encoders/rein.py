@@ -7,8 +7,8 @@ A frozen ViT whose tokens f are refined after every block i by m learnt tokens o
     f + delta,  delta = (f + delta') W_f + b_f                      eq. 6
 
 A and B belong to a block, W_T, b_T, W_f and b_f to all blocks. The next block, the heads and the final norm read the
-refined tokens. Readings: all tokens of a block are refined, CLS and registers too. Ours: W_f and b_f start at 0, so
-that the start is the frozen network itself. Not built: the link of the tokens to Mask2Former's queries.
+refined tokens. Our interpretation: all tokens of a block are refined, CLS and registers too. Ours: W_f and b_f start
+at 0, so that the start is the frozen network itself. Not built: the link of the tokens to Mask2Former's queries.
 """
 
 from __future__ import annotations

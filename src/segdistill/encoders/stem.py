@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdistill.encoders.encoder import Encoder
+from segdistill.ops import LeastSquares, map_to_tokens
 from segdistill.weights import resample_kernel
 
 RATE = 1e-2
@@ -64,7 +65,7 @@ def _embedding(student: Encoder, teacher: Encoder, images: Tensor) -> Tensor:
         return teacher.stem(images)
     theirs = teacher.backbone.patch_embed.proj
     kernel = resample_kernel(theirs.weight, (student.patch, student.patch), "timm")
-    return F.conv2d((images - teacher.mean) / teacher.std, kernel, theirs.bias, stride=student.patch)
+    return F.conv2d(teacher.normalised(images), kernel, theirs.bias, stride=student.patch)
 
 
 def _error(student: Encoder, images: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
@@ -77,20 +78,15 @@ def _solve(student: Encoder, last: Any, images: Sequence[Tensor], targets: Seque
     """Weights and bias of the stem's last layer, a 1x1 convolution or one over whole patches, by least squares."""
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    own: Any = 0.0
-    both: Any = 0.0
+    sums = LeastSquares(last.weight[0].numel(), len(last.weight))
     try:
         for batch, target in zip(images, targets, strict=True):
             student.stem(batch)
             read = F.unfold(seen.pop(), last.kernel_size, padding=last.padding, stride=last.stride)
-            read = read.transpose(1, 2).flatten(0, 1).double()
-            read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
-            own = own + read.T @ read
-            both = both + read.T @ target.flatten(2).transpose(1, 2).flatten(0, 1).double()
+            sums.add(read.transpose(1, 2).flatten(0, 1), map_to_tokens(target).flatten(0, 1))
     finally:
         handle.remove()
-    ridge = RIDGE * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
-    found = torch.linalg.solve(own + ridge, both)
+    found = sums.solve(RIDGE)
     last.weight.copy_(found[:-1].T.reshape(last.weight.shape))
     last.bias.copy_(found[-1])
 

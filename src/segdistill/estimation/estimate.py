@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.data.dataset import Dataset
 from segdistill.data.rendered import cache_folder
 from segdistill.estimation.line import COVERAGE, Line, fit
@@ -207,7 +207,7 @@ def _points(
 
 def _recipe_of(what: Path | str, root: Path | None) -> tuple[Recipe, Path | None]:
     """The recipe of a run or a packed file, and where a run keeps its points."""
-    if str(what).startswith("hf:") or Path(what).expanduser().is_file():
+    if str(what).startswith("hf:") or expanded(what).is_file():
         return recipe_in(read_packed(packed_path(what))[1], root), None
     run, _ = trained(Path(what))
     return with_root(run.recipe, root), run.folder / "estimate.json"

@@ -21,6 +21,7 @@ from segdistill.config import UserError
 from segdistill.data.dataset import Dataset, Sample
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.metrics.confusion import ConfusionMatrix
+from segdistill.ops import LeastSquares, map_to_tokens
 from segdistill.recipe import Recipe, last_task
 from segdistill.runlog import Watcher
 
@@ -78,21 +79,13 @@ def name_of(block: int) -> str:
     return "final norm" if block == -1 else str(block)
 
 
-class Sums:
-    """The moments of tokens and class shares that a ridge regression needs, in float64."""
+class Sums(LeastSquares):
+    """The regression of class shares on tokens, whose constant has no penalty."""
 
-    def __init__(self, width: int, classes: int) -> None:
-        self.xx = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-        self.xy = torch.zeros(width + 1, classes, dtype=torch.float64)
-        self.yy = 0.0
-
-    def add(self, tokens: Float[Tensor, "n c"], shares: Float[Tensor, "n k"]) -> None:
+    def add(self, read: Float[Tensor, "n _c"], target: Float[Tensor, "n _k"]) -> None:
         """Add cells; those without a labelled pixel have shares of 0 and count nothing."""
-        kept = shares.sum(dim=1) > 0
-        x, y = F.pad(tokens[kept].double(), (0, 1), value=1.0), shares[kept].double()
-        self.xx += x.T @ x
-        self.xy += x.T @ y
-        self.yy += y.square().sum().item()
+        kept = target.sum(dim=1) > 0
+        super().add(read[kept], target[kept])
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
@@ -100,17 +93,17 @@ class Sums:
         found.xx, found.xy, found.yy = self.xx + other.xx, self.xy + other.xy, self.yy + other.yy
         return found
 
-    def solve(self, penalty: float) -> Float[Tensor, "_d k"]:
-        """The weights, the last row the constant's, which has no penalty."""
-        count, mean = self.xx[-1, -1].clamp(min=1), self.xx[-1, :-1] / self.xx[-1, -1].clamp(min=1)
-        variance = (self.xx.diagonal()[:-1] / count - mean.square()).mean().clamp(min=1e-12)
-        ridge = torch.full((len(self.xx),), (penalty * variance * count).item(), dtype=torch.float64)
-        ridge[-1] = 1e-9 * count.item()
-        return torch.linalg.solve(self.xx + ridge.diag(), self.xy)
+    def penalty(self, ridge: float, own: Float[Tensor, "_d _d"]) -> Float[Tensor, "_d _d"]:
+        """``ridge`` times the tokens' summed variance, and next to nothing for the constant."""
+        count, mean = own[-1, -1].clamp(min=1), own[-1, :-1] / own[-1, -1].clamp(min=1)
+        variance = (own.diagonal()[:-1] / count - mean.square()).mean().clamp(min=1e-12)
+        share = torch.full((len(own),), (ridge * variance * count).item(), dtype=torch.float64)
+        share[-1] = 1e-9 * count.item()
+        return share.diag()
 
     def error(self, weights: Float[Tensor, "_d k"]) -> float:
         """The squared error of ``weights`` on these cells."""
-        return self.yy + ((weights * (self.xx @ weights)).sum() - 2 * (weights * self.xy).sum()).item()
+        return self.yy.item() + ((weights * (self.xx @ weights)).sum() - 2 * (weights * self.xy).sum()).item()
 
 
 def fit(learned: Sums, held: Sums) -> Float[Tensor, "_d k"]:
@@ -125,7 +118,7 @@ def shares_of(label: Integer[Tensor, "b H W"], classes: int, grid: tuple[int, in
     """The share of every class among the pixels of each cell of a grid (h, w); ignored pixels belong to none."""
     one_hot = (label[:, None] == torch.arange(classes)[:, None, None]).float()
     pooled = F.adaptive_avg_pool2d(one_hot, grid)
-    return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
+    return map_to_tokens(pooled).flatten(0, 1)
 
 
 def probe(recipe: Recipe, *, model: str = "teacher", images: int = 200, watcher: Watcher) -> Probe:

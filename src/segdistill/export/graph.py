@@ -101,7 +101,7 @@ class Graph(nn.Module):
             high, wide = self.encoder.padded(height, width)
             padded = F.pad(images, (0, wide - width, 0, high - height), mode="replicate")
         encoder: Any = self.encoder
-        normalised = (padded - encoder.mean) / encoder.std
+        normalised = encoder.normalised(padded)
         tapped, _ = encoder.walk(encoder.backbone, normalised, self.taps, encoder.mask_token, None)
         return tuple(tokens_to_map(*tapped[tap]) for tap in self.taps), (high, wide)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segdistill import environment
-from segdistill.config import UserError, first_line
+from segdistill.config import UserError, expanded, first_line
 from segdistill.data.dataset import DataSelection, Dataset, DataSource
 from segdistill.encoders import record_of
 from segdistill.export.boxes import BoxGraph
@@ -179,7 +179,7 @@ def _check(out: Path, options: Options, *, force: bool) -> dict[str, Path]:
 
 def _open(what: str | Path, role: str | None, options: Options) -> tuple[Model, dict[str, Any], Recipe]:
     """The network, what a packed file says of it, and the recipe of its images."""
-    run = Path(what).expanduser()
+    run = expanded(what)
     if not str(what).startswith("hf:") and (run / "recipe.yaml").is_file():
         finished = open_run(run)
         network, header = model_in(finished, role)

@@ -8,13 +8,13 @@ Per image and RGB channel, with mu and sigma = sqrt(unbiased variance + 1e-5) ov
 
 The ascent runs with the network in evaluation mode, so batch norms keep their statistics, and differentiates with
 respect to mu and sigma alone, so no gradient reaches the network's parameters. Under fp16 autocast it runs in full
-precision. Readings: gamma is not established (re-implementations: 1.0 and 3.0); here it applies to pixels in [0, 1].
+precision. Our interpretation: gamma is not established (re-implementations: 1.0 and 3.0); here it applies to pixels in
+[0, 1].
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segdistill import config as base
-from segdistill.generalize.base import Facts, Generalizer, Loss, Wants
+from segdistill.generalize.base import Facts, Generalizer, Loss
 from segdistill.ops import full_precision
 from segdistill.processes import share
 
@@ -40,18 +40,10 @@ class AdvStyle(Generalizer):
 
         step: float = Field(1.0, gt=0, le=1e6, description="size of the ascent step, for pixels in [0, 1]")
 
-    wants: ClassVar[Wants] = Wants()
-
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__()
         del facts
         self.config = config
-
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
-        """Nothing, whatever the settings."""
-        del config
-        return AdvStyle.wants
 
     def restyle(
         self, images: Float[Tensor, "b 3 h w"], styles: Float[Tensor, "b 3 h w"] | None, loss: Loss

@@ -55,13 +55,15 @@ class Generalizer(nn.Module):
     """
 
     Config: ClassVar[Any]
+    wants: ClassVar[Wants] = Wants()
     views: int = 1
     passes: int = 1
 
-    @staticmethod
-    def wants_for(config: Any) -> Wants:
-        """What it needs with these settings."""
-        raise NotImplementedError
+    @classmethod
+    def wants_for(cls, config: Any) -> Wants:
+        """What it needs with these settings; by default ``wants``."""
+        del config
+        return cls.wants
 
     def weights(self) -> tuple[float, ...] | None:
         """Weight of each view's task loss; None: one loss over all views, as over a larger batch."""

@@ -13,12 +13,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
 from segdistill.generalize.base import Facts, Generalizer, Seen, Wants
-from segdistill.generalize.things import IGNORE, ThingsConfig, reduced, thing_classes, thing_distance
+from segdistill.generalize.things import ThingsConfig, inside, thing_classes, thing_distance
 from segdistill.ops import full_precision
 from segdistill.types import LossTerms
 
@@ -37,22 +36,13 @@ class FeatureDistance(Generalizer):
         super().__init__()
         self.config, self.things = config, thing_classes(config, facts.names)
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
-        """The frozen encoder, whatever the settings."""
-        del config
-        return FeatureDistance.wants
-
     def terms(self, seen: Seen) -> LossTerms:
         """Weighted ``feature_distance`` term."""
         assert seen.reference is not None
         with full_precision(seen.labels):
-            distance = thing_distance(seen.features, seen.reference, partial(self.inside, seen.labels), lengths)
+            shown = partial(inside, seen.labels, ratio=self.config.ratio, classes=self.things)
+            distance = thing_distance(seen.features, seen.reference, shown, lengths)
         return {"feature_distance": self.config.weight * distance}
-
-    def inside(self, labels: Int[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
-        """The cells of ``grid`` that show a thing."""
-        return (reduced(labels, grid, self.config.ratio, self.things) != IGNORE).flatten(1)
 
 
 def lengths(difference: Tensor) -> Tensor:

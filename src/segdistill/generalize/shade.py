@@ -13,9 +13,9 @@ from x and x' together. With class probabilities p and p' and their mean q, clam
       + retrospection * mean over thing cells of mean_c (F(x) - F_start(x))^2          both views, deepest tap
 
 F_start: the frozen encoder as it was when the stage began (ImageNet's weights in the paper) on the image itself. Cells:
-see :mod:`segdistill.generalize.things`. Readings: the authors collect every three epochs, DAFormer's code every 4,000
-steps (our default); the network is in evaluation mode meanwhile; probabilities are those of the head's logits before
-upsampling; variances are unbiased. The auxiliary loss of DeepLabV3+ belongs to the head.
+see :mod:`segdistill.generalize.things`. Our interpretation: the authors collect every three epochs, DAFormer's code
+every 4,000 steps (our default); the network is in evaluation mode meanwhile; probabilities are those of the head's
+logits before upsampling; variances are unbiased. The auxiliary loss of DeepLabV3+ belongs to the head.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.generalize.base import Facts, Generalizer, Seen, Wants
-from segdistill.generalize.things import IGNORE, ThingsConfig, reduced, thing_classes, thing_distance
+from segdistill.generalize.things import ThingsConfig, inside, thing_classes, thing_distance
 from segdistill.ops import full_precision
 from segdistill.processes import own_rows, share
 from segdistill.types import LossTerms
@@ -63,8 +63,8 @@ class Shade(Generalizer):
         self.things = thing_classes(config, facts.names) if config.retrospection else ()
         self.register_buffer("prototypes", torch.zeros(config.prototypes, 2 * facts.stem_channels))
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
+    @classmethod
+    def wants_for(cls, config: Config) -> Wants:
         """The early map, and what its two losses read if they have a weight."""
         return Wants(stem=True, reference=config.retrospection > 0, logits=config.consistency > 0)
 
@@ -103,14 +103,10 @@ class Shade(Generalizer):
                 terms["consistency"] = config.consistency * consistency(seen.logits.float())
             if config.retrospection:
                 assert seen.reference is not None
-                inside = partial(self.inside, seen.labels)
-                distance = thing_distance(seen.features, seen.reference, inside, mean_squares)
+                shown = partial(inside, seen.labels, ratio=config.ratio, classes=self.things)
+                distance = thing_distance(seen.features, seen.reference, shown, mean_squares)
                 terms["retrospection"] = config.retrospection * distance
         return terms
-
-    def inside(self, labels: Int[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
-        """The cells of ``grid`` that show a thing."""
-        return (reduced(labels, grid, self.config.ratio, self.things) != IGNORE).flatten(1)
 
 
 def style_of(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from segdistill.config import Config, Names, UserError
+from segdistill.criteria import IGNORE
 from segdistill.processes import shared_count
 from segdistill.types import Features
 
-IGNORE = 255
 THINGS = (
     "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
     "traffic object", "human", "heavy vehicle", "two-wheeler",
@@ -63,6 +63,13 @@ def reduced(
         share = F.adaptive_avg_pool2d((labels == each).float()[:, None], grid)[:, 0]
         small = torch.where(share >= ratio - 1e-6, each, small)
     return small
+
+
+def inside(
+    labels: Int[Tensor, "b h w"], grid: tuple[int, int], *, ratio: float, classes: Sequence[int]
+) -> Bool[Tensor, "b _n"]:
+    """The cells of ``grid`` that show one of ``classes``."""
+    return (reduced(labels, grid, ratio, classes) != IGNORE).flatten(1)
 
 
 def thing_distance(

@@ -11,8 +11,9 @@ with C_l channels, G_l^start that of the frozen encoder as it was when the stage
 
 t is the completed share of the stage; the norm is over the Gram matrices of the whole batch. Deviations: the authors
 stylise with PhotoWCT on VGG's features; here the stylisation is :mod:`segdistill.generalize.wct`, which needs no
-weights. Style images are normalised by the encoder like all others (the authors' code leaves that out). Readings: r
-goes through the trained encoder, and its Gram matrix is a constant. x and x' pass the head one after the other.
+weights. Style images are normalised by the encoder like all others (the authors' code leaves that out). Our
+interpretation: r goes through the trained encoder, and its Gram matrix is a constant. x and x' go through the head in
+separate passes.
 """
 
 from __future__ import annotations
@@ -67,12 +68,6 @@ class TLDR(Generalizer):
             if len(getattr(config, name)) > taps:
                 raise UserError(f"tldr: {name} has {len(getattr(config, name))} weights, the head reads {taps} taps")
 
-    @staticmethod
-    def wants_for(config: Config) -> Wants:
-        """The frozen encoder and style images, whatever the settings."""
-        del config
-        return TLDR.wants
-
     def weights(self) -> tuple[float, ...]:
         """Of the two task losses."""
         return self.config.original, self.config.stylised
@@ -94,16 +89,17 @@ class TLDR(Generalizer):
     def _terms(self, seen: Seen) -> LossTerms:
         assert seen.reference is not None and seen.styles is not None
         count, left, config = len(seen.labels), 1 - seen.progress, self.config
-        levels = max(len(config.regularisation), len(config.generalisation))
-        grams = [
-            [gram(tokens.float()) for tokens in each.tokens[:levels]]
-            for each in (seen.features, seen.reference, seen.styles)
+        start = [gram(tokens.float()) for tokens in seen.reference.tokens[: len(config.regularisation)]]
+        style = [gram(tokens.float()) for tokens in seen.styles.tokens[: len(config.generalisation)]]
+        own = [
+            gram(tokens.float() if level < len(style) else tokens[:count].float())  # x', too, where it is compared
+            for level, tokens in enumerate(seen.features.tokens[: max(len(start), len(style))])
         ]
-        kept, widened = [], []
-        for own, start, style in zip(*grams, strict=True):
-            plain, other = own[:count], own[count:]
-            kept.append(gram_distance(plain, start.detach()))
-            widened.append(gram_distance(other, style.detach(), gained(other, plain, config.threshold)))
+        kept = [gram_distance(ours[:count], first.detach()) for ours, first in zip(own, start, strict=False)]
+        widened = [
+            gram_distance(ours[count:], drawn.detach(), gained(ours[count:], ours[:count], config.threshold))
+            for ours, drawn in zip(own, style, strict=False)
+        ]
         return {
             "texture_regularisation": left * _weighted(config.regularisation, kept),
             "texture_generalisation": left * _weighted(config.generalisation, widened),
@@ -137,5 +133,4 @@ def gram_distance(
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Sum of the first values; those without a weight do not count."""
-    return torch.stack([weight * value for weight, value in zip(weights, values, strict=False)]).sum()
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()

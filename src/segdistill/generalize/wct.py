@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from segdistill.ops import map_to_tokens, tokens_to_map
+
 NOISE = (1 / 255) ** 2
 """Added to the variances: the square of one step of 8-bit pixels. Flat images are not blown up to noise."""
 
@@ -33,7 +35,7 @@ def transfer(
     mean, whiten = _moments(cells, -0.5)
     other_mean, colour = _moments(others, 0.5)
     changed = (cells - mean) @ whiten @ colour + other_mean  # rows are cells; both matrices are symmetric
-    images = F.pixel_shuffle(changed.transpose(1, 2).reshape(len(content), -1, *grid), block)
+    images = F.pixel_shuffle(tokens_to_map(changed, grid), block)
     return images[..., :height, :width].clamp(0, 1).to(content.dtype)
 
 
@@ -42,7 +44,7 @@ def _cells(images: Tensor, block: int) -> tuple[Float[Tensor, "b n c"], tuple[in
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % block, 0, -height % block), mode="replicate")
     maps = F.pixel_unshuffle(padded, block)
-    return maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1])
+    return map_to_tokens(maps), (maps.shape[-2], maps.shape[-1])
 
 
 def _moments(cells: Float[Tensor, "b n c"], power: float) -> tuple[Float[Tensor, "b 1 c"], Float[Tensor, "b c c"]]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill.config import Config
+from segdistill.ops import resize
 from segdistill.types import LossTerms
 from segdistill.weights import LoadReport
 
@@ -70,8 +71,11 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def scores_of(self, decoded: Any, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """Class scores for images of ``size`` (h, w) pixels; differentiable. The argmax is the prediction."""
-        raise NotImplementedError
+        """Class scores for images of ``size`` (h, w) pixels; differentiable. The argmax is the prediction.
+
+        By default the logits, resized.
+        """
+        return resize(self.logits_of(decoded), size)
 
     def logits_of(self, decoded: Any) -> Float[Tensor, "b k _h _w"]:
         """Class logits at the head's own resolution; their softmax gives per-cell class probabilities."""

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.config import Config, Size, UserError
 from segdistill.heads.base import Head, HeadConfig, Maps, first
-from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level, resize
+from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level
 from segdistill.heads.semfpn import ChannelDropout
+from segdistill.ops import resize
 from segdistill.types import LossTerms
 
 STRIDE = 4  # of the logits
@@ -130,10 +131,6 @@ class DAFormer(Head):
         logits = decoded.details[:, :count].flatten(0, 1)
         detail = criteria.pixel_cross_entropy(resize(logits, (high, wide)), seen)
         return {"cross_entropy": (1 - weight) * fused, "detail": weight * detail}
-
-    def scores_of(self, decoded: Decoded, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """Class logits for images of ``size`` (h, w)."""
-        return resize(self.logits_of(decoded), size)
 
     def logits_of(self, decoded: Decoded) -> Float[Tensor, "b k _h _w"]:
         """The classifier's output, or the fused map, at stride 4."""

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from segdistill import criteria
 from segdistill.config import UserError
 from segdistill.heads.base import Head, HeadConfig, Maps, first
-from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level, resize
+from segdistill.heads.pyramid import STRIDES, conv_block, level_sizes, per_level
 from segdistill.heads.semfpn import ChannelDropout
+from segdistill.ops import resize
 from segdistill.processes import rank_and_size
 from segdistill.types import LossTerms
 
@@ -40,7 +41,7 @@ class Decoded(NamedTuple):
 
 
 class DeepLabV3Plus(Head):
-    """Maps of four taps (or of one) -> class logits at stride 4; training needs two images per step (image pooling)."""
+    """Maps of four taps (or of one) -> class logits at stride 4; training needs two images per pass (image pooling)."""
 
     class Config(HeadConfig):
         """``width``: channels of ASPP and decoder. ``low_width``: of the first map's branch."""
@@ -80,8 +81,8 @@ class DeepLabV3Plus(Head):
         """See :class:`Head`."""
         if images < 2:
             raise UserError(
-                "deeplabv3plus cannot train on one image per step, whose pooled map has no variance: "
-                "set batch to 2 or more"
+                "deeplabv3plus cannot train on one image per pass, whose pooled map has no variance: "
+                "raise batch, or lower accumulate"
             )
 
     def decode(self, maps: Maps) -> Decoded:
@@ -103,10 +104,6 @@ class DeepLabV3Plus(Head):
             scores = resize(self.auxiliary(first(decoded.third, count)), (height, width))
             terms["auxiliary"] = self.config.auxiliary * criteria.pixel_cross_entropy(scores, labels)
         return terms
-
-    def scores_of(self, decoded: Decoded, size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """Class logits for images of ``size`` (h, w)."""
-        return resize(decoded.logits, size)
 
     def logits_of(self, decoded: Decoded) -> Float[Tensor, "b k _h _w"]:
         """The classifier's output at stride 4."""

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads.base import Maps
-from segdistill.heads.pyramid import STRIDES, resize
+from segdistill.heads.pyramid import STRIDES
 from segdistill.heads.queries import Queries, QueryHead, SetConfig
+from segdistill.ops import map_to_tokens, resize, tokens_to_map
 
 _EPS = 1e-6  # of the layer norms, as in ViT
 _HEAD_WIDTH = 64  # channels per attention head, as in ViT
@@ -79,7 +80,7 @@ class EoMT(QueryHead):
     def decode(self, maps: Maps) -> Queries:
         """The queries' classes and masks before the first block and after each; in evaluation, after the last alone."""
         batch, _, *grid = maps[-1].shape
-        patches = maps[-1].flatten(2).transpose(1, 2)  # (B, H W, C)
+        patches = map_to_tokens(maps[-1])  # (B, H W, C)
         tokens = torch.cat([self.query.weight.to(patches.dtype).expand(batch, -1, -1), patches], dim=1)
         classes: list[Tensor] = []
         masks: list[Tensor] = []
@@ -97,7 +98,7 @@ class EoMT(QueryHead):
     ) -> None:
         """Append what the tokens, queries before patches, say about classes and masks."""
         queries, patches = self.norm(tokens).split([self.config.queries, grid[0] * grid[1]], dim=1)
-        pixels = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
+        pixels = self.upscale(tokens_to_map(patches, grid))
         classes.append(self.classifier(queries))
         masks.append(self.mask_logits(queries, pixels))
 

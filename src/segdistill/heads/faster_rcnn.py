@@ -32,8 +32,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from segdistill.config import UserError
 from segdistill.heads.base import Head, HeadConfig, Maps
-from segdistill.heads.pyramid import STRIDES, level_sizes, resize
-from segdistill.ops import full_precision
+from segdistill.heads.pyramid import STRIDES, level_sizes
+from segdistill.ops import full_precision, resize
 from segdistill.types import LossTerms
 
 SIDES = (*STRIDES, 64)

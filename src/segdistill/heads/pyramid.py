@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads.base import Maps
+from segdistill.ops import resize
 
 T = TypeVar("T")
 
@@ -48,14 +47,7 @@ def _cells(side: int, level: int) -> int:
     return max(1, rounded) if isinstance(side, int) else rounded
 
 
-def resize(features: Float[Tensor, "b c _h _w"], size: tuple[int, int]) -> Float[Tensor, "b c _p _q"]:
-    """Bilinear, half-pixel centres, no antialias; unchanged if it already has the size."""
-    if tuple(features.shape[-2:]) == tuple(size):
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-
-
-def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
+def feature_pyramid(maps: Maps, strides: tuple[int, ...], levels: tuple[int, ...] = STRIDES) -> list[Tensor]:
     """``levels``, fine to coarse, in pixels per cell: level i is map i (or the only map), resized where needed.
 
     Spec A.10: for patches of 16 pixels the factors are 4, 2, 1 and 0.5. ``strides`` are the maps' pixels per cell:

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from segdistill.criteria import IGNORE
 from segdistill.heads.base import Head, HeadConfig, first
-from segdistill.heads.pyramid import resize
-from segdistill.ops import full_precision
+from segdistill.ops import full_precision, resize
 from segdistill.types import LossTerms
 
 _QUERY_CHUNK = 16  # masks upsampled at once; limits memory, changes no value
@@ -141,7 +140,8 @@ class QueryHead(Head):
 
 def present_masks(labels: Int[Tensor, "b h w"]) -> tuple[list[Int[Tensor, " _n"]], list[Float[Tensor, "_n h w"]]]:
     """Per image the classes present (without 255) and a binary mask for each."""
-    classes = [unique[unique != IGNORE].long() for unique in (image.unique() for image in labels)]
+    found = (image.flatten().bincount().nonzero()[:, 0] for image in labels)  # ascending
+    classes = [present[present != IGNORE] for present in found]
     return classes, [(image == c[:, None, None]).float() for image, c in zip(labels, classes, strict=True)]
 
 

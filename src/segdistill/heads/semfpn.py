@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from segdistill import criteria
 from segdistill.heads.base import Head, HeadConfig, Maps, first
-from segdistill.heads.pyramid import level_sizes, per_level, resize
+from segdistill.heads.pyramid import level_sizes, per_level
+from segdistill.ops import resize
 from segdistill.processes import own_rows, share
 from segdistill.types import LossTerms
 
@@ -42,7 +43,7 @@ class SemFPN(Head):
         @field_validator("strides")
         @classmethod
         def _doubling(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
-            if not strides or strides[0] < 1 or any(b != 2 * a for a, b in pairwise(strides)):
+            if not strides or any(b != 2 * a for a, b in pairwise(strides)):
                 raise ValueError("each stride must be twice the one before it, such as [4, 8, 16, 32]")
             return strides
 
@@ -90,10 +91,6 @@ class SemFPN(Head):
         count, height, width = labels.shape
         scores = self.scores_of(first(decoded, count), (height, width))
         return {"cross_entropy": criteria.pixel_cross_entropy(scores, labels)}
-
-    def scores_of(self, decoded: Float[Tensor, "b k _h _w"], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
-        """Class logits for images of ``size`` (h, w)."""
-        return resize(decoded, size)
 
     def logits_of(self, decoded: Float[Tensor, "b k _h _w"]) -> Float[Tensor, "b k _h _w"]:
         """The classifier's output as it is, before any upsampling."""

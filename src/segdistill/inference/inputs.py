@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.data.archives import SUFFIXES, BadSample, Folder, ImageFile, Store, is_archive, open_store
 from segdistill.data.decode import UNREADABLE, UPRIGHT, Picture, open_picture, turn
 
@@ -71,7 +71,7 @@ def find_inputs(words: Sequence[str | Path], *, every: int = 1) -> list[Input]:
         raise UserError("nothing to predict on: give images, folders, patterns, archives or videos")
     inputs: list[Input] = []
     for word in map(str, words):
-        path = Path(word).expanduser()
+        path = expanded(word)
         found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
         if not found:
             raise UserError(f"no such file, folder or pattern: {word}")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from segdistill.config import Names, UserError, parse, read_yaml
+from segdistill.config import Names, UserError, expanded, parse, read_yaml
 from segdistill.data.archives import BadSample
 from segdistill.data.instance_ids import write_instance_ids
 from segdistill.data.pseudo import Origin, PseudoLabels, PseudoWriter, read_pseudo
@@ -104,7 +104,7 @@ def load_labeller(
     what: str | Path, wanted: Wanted, *, role: str | None = None
 ) -> tuple[Labeller, tuple[str, ...], View]:
     """The network of ``what``, its classes, and how it sees images."""
-    path, kept = Path(what).expanduser(), {"score": wanted.score, "least": wanted.least}
+    path, kept = expanded(what), {"score": wanted.score, "least": wanted.least}
     if path.suffix.lower() in YAML:
         values = read_yaml(path, "teacher", "give a run folder, a packed file, or a YAML file of a teacher")
         file = parse(TeacherFile, values, str(path))

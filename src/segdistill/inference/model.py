@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdistill import models
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.data.catalog import DATASETS
 from segdistill.files import read_signed
 from segdistill.inference.arrays import as_tensor
@@ -136,7 +136,7 @@ class Predictor(Generic[Network, Answer]):
         if isinstance(image, str | Path):
             found = find_inputs([image])
             results = list(self._run_inputs(found))
-            return results[0] if found[0].single and Path(image).expanduser().is_file() else results
+            return results[0] if found[0].single and expanded(image).is_file() else results
         if isinstance(image, list | tuple):
             several = [self.predict(each) for each in image]
             return [result for each in several for result in (each if isinstance(each, list) else [each])]
@@ -224,7 +224,7 @@ def load(what: str | Path, *, role: str | None = None, device: str = "auto") -> 
     _device(device)  # a wrong one is named before anything is read
     if str(what).startswith("hf:"):
         return _packed(str(what), role, device)
-    path = Path(what).expanduser()
+    path = expanded(what)
     if path.is_file():
         return _packed(path, role, device)
     if not path.exists():

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.methods.kl import pixel_kl
+from segdistill.methods.kl import class_scores, pixel_kl
 from segdistill.ops import full_precision, resize_tokens, tokens_to_map
 from segdistill.processes import rand
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
@@ -100,9 +100,7 @@ class AfDCD(nn.Module):
         if config.contrast_weight:
             terms["contrast"] = config.contrast_weight * self._contrast(rebuilt, target)
         if config.pixel_weight:
-            assert student.logits is not None
-            assert teacher.logits is not None
-            divergence = pixel_kl(student.logits, teacher.logits, config.pixel_tau)
+            divergence = pixel_kl(*class_scores(student, teacher), config.pixel_tau)
             terms["pixel"] = config.pixel_weight * divergence
         return terms
 

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segdistill import config as base
-from segdistill.methods.kl import channel_cross_entropy, channel_kl
+from segdistill.methods.kl import channel_cross_entropy, channel_kl, class_scores
 from segdistill.ops import resize_tokens, tokens_to_map
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
@@ -64,9 +64,7 @@ class CWD(nn.Module):
 
     def _maps(self, student: Views, teacher: Views) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         if self.adapter is None:
-            assert student.logits is not None
-            assert teacher.logits is not None
-            return student.logits, teacher.logits
+            return class_scores(student, teacher)
         grid = teacher.plain.grid
         tokens = resize_tokens(student.plain.tokens[0], student.plain.grid, grid)
         return self.adapter(tokens_to_map(tokens, grid)), tokens_to_map(teacher.plain.tokens[0], grid)

@@ -25,6 +25,7 @@ setting ``token: pooled`` uses the mean of the student's *visible* tokens and of
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segdistill.methods.kl import channel_cross_entropy
+from segdistill.methods.kl import channel_cross_entropy, class_scores
 from segdistill.methods.masked import TokenConfig, image_token, token_widths
 from segdistill.ops import resize_tokens
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
@@ -139,9 +140,7 @@ class G2SD(nn.Module):
         config = self.config
         if self.decoder is not None:
             return {"generic": config.generic_weight * self._generic(self.decoder, student, teacher)}
-        assert student.logits is not None
-        assert teacher.logits is not None
-        error = channel_cross_entropy(student.logits, teacher.logits, config.tau)
+        error = channel_cross_entropy(*class_scores(student, teacher), config.tau)
         return {"specific": config.specific_weight * error}
 
     def _generic(self, decoder: TokenDecoder, student: Views, teacher: Views) -> Float[Tensor, ""]:
@@ -169,14 +168,15 @@ def mean_of_visible(tokens: Float[Tensor, "b n c"], hidden: Bool[Tensor, "b n"])
     return (tokens * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
 
 
+@cache
 def positions(grid: tuple[int, int], width: int) -> Float[Tensor, "n c"]:
     """Fixed sine-cosine positions of a grid's tokens, row by row: the first half of the channels encodes the token's
     column, the second half its row, as in masked autoencoders.
 
     Each half: sines, then cosines, of the coordinate times ``10000 ** (-k / (width / 4))`` (the same).
     """
-    bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    bands = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(side, device="cpu") for side in grid), indexing="ij")
     coordinates = torch.stack([columns, rows]).flatten(1)
     angles = coordinates.T.unsqueeze(-1) * bands  # (N, 2, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from segdistill import config as base
-from segdistill.methods.kl import pixel_kl
+from segdistill.methods.kl import class_scores, pixel_kl
 from segdistill.methods.mse import MSE, Taps, check_pairs
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
@@ -60,7 +60,5 @@ class Heir(nn.Module):
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """The weighted ``feature`` and ``pixel`` terms."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        pixel = self.config.class_weight * pixel_kl(student.logits, teacher.logits, self.config.tau)
+        pixel = self.config.class_weight * pixel_kl(*class_scores(student, teacher), self.config.tau)
         return self.features(student, teacher) | {"pixel": pixel}

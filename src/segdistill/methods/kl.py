@@ -11,6 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segdistill.types import Views
+
+
+def class_scores(student: Views, teacher: Views) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k h w"]]:
+    """The class logits of both, which a method with ``Needs.logits`` gets."""
+    assert student.logits is not None
+    assert teacher.logits is not None
+    return student.logits, teacher.logits
+
 
 def pixel_kl(
     student: Float[Tensor, "b k h w"], teacher: Float[Tensor, "b k h w"], tau: float = 1.0

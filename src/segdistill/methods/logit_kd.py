@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from segdistill import config as base
-from segdistill.methods.kl import pixel_kl
+from segdistill.methods.kl import class_scores, pixel_kl
 from segdistill.types import FeatureSpec, LossTerms, Needs, Views
 
 
@@ -43,6 +43,4 @@ class LogitKD(nn.Module):
 
     def forward(self, student: Views, teacher: Views) -> LossTerms:
         """The weighted ``pixel`` term."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        return {"pixel": self.config.weight * pixel_kl(student.logits, teacher.logits, self.config.tau)}
+        return {"pixel": self.config.weight * pixel_kl(*class_scores(student, teacher), self.config.tau)}

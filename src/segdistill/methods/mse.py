@@ -67,14 +67,10 @@ class MSE(nn.Module):
 
     def __init__(self, config: Config, student: FeatureSpec, teacher: FeatureSpec) -> None:
         super().__init__()
-        if not len(student.channels) == len(teacher.channels) == len(config.taps):
-            raise UserError(
-                f"mse compares {len(config.taps)} taps: got {len(student.channels)} of the student "
-                f"and {len(teacher.channels)} of the teacher"
-            )
         self.config = config
         self.needs = self.needs_for(config)
-        self.adapters = nn.ModuleList(map(norm_linear, student.channels, teacher.channels))
+        widths = zip(student.channels, teacher.channels, strict=True)
+        self.adapters = nn.ModuleList(norm_linear(ours, theirs) for ours, theirs in widths)
         self.cls_adapter: nn.Module | None = None
         if config.cls_weight:
             if student.cls_channels is None or teacher.cls_channels is None:

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from segdistill import config as base
 from segdistill.config import UserError
-from segdistill.ops import full_precision, map_to_tokens
+from segdistill.ops import full_precision, map_to_tokens, resize
+from segdistill.processes import total
 from segdistill.types import LossTerms
 
 _LEAST = 1e-6  # weight of a candidate with dissimilarity 0
@@ -64,7 +65,8 @@ class PixelContrast(nn.Module):
         super().__init__()
         self.config = config
         self.weak, self.strong = (_projection(channels, config.hidden, config.width) for _ in range(2))
-        self.diagnostics: dict[str, Tensor] = {}
+        self.margin: Tensor | None = None  # of the last step, as the counts
+        self.counts: Tensor | None = None
         self.progress = 0.0
 
     def set_progress(self, done: float) -> None:
@@ -102,9 +104,20 @@ class PixelContrast(nn.Module):
             positive = (query * other.gather(1, at)).sum(-1)  # (B, A)
             negative = (query.flatten(0, 1) @ ours.flatten(0, 1).T).view(count, some, -1).gather(2, drawn)
             loss = info_nce(positive / self.temperature, negative / self.temperature, self.config.margin)
-        self.diagnostics = {"contrast_margin": (positive.mean() - negative.mean()).detach()}
-        self.diagnostics |= _true_share(ids, anchors, drawn)
+        self.margin = (positive.mean() - negative.mean()).detach()
+        self.counts = None if ids is None else _true_counts(ids, anchors, drawn)
         return {"pixel_contrast": self.config.weight * loss}
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Of the last step: the margin between positives and negatives, and the share p of negatives off the anchor's
+        own object, over the anchors on objects of all processes (1 - FNR in the paper); every process must read it.
+        """
+        found = {} if self.margin is None else {"contrast_margin": self.margin}
+        if self.counts is not None:
+            apart, every = total(self.counts)
+            found |= {"inter_instance": apart / every} if every else {}
+        return found
 
     @torch.no_grad()
     def draw(
@@ -125,7 +138,10 @@ class PixelContrast(nn.Module):
         rows, columns = torch.arange(count, device=anchors.device)[:, None], torch.arange(some, device=anchors.device)
         usable[rows, columns, rows, anchors] = False
         keys = weights.clamp(min=_LEAST) / torch.empty_like(weights).exponential_()
-        candidates = int(usable[0, 0].sum())
+        positions = grid[0] * grid[1]
+        candidates = {
+            "within": positions - 1, "across": (count - 1) * positions, "both": count * positions - 1
+        }[self.config.candidates]  # fmt: skip
         if not candidates:
             raise UserError("pixel contrast has no negatives: with candidates: across a batch needs several images")
         keys = keys.masked_fill_(~usable, -1.0).flatten(2)
@@ -144,7 +160,7 @@ class PixelContrast(nn.Module):
         positions = grid[0] * grid[1]
         if self.config.cue == "uniform":
             return torch.ones(count, some, count, positions, device=masks.device)
-        logits = F.interpolate(masks.float(), size=grid, mode="bilinear", align_corners=False)
+        logits = resize(masks.float(), grid)
         shares = logits.flatten(2).softmax(dim=1).transpose(1, 2)  # (B, N, Q)
         votes = shares @ classes.float().softmax(dim=-1)  # (B, N, K)
         cue = self.config.cue
@@ -178,17 +194,14 @@ def _projection(channels: int, hidden: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
 
 
-def _true_share(
-    ids: Int[Tensor, "b h w"] | None, anchors: Int[Tensor, "b a"], drawn: Int[Tensor, "b a r"]
-) -> dict[str, Tensor]:
-    """The share p of negatives off the anchor's own object, over the anchors on objects (1 - FNR in the paper)."""
-    if ids is None:
-        return {}
+def _true_counts(
+    ids: Int[Tensor, "b h w"], anchors: Int[Tensor, "b a"], drawn: Int[Tensor, "b a r"]
+) -> Float[Tensor, " 2"]:
+    """Negatives off the anchor's own object, and all, of the anchors on objects."""
     flat = ids.flatten(1).long()
     number = torch.arange(len(flat), device=flat.device)[:, None]
     unique = torch.where(flat > 0, flat * len(flat) + number, flat)  # differs between images
     own = unique.gather(1, anchors)[..., None]
     apart = (unique.flatten()[drawn] != own).float()
     counted = (own > 0).float()
-    total = counted.sum() * drawn.shape[-1]
-    return {"inter_instance": (apart * counted).sum() / total} if total else {}
+    return torch.stack([(apart * counted).sum(), counted.sum() * drawn.shape[-1]])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segdistill.models import Model, View
 from segdistill.ops import derive_seed
+from segdistill.processes import rank_and_size
 
 RESAMPLES = 1000
 """Number of bootstrap draws."""
@@ -72,8 +73,8 @@ class Metric:
     def merge(self) -> None:
         """Merge with the other processes of torch.distributed; does nothing in a single process."""
         parts: list[dict[int, Any]] = [self.seen]
-        if dist.is_available() and dist.is_initialized():
-            parts = [{} for _ in range(dist.get_world_size())]
+        if (size := rank_and_size()[1]) > 1:
+            parts = [{} for _ in range(size)]
             dist.all_gather_object(parts, self.seen)
         numbered = sorted(((index, rank) for rank, part in enumerate(parts) for index in part))
         self.seen = {place: parts[rank][index] for place, (index, rank) in enumerate(numbered)}
@@ -121,8 +122,8 @@ def resampled_mean(images: Mapping[str, Samples], names: Sequence[str]) -> NDArr
 def redrawn_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the domains of ``scores`` (domains, RESAMPLES) in which the domains are drawn with replacement, too.
 
-    A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): what other domains of the same kind would say,
-    not only other images of these. A domain that is drawn twice has the same images twice. With few domains the
+    A bootstrap of two levels (Davison and Hinkley 1997, section 3.8): it covers the choice of domains as well as the
+    choice of images within them. A domain that is drawn twice has the same images twice. With few domains the
     intervals are too narrow rather than too wide.
     """
     drawn = draws("domains", len(scores))

@@ -6,19 +6,13 @@ boxes of its files are read so that the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segdistill.data.targets import boxes_of
 from segdistill.metrics.average_precision import coco_ap, mean, voc_ap
-from segdistill.metrics.base import RESAMPLES, draws
-from segdistill.metrics.instances import InstanceSamples, ObjectMetric, Predictor
-from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, bits, coco, iou_of, one_image
-from segdistill.models import Model, View
+from segdistill.metrics.instances import InstanceSamples, ObjectMetric
+from segdistill.metrics.matching import AREAS, RANGES, THRESHOLDS, Matches, Pair, coco, iou_of, one_image
 from segdistill.objects import Detections, Objects, box_areas
 
 Boxes = NDArray[np.float64]
@@ -27,18 +21,13 @@ Boxes = NDArray[np.float64]
 class BoxSamples(InstanceSamples):
     """The matched detections and objects of a domain, in classes 0 to ``num_classes`` - 1."""
 
-    def resampled(self, name: str) -> NDArray[np.float64]:
-        """See :meth:`segdistill.metrics.base.Samples.resampled`: AP50.
+    def ap(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pascal VOC's AP50 (R,) for image weights (R, N), as in :meth:`.InstanceSamples.ap`."""
+        return mean(voc_ap(self.matches, self.num_classes, weights))
 
-        Classes without objects in the drawn images are left out.
-        """
-        if self.size < 2:
-            return np.full(RESAMPLES, np.nan)
-        return mean(voc_ap(self.matches, self.num_classes, draws(name, self.size)))
-
-    def single(self) -> NDArray[np.float64]:
-        """AP50 of every image (N,)."""
-        return mean(voc_ap(self.matches, self.num_classes, np.eye(self.size)))
+    def false_positives(self) -> NDArray[np.bool_]:
+        """Which detections (N,) AP50 counts as false positives."""
+        return self.matches.wrong[:, -1] & 1 > 0
 
     def scores(self) -> dict[str, float | list[float]]:
         """All scores by name; NaN where undefined. By class: a list of ``num_classes``."""
@@ -64,14 +53,7 @@ class BoxMetric(ObjectMetric):
     """
 
     primary, kept = "ap50", BoxSamples
-
-    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
-        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :func:`.targets.box_targets`."""
-        height, width = batch["image"].shape[-2:]
-        images = view.prepare(batch["image"].to(self.device))
-        predictions = cast(Predictor, model).predict(images, size=(height, width))
-        for row, (index, detections) in enumerate(zip(self.numbers(batch), predictions, strict=True)):
-            self.add(index, detections, boxes_of(batch, row))
+    read = staticmethod(boxes_of)
 
     def matched(self, detections: Detections, objects: Objects) -> Matches:
         """See :func:`match_boxes`."""
@@ -99,25 +81,23 @@ def match_boxes(detections: Detections, objects: Objects) -> Matches:
 
 
 def voc(pair: Pair) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """True and false positives (N,) as bits, by the rule of Pascal VOC's development kit.
+    """True and false positives (N,) at IoU 0.5, as bit 0, by the rule of Pascal VOC's development kit.
 
     By descending score, each detection belongs to the object with the greatest IoU, taken or not (of equal ones, the
     first). Below the threshold it is a false positive, on a difficult object it is ignored, and on an object that an
     earlier one has found it is a false positive.
     """
     count, total = pair.shared.shape
-    right, wrong = np.zeros((count, len(THRESHOLDS)), bool), np.ones((count, len(THRESHOLDS)), bool)
+    right, wrong = np.zeros(count, bool), np.ones(count, bool)
     if count and total:
         iou = iou_of(pair.shared, pair.pixels, pair.areas)
         best = iou.argmax(axis=1)
-        hit = iou.max(axis=1)[:, None] >= THRESHOLDS  # (N, T)
-        difficult = pair.crowd[best][:, None]
-        for level in range(len(THRESHOLDS)):
-            rows = np.flatnonzero(hit[:, level] & ~difficult[:, 0])
-            _, first = np.unique(best[rows], return_index=True)
-            right[rows[first], level] = True
+        hit, difficult = iou.max(axis=1) >= THRESHOLDS[0], pair.crowd[best]
+        rows = np.flatnonzero(hit & ~difficult)
+        _, first = np.unique(best[rows], return_index=True)
+        right[rows[first]] = True
         wrong = ~right & ~(hit & difficult)
-    return bits(right), bits(wrong)
+    return right.astype(np.uint16), wrong.astype(np.uint16)
 
 
 def intersections(ours: Boxes, theirs: Boxes) -> Boxes:

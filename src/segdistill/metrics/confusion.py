@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.criteria import IGNORE
 from segdistill.metrics.base import RESAMPLES, draws
+from segdistill.processes import total
 
 BINS = 15
 """Number of equal-width bins of the calibration error."""
@@ -61,8 +61,7 @@ class ConfusionMatrix:
 
     def all_reduce(self) -> None:
         """Sum over the processes of torch.distributed; nothing happens where it is not initialised."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
+        self.counts = total(self.counts)
 
     def iou(self) -> Tensor:
         """Intersection over union per class (K,) float64; NaN for a class absent from ground truth and prediction."""
@@ -106,8 +105,7 @@ class Calibration:
 
     def all_reduce(self) -> None:
         """Sum over the processes of torch.distributed; nothing happens where it is not initialised."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.sums)
+        self.sums = total(self.sums)
 
     def error(self) -> float:
         """Mean over the pixels of |accuracy - mean confidence| of their bin; NaN without pixels."""
@@ -156,11 +154,7 @@ class ImageCounts:
 
     def miou(self) -> NDArray[np.float64]:
         """mIoU of every single image (N,) over the classes in its ground truth or prediction; NaN without any."""
-        hits, unions = self.hits_and_unions()
-        known = unions > 0
-        iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
-        classes = known.sum(axis=1)
-        return np.divide(iou.sum(axis=1), classes, out=np.full(self.size, np.nan), where=classes > 0)
+        return _mean_iou(*self.hits_and_unions())
 
     def resampled(self, name: str) -> NDArray[np.float64]:
         """mIoU (RESAMPLES,) of the draws of :meth:`segdistill.metrics.base.Samples.resampled`.
@@ -170,8 +164,12 @@ class ImageCounts:
         if self.size < 2:
             return np.full(RESAMPLES, np.nan)
         drawn = draws(name, self.size)
-        hits, unions = (drawn @ part for part in self.hits_and_unions())
-        known = unions > 0
-        iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
-        classes = known.sum(axis=1)
-        return np.divide(iou.sum(axis=1), classes, out=np.full(RESAMPLES, np.nan), where=classes > 0)
+        return _mean_iou(*(drawn @ part for part in self.hits_and_unions()))
+
+
+def _mean_iou(hits: NDArray[np.float64], unions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the classes (R, K) that have pixels, per row; NaN without any."""
+    known = unions > 0
+    iou = np.divide(hits, unions, out=np.zeros_like(hits), where=known)
+    classes = known.sum(axis=1)
+    return np.divide(iou.sum(axis=1), classes, out=np.full(len(hits), np.nan), where=classes > 0)

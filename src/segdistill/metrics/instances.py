@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,16 +16,8 @@ from segdistill.data.targets import objects_of
 from segdistill.metrics.average_precision import cityscapes_ap, coco_ap, coco_recall, mean
 from segdistill.metrics.base import RESAMPLES, Array, Metric, Samples, draws, interval, plain
 from segdistill.metrics.matching import MIN_PIXELS, Matches, match
-from segdistill.models import Model, View
+from segdistill.models import Finder, Model, View
 from segdistill.objects import Detections, Objects
-
-
-class Predictor(Protocol):
-    """A network that finds objects."""
-
-    def predict(self, images: Tensor, *, size: tuple[int, int] | None) -> list[Detections]:
-        """The objects in each of the images (B, 3, H, W), with masks of ``size``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +33,29 @@ class InstanceSamples(Samples):
         return self.matches.size
 
     def resampled(self, name: str) -> NDArray[np.float64]:
-        """See :meth:`segdistill.metrics.base.Samples.resampled`: COCO's AP.
-
-        Classes without objects in the drawn images are left out.
-        """
+        """See :meth:`segdistill.metrics.base.Samples.resampled`: :meth:`ap` of the drawn images."""
         if self.size < 2:
             return np.full(RESAMPLES, np.nan)
-        return mean(coco_ap(self.matches, self.num_classes, draws(name, self.size)))
+        return self.ap(draws(name, self.size))
 
-    def single(self) -> NDArray[np.float64]:
-        """COCO's AP of every image (N,); NaN without objects."""
-        return mean(coco_ap(self.matches, self.num_classes, np.eye(self.size)))
+    def ap(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The primary score (R,), COCO's AP, for image weights (R, N).
+
+        Classes without objects in these images are left out; NaN if all are.
+        """
+        return mean(coco_ap(self.matches, self.num_classes, weights))
+
+    def false_positives(self) -> NDArray[np.bool_]:
+        """Which detections (N,) the primary score counts as false positives."""
+        return self.matches.wrong[:, 0] > 0
 
     def by_image(self) -> NDArray[np.float64]:
         """The primary score of every image (N,) over the classes of its objects.
 
         0 if there are detections, but no objects; NaN if there are neither. Ignored detections do not count.
         """
-        found = self.single()
-        wrong = np.bincount(self.matches.images[self.matches.wrong[:, 0] > 0], minlength=self.size) > 0
+        found = self.ap(np.eye(self.size))
+        wrong = np.bincount(self.matches.images[self.false_positives()], minlength=self.size) > 0
         return np.where(np.isnan(found) & wrong, 0.0, found)
 
     def arrays(self) -> dict[str, Array]:
@@ -98,16 +94,26 @@ class InstanceSamples(Samples):
 class ObjectMetric(Metric):
     """Scores of objects, from their matches; masks and boxes are not kept.
 
-    ``primary`` is the score with an interval, ``kept`` the class of :meth:`samples`.
+    ``primary`` is the score with an interval, ``kept`` the class of :meth:`samples`; ``read`` finds the objects of an
+    image in a batch.
     """
 
     primary: ClassVar[str]
     kept: ClassVar[type[InstanceSamples]]
+    read: ClassVar[Callable[[Mapping[str, Tensor], int], Objects]]
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.num_classes, self.device = num_classes, device
         self.seen: dict[int, Matches]
+
+    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
+        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :mod:`segdistill.data.targets`."""
+        objects = [self.read(batch, row) for row in range(len(batch["image"]))]
+        images = view.prepare(batch["image"].to(self.device))
+        predictions = cast(Finder, model).predict(images, size=objects[0].size)
+        for index, detections, own in zip(self.numbers(batch), predictions, objects, strict=True):
+            self.add(index, detections, own)
 
     def matched(self, detections: Detections, objects: Objects) -> Matches:
         """The matches of one image."""
@@ -150,18 +156,11 @@ class InstanceMetric(ObjectMetric):
     """
 
     primary, kept = "ap", InstanceSamples
+    read = staticmethod(objects_of)
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu", *, min_pixels: int = MIN_PIXELS) -> None:
         super().__init__(num_classes, device)
         self.min_pixels = min_pixels
-
-    def update(self, model: Model, batch: Mapping[str, Tensor], view: View) -> None:
-        """See :meth:`segdistill.metrics.base.Metric.update`; targets as in :mod:`segdistill.data.targets`."""
-        height, width = batch["ids"].shape[-2:]
-        images = view.prepare(batch["image"].to(self.device))
-        predictions = cast(Predictor, model).predict(images, size=(height, width))
-        for row, (index, detections) in enumerate(zip(self.numbers(batch), predictions, strict=True)):
-            self.add(index, detections, objects_of(batch, row))
 
     def matched(self, detections: Detections, objects: Objects) -> Matches:
         """See :func:`.matching.match`."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from segdistill.ops import resize
 
 BAND = 2**22
 """Score values (classes x rows x width) enlarged at once: 16 MiB in float32."""
@@ -89,7 +90,4 @@ def _blend(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _widen(scores: Tensor, width: int) -> Tensor:
     """Rows (K, rows, w) resampled to ``width``, each independently."""
-    if scores.shape[-1] == width:
-        return scores
-    size = (scores.shape[1], width)
-    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    return resize(scores[None], (scores.shape[1], width))[0]

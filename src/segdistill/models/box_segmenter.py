@@ -21,7 +21,7 @@ FILES = (PROCESSOR,)
 class BoxSegmenter(nn.Module):
     """Images (B, 3, H, W) in [0, 1] and boxes -> one mask per box, with the predicted IoU.
 
-    In evaluation mode, as in SAM's own predictor, an unstable mask gives way to the best of the network's three
+    In evaluation mode, as in SAM's own predictor, an unstable mask is replaced by the best of the network's three
     alternatives; adaptation trains the single mask only.
     """
 

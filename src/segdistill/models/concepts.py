@@ -7,7 +7,6 @@ what is made from them. Legend: B batch, Q queries, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,11 +64,6 @@ class Concepts(nn.Module):
         values[:, self.prompt.phrases[number].kind] = scores[kept]
         numbers = torch.full_like(values, number, dtype=torch.long)
         return Proposals(boxes[kept].clamp(0, 1), values, numbers, masks[kept], below=int((~kept).sum()))
-
-    def save(self, folder: Path) -> None:
-        """Write network, tokenizer and image processor in the form that they were loaded from."""
-        for each in (self.network, self.tokenizer, self.processor):
-            each.save_pretrained(folder)
 
 
 def _joined(parts: Sequence[Proposals]) -> Proposals:

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from segdistill.config import UserError
 from segdistill.heads.daformer import ALIGNED, STRIDE, DAFormer, Fused, TwoScale
-from segdistill.heads.pyramid import resize
 from segdistill.models.segmenter import Segmenter, positions
-from segdistill.ops import maps
+from segdistill.ops import maps, resize
 from segdistill.types import Features
 
 Corners = tuple[tuple[int, int], ...]
@@ -39,27 +38,21 @@ class TwoScaleFeatures(Features):
     corners: Corners = ()  # (y, x) of the crops, pixels
     cells: tuple[int, int] = (0, 0)  # (h, w) of the context's logits, without padding
 
-    def part(self, *, rows: slice = slice(None), taps: slice = slice(None)) -> TwoScaleFeatures:
+    def part(self, *, rows: slice | list[int] = slice(None), taps: slice = slice(None)) -> TwoScaleFeatures:
         """The features of the given images and taps, in both scales."""
         own, detail = super().part(rows=rows, taps=taps), self.detail
         assert detail is not None
         count = len(detail.tokens[0]) // len(self.corners)
-        chosen = [index + crop * count for crop in range(len(self.corners)) for index in range(count)[rows]]
-        grids = detail.grids[taps]
-        kept = Features(
-            tokens=tuple(tokens[chosen] for tokens in detail.tokens[taps]),
-            cls=None if detail.cls is None else detail.cls[chosen],
-            grid=grids[-1] if grids else detail.grid,
-            grids=grids,
-        )
+        images = range(count)[rows] if isinstance(rows, slice) else rows
+        chosen = [image + crop * count for crop in range(len(self.corners)) for image in images]
+        kept = detail.part(rows=chosen, taps=taps)
         return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners, self.cells)
 
-    def blank(self) -> TwoScaleFeatures:
-        """Zeros of the same shapes for one image, in both scales."""
-        own, detail = super().blank(), self.detail
+    def blank(self, count: int = 1) -> TwoScaleFeatures:
+        """Zeros of the same shapes for ``count`` images, in both scales."""
+        own, detail = super().blank(count), self.detail
         assert detail is not None
-        zeros = tuple(torch.zeros(len(self.corners), *tokens.shape[1:]) for tokens in detail.tokens)
-        kept = Features(tokens=zeros, cls=None, grid=detail.grid, grids=detail.grids)
+        kept = detail.blank(count * len(self.corners))
         return TwoScaleFeatures(own.tokens, own.cls, own.grid, own.grids, kept, self.corners, self.cells)
 
 

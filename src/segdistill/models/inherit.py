@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from segdistill.config import UserError
 from segdistill.heads import Head
-from segdistill.heads.pyramid import per_level, resize
+from segdistill.heads.pyramid import per_level
 from segdistill.models.model import Model
-from segdistill.ops import maps
+from segdistill.ops import LeastSquares, map_to_tokens, maps, resize
 
 RIDGE = 1e-4
 """Of the least squares, as a share of the inputs' mean square."""
@@ -30,8 +30,8 @@ def check_heads(student: Head, teacher: Head) -> None:
     """A :class:`UserError` unless the student's head can take the teacher's weights."""
     if type(student) is not type(teacher):
         raise UserError(
-            f"inherit hands over the head: the student's is another one ({type(student).__name__}, the teacher's is "
-            f"{type(teacher).__name__}); choose the same, or leave head out of hands_over"
+            f"inherit copies the teacher's head, but the student's is {type(student).__name__} and the teacher's "
+            f"{type(teacher).__name__}; choose the same, or leave head out of hands_over"
         )
     if not teacher.readers():
         raise UserError(
@@ -76,32 +76,23 @@ class _Fit:
 
     def __init__(self, ours: nn.Conv2d, theirs: nn.Conv2d) -> None:
         self.ours, self.theirs = ours, theirs
-        inputs, outputs = ours.in_channels + 1, ours.out_channels
-        self.own = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self.both = torch.zeros(inputs, outputs, dtype=torch.float64)
-        self.squares = torch.zeros((), dtype=torch.float64)
-        self.free = inputs if ours.bias is not None else inputs - 1  # without a bias, the constant takes no part
+        self.sums = LeastSquares(ours.in_channels, ours.out_channels)
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
         """The maps (B, C, h, w) of a batch."""
         wanted = resize(self.theirs(theirs), (ours.shape[-2], ours.shape[-1]))
-        target = wanted.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        read = ours.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        read = torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
-        self.own += read.T @ read
-        self.both += read.T @ target
-        self.squares += target.square().sum()
+        self.sums.add(map_to_tokens(ours).flatten(0, 1), map_to_tokens(wanted).flatten(0, 1))
 
     def solve(self) -> float:
         """Set the weights; returns the share of the variance that is left."""
-        own, both = self.own[: self.free, : self.free], self.both[: self.free]
-        ridge = RIDGE * own.diagonal().mean() * torch.eye(self.free, dtype=torch.float64)
-        found = torch.linalg.solve(own + ridge, both)
+        sums = self.sums
+        found = sums.solve(RIDGE, constant=self.ours.bias is not None)
+        own, both = sums.xx[: len(found), : len(found)], sums.xy[: len(found)]
         inputs = self.ours.in_channels
         self.ours.weight.copy_(found[:inputs].T[:, :, None, None])
         if self.ours.bias is not None:
             self.ours.bias.copy_(found[inputs])
-        error = self.squares - 2 * (found * both).sum() + (found * (own @ found)).sum()
-        tokens, sums = self.own[-1, -1], self.both[-1]  # of the column of ones
-        variance = self.squares - sums.square().sum() / tokens
+        error = sums.yy - 2 * (found * both).sum() + (found * (own @ found)).sum()
+        tokens, total = sums.xx[-1, -1], sums.xy[-1]  # of the column of ones
+        variance = sums.yy - total.square().sum() / tokens
         return (error / variance.clamp(min=1e-12)).item()

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from segdistill.data.targets import NONE
-from segdistill.heads.pyramid import resize
 from segdistill.models.model import Finder, need_floats
 from segdistill.objects import Detections, RunLengths, encode
+from segdistill.ops import resize
 from segdistill.types import Batch, LossTerms
 
 TOP = 100
@@ -49,8 +49,7 @@ class InstanceSegmenter(Finder):
 def object_masks(batch: Batch, row: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n h w"]]:
     """Classes and masks of the objects of one image that have pixels and are no crowds."""
     ids, classes = batch["ids"][row], batch["classes"][row]
-    present = torch.zeros(len(classes) + 1, dtype=torch.bool, device=ids.device)
-    present[ids.unique().long()] = True
+    present = ids.flatten().bincount(minlength=len(classes) + 1) > 0
     counted = (present[1:] & (classes != NONE) & ~batch["crowd"][row]).nonzero()[:, 0]
     numbers = (counted + 1).to(ids.dtype)[:, None, None]
     masks = torch.zeros(len(counted), *ids.shape[-2:], dtype=torch.bool, device=ids.device)

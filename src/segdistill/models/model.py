@@ -70,12 +70,8 @@ class Model(nn.Module):
         """The smallest accepted (H, W) not below ``height`` x ``width``; a :class:`UserError` if there is none."""
         return self.encoder.padded(height, width)
 
-    def whole(self, features: Features) -> Features:
-        """The part of :meth:`features` that covers whole images, for terms that compare features."""
-        return features
-
     def whole_features(self, encoder: Any, images: Float[Tensor, "b 3 h w"]) -> Features:
-        """What :meth:`whole` would be with another encoder of the same kind."""
+        """What :meth:`features` would be with another encoder of the same kind."""
         return encoder(images, self.taps)
 
     def decode(self, features: Features) -> Any:

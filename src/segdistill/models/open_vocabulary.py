@@ -27,7 +27,7 @@ from segdistill.models.box_segmenter import BoxSegmenter
 from segdistill.models.concepts import Concepts
 from segdistill.models.open_vocabulary_tuning import DetectorTuning, SegmenterTuning, Tuned
 from segdistill.models.prompts import Prompt
-from segdistill.models.proposals import Found, Limits, nothing, paint, pick, unmatched
+from segdistill.models.proposals import Found, Limits, nothing, paint, pick
 from segdistill.models.text_detector import TextDetector
 from segdistill.objects import Detections
 from segdistill.types import Batch, LossTerms
@@ -93,8 +93,12 @@ class OpenVocabularyConfig(Config):
             )
 
     def licences(self) -> dict[str, str]:
-        """Licence of each part, by its name; the files need not exist."""
-        return {parts.name_of(each): self.licence or parts.licence_of(each) for each in self.sources.values()}
+        """Licence of each part, by its name; the files need not exist.
+
+        A part whose licence is not known here has the accepted one, or else that of the settings.
+        """
+        otherwise = self.licence_accepted or self.licence
+        return {parts.name_of(each): parts.licence_of(each, otherwise) for each in self.sources.values()}
 
     def adapted(self, folder: Path) -> OpenVocabularyConfig:
         """The same networks, with the parts that are in ``folder`` in place of their own."""
@@ -105,7 +109,7 @@ class OpenVocabularyConfig(Config):
 class OpenVocabulary(nn.Module):
     """The teacher for the given classes. Nothing is trained until :meth:`tune`.
 
-    ``counts``: of every image of the last :meth:`predict` (see ``proposals.COUNTS``); ``total``: their sum.
+    ``counts``: of every image of the last :meth:`predict` (see ``proposals.COUNTS``).
     """
 
     def __init__(self, config: OpenVocabularyConfig, classes: Sequence[str]) -> None:
@@ -113,7 +117,6 @@ class OpenVocabulary(nn.Module):
         self.config, self.classes = config, tuple(classes)
         self.limits = Limits(config.threshold, config.most, config.suppress, config.largest)
         self.counts: list[Counter[str]] = []
-        self.total: Counter[str] = Counter()
         self.tuned: Tuned | None = None
         self.detector: TextDetector | Concepts
         self.segmenter: BoxSegmenter | None = None
@@ -135,24 +138,15 @@ class OpenVocabulary(nn.Module):
         """The licence of the weights, which pseudo-labels carry on."""
         if isinstance(self.detector, Concepts):
             return parts.SAM_LICENCE
-        if self.config.licence is not None:
-            return self.config.licence
-        sources = [each for each in (self.config.detector, self.config.segmenter) if each is not None]
-        found = {parts.licence_of(each) for each in sources}
+        found = set(self.config.licences().values())
         return " and ".join(
             sorted(found, key=lambda each: (not each.startswith("unknown"), each))
         )  # unknown ones first
 
-    @property
-    def unmatched(self) -> Sequence[str]:
-        """The phrases that no box matched so far."""
-        return unmatched(self.total, self.prompt)
-
     def origin(self, fingerprint: str = "") -> Origin:
         """What pseudo-labels of this teacher come from; ``fingerprint``: of adapted weights."""
-        names = [parts.name_of(each) for each in (self.config.detector, self.config.segmenter) if each is not None]
         thresholds = {key: float(value) for key, value in asdict(self.limits).items()}
-        return Origin(" + ".join(names), self.licence, self.prompt.text, thresholds, fingerprint)
+        return Origin(" + ".join(self.config.licences()), self.licence, self.prompt.text, thresholds, fingerprint)
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "b 3 h w"], size: tuple[int, int] | None = None) -> list[Detections]:
@@ -166,8 +160,6 @@ class OpenVocabulary(nn.Module):
         finally:
             self.train(training)
         self.counts = [each.counts for each in found]
-        for counts in self.counts:
-            self.total.update(counts)
         return detections
 
     def _painted(self, images: Tensor, found: list[Found], size: tuple[int, int]) -> list[Detections]:
@@ -206,30 +198,12 @@ class OpenVocabulary(nn.Module):
         assert self.segmenter is not None and self.tuned == "segmenter"
         return tuning.segmenter_groups(self.segmenter, settings)
 
-    def detector_loss(self, batch: Batch, settings: DetectorTuning | None = None) -> LossTerms:
+    def detector_loss(self, batch: Batch, settings: DetectorTuning) -> LossTerms:
         """``class``, ``box`` and ``giou`` on a batch with objects (see ``data/targets.py``)."""
         assert isinstance(self.detector, TextDetector)
-        settings = DetectorTuning() if settings is None else settings
         return tuning.detector_loss(self.detector, batch, auxiliary=settings.auxiliary)
 
-    def segmenter_loss(self, batch: Batch, settings: SegmenterTuning | None = None) -> LossTerms:
+    def segmenter_loss(self, batch: Batch, settings: SegmenterTuning) -> LossTerms:
         """``focal`` and ``dice`` of the masks for the annotated boxes of a batch."""
         assert self.segmenter is not None
-        return tuning.segmenter_loss(self.segmenter, batch, SegmenterTuning() if settings is None else settings)
-
-    def save(self, folder: Path) -> OpenVocabularyConfig:
-        """Write the networks below ``folder``; returns the settings that load them from there."""
-        licence = self.licence
-        self.detector.save(folder / "detector")
-        parts.save_licence(folder / "detector", licence)
-        segmenter = None
-        if self.segmenter is not None:
-            segmenter = folder / "segmenter"
-            self.segmenter.save(segmenter)
-            parts.save_licence(segmenter, licence)
-        return self.config.model_copy(
-            update={
-                "detector": str(folder / "detector"),
-                "segmenter": None if segmenter is None else str(segmenter),
-            }
-        )
+        return tuning.segmenter_loss(self.segmenter, batch, settings)

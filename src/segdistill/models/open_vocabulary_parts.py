@@ -6,7 +6,6 @@ hub, ``hf:<owner>/<name>[@revision]``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from segdistill.config import UserError, short
-from segdistill.files import input_digest, read_signed, write_signed
+from segdistill.files import files_digest, read_signed, write_signed
 from segdistill.weights.hub import hub_folder
 from segdistill.weights.report import some
 
@@ -106,8 +105,7 @@ def load_processor(folder: PartFolder, role: str, kind: str) -> Any:
 
 def digest_of(folder: Path) -> str:
     """SHA-256 of a part's files: settings, weights, tokenizer and licence."""
-    files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
-    return hashlib.sha256("".join(f"{path.name} {input_digest(path)}\n" for path in files).encode()).hexdigest()
+    return files_digest(sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}))
 
 
 def name_of(source: str) -> str:
@@ -115,14 +113,17 @@ def name_of(source: str) -> str:
     return source.removeprefix("hf:") if source.startswith("hf:") else Path(source).name
 
 
-def licence_of(source: str) -> str:
-    """The licence of a part: of a known repository, or as :func:`save_licence` left it in a folder."""
+def licence_of(source: str, otherwise: str | None = None) -> str:
+    """The licence of a part: of a known repository, or as :func:`save_licence` left it in a folder.
+
+    ``otherwise``: that of a part whose licence is not known here.
+    """
     if source.startswith("hf:"):
         known = (licence for name, licence in LICENCES.items() if name_of(source).startswith(name))
         found = next(known, None)
     else:
         found = (read_signed(path) or {}).get("licence") if (path := Path(source) / LICENCE).is_file() else None
-    return found if isinstance(found, str) else f"unknown: that of {name_of(source)}"
+    return found if isinstance(found, str) else otherwise or f"unknown: that of {name_of(source)}"
 
 
 def save_licence(folder: Path, licence: str) -> None:

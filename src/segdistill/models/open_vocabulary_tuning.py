@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from segdistill.config import Config
 from segdistill.data.targets import objects_of
 from segdistill.models.box_segmenter import BoxSegmenter
 from segdistill.models.text_detector import TextDetector
 from segdistill.objects import Objects, boxes_of
+from segdistill.ops import resize
 from segdistill.types import Batch, LossTerms
 
 Tuned = Literal["detector", "segmenter"]
@@ -46,12 +48,12 @@ class DetectorTuning(Config):
 
     @model_validator(mode="after")
     def _milestones_in_order(self) -> DetectorTuning:
-        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < each < 1 for each in self.milestones):
+        if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones are shares of the steps between 0 and 1, in order")
         return self
 
-    def schedule(self, batch: int) -> Callable[[int, int], float]:
-        """(step, steps) -> learning rate: constant between the milestones, for every batch size."""
+    def schedule(self) -> Callable[[int, int], float]:
+        """(step, steps) -> learning rate: constant between the milestones."""
 
         def lr(step: int, steps: int) -> float:
             return self.lr * self.factor ** sum(step >= each * steps for each in self.milestones)
@@ -73,13 +75,13 @@ class SegmenterTuning(Config):
     dice_weight: float = Field(1.0, ge=0, le=1e6)
     most: int = Field(64, ge=1, le=10**4)
 
-    def schedule(self, batch: int) -> Callable[[int, int], float]:
-        """(step, steps) -> learning rate: ``lr * (1 - step / steps) ** power``, for every batch size."""
+    def schedule(self) -> Callable[[int, int], float]:
+        """(step, steps) -> learning rate: ``lr * (1 - step / steps) ** power``."""
         return lambda step, steps: self.lr * (1 - step / steps) ** self.power
 
 
 def select(detector: Any, segmenter: Any, part: Tuned | None) -> None:
-    """Let gradients reach what is trained of ``part`` and nothing else (None: nothing at all)."""
+    """Enable gradients for the trainable parameters of ``part`` only (None: of nothing)."""
     for each in (detector, segmenter):
         if each is not None:
             each.requires_grad_(False)
@@ -157,7 +159,7 @@ def _labels(objects: Objects, places: dict[int, int], device: torch.device) -> d
     corners = torch.tensor([box for _, box in kept], device=device).reshape(-1, 4)
     return {
         "class_labels": torch.tensor([place for place, _ in kept], dtype=torch.long, device=device),
-        "boxes": torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1),
+        "boxes": box_convert(corners, "xyxy", "cxcywh"),
     }
 
 
@@ -190,7 +192,7 @@ def segmenter_loss(segmenter: BoxSegmenter, batch: Batch, tuning: SegmenterTunin
         if len(boxes):
             logits, _ = segmenter.masks(levels, row, boxes.to(images.device))
             size = (segmenter.side, segmenter.side)
-            logits = F.interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+            logits = resize(logits[:, None].float(), size)[:, 0]
             truth = _resized(masks, size).to(images.device)
             counted = ~_resized(void[None], size).to(images.device).bool()
             focal = focal + sigmoid_focal(logits, truth, counted).sum() / count
@@ -219,18 +221,10 @@ def _resized(masks: Bool[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def sigmoid_focal(
-    logits: Float[Tensor, "n h w"],
-    truth: Float[Tensor, "n h w"],
-    counted: Bool[Tensor, "1 h w"],
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    logits: Float[Tensor, "n h w"], truth: Float[Tensor, "n h w"], counted: Bool[Tensor, "1 h w"]
 ) -> Float[Tensor, " n"]:
     """Lin et al., Focal Loss (arXiv 1708.02002), the mean over the counted pixels of each mask."""
-    chance = logits.sigmoid()
-    hit = chance * truth + (1 - chance) * (1 - truth)
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * (1 - hit) ** gamma
-    loss = loss * (alpha * truth + (1 - alpha) * (1 - truth)) * counted
+    loss = sigmoid_focal_loss(logits, truth, alpha=0.25, gamma=2) * counted
     return loss.sum(dim=(1, 2)) / counted.sum().clamp(min=1)
 
 

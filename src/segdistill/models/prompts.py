@@ -120,7 +120,7 @@ def build_phrases(
                                 "use fewer words")  # fmt: skip
             if (other := seen.setdefault(phrase.tokens, phrase)) is not phrase:
                 names = " and ".join(f"'{classes[one.kind]}'" for one in (other, phrase))
-                raise UserError(f"prompt: '{each}' stands twice, for {names}; use other words for one of them")
+                raise UserError(f"prompt: '{each}' appears twice, for {names}; use other words for one of them")
             phrases.append(phrase)
     return tuple(phrases)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_area, nms
 
 from segdistill.models.prompts import Prompt
 from segdistill.objects import Detections, RunLengths, encode
+from segdistill.ops import resize
 
 COUNTS = (
     "images_without_boxes",
@@ -88,7 +88,7 @@ def pick(proposals: Proposals, prompt: Prompt, limits: Limits) -> Found:
         counts[f"phrase: {prompt.phrases[number].words}"] += 1
     order = proposals.scores[rows, kinds].argsort(descending=True, stable=True)
     rows, kinds = rows[order], kinds[order]
-    small = _shares(proposals.boxes[rows]) <= limits.largest
+    small = box_area(proposals.boxes[rows]) <= limits.largest  # shares of the image
     counts["large"] = int((~small).sum())
     rows, kinds = rows[small], kinds[small]
     kept = nms(proposals.boxes[rows].float(), proposals.scores[rows, kinds].float(), limits.suppress)
@@ -97,11 +97,6 @@ def pick(proposals: Proposals, prompt: Prompt, limits: Limits) -> Found:
     rows, kinds = rows[kept[: limits.most]], kinds[kept[: limits.most]]
     masks = None if proposals.masks is None else proposals.masks[rows]
     return Found(proposals.boxes[rows], proposals.scores[rows, kinds], kinds, masks, counts)
-
-
-def _shares(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
-    """Share of the image that each box covers."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def paint(
@@ -115,7 +110,7 @@ def paint(
     kept: list[int] = []
     runs: list[RunLengths] = []
     for rows in order.split(_AT_ONCE):
-        large = F.interpolate(masks[rows, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+        large = resize(masks[rows, None].float(), size)[:, 0]
         for row, mask in zip(rows.tolist(), large > 0, strict=True):
             free = mask & ~taken
             if free.any():

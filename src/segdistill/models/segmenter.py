@@ -15,7 +15,7 @@ from torch import Tensor
 from segdistill.config import Config, Size, UserError
 from segdistill.criteria import presence_loss
 from segdistill.models.bands import Strip, decide, enlarge
-from segdistill.models.model import Model
+from segdistill.models.model import Model, need_floats
 from segdistill.types import Batch, LossTerms
 
 
@@ -28,7 +28,7 @@ class Window(Config):
 
     @model_validator(mode="after")
     def _covers(self) -> Window:
-        if any(not 1 <= step <= side for side, step in zip(self.size, self.stride, strict=True)):
+        if any(step > side for side, step in zip(self.size, self.stride, strict=True)):
             raise ValueError(f"stride {self.stride} must be at least 1 and at most the size {self.size}")
         return self
 
@@ -99,8 +99,7 @@ class Segmenter(Model):
         self, images: Num[Tensor, "b 3 h w"], window: Window | None = None, size: tuple[int, int] | None = None
     ) -> Iterator[Strip]:
         """:meth:`predict` with confidences, a few rows of one image at a time (:func:`.bands.enlarge`)."""
-        if not images.is_floating_point():
-            raise UserError(f"images must be float in [0, 1], got {images.dtype}: divide 8-bit pixels by 255")
+        need_floats(images)
         height, width = images.shape[-2:]
         bands = [self.scores(images)] if window is None else self.window_bands(images, window)
         for image, top, scores in enlarge(bands, (height, width), size or (height, width)):

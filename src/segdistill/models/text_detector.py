@@ -66,8 +66,9 @@ class TextDetector(nn.Module):
             if "index k out of range" not in str(error):
                 raise
             raise UserError(
-                f"detector: resized to {values.shape[2]} x {values.shape[3]} pixels, an image has fewer places than "
-                f"the detector has queries ({self.network.config.num_queries}): cut or pad it to a less narrow shape"
+                f"detector: the resized image of {values.shape[2]} x {values.shape[3]} pixels has fewer feature-map "
+                f"cells than the detector has queries ({self.network.config.num_queries}): crop or pad it to a less "
+                "elongated shape"
             ) from None
 
     def pixels(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:

@@ -305,9 +305,9 @@ def _distillation(cost: _Cost, stage: StageConfig, student: Encoder, teacher: En
     cost.trained(heads)
     cost.frozen += count(teacher)
     batch = stage.images_per_step
-    taps = needs.taps or (-1,)  # a method on class scores alone still runs both encoders
+    taps, theirs = needs.taps or (-1,), needs.of_teacher or (-1,)  # a method on class scores alone still runs both
     if stage.cache is None:
-        cost.forward(lambda: teacher(_images(batch, size), taps), trains=False)
+        cost.forward(lambda: teacher(_images(batch, size), theirs), trains=False)
     views = batch if stage.learner is None and needs.plain else batch - stage.batch  # labelled ones count elsewhere
     if needs.masked:
         views += int(batch * heads.mask_settings()["probability"])

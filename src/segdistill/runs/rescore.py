@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from segdistill.config import UserError, choose, nearest, parse
+from segdistill.config import UserError, choose, expanded, nearest, parse
 from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import DataSelection, DataSource, Split
 from segdistill.environment import within_memory
@@ -215,7 +215,7 @@ def _scores(
 
 def _place(what: Path) -> tuple[Path, str | None]:
     """The run folder, and the stage's label if ``what`` is a stage folder."""
-    what = what.expanduser()
+    what = expanded(what)
     if (what / "recipe.yaml").exists():
         return what, None
     stage = what.resolve()

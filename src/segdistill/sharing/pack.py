@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from segdistill import environment
-from segdistill.config import UserError, choose, parse
+from segdistill.config import UserError, choose, expanded, parse
 from segdistill.data.catalog.record import class_colors
 from segdistill.encoders import Encoder, build_encoder
 from segdistill.files import damaged_file, facts_digest, read_metrics_line, read_signed, sha256, write_json
@@ -72,7 +72,7 @@ def card_path(packed: Path) -> Path:
 
 def open_run(folder: Path) -> Finished:
     """The run in ``folder``, all of whose stages must be finished and be what their manifests say."""
-    folder = folder.expanduser()
+    folder = expanded(folder)
     recipe = load_finished(folder)
     places = [stage_folder(recipe, folder, number) for number in range(len(recipe.stages))]
     found = [read_manifest(place) for place in places]
@@ -133,7 +133,7 @@ def with_root(recipe: Recipe, root: Path | None) -> Recipe:
     """The recipe with its images below ``root``; None: where it says."""
     if root is None:
         return recipe
-    place = json.dumps(str(root.expanduser().resolve()), ensure_ascii=False)  # YAML would read a bare "a #1" as "a"
+    place = json.dumps(str(expanded(root).resolve()), ensure_ascii=False)  # YAML would read a bare "a #1" as "a"
     return change(recipe, [f"data.root={place}"])
 
 
@@ -280,7 +280,7 @@ def pack_encoder(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     The student's encoder alone, as fp16 that is cast up when it is loaded. Raises :class:`UserError` for an unfinished
     run, and for files that are there, without ``force``.
     """
-    run, path = run.expanduser(), out.with_suffix(".safetensors")
+    run, path = expanded(run), out.with_suffix(".safetensors")
     _may_write((path, path.with_suffix(".json")), force=force)
     recipe = load_finished(run)
     weights = handed_encoder(recipe, run, len(recipe.stages))

@@ -32,7 +32,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from segdistill.config import UserError, choose, parse
+from segdistill.config import UserError, choose, expanded, parse
 from segdistill.encoders import build_encoder
 from segdistill.files import facts_digest, write_atomic
 from segdistill.models import Model
@@ -76,7 +76,7 @@ def packed_path(source: str | Path) -> Path:
         from segdistill.weights.hub import hub_file  # a client that needs time to import
 
         return hub_file(str(source))
-    path = Path(source).expanduser()
+    path = expanded(source)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no packed model at '{path}'; {MAKE}, or give hf:<owner>/<name>")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from segdistill.config import UserError, parse
+from segdistill.config import UserError, expanded, parse
 from segdistill.files import sha256
 from segdistill.recipe import Recipe
 from segdistill.sharing.card import card as make_card
@@ -53,7 +53,7 @@ def verify(source: str | Path, run: Path | None = None) -> list[Check]:
     ``run`` is the run folder, where it is at hand: its files are hashed and its model is compared bit by bit. A
     :class:`UserError` where the file is none of these, or cannot be read.
     """
-    path, run = Path(source).expanduser(), run and run.expanduser()
+    path, run = expanded(source), run and expanded(run)
     if path.suffix in SIDE:
         whole = re.sub(r"\.(fp16|int8)(?=\.onnx$)", "", path.name)  # one report for all precisions
         own = path.with_name(f"{path.name}.json")

@@ -20,9 +20,8 @@ from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import Encoder, EncoderConfig, record_of
 from segdistill.heads import Head
-from segdistill.heads.pyramid import resize
 from segdistill.methods import METHODS
-from segdistill.ops import derive_seed, generator, own_mask, random_mask
+from segdistill.ops import derive_seed, generator, own_mask, random_mask, resize
 from segdistill.processes import share
 from segdistill.stages.base import StageConfig, StageContext, StageResult, count, weights_read
 from segdistill.stages.fitting import build_method, needs_of

@@ -136,8 +136,7 @@ class GeneralizedObjective(Objective):
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.model.whole_features(self.reference, images[0])
-        own = self.model.whole(features)
-        seen = Seen(batch["label"], own, reference, logits, styles=shown, progress=step / steps)
+        seen = Seen(batch["label"], features, reference, logits, styles=shown, progress=step / steps)
         for part in self._generalizers:
             terms |= part.terms(seen)
         return terms

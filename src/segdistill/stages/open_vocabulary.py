@@ -236,7 +236,7 @@ def _adapted(
         objective,
         network.groups(tuning),
         lambda order: batches(images, order, context.workers),
-        schedule=tuning.schedule(batch),
+        schedule=tuning.schedule(),
         optimizer=partial(AdamW.build, config=AdamW.Config()),
         settings=context.loop(config, steps=config.steps_of(part), clip=tuning.clip, part=part),
         folder=context.folder / CHECKPOINT / part,

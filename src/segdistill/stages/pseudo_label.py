@@ -20,6 +20,7 @@ from segdistill.data.pseudo import Origin, PseudoLabels, PseudoWriter, read_pseu
 from segdistill.data.pseudo_labelled import with_classes
 from segdistill.encoders import build_encoder, record_of
 from segdistill.files import write_atomic
+from segdistill.metrics.base import plain
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.metrics.quality import quality
 from segdistill.models import InstanceSegmenter, View
@@ -188,8 +189,9 @@ def _measured(config: PseudoLabelConfig, labels: PseudoLabels, dataset: Dataset)
         if objects is None:
             return {}
         metric.add(number, labels.detections(name), objects)
-    scores = metric.result("pseudo-labels")
-    return {key: scores[key] for key in ("ap", "ap50")} | quality(metric.samples(), config.score)
+    samples = metric.samples()
+    scores: dict[str, Any] = samples.scores()
+    return {key: plain(scores[key]) for key in ("ap", "ap50")} | quality(samples, config.score)
 
 
 def _summary(labels: PseudoLabels, facts: Mapping[str, Any]) -> str:

@@ -269,13 +269,12 @@ class SemiObjective(Objective):
         classes, masks = (outputs[-1] for outputs in decoded)
         ids = nn.functional.interpolate(batch["ids"].amax(1, keepdim=True).float(), size=weak.shape[-2:])[:, 0].long()
         unknown = ids.new_full((len(images) - len(ids), *ids.shape[1:]), -1)
-        terms = self.contrast(weak, strong, masks, classes, torch.cat([ids, unknown]))
-        self.found |= self.contrast.diagnostics
-        return terms
+        return self.contrast(weak, strong, masks, classes, torch.cat([ids, unknown]))
 
     def diagnostics(self) -> dict[str, float]:
         """Of the contrast: its margin and the true share of negatives on other objects; pseudo-labels per image."""
-        return {name: value.item() for name, value in self.found.items()}
+        found = self.found | ({} if self.contrast is None else self.contrast.diagnostics)
+        return {name: value.item() for name, value in found.items()}
 
 
 def run_semi(config: SemiConfig, context: StageContext) -> StageResult:

@@ -22,12 +22,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.files import write_atomic
 from segdistill.shipped import ASSETS, shipped_assets, shipped_path
 from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
-from segdistill.weights.reading import check_digest, digest_of, part_of_packed, read_file, strange_tensors
+from segdistill.weights.reading import (
+    check_digest,
+    digest_of,
+    misshapen,
+    need_finite,
+    part_of_packed,
+    read_file,
+    strange_tensors,
+)
 from segdistill.weights.report import LoadReport, some
 from segdistill.weights.resample import (
     Resample,
@@ -56,7 +64,7 @@ __all__ = [
     "weights_path",
 ]  # fmt: skip
 
-ADAPTER = "rein."  # parameters that start weights have no part of
+ADAPTER = "rein."  # parameters that pretrained weights do not contain
 MASK_TOKEN, POSITIONS, KERNEL = "mask_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 RELATIVE = re.compile(r"\.rel_pos_[hw]$")
 IN_FOLDER = ("encoder.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -84,7 +92,7 @@ def weights_path(source: str, name: str) -> Path:
         from segdistill.weights.hub import hub_file  # slow to import
 
         return hub_file(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         path = next((path / name for name in IN_FOLDER if (path / name).is_file()), path / IN_FOLDER[0])
     if not path.is_file():
@@ -133,12 +141,10 @@ def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> byt
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
-def load_encoder_weights(
-    encoder: HasWeights, source: str, name: str | None = None, *, resample: Resample = "papers"
-) -> LoadReport | None:
+def load_encoder_weights(encoder: HasWeights, source: str, *, resample: Resample = "papers") -> LoadReport | None:
     """Fill ``encoder`` from ``source`` (see ``EncoderConfig.weights``); ``random`` leaves it as it is (no report).
 
-    ``name`` is the asset used for a bare ``shipped``, by default the encoder's name. Half precision is cast up; patch
+    A bare ``shipped`` is the asset with the encoder's name. Half precision is cast up; patch
     kernels and positional embeddings of another size are resampled in float32 (``resample``). The report lists every
     key. A :class:`UserError` is raised for an unknown key, for another width or depth, and if less than 95 % of the
     parameters are in the file. A tensor may be missing only where the encoder's own is neutral (a mask token or bias
@@ -147,7 +153,7 @@ def load_encoder_weights(
     """
     if source == "random":
         return None
-    path = weights_path(source, name or encoder.name)
+    path = weights_path(source, encoder.name)
     check_digest(path)
     content, header = read_file(path)
     report = LoadReport(source=str(path), network=encoder.name)
@@ -164,16 +170,9 @@ def _fill(encoder: HasWeights, content: Any, header: Mapping[str, str], report: 
     _account(state, wanted, header, report)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     _fit(state, wanted, _Grids(encoder.grid, header, report), resample)
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
+    if wrong := misshapen(state, wanted):
         raise UserError(f"'{report.source}' does not fit {encoder.name}: {some(wrong)}{_sizes(state, wanted)}")
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
+    need_finite(state, report.source)
     if MASK_TOKEN in report.missing:
         state[MASK_TOKEN] = torch.zeros_like(wanted[MASK_TOKEN])
     filled = {key: state.get(key, value).to(value.dtype) for key, value in wanted.items()}

@@ -14,11 +14,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-from segdistill.config import UserError
+from segdistill.config import UserError, expanded
 from segdistill.files import read_signed
 from segdistill.shipped import shipped_path
 from segdistill.weights.layouts import HEAD, State, tensors_of
-from segdistill.weights.reading import check_digest, part_of_packed, read_file, strange_tensors
+from segdistill.weights.reading import check_digest, misshapen, need_finite, part_of_packed, read_file, strange_tensors
 from segdistill.weights.report import LoadReport, some
 
 OURS_ALONE = "criterion."  # the loss's class weights come from our settings
@@ -68,7 +68,7 @@ def head_path(source: str) -> Path:
     """The file that ``source`` refers to; a :class:`UserError` if it does not exist."""
     if source.startswith("shipped:"):
         return shipped_path(source.partition(":")[2])
-    path = Path(source).expanduser()
+    path = expanded(source)
     path = path / "head.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
@@ -81,7 +81,7 @@ def head_path(source: str) -> Path:
 def load_head_weights(head: HasHeadWeights, source: str, name: str, classes: Sequence[str]) -> LoadReport:
     """Fill ``head``, the ``name`` of the table, from ``source`` (see ``HeadConfig.weights``).
 
-    Every key of the head must be in the file and the other way round; else a :class:`UserError` lists the differences.
+    The file and the head must have exactly the same keys; else a :class:`UserError` lists the differences.
     Where the file names the classes it was trained on (a stage's manifest, mmengine's ``dataset_meta``), they must be
     ``classes``.
     """
@@ -172,19 +172,13 @@ def _account(state: State, wanted: State, report: LoadReport) -> None:
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     report.loaded = [key for key in wanted if key in state and state[key].shape == wanted[key].shape]
     report.share = sum(wanted[key].numel() for key in report.loaded) / sum(v.numel() for v in wanted.values())
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    wrong = misshapen(state, wanted)
     if missing or unexpected or wrong:
         raise UserError(
             f"the head of '{report.source}' does not fit this {report.network}: missing {some(missing)}; unexpected "
             f"{some(unexpected)}; wrong {some(wrong)}; {100 * report.share:.1f} % of the parameters are there"
         )
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"'{report.source}' has weights that are not finite: {some(broken)}")
+    need_finite(state, report.source)
 
 
 def _classes_of(content: Any, path: Path, report: LoadReport) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
@@ -38,7 +37,9 @@ def hub_file(source: str, *, local: bool = False) -> Path:
         known = timm.list_models(pretrained=True)
         raise UserError(f"timm has no weights '{name}': {nearest(name, known)}see timm.list_models(pretrained=True)")
     if not config.hf_hub_id:
-        raise UserError(f"timm has '{name}' outside the hub only: fetch {config.url} and give its path as weights")
+        raise UserError(
+            f"timm's '{name}' is not on the Hugging Face hub: download {config.url} and give its path as weights"
+        )
     repository, _, revision = config.hf_hub_id.partition("@")
     return _fetch(source, repository, revision or None, local)
 
@@ -53,25 +54,21 @@ def _fetch(source: str, repository: str, revision: str | None, local: bool) -> P
         with suppress(EntryNotFoundError), _explained(source, page, "path"):  # or no network: the other may be cached
             return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local))
     raise UserError(
-        f"{source}: neither {' nor '.join(FILES)} can be had (no network, or the repository has other files): fetch "
-        f"one from {page} and give its path as weights, or copy the hub's cache of a machine that has it to "
-        f"{constants.HF_HUB_CACHE}"
+        f"{source}: neither {' nor '.join(FILES)} could be downloaded or found in the cache (no network, or the "
+        f"repository has other files): fetch one from {page} and give its path as weights, or copy the hub's cache of "
+        f"a machine that has it to {constants.HF_HUB_CACHE}"
     )
 
 
-def hub_folder(source: str, patterns: Sequence[str], *, local: bool = False) -> Path:
+def hub_folder(source: str, patterns: Sequence[str]) -> Path:
     """The local copy of the files of ``hf:<owner>/<name>[@revision]`` that match ``patterns``.
 
-    They are downloaded if they are missing, unless ``local``.
+    They are downloaded if they are missing.
     """
     repository, _, revision = source.removeprefix("hf:").partition("@")
     page = f"https://huggingface.co/{repository}"
     with suppress(EntryNotFoundError), _explained(source, page, "folder"):
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=local
-            )
-        )
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     raise UserError(
         f"{source} is not on this machine and cannot be fetched (no network): fetch it from {page} and give its "
         f"folder, or copy the hub's cache of a machine that has it to {constants.HF_HUB_CACHE}"
@@ -86,11 +83,11 @@ def _explained(source: str, page: str, kind: str) -> Iterator[None]:
     except EntryNotFoundError:
         raise
     except HFValidationError:
-        raise UserError(f"'{source}' is no name of a hub repository: give hf:<owner>/<name>") from None
+        raise UserError(f"'{source}' is not a valid hub repository name: give hf:<owner>/<name>") from None
     except GatedRepoError:
         raise UserError(f"{source} is gated: accept its licence at {page}, then run 'hf auth login'") from None
     except RepositoryNotFoundError:
         raise UserError(f"{source}: the hub has no such repository, or it is private: see {page}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  no network, a proxy's page: each client and version has its own
         line = f"{source} cannot be fetched ({first_line(error)}): fetch it from {page} and give its {kind}"
         raise UserError(line) from None

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from segdistill.config import UserError, first_line
-from segdistill.files import input_digest, plain_name, sha256
+from segdistill.files import files_digest, input_digest, plain_name, sha256
 from segdistill.weights.report import LoadReport, some
 
 INDEX = ".index.json"
@@ -122,7 +122,7 @@ def shards(index: Path) -> list[Path]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({plain_name(name) for name in places.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"'{index}' is damaged or no index of safetensors files: fetch it again") from None
+        raise UserError(f"'{index}' is damaged or not an index of safetensors files: fetch it again") from None
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent or not names:
         raise UserError(f"'{index}' names {some(absent)}, which is not beside it: fetch all {len(names)} of its files")
@@ -145,7 +145,22 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a weight file; for an index, of all its files."""
     if not path.name.endswith(INDEX):
         return input_digest(path)
-    return hashlib.sha256("".join(f"{each.name} {input_digest(each)}\n" for each in shards(path)).encode()).hexdigest()
+    return files_digest(shards(path))
+
+
+def misshapen(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """One text for each of the ``wanted`` tensors that is in ``state`` with another shape."""
+    return [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+
+
+def need_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """A :class:`UserError` if a tensor of the file ``source`` is not finite."""
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"'{source}' has weights that are not finite: {some(broken)}")
 
 
 @contextmanager
@@ -168,7 +183,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # noqa: BLE001  a damaged header raises many kinds
-        raise UserError(f"'{path}' is damaged or no safetensors file ({error}): make or fetch it again") from None
+        raise UserError(f"'{path}' is damaged or not a safetensors file ({error}): make or fetch it again") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -186,7 +201,7 @@ def _read_torch(path: Path) -> Any:
                 "torch.save(c.get('model', c.get('state_dict', c)), 'weights.pth')\""
             ) from None
         line = first_line(error, 120)
-        raise UserError(f"'{path}' is damaged or no PyTorch file ({line}): make or fetch it again") from None
+        raise UserError(f"'{path}' is damaged or not a PyTorch file ({line}): make or fetch it again") from None
 
 
 def _not_weights(start: bytes) -> str:
@@ -195,10 +210,10 @@ def _not_weights(start: bytes) -> str:
     if not start:
         return "is empty: fetch it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page and no weights: its address was refused or moved; fetch it again"
+        return "is a web page, not weights: its address was refused or moved; fetch it again"
     if text.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer and not the file itself: run 'git lfs pull', or fetch it from its page"
     printable = bytes(range(32, 127)) + b"\t\r\n"
     if not start.translate(None, printable):
-        return "is a text file and no weights: give a .pth, .pt, .bin or .safetensors file"
+        return "is a text file, not weights: give a .pth, .pt, .bin or .safetensors file"
     return ""

@@ -23,6 +23,8 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from segdistill.ops import map_to_tokens, tokens_to_map
+
 Resample = Literal["papers", "hub", "timm"]
 OFFSET = 0.1  # DINOv2's, against rounding
 
@@ -36,9 +38,9 @@ def resample_positions(
     if how == "timm":
         return resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=prefix)
     first, patches = positions[:, :prefix], positions[:, prefix:]
-    maps = patches.transpose(1, 2).reshape(1, -1, *old)
+    maps = tokens_to_map(patches, old)
     maps = _by_factor(maps, new) if how == "hub" else F.interpolate(maps, size=new, mode="bicubic", align_corners=False)
-    return torch.cat([first, maps.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([first, map_to_tokens(maps)], dim=1)
 
 
 def _by_factor(maps: Tensor, new: tuple[int, int]) -> Tensor:
