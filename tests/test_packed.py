@@ -361,11 +361,18 @@ def test_a_file_of_the_hub_loads_by_its_name(packed, monkeypatch):
     assert torch.equal(segmenter.scores(images()), load_packed(packed)[0].scores(images()))
 
 
-def test_a_wrong_path_is_named_at_once(call, tmp_path):
-    for words in (("pack", "x", "m.safetensors"), ("verify", "x"), ("push", "x", "me/x"), ("export", "x", "m.onnx")):
-        status, _, complaint = call(words[0], tmp_path / words[1], *words[2:])
-        assert status == 2
-        assert "give a run folder, a packed file, or hf:<owner>/<name>" in complaint
+@pytest.mark.parametrize(
+    ("command", "allowed", "more"),
+    [
+        ("pack", "a finished run folder", ["m.safetensors"]),
+        ("verify", "a packed or exported file, or hf:<owner>/<name>", []),
+        ("push", "a packed file", ["me/x"]),
+        ("export", "a run folder, a packed file, or hf:<owner>/<name>", ["m.onnx"]),
+    ],
+)
+def test_a_wrong_path_is_named_at_once(command, allowed, more, call, tmp_path):
+    status, _, complaint = call(command, tmp_path / "x", *more)
+    assert (status, complaint) == (2, f"segdistill: no model at {tmp_path / 'x'}; give {allowed}\n")
 
 
 def test_the_digest_depends_on_names_types_shapes_and_values():

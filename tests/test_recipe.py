@@ -287,7 +287,7 @@ def test_own_data_need_not_be_there_to_read_its_recipe(tmp_path):
         (["student.encoder.name=world_resnet", "stages.task.method=null", "stages.task.proxy=null"],
          "stage task: presence_weight needs an encoder with a CLS token"),
         (["student.head={type: deeplabv3plus}", "stages.task.batch=1", "stages.task.method={type: mse}"],
-         "stage task: deeplabv3plus cannot train on one image per step"),
+         "stage task: deeplabv3plus cannot train on one image per pass"),
         (["task=instance", "data.classes=things8", "teacher.head={type: eomt, heads: 7}", "student=null",
           "stages=[{type: task, name: task, model: teacher, data: {domains: [game], images: 4}, steps: 2}]"],
          "teacher.head: the deepest tap has 256 channels, not a multiple of heads 7"),

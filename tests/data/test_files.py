@@ -69,7 +69,7 @@ def test_a_data_set_with_subsets_can_be_read_whole(written):
 
 def test_the_folder_may_be_named_by_the_environment_or_one_by_one(written, monkeypatch):
     monkeypatch.delenv("SEGDISTILL_DATA", raising=False)
-    with pytest.raises(UserError, match=r"Set data\.root or SEGDISTILL_DATA to the folder that holds cityscapes/"):
+    with pytest.raises(UserError, match=r"set data\.root or SEGDISTILL_DATA to the folder that holds cityscapes/"):
         FilesSource().open(select("cityscapes"))
     monkeypatch.setenv("SEGDISTILL_DATA", str(written[0]))
     assert len(FilesSource().open(select("cityscapes"))) == 3
