@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from segdistill.data.dataset import Dataset, Sample
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import EncoderConfig, build_encoder
 from segdistill.encoders.walks import linear_patches
@@ -240,7 +240,7 @@ def pipeline(folder: Path, side: int, workers: int) -> Callable[[int], Any]:
     def build(images: int) -> Callable[[], object]:
         transform = DistillTransform(DistillAugment(), (side, side))
         steps = StepBatches(photographs, transform, batch=images, seed=(0,), repeats=3)
-        endless: Iterator[dict[str, Tensor]] = batches(steps, range(10**6), workers)
+        endless: Iterator[dict[str, Tensor]] = loaded(steps, range(10**6), workers)
         return lambda: next(endless)
 
     return build

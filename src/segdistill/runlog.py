@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from segdistill.files import checked_line, read_metrics_line, write_atomic
+from segdistill.files import checked_line, read_metrics_line, write_bytes
 from segdistill.trackers import NoTracker, Tracked, Tracker, TrackerName, begin
 
 FEWEST_STEPS = 50
@@ -133,7 +133,7 @@ class RunLog:
                     )
             elif entry["stage"] != stage or entry["step"] <= step:
                 kept.append(line + "\n")
-        write_atomic(self.path, lambda file: file.write("".join(kept).encode()))
+        write_bytes(self.path, "".join(kept).encode())
 
     def progress(self, stage: str, step: int, steps: int, loss: float | None) -> None:
         """Notify the watcher."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from segdistill.config import UserError
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 
 TrackerName = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 PROJECT = "segdistill"
@@ -42,7 +42,7 @@ class Tracked:
 
     def remember(self, library: str, identity: str) -> None:
         """Store the id with which ``library`` continues this run."""
-        write_atomic(self.folder / f"{library}.id", lambda file: file.write(identity.encode()))
+        write_bytes(self.folder / f"{library}.id", identity.encode())
 
     def flat(self) -> dict[str, str]:
         """The settings as a flat mapping from dotted keys to strings."""

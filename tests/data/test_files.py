@@ -16,7 +16,7 @@ from segdistill.data.archives import BadSample
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
 from segdistill.data.fraction import chosen_rows
-from segdistill.data.loader import StepBatches, batches, weighted_order
+from segdistill.data.loader import StepBatches, loaded, weighted_order
 from segdistill.data.rendered import WorldSource
 from segdistill.data.transforms import TaskAugment, TaskTransform
 from segdistill.ops import generator
@@ -180,7 +180,7 @@ def test_batches_of_crops_come_from_images_of_any_size(root, workers):
     Image.fromarray(np.full((40, 50), 7, np.uint8)).save(label)
     data = FilesSource(root=root).open(select("cityscapes"))
     steps = StepBatches(data, TaskTransform(TaskAugment(), (16, 32)), batch=3, seed=(0,))
-    (batch,) = list(batches(steps, [0], workers))
+    (batch,) = list(loaded(steps, [0], workers))
     assert batch["image"].shape == (3, 3, 16, 32)
     assert set(batch["label"].unique().tolist()) <= {*range(19), 255}
     assert torch.equal(batch["image"], steps[0]["image"])

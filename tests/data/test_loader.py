@@ -15,7 +15,7 @@ import tiny_sets
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSelection, Dataset, Sample
 from segdistill.data.files import FilesSource
-from segdistill.data.loader import StepBatches, _delivered, batches
+from segdistill.data.loader import StepBatches, _delivered, loaded
 from segdistill.data.rendered import WorldSource
 from segdistill.data.transforms import DistillAugment, DistillTransform, TaskAugment, TaskTransform
 
@@ -53,15 +53,15 @@ def assert_equal(one, two):
 
 
 def test_two_processes_take_turns_in_the_batch_of_one():
-    whole = list(batches(make(), range(6)))
-    halves = [list(batches(make(rank=rank, world_size=2), range(6))) for rank in range(2)]
+    whole = list(loaded(make(), range(6)))
+    halves = [list(loaded(make(rank=rank, world_size=2), range(6))) for rank in range(2)]
     joined = [{key: torch.stack([a[key], b[key]], 1).flatten(0, 1) for key in a} for a, b in zip(*halves, strict=True)]
     assert_equal(whole, joined)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing():
-    assert_equal(batches(make(), range(5)), batches(make(), range(5), workers=2))
+    assert_equal(loaded(make(), range(5)), loaded(make(), range(5), workers=2))
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def test_workers_may_be_fresh_processes(spawned, tmp_path):
     world = WorldSource(size=(16, 32)).open(DataSelection(domains=("game", "fog"), images=3, weights=(2, 1)))
     files = FilesSource(root=tmp_path).open(DataSelection(domains=("cityscapes",)))
     steps = [StepBatches(data, tiny_sets.noisy, batch=2, seed=SEED) for data in (world, files)]
-    made = [iter(batches(each, range(2, 5), workers=1)) for each in steps]
+    made = [iter(loaded(each, range(2, 5), workers=1)) for each in steps]
     for each, sent in zip(steps, made, strict=True):
-        assert_equal(sent, batches(each, range(2, 5)))
+        assert_equal(sent, loaded(each, range(2, 5)))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_a_worker_is_sent_is_small_and_means_the_same(transform):
 
 
 def test_a_run_that_begins_at_a_step_gets_the_tail():
-    assert_equal(itertools.islice(batches(make(), range(7)), 3, None), batches(make(), range(3, 7)))
+    assert_equal(itertools.islice(loaded(make(), range(7)), 3, None), loaded(make(), range(3, 7)))
 
 
 def test_the_global_generator_is_neither_read_nor_moved():
@@ -141,7 +141,7 @@ def test_a_mistake_found_in_a_worker_is_the_same_line(workers):
 
     steps = StepBatches(Numbers(3), refuse, batch=3, seed=SEED)
     with pytest.raises(UserError, match=r"^image \d is damaged$"):
-        next(batches(steps, [0], workers))
+        next(loaded(steps, [0], workers))
 
 
 def test_a_batch_that_the_processes_cannot_share_and_no_images_are_errors():
@@ -157,7 +157,7 @@ def test_a_lost_worker_raises_nothing_wherever_the_main_thread_is():
     source = WorldSource(size=(32, 64))
     dataset = source.open(DataSelection(domains=("game",), images=4))
     steps = StepBatches(dataset, TaskTransform(TaskAugment(), (32, 64)), batch=2, seed=(0,))
-    for _ in batches(steps, range(2), workers=1):
+    for _ in loaded(steps, range(2), workers=1):
         assert signal.getsignal(signal.SIGCHLD) == before
 
 

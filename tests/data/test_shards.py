@@ -16,7 +16,7 @@ from segdistill.config import UserError, parse
 from segdistill.data.check import check
 from segdistill.data.dataset import DataSelection
 from segdistill.data.files import FilesSource
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.own import own_place
 from segdistill.data.shard_writing import write_shards
 from segdistill.data.transforms import DistillAugment, DistillTransform
@@ -100,7 +100,7 @@ def test_a_step_reads_the_same_from_shards_of_any_size_in_any_process(folder, tm
     def images(root, rank=0, world_size=1, workers=0):
         steps = StepBatches(opened(root), DistillTransform(DistillAugment(), (16, 16)), batch=4, seed=(0,),
                             rank=rank, world_size=world_size)  # fmt: skip
-        return [batch["image"].numpy() for batch in batches(steps, [3, 0, 5], workers)]
+        return [batch["image"].numpy() for batch in loaded(steps, [3, 0, 5], workers)]
 
     folders = {size: tmp_path / str(size) for size in (2, 5)}
     for size, out in folders.items():

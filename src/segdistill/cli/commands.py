@@ -349,7 +349,7 @@ def _rank() -> int:
 
 def _show(folders: Sequence[Path], page: Path) -> None:
     """Print the table of the runs and write their report page."""
-    from segdistill.files import write_atomic
+    from segdistill.files import write_bytes
     from segdistill.report import render
     from segdistill.results import collect
 
@@ -358,7 +358,7 @@ def _show(folders: Sequence[Path], page: Path) -> None:
     found = collect(folders)
     _print_comparison(found)
     page_text = render(found).encode()
-    write_atomic(page, lambda file: file.write(page_text))
+    write_bytes(page, page_text)
     typer.echo(f"page: {page}")
 
 

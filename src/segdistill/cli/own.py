@@ -69,10 +69,10 @@ def settings(
     out: Annotated[Path, typer.Argument(help="the Markdown file to write")] = Path("docs/settings.md"),
 ) -> None:
     """Write a page with every setting of recipes and dataset.yaml, its default and its meaning."""
-    from segdistill.files import write_atomic
+    from segdistill.files import write_bytes
     from segdistill.reference import settings_page
 
-    write_atomic(out, lambda file: file.write(settings_page().encode()))
+    write_bytes(out, settings_page().encode())
     typer.echo(str(out))
 
 

@@ -124,12 +124,7 @@ class _ErrorsAsValues(TorchDataset[Any]):
             return error
 
 
-def batches(steps: StepBatches, order: Sequence[int], workers: int = 0) -> Iterator[Batch]:
-    """The batches of the steps in ``order``, made by ``workers`` processes (0: in this one)."""
-    return loaded(steps, order, workers, ahead=4)
-
-
-def loaded(items: TorchDataset[T], order: Sequence[int], workers: int = 0, *, ahead: int) -> Iterator[T]:
+def loaded(items: TorchDataset[T], order: Sequence[int], workers: int = 0, *, ahead: int = 4) -> Iterator[T]:
     """The ``items`` of the indices in ``order``; each of ``workers`` processes works up to ``ahead`` items in advance.
 
     Works with every start method of ``multiprocessing``; no images are sent to the workers.

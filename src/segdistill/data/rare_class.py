@@ -110,7 +110,7 @@ class _ClassPixels(TorchDataset[Tensor]):
 def count_pixels(dataset: Dataset, workers: int, progress: Progress) -> list[list[int]]:
     """Pixels of each class in every image; reads all labels once."""
     counts = []
-    for row in loaded(_ClassPixels(dataset), range(len(dataset)), workers, ahead=4):
+    for row in loaded(_ClassPixels(dataset), range(len(dataset)), workers):
         counts.append(row.tolist())
         progress("counting classes", len(counts), len(dataset))
     return counts

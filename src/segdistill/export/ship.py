@@ -35,7 +35,7 @@ from segdistill.export.onnx_file import (
     to_onnx,
     trace,
 )
-from segdistill.files import sha256, write_atomic, write_json
+from segdistill.files import sha256, write_bytes, write_json
 from segdistill.metrics.boxes import BoxMetric
 from segdistill.metrics.instances import InstanceMetric
 from segdistill.models import Detector, InstanceSegmenter, Model, as_segmenter, fit
@@ -146,7 +146,7 @@ def export(
         "environment": environment.describe() | _versions(),
     }
     for name, content in contents.items():
-        write_atomic(paths[name], lambda file, content=content: file.write(content))
+        write_bytes(paths[name], content)
     sizes = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     report["files"] = {paths[name].name: facts | {"precision": name} for name, facts in sizes.items()}
     write_json(report_path(out), report)

@@ -23,7 +23,7 @@ import torch
 
 from segdistill.config import UserError
 from segdistill.environment import cores
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.grid.table import Cell
 from segdistill.interrupts import Stopped, end_now, handled
 from segdistill.recipe import Recipe, dump, load
@@ -246,7 +246,7 @@ def _child(number: int, recipe: str, folder: Path, reuse: list[Path], messages: 
     with handled(belongs=True):
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process stops its cells
-            write_atomic(folder / "cell.yaml", lambda file: file.write(recipe.encode()))
+            write_bytes(folder / "cell.yaml", recipe.encode())
             teller = _Teller(
                 lambda steps, skipped: messages.put((number, "steps", (steps, skipped))),
                 lambda stages: messages.put((number, "stages", stages)),

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from segdistill.config import UserError
-from segdistill.files import write_atomic
+from segdistill.files import write_atomic, write_bytes
 from segdistill.inference.model import Model, ObjectModel
 from segdistill.inference.objects import KEPT, SHOWN, ObjectResult
 from segdistill.inference.result import Result, fitted, foreign, mark_of, save_png, side_by_side
@@ -164,7 +164,7 @@ class ObjectWriter(Writer):
             height, width = result.detections.size
             content = {"segdistill": held.mark, "file_name": held.source, "height": height, "width": width,
                        "objects": result.above(self.keep).records()}  # fmt: skip
-            write_atomic(path, lambda file: file.write(json.dumps(content).encode()))
+            write_bytes(path, json.dumps(content).encode())
         elif kind == OVERLAY:
             save_png(path, result.overlay(self.score), held.mark)
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.report import charts
 from segdistill.report.answer import headline, remarks, tiles
 from segdistill.report.corruptions import corruption_table, severity_panels
@@ -28,7 +28,7 @@ SCRIPTS = ("sort.js", "csv.js", "zoom.js")
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """Read the run folders and write the page to ``out``, whole or not at all."""
     page = render(collect(folders)).encode()
-    write_atomic(out, lambda file: file.write(page))
+    write_bytes(out, page)
 
 
 def write_tables(found: Comparison, folder: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def write_tables(found: Comparison, folder: Path) -> list[Path]:
         "report.html": render(found),
     }
     for name, text in texts.items():
-        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_bytes(folder / name, text.encode())
     return [folder / name for name in texts]
 
 

@@ -17,7 +17,7 @@ from segdistill.averages import complete_mean
 from segdistill.data.corrupted import CorruptConfig, Corrupted
 from segdistill.data.corruptions import COMMON, FAMILIES, VERSION
 from segdistill.data.dataset import Dataset
-from segdistill.files import facts_digest, read_signed, write_atomic, write_signed
+from segdistill.files import facts_digest, read_signed, write_bytes, write_signed
 from segdistill.metrics.base import Metric
 from segdistill.models import Model, View
 from segdistill.runs.evaluation import Progress, evaluate
@@ -138,7 +138,7 @@ def write_images(path: Path, config: CorruptConfig, datasets: Mapping[str, Datas
     if writes:
         chosen = (Corrupted(dataset, config.rows(name, len(dataset))) for name, dataset in datasets.items())
         text = "".join(f"{line}\n" for each in chosen for line in each.listing())
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_bytes(path, text.encode())
 
 
 def _means(clean: float | None, scores: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 
 from segdistill import environment
 from segdistill.config import UserError, parse
-from segdistill.files import damaged_file, read_signed, sealed_text, sha256, text_is_whole, write_atomic, write_signed
+from segdistill.files import damaged_file, read_signed, sealed_text, sha256, text_is_whole, write_bytes, write_signed
 from segdistill.locking import locked
 from segdistill.recipe import Recipe, dump, last_learner
 from segdistill.runlog import Quiet, RunLog, Watcher
@@ -172,7 +172,7 @@ def _open_folder(recipe: Recipe, folder: Path, prints: Sequence[str]) -> None:
                     f"{folder} holds a run with different {', '.join(changed)}; choose another --out or delete it"
                 )
     try:
-        write_atomic(path, lambda file: file.write(sealed_text(text).encode()))
+        write_bytes(path, sealed_text(text).encode())
         about = folder / "environment.json"
         if about.exists() and read_signed(about) is None:
             logging.getLogger(__name__).warning("warning: %s is damaged; writing it again", about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,16 @@ from segdistill.config import UserError
 from segdistill.data.corrupted import CorruptConfig
 from segdistill.data.dataset import Dataset
 from segdistill.encoders import Encoder, build_encoder
-from segdistill.files import damaged_file, facts_digest, plain_name, read_signed, sha256, write_atomic, write_signed
+from segdistill.files import (
+    damaged_file,
+    facts_digest,
+    plain_name,
+    read_signed,
+    sha256,
+    write_atomic,
+    write_bytes,
+    write_signed,
+)
 from segdistill.metrics.base import Samples
 from segdistill.models import Model, View
 from segdistill.ops import evaluation_mode
@@ -150,7 +159,7 @@ class _Seen:
 def _look(recipe: Recipe, config: EvaluateConfig, scored: Scored, fabric: Fabric, watcher: Watcher) -> _Seen:
     """Open every domain."""
     datasets = {name: _open(recipe, config, name, fabric, watcher) for name in config.domains}
-    views = {name: _view(config, dataset, name) for name, dataset in datasets.items()}
+    views = {name: View.of(dataset.protocol(name), config.window, config.resize) for name, dataset in datasets.items()}
     return _Seen(TASKS[scored.task], datasets, views, fabric.device, *_label_space(datasets, scored))
 
 
@@ -296,13 +305,6 @@ def _open(recipe: Recipe, config: EvaluateConfig, domain: str, fabric: Fabric, w
     return dataset
 
 
-def _view(config: EvaluateConfig, dataset: Dataset, domain: str) -> View:
-    """The dataset's evaluation protocol for ``domain``, overridden by the recipe's resize and window if given."""
-    protocol = dataset.protocol(domain)
-    protocol = protocol if config.resize is None else replace(protocol, resize=config.resize)
-    return View.of(protocol, config.window)
-
-
 def _label_space(datasets: dict[str, Dataset], scored: Scored) -> tuple[tuple[str, ...], list[list[int]]]:
     """Class names and colours; they must be the same for all domains and match the model's training classes."""
     first, *others = datasets
@@ -389,5 +391,5 @@ def _take(reuse: Sequence[Path], scored: Scored, key: str) -> None:
         if found is not None:
             for name in [*found["files"], f"scores/{scored.role}.json"]:  # the scores last, as the mark of completion
                 data = (other / name).read_bytes()
-                write_atomic(scored.folder / name, lambda file, data=data: file.write(data))
+                write_bytes(scored.folder / name, data)
             return

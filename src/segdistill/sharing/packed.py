@@ -34,7 +34,7 @@ from torch import Tensor
 
 from segdistill.config import UserError, choose, expanded, parse
 from segdistill.encoders import build_encoder
-from segdistill.files import facts_digest, write_atomic
+from segdistill.files import facts_digest, write_bytes
 from segdistill.models import Model
 from segdistill.stages.base import ModelConfig
 from segdistill.stages.task import build_model
@@ -62,7 +62,7 @@ def write_packed(path: Path, model: Model, metadata: Mapping[str, Any], *, half:
     header = {**metadata, "format": FORMAT, "precision": precision, "tensors_sha256": tensors_digest(state)}
     header["header_sha256"] = _header_digest(header)
     data = save(state, metadata={KEY: json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)})
-    write_atomic(path, lambda file: file.write(data))
+    write_bytes(path, data)
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segdistill.config import SLUG, Absent, Config, Part, UserError, part_of
 from segdistill.data.dataset import DataSelection, Dataset, DataSource, Progress
 from segdistill.encoders import Encoder, EncoderConfig, build_encoder
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.heads import HEADS, Head
 from segdistill.ops import derive_seed
 from segdistill.stages.fitting import check_method, needs_of
@@ -330,7 +330,7 @@ class StageContext:
         if self.fabric.is_global_zero:
             dataset = self.source.open(selection, self.progress)
             text = "".join(f"{name}\n" for name in dataset.listing())
-            write_atomic(self.folder / listing, lambda file: file.write(text.encode()))
+            write_bytes(self.folder / listing, text.encode())
         self.fabric.barrier()
         return self.source.open(selection)
 

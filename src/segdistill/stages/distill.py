@@ -228,7 +228,7 @@ def run_distill(config: DistillConfig, context: StageContext) -> StageResult:
         config.optimizer,
         DistillObjective(student, distillation, cache),
         [(student, 1.0), (distillation.method, 1.0)],
-        lambda order: made(loaded(data, order, context.workers, ahead=4)),
+        lambda order: made(loaded(data, order, context.workers)),
     )
     if context.fabric.is_global_zero:
         save_encoder(student, context.folder / "encoder.safetensors")

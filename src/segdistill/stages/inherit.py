@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.transforms import DistillAugment, DistillTransform
 from segdistill.encoders import Encoder, outline
 from segdistill.encoders.inherit import check_pair, inherit
@@ -94,7 +94,7 @@ def run_inherit(config: InheritConfig, context: StageContext) -> StageResult:
     data = StepBatches(context.open(config.data), transform, batch=config.batch, seed=(context.seed, config.name))
 
     order: Sequence[int] = range(-(-config.calibrate // config.batch))
-    images = [batch["image"].float() / 255.0 for batch in batches(data, order, context.workers)]
+    images = [batch["image"].float() / 255.0 for batch in loaded(data, order, context.workers)]
     kept, unexplained = inherit(student, teacher, images, blocks, config.stem_steps)
     result = StageResult(
         0.0,

@@ -18,7 +18,7 @@ from torch import nn
 
 from segdistill.config import Config, Size
 from segdistill.data.dataset import DataSelection, Dataset
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.pseudo_labelled import Mixed, PseudoLabelled, with_classes
 from segdistill.files import read_signed, write_signed
 from segdistill.models.open_vocabulary import OpenVocabulary, OpenVocabularyConfig
@@ -235,7 +235,7 @@ def _adapted(
         fabric,
         objective,
         network.groups(tuning),
-        lambda order: batches(images, order, context.workers),
+        lambda order: loaded(images, order, context.workers),
         schedule=tuning.schedule(),
         optimizer=partial(AdamW.build, config=AdamW.Config()),
         settings=context.loop(config, steps=config.steps_of(part), clip=tuning.clip, part=part),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segdistill.config import Config
 from segdistill.data.dataset import DataSelection, Dataset
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.pseudo_labelled import PseudoLabelled, with_classes
 from segdistill.data.strong import Strong, StrongAugment
 from segdistill.encoders import build_encoder
@@ -318,7 +318,7 @@ def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # no
     seed, task = (context.seed, config.name), TASKS[config.task]
     labelled, other = labelled_batches(config, context, dataset, seed), config.unlabelled
     if other is None:
-        return lambda order: batches(labelled, order, context.workers)
+        return lambda order: loaded(labelled, order, context.workers)
     path = None if other.labels is None else context.earlier[other.labels] / LABELS
     images = with_classes(context.open(other.data, "unlabelled_images.txt"), lambda: dataset.names)
     images = PseudoLabelled(images, path, score=other.score)
@@ -333,7 +333,7 @@ def _batches(config: SemiConfig, context: StageContext, dataset: Dataset):  # no
     )
 
     def both(order: Sequence[int]) -> Iterator[Batch]:
-        pairs = zip(batches(labelled, order, context.workers), batches(unlabelled, order, context.workers), strict=True)
+        pairs = zip(loaded(labelled, order, context.workers), loaded(unlabelled, order, context.workers), strict=True)
         return (batch | _prefixed(extra) for batch, extra in pairs)
 
     return both

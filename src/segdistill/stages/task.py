@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segdistill.config import Config, choose, parse, part_of
 from segdistill.data.dataset import DataSelection, Dataset
-from segdistill.data.loader import batches
+from segdistill.data.loader import loaded
 from segdistill.data.rare_class import RareClassConfig
 from segdistill.encoders import Encoder, build_encoder, outline
 from segdistill.generalize import GENERALIZERS
@@ -337,7 +337,7 @@ def _run_generalized(config: TaskConfig, context: StageContext, network: Model, 
     def sources(step: int, least: int) -> Iterator[Batch]:
         images = labelled_batches(config, context, dataset, (*seed, "styles", step))
         count = max(1, len(dataset) // config.batch, -(-least // config.batch))  # whole batches of one epoch, or more
-        return batches(images, range(count), context.workers)
+        return loaded(images, range(count), context.workers)
 
     objective = GeneralizedObjective(network, tuple(parts), sources)
     seconds = train_network(config, context, objective, task_batches(config, context, dataset, seed))

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from segdistill.config import Config
 from segdistill.data.dataset import DataSelection, Dataset
-from segdistill.data.loader import StepBatches, batches
+from segdistill.data.loader import StepBatches, loaded
 from segdistill.data.rare_class import (
     Draws,
     RareClassBatches,
@@ -109,13 +109,13 @@ def task_batches(
     further = {name: _unlabelled(name, part, config, context, seed, caches) for name, part in parts if part is not None}
 
     def joined(order: Sequence[int]) -> Iterator[Batch]:
-        others = [batches(images, order, context.workers) for images in further.values()]
-        for batch, *extra in zip(batches(labelled, order, context.workers), *others, strict=True):
+        others = [loaded(images, order, context.workers) for images in further.values()]
+        for batch, *extra in zip(loaded(labelled, order, context.workers), *others, strict=True):
             for name, each in zip(further, extra, strict=True):
                 batch |= {name if key == "image" else f"{name}.{key}": value for key, value in each.items()}
             yield batch
 
-    return joined if further else lambda order: batches(labelled, order, context.workers)
+    return joined if further else lambda order: loaded(labelled, order, context.workers)
 
 
 def labelled_batches(

@@ -30,7 +30,7 @@ from segdistill.data.dataset import Dataset, Progress, Sample
 from segdistill.data.loader import loaded, stacked
 from segdistill.data.rendered import cache_folder
 from segdistill.encoders import Encoder
-from segdistill.files import facts_digest, is_whole, sweep, write_atomic, write_sealed
+from segdistill.files import facts_digest, is_whole, sweep, write_bytes, write_sealed
 from segdistill.heads import Head
 from segdistill.ops import derive_seed, state_digest
 from segdistill.stages.views import joined_views, teacher_views
@@ -272,7 +272,7 @@ def open_cache(
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         text = json.dumps(known, indent=1, sort_keys=True)
-        write_atomic(folder / "what.json", lambda file: file.write(text.encode()))
+        write_bytes(folder / "what.json", text.encode())
     fabric.barrier()
     mine = [shard for shard in range(fabric.global_rank, cache.shards, fabric.world_size) if not cache.usable(shard)]
     if mine:

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from segdistill.config import UserError, expanded
-from segdistill.files import write_atomic
+from segdistill.files import write_bytes
 from segdistill.shipped import ASSETS, shipped_assets, shipped_path
 from segdistill.weights.heads import head_path, load_head_weights
 from segdistill.weights.layouts import State, encoder_state
@@ -107,7 +107,7 @@ def save_encoder(encoder: HasWeights, path: Path, *, half: bool = False) -> None
     """Write the encoder's weights atomically, as fp32 or with ``half`` as fp16."""
     state = as_stored(encoder.state_dict(), encoder.name, half=half)
     data = safetensors_bytes(state, {"encoder": encoder.name, "grid": _text(encoder.grid)})
-    write_atomic(path, lambda file: file.write(data))
+    write_bytes(path, data)
 
 
 def as_stored(state: Mapping[str, Tensor], name: str, *, half: bool = False) -> State:
@@ -126,7 +126,7 @@ def as_stored(state: Mapping[str, Tensor], name: str, *, half: bool = False) -> 
 def save_head(head: Any, path: Path) -> None:
     """Write the head's weights atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-    write_atomic(path, lambda file: file.write(safetensors_bytes(state)))
+    write_bytes(path, safetensors_bytes(state))
 
 
 def safetensors_bytes(state: State, header: dict[str, str] | None = None) -> bytes:
