@@ -163,6 +163,8 @@ def test_the_headline_is_honest_when_distillation_loses(tmp_path):
     comparison = collect([flat(tmp_path / "g2", 0.45, "gkd2"), *runs])
     assert "vanilla and none end below plain." in remarks(comparison)
     assert [comparison.gain(row) for row in range(4)] == pytest.approx([5.0, None, -10.0, -20.0])
+    weak = collect([*runs, flat(tmp_path / "w", 0.1, "weak", distilled=False)])
+    assert "Gain: points above plain in the mean over unseen domains." in main_table(weak).notes
 
 
 def test_the_remarks_count_the_seeds_and_name_the_source_winner(tmp_path):

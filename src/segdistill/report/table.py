@@ -312,7 +312,8 @@ def _notes(found: Comparison, measured: Sequence[Column], lines: Sequence[Line])
     if any(cell.spread.startswith("[") for line in lines for cell in line.cells):
         notes.append("In brackets: 95 % interval of a bootstrap over the images.")
     if "gain" in keys:
-        bases = dict.fromkeys(row.title for row in found.rows if row.baseline)
+        used = (found.baseline(row) for row in range(len(found.rows)))
+        bases = dict.fromkeys(found.rows[row].title for row in used if row is not None)
         notes.append(f"Gain: {metric.points} above {', '.join(bases)} in the mean over unseen domains.")
     if "retention" in keys and found.unseen:
         notes.append("Retention: the student's mean over unseen domains divided by its teacher's.")
