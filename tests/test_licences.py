@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from segdistill.data.catalog import DATASETS
 from segdistill.data.files import FilesSource
 from segdistill.encoders import ENCODERS
+from segdistill.recipe import dump
 from segdistill.sharing.licences import Link, chain, read_chain, restrictions, student_licence, warnings
 from tiny_runs import tiny
 
@@ -79,6 +80,21 @@ def test_start_weights_of_ours_bring_their_chain_along(packed, tmp_path):
         (tmp_path / "m.json").write_text(said)
     links = chain(tiny(tmp_path, f"student.encoder.weights={tmp_path / 'm.safetensors'}"))
     assert links[:2] == [replace(link, part="student start") for link in own]
+    assert student_licence(links) == "other"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_start_weights_from_a_stage_of_another_run_bring_its_chain_along(readable, tmp_path):
+    stage = tmp_path / "other" / "stages" / "02-task"
+    stage.mkdir(parents=True)
+    save_file({}, stage / "encoder.safetensors", {"encoder": "world_student"})
+    teacher = ("teacher.encoder={name: dinov3_s, weights: 'timm:some.weights'}", "data.size=[32, 64]")
+    text = dump(tiny(tmp_path, *teacher)) if readable else "stages: ["
+    (tmp_path / "other" / "recipe.yaml").write_text(text)
+    links = chain(tiny(tmp_path / "own", f"student.encoder.weights={stage}"))
+    starts = [link for link in links if link.part == "student start"]
+    restricted = [(link.name, link.restrictions) for link in starts if link.restrictions]
+    assert restricted == [("dinov3_s (timm:some.weights)", ("gated",)) if readable else ("the run other", ("unknown",))]
     assert student_licence(links) == "other"
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from segdistill import plainyaml
 from segdistill.config import UserError, nearest
 from segdistill.data.archives import BadSample
 from segdistill.data.decode import upright_size
@@ -180,7 +179,7 @@ def start(
     networks = _networks(teacher, student or STUDENTS[task], size)
     text = TEMPLATE.format(
         title=source,
-        name=_word(source),
+        name=source,
         recipe=recipe,
         first=folder / names[source],
         head=HEADS[task],
@@ -274,14 +273,14 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
         if not by_role[role]
     ]
     return {
-        "sets": "\n".join(f"    {_word(name)}: {_quoted(str(path.resolve()))}" for name, path in places.items()),
-        "source": _word(source),
-        "proxy": ", ".join(map(_word, [*by_role["unlabelled"], source])),
-        "alone": ", ".join(map(_word, by_role["unlabelled"])),
-        "domains": ", ".join(map(_word, scored)),
-        "validation": ", ".join(map(_word, by_role["validation"])),
-        "unseen": ", ".join(map(_word, by_role["unseen"])),
-        "splits": f"  splits: {{{', '.join(f'{_word(name)}: {split}' for name, split in splits.items())}}}\n",
+        "sets": "\n".join(f"    {name}: {_quoted(str(path.resolve()))}" for name, path in places.items()),
+        "source": source,
+        "proxy": ", ".join([*by_role["unlabelled"], source]),
+        "alone": ", ".join(by_role["unlabelled"]),
+        "domains": ", ".join(scored),
+        "validation": ", ".join(by_role["validation"]),
+        "unseen": ", ".join(by_role["unseen"]),
+        "splits": f"  splits: {{{', '.join(f'{name}: {split}' for name, split in splits.items())}}}\n",
         "missing": "\n".join(missing) + "\n" if missing else "",
     }
 
@@ -289,11 +288,6 @@ def _facts(sets: Sequence[OwnSet], roles: dict[str, str], places: dict[str, Path
 def _quoted(text: str) -> str:
     """Any text in YAML."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _word(name: str) -> str:
-    """A domain's name in YAML, in quotes if it is a number or the like."""
-    return name if plainyaml.load(name) == name else _quoted(name)
 
 
 def _networks(teacher: str, student: str, size: tuple[int, int]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         except (Refused, UserError):
             raise
         except Exception as error:
+            logging.getLogger(__name__).exception("prediction failed")
             line = f"{name} could not be predicted: {first_line(error)}"
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, line) from error
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from segdistill.config import UserError
 from segdistill.data.dataset import DataSource
 from segdistill.encoders import record_of
-from segdistill.recipe import Recipe
+from segdistill.recipe import Recipe, load
 from segdistill.stages.base import ModelConfig
 from segdistill.weights import head_path, weights_path
 from segdistill.weights.reading import PACKED
@@ -107,16 +107,28 @@ def _weights(role: str, model: ModelConfig | None) -> list[Link]:
 
 
 def _brought(find: Callable[[], Path], part: str) -> list[Link]:
-    """The chain of a packed model or a packed encoder, as links of ``part``; empty for any other file."""
+    """The chain of a run's stage, a packed model or a packed encoder, as links of ``part``; empty for other files."""
     try:
-        path = find()
+        path = find().resolve()
         manifest = path.with_suffix(".json")
         said = _header(path) if path.suffix == ".safetensors" else {}
         if not said and manifest.is_file():
             said = json.loads(manifest.read_text(encoding="utf-8"))
-        return [replace(link, part=part) for link in read_chain(said.get("licences", ()))]
+        links = _of_run(path) or read_chain(said.get("licences", ()))
+        return [replace(link, part=part) for link in links]
     except (UserError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return []  # the file is read, and refused, where its network starts from it
+
+
+def _of_run(path: Path) -> list[Link]:
+    """The chain of the run, one of whose stages wrote ``path``; empty for other files."""
+    recipe = path.parent.parent.parent / "recipe.yaml"
+    if path.parent.parent.name != "stages" or not recipe.is_file():
+        return []
+    try:
+        return chain(load(recipe))
+    except UserError:
+        return [_link("", f"the run {recipe.parent.name}", "unknown: its recipe cannot be read")]
 
 
 def _header(path: Path) -> dict[str, Any]:
