@@ -152,6 +152,20 @@ class Recipe(Config):
         own = self.evaluate.data if self.evaluate is not None else None
         return self.data if own is None else own
 
+    def sharing(self, sources: dict[str, DataSource]) -> Recipe:
+        """The same recipe with the sources that ``sources`` has for the same settings; adds those that it lacks.
+
+        A source lists its folders once, however many recipes share it.
+        """
+
+        def known(source: DataSource) -> DataSource:
+            return sources.setdefault(source.model_dump_json(), source)
+
+        changes: dict[str, Any] = {"data": known(self.data)}
+        if self.evaluate is not None and self.evaluate.data is not None:
+            changes["evaluate"] = self.evaluate.model_copy(update={"data": known(self.evaluate.data)})
+        return self.model_copy(update=changes)
+
     def readings(self, *, training: bool = True) -> list[Reading]:
         """Everything that is read: by the stages in order (only with ``training``), then by the evaluation."""
         objects, pixels = TASKS[self.task].objects, not TASKS[self.task].boxes

@@ -6,7 +6,8 @@ import pytest
 
 from segdistill import environment
 from segdistill.config import UserError, parse
-from segdistill.grid import cells_of, check_paper, load_table
+from segdistill.data import files
+from segdistill.grid import cells_of, check_paper, costs, load_table, plan_cells
 from segdistill.grid.demo import recipes_folder
 from segdistill.grid.execute import dependencies
 from segdistill.grid.table import TableConfig
@@ -43,6 +44,35 @@ def test_equal_computations_have_one_key_whatever_they_are_called(recipes):
     same, renamed, other = cells_of(table(rows=rows), recipes)
     assert same.key == renamed.key != other.key
     assert same.prints == other.prints
+
+
+def test_a_plan_counts_the_stages_of_every_seed_and_opens_the_weights_of_one(recipes, monkeypatch):
+    opened, made = [], costs.make_plan
+    monkeypatch.setattr(
+        costs, "make_plan", lambda recipe, **given: opened.append(recipe.title) or made(recipe, **given)
+    )
+    settings = ["stages.agnostic.decode=gpu", "stages.agnostic.augment={rand_augment: null, erase: 0}"]
+    cells = cells_of(table(seeds=[3, 5], rows=[{**ROWS[1], "settings": settings}]), recipes)
+    plan = plan_cells(cells)
+    assert opened == ["GKD"]
+    assert [stage.flops for stage in plan.stages] == 2 * [stage.flops for stage in plan_cells(cells[1:]).stages]
+    assert [stage.label.partition(": ")[0] for stage in plan.stages] == ["GKD, seed 3"] * 3 + ["GKD, seed 5"] * 3
+    assert "decode=gpu needs a GPU" in " ".join(plan.doubts)
+
+
+def test_a_table_lists_every_folder_and_looks_into_it_once(facades, monkeypatch):
+    listed, looked, find, look = [], [], files.find, files.look
+    monkeypatch.chdir(facades)
+    (facades / "weights").mkdir(exist_ok=True)
+    (facades / "weights/dinov2_vits14_timm.safetensors").write_text("any bytes")
+    monkeypatch.setattr(files, "find", lambda where, split: listed.append((where.name, split)) or find(where, split))
+    monkeypatch.setattr(files, "look", lambda *given: looked.append(given) or look(*given))
+    rows = [{"title": "Heir", "recipe": "real_heir"}, {"title": "GKD", "recipe": "real_two_stage"}]
+    cells = cells_of(table(rows=rows, seeds=[0, 1]), recipes_folder())
+    assert len(cells) == 4
+    assert len(listed) == len(set(listed)) > 5
+    assert len(looked) < 2 * len(listed)
+    assert len({id(cell.recipe.data) for cell in cells}) == 1
 
 
 def test_a_table_that_another_machine_began_keeps_its_precision(recipes, tmp_path, monkeypatch):

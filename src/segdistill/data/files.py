@@ -53,6 +53,7 @@ class FilesSource(DataSource):
     )
     _places: dict[str, Place] = PrivateAttr(default_factory=dict)
     _founds: dict[tuple[str, Split], Found] = PrivateAttr(default_factory=dict)
+    _doubts: dict[tuple[str, str, bool], list[str]] = PrivateAttr(default_factory=dict)
 
     def open(self, selection: DataSelection, progress: Progress | None = None) -> FilesDataset:
         """The images of ``selection``; reads only their names."""
@@ -97,10 +98,10 @@ class FilesSource(DataSource):
         """Findings in a few images of each domain; `data check` reads all."""
         lines = []
         for name in selection.domains:
-            part = self._part(name, selection)
-            reader = part.read_label if labelled else None
-            evidence = look(part.found, part.items, reader)
-            lines += doubts(part.place, selection.split, part.found, evidence, labelled=reader is not None)
+            known = name, selection.model_dump_json(), labelled
+            if known not in self._doubts:
+                self._doubts[known] = self._look(self._part(name, selection), selection.split, labelled)
+            lines += self._doubts[known]
         return lines
 
     def listing(self, selection: DataSelection) -> Iterator[str]:
@@ -202,6 +203,11 @@ class FilesSource(DataSource):
         encoding = found.layout.encoding
         labelled = encoding is not None and items[0].label is not None
         return Part(where, found, items, reader_of(encoding) if labelled and encoding is not None else None)
+
+    def _look(self, part: Part, split: Split, labelled: bool) -> list[str]:
+        reader = part.read_label if labelled else None
+        evidence = look(part.found, part.items, reader)
+        return doubts(part.place, split, part.found, evidence, labelled=reader is not None)
 
     def _described(self, name: str, selection: DataSelection) -> dict[str, Any]:
         part = self._part(name, selection)

@@ -16,11 +16,14 @@ def plan_cells(cells: Sequence[Cell]) -> Plan:
     has finished still counts.
     """
     stages, evaluation, weights, seen = [], dict[str, int](), dict[str, None](), set[str]()
-    doubts = dict.fromkeys(line for cell in cells for line in cell.doubts)
-    plan, speed = None, None
+    doubts, plans, plan, speed = dict[str, None](), dict[str, Plan](), None, None
     for cell in {cell.key: cell for cell in cells}.values():
-        plan = make_plan(cell.recipe, speed=speed)
+        alike = cell.recipe.model_dump_json(exclude={"seed"})  # another seed costs the same
+        if alike not in plans:
+            plans[alike] = make_plan(cell.recipe, speed=speed, doubts=cell.doubts)
+        plan = plans[alike]
         speed = plan.speed
+        doubts |= dict.fromkeys(plan.doubts)
         title = ", ".join(filter(None, (cell.recipe.title, cell.value, f"seed {cell.seed}")))
         for stage, fingerprint in zip(plan.stages, cell.prints, strict=True):
             if fingerprint not in seen:

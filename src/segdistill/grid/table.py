@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from segdistill.config import SLUG, Config, UserError, parse
+from segdistill.data.dataset import DataSource
 from segdistill.files import facts_digest
 from segdistill.overrides import OWN, table_values
 from segdistill.papers import PaperPlace
@@ -122,7 +123,7 @@ def cells_of(
     of the runs in the folder ``begun``, which another machine may have begun, or else this machine's.
     """
     overrides = tuple(override for override in overrides if not override.startswith(OWN))
-    values = table.sweep.values if table.sweep else {"": ()}
+    values, sources = table.sweep.values if table.sweep else {"": ()}, dict[str, DataSource]()
     cells: list[tuple[Cell, Cell]] = []
     problems: list[str] = []
     for seed in table.seeds:
@@ -132,7 +133,8 @@ def cells_of(
             for value, changes in values.items():
                 settings = [*paper, *table.settings, *row.settings, *changes, *overrides, f"seed={seed}"]
                 try:
-                    cells.append(_cell(number, row, value, seed, listed_path(row.recipe, recipes), settings))
+                    recipe = load(listed_path(row.recipe, recipes), settings).sharing(sources)
+                    cells.append(_cell(number, row, value, seed, recipe))
                 except UserError as error:
                     problems.append(f"row '{row.title}'{f', {value}' if value else ''}: {error}")
     if problems:
@@ -146,12 +148,11 @@ def _found(cells: list[Cell], begun: Path) -> int:
     return sum((begun / cell.folder_name).is_dir() for cell in cells)
 
 
-def _cell(number: int, row: RowConfig, value: str, seed: int, path: Path, settings: list[str]) -> tuple[Cell, Cell]:
+def _cell(number: int, row: RowConfig, value: str, seed: int, recipe: Recipe) -> tuple[Cell, Cell]:
     """The run as this machine would compute it, and as one with the other automatic precision would."""
-    recipe = load(path, settings)
     evaluate = recipe.evaluate
     if evaluate is None:
-        raise UserError(f"{path} has no 'evaluate', which a table needs")
+        raise UserError(f"{row.recipe} has no 'evaluate', which a table needs")
     recipe = recipe.model_copy(update={"name": _slug(recipe.name, row.title, value), "title": row.title})
     doubts, origins = tuple(check(recipe)), [origin_of(recipe, stage) for stage in recipe.stages]
 

@@ -99,13 +99,14 @@ class Plan:
 
 
 @within_memory()
-def make_plan(recipe: Recipe, *, speed: float | None = None) -> Plan:
+def make_plan(recipe: Recipe, *, speed: float | None = None, doubts: Sequence[str] | None = None) -> Plan:
     """Open everything that ``recipe`` reads and estimate its cost on this device.
 
     Weights are really loaded, datasets are listed (the world is not rendered). ``speed`` in operations per second
-    replaces the measured one. Raises a :class:`UserError` that lists everything missing or incompatible.
+    replaces the measured one; ``doubts`` are those of a check that was made before. Raises a :class:`UserError` that
+    lists everything missing or incompatible.
     """
-    doubts = list(check(recipe))
+    doubts = check(recipe) if doubts is None else list(doubts)
     device = "cuda" if recipe.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     speed = speed or UTILISED * matmul_speed(device, settled(recipe).precision)
     if device == "cpu":
