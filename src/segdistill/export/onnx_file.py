@@ -59,6 +59,8 @@ def trace(graph: Graph, size: tuple[int, int]) -> ExportedProgram:
 
 def to_onnx(program: ExportedProgram, about: Mapping[str, Any], outputs: Sequence[str]) -> Any:
     """The program as an ONNX model (opset 20) whose metadata has ``about`` as JSON under ``segdistill``."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
     with _quiet():
         converted = torch.onnx.export(
             program,
@@ -66,11 +68,15 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any], outputs: Sequenc
             opset_version=20,
             input_names=["image"],
             output_names=list(outputs),
-            optimize=True,
+            optimize=False,
             verbose=False,
             custom_translation_table=translations(),
         )
-    assert converted is not None
+        assert converted is not None
+        # The optimiser ends with this pass, too. With free sizes most nodes compute a size that another one has, and
+        # its rules try every node.
+        CommonSubexpressionEliminationPass()(converted.model)
+        converted.optimize()
     model = converted.model_proto
     _name_axes(model)
     entry = model.metadata_props.add()
